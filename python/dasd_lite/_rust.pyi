@@ -1,0 +1,45 @@
+"""Rust core: thin functions over numpy arrays. Use packing, text and divergence, which check dtypes and shapes."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "class_counts",
+    "classify",
+    "logprob_histogram",
+    "pack",
+    "quantiles",
+    "repeated_ngrams",
+    "sentence_ends",
+    "sentence_logprobs",
+    "text_repetition",
+]
+
+def pack(
+    lengths: NDArray[np.int32] | NDArray[np.uint32] | NDArray[np.int64],
+    *,
+    seq_len: int,
+    alignment: int,
+    best_fit: bool,
+    drop_overlong: bool,
+) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.uint32], int]: ...
+def sentence_ends(
+    text: NDArray[np.uint8], offsets: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+def text_repetition(
+    text: NDArray[np.uint8], offsets: NDArray[np.int64], ends: NDArray[np.int64], end_offsets: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+def repeated_ngrams(
+    ids: NDArray[np.int32] | NDArray[np.uint32], offsets: NDArray[np.int64], n: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+def sentence_logprobs(
+    logprobs: NDArray[np.float32],
+    token_bytes: NDArray[np.int32] | NDArray[np.uint16],
+    token_offsets: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    end_offsets: NDArray[np.int64],
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]: ...
+def classify(p_teacher: NDArray[np.float32], p_student: NDArray[np.float32], beta: float) -> NDArray[np.int8]: ...
+def class_counts(classes: NDArray[np.int8], offsets: NDArray[np.int64]) -> NDArray[np.int64]: ...
+def logprob_histogram(logprobs: NDArray[np.float32], num_bins: int, low: float) -> NDArray[np.int64]: ...
+def quantiles(values: NDArray[np.float32], q: NDArray[np.float64]) -> NDArray[np.float64]: ...

@@ -1,0 +1,163 @@
+//! The one error type. Each message carries the numbers that a person needs to find the place.
+
+/// What can be wrong with the data or the arguments of a call.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Offsets without even the leading zero.
+    #[error("{name} is empty; offsets of n rows have n + 1 elements, the first 0")]
+    OffsetsEmpty {
+        /// The argument.
+        name: &'static str,
+    },
+    /// Offsets that do not begin at zero.
+    #[error("{name}[0] is {value}; offsets start at 0")]
+    OffsetsStart {
+        /// The argument.
+        name: &'static str,
+        /// What stands there.
+        value: i64,
+    },
+    /// Offsets that go down.
+    #[error("{name}[{index}] is {value}, less than the {before} before it; offsets never decrease")]
+    OffsetsDecrease {
+        /// The argument.
+        name: &'static str,
+        /// Where.
+        index: usize,
+        /// What stands there.
+        value: i64,
+        /// What stands before it.
+        before: i64,
+    },
+    /// Offsets that end before or behind the values.
+    #[error("{name}[{index}] is {value}, but there are {len} values; the last offset is their number")]
+    OffsetsEnd {
+        /// The argument.
+        name: &'static str,
+        /// Where (the last).
+        index: usize,
+        /// What stands there.
+        value: i64,
+        /// Number of values.
+        len: usize,
+    },
+    /// Two columns that must be equally long are not.
+    #[error("{left} has {left_len} elements and {right} {right_len}; they must be equally many")]
+    UnequalLengths {
+        /// The one argument.
+        left: &'static str,
+        /// Its length.
+        left_len: usize,
+        /// The other argument.
+        right: &'static str,
+        /// Its length.
+        right_len: usize,
+    },
+    /// An argument out of its range.
+    #[error("{name} is {value}; it must be {must}")]
+    Argument {
+        /// The argument.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// What would be right.
+        must: &'static str,
+    },
+    /// A sequence without tokens.
+    #[error("lengths[{index}] is {value}; a sequence has at least 1 token")]
+    LengthTooShort {
+        /// Which sequence.
+        index: usize,
+        /// Its length.
+        value: i64,
+    },
+    /// A sequence that fits into no row.
+    #[error("lengths[{index}] is {value}, more than seq_len {seq_len}")]
+    LengthTooLong {
+        /// Which sequence.
+        index: usize,
+        /// Its length.
+        value: i64,
+        /// The room of a row.
+        seq_len: u32,
+    },
+    /// Text that is not UTF-8.
+    #[error("text {text} is not UTF-8 at its byte {byte}")]
+    NotUtf8 {
+        /// Which text of the column.
+        text: usize,
+        /// The first bad byte, counted from the text's start.
+        byte: usize,
+    },
+    /// Sentence ends that are not strictly increasing or not above 0.
+    #[error("response {response}: sentence end {index} is {value}, after {before}; ends strictly increase from 0")]
+    EndsNotIncreasing {
+        /// Which response.
+        response: usize,
+        /// Which sentence of it.
+        index: usize,
+        /// What stands there.
+        value: i64,
+        /// The end before it, 0 for the first.
+        before: i64,
+    },
+    /// Sentence ends that cut a character or lie behind the text.
+    #[error("response {response}: the last sentence ends at byte {value}, the text has {len} bytes")]
+    EndsNotTextLength {
+        /// Which response.
+        response: usize,
+        /// The last end.
+        value: i64,
+        /// Length of the text.
+        len: usize,
+    },
+    /// A token of negative length.
+    #[error("response {response}, token {token}: its length is {value} bytes; lengths are at least 0")]
+    NegativeTokenBytes {
+        /// Which response.
+        response: usize,
+        /// Which token of it.
+        token: usize,
+        /// What stands there.
+        value: i64,
+    },
+    /// Tokens and text disagree about the number of bytes.
+    #[error("response {response}: its tokens have {token_bytes} bytes, its sentences {text_bytes}; they must agree")]
+    TokenBytesMismatch {
+        /// Which response.
+        response: usize,
+        /// Sum over tokens.
+        token_bytes: i64,
+        /// The last sentence end.
+        text_bytes: i64,
+    },
+    /// A log-probability that is none.
+    #[error("response {response}, token {token}: log-probability {value}; it must be a number of at most 0")]
+    BadLogprob {
+        /// Which response.
+        response: usize,
+        /// Which token of it.
+        token: usize,
+        /// What stands there.
+        value: f32,
+    },
+    /// A value of a flat array that is not allowed there.
+    #[error("{name}[{index}] is {value}; it must be {must}")]
+    BadValue {
+        /// The argument.
+        name: &'static str,
+        /// Where.
+        index: usize,
+        /// What stands there.
+        value: f64,
+        /// What would be right.
+        must: &'static str,
+    },
+    /// The caller asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Result with the core's error.
+pub type Result<T> = std::result::Result<T, Error>;

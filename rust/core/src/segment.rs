@@ -1,0 +1,364 @@
+//! Text → sentence ends, as byte offsets.
+//!
+//! The ends of a text strictly increase, the last is the text's length, none lies inside a
+//! character, and an empty text has none. A sentence ends
+//!
+//! * behind a line break, so that headings, list items and the lines of a proof are sentences;
+//! * behind `.`, `!`, `?` or `…`, closing quotes and brackets included, where white space or the end
+//!   of the text follows; but not behind an abbreviation (`e.g.`, `Fig.`, `w.r.t.`, an initial), the
+//!   number of a list item (`2. Let …`) or a factorial (`5! = 120`). A decimal point has no white space behind it;
+//! * behind `。`, `！`, `？` or `｡` and closing quotes and brackets, whatever follows;
+//! * around `<think>` and `</think>`: each tag is a sentence of its own, for how probable a model finds
+//!   the tag says nothing about the sentences beside it;
+//! * around a block of code between lines of at least three backticks, which is one sentence as a whole.
+//!   A fence that is not closed, or only behind a think tag, is ordinary lines.
+//!
+//! Nothing ends inside mathematics: `$…$`, `$$…$$`, `\(…\)`, `\[…\]`. The closing mark must come within
+//! [`MATH_REACH`] bytes and before an empty line, else the opening one is an ordinary character; a single
+//! `$` opens only before a non-blank and closes only behind a non-blank and not before a digit
+//! ("costs $5 and $10" has none). White space belongs to the sentence before it; at the start of the text, to the first.
+//!
+//! Time is linear: what a failed search has looked at is not looked at again.
+
+use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
+use crate::ragged::{Ragged, to_offset};
+
+/// How many bytes may lie between the opening and the closing mark of a formula.
+pub const MATH_REACH: usize = 4096;
+
+/// Sentence ends of each text of a column: all ends, and where those of each text begin and end.
+///
+/// # Errors
+/// A text that is not UTF-8.
+pub fn sentence_ends(texts: Ragged<'_, u8>, interrupt: &Interrupt) -> Result<(Vec<i64>, Vec<i64>)> {
+    let mut ends = vec![];
+    let mut offsets = Vec::with_capacity(texts.len() + 1);
+    offsets.push(0);
+    for (index, bytes) in texts.iter().enumerate() {
+        let text =
+            std::str::from_utf8(bytes).map_err(|error| Error::NotUtf8 { text: index, byte: error.valid_up_to() })?;
+        push_sentence_ends(text, &mut ends, interrupt)?;
+        offsets.push(to_offset(ends.len()));
+    }
+    Ok((ends, offsets))
+}
+
+/// Appends the sentence ends of one text.
+///
+/// # Errors
+/// Only [`Error::Interrupted`].
+pub fn push_sentence_ends(text: &str, ends: &mut Vec<i64>, interrupt: &Interrupt) -> Result<()> {
+    Scanner::new(text, ends).run(interrupt)
+}
+
+struct Scanner<'t, 'e> {
+    text: &'t str,
+    bytes: &'t [u8],
+    ends: &'e mut Vec<i64>,
+    /// `ends` had so many elements before this text.
+    first_end: usize,
+    at: usize,
+    /// The first byte of the current sentence that is not white space at the start of the text.
+    start: usize,
+    /// Whether only white space lies between the last line break and `at`.
+    at_line_start: bool,
+    /// Per kind of formula: no closing mark lies between here and the last opening mark.
+    searched: [usize; 4],
+    /// A fence of so many backticks, or more, is known not to be closed if it opens before this byte.
+    unclosed_fence: (usize, usize),
+}
+
+/// Kinds of formula: indices of `Scanner::searched`.
+const DOLLAR: usize = 0;
+const DOLLARS: usize = 1;
+const ROUND: usize = 2;
+const SQUARE: usize = 3;
+
+/// Longer runs of backticks count as this many.
+const MAX_FENCE: usize = 8;
+
+/// Bytes at which the scanner has to look closer; all others it passes over.
+const NOTABLE: [bool; 256] = {
+    let mut table = [false; 256];
+    // The last three begin … , 。 and the full-width ！ ？ ｡
+    let notable = *b".!?\n\\$<\xE2\xE3\xEF";
+    let mut i = 0;
+    while i < notable.len() {
+        table[notable[i] as usize] = true;
+        i += 1;
+    }
+    table
+};
+
+/// How far to run between two looks at the interrupt flag.
+const CHUNK: usize = 1 << 20;
+
+impl<'t, 'e> Scanner<'t, 'e> {
+    fn new(text: &'t str, ends: &'e mut Vec<i64>) -> Self {
+        let (start, _) = skip_white(text, 0);
+        Self {
+            text,
+            bytes: text.as_bytes(),
+            first_end: ends.len(),
+            ends,
+            at: start,
+            start,
+            at_line_start: true,
+            searched: [0; 4],
+            unclosed_fence: (usize::MAX, 0),
+        }
+    }
+
+    fn run(mut self, interrupt: &Interrupt) -> Result<()> {
+        let len = self.bytes.len();
+        while self.at < len {
+            interrupt.check()?;
+            if std::mem::take(&mut self.at_line_start) && self.take_line_start() {
+                continue;
+            }
+            let stop = len.min(self.at + CHUNK);
+            let pass = self.bytes[self.at..stop].iter().position(|&byte| NOTABLE[usize::from(byte)]);
+            self.at = pass.map_or(stop, |pass| self.at + pass);
+            if pass.is_some() {
+                self.take_notable();
+            }
+        }
+        let last = self.ends[self.first_end..].last().copied().unwrap_or(0);
+        if last < to_offset(len) {
+            self.ends.push(to_offset(len));
+        }
+        Ok(())
+    }
+
+    /// Ends the sentence at `at` and the white space behind it.
+    fn end_sentence(&mut self, at: usize) {
+        let (next, line_break) = skip_white(self.text, at);
+        self.ends.push(to_offset(next));
+        (self.at, self.start) = (next, next);
+        self.at_line_start = line_break || self.bytes[at - 1] == b'\n';
+    }
+
+    /// A fence or the number of a list item; whether there was a fence.
+    fn take_line_start(&mut self) -> bool {
+        let line = &self.bytes[self.at..];
+        let ticks = line.iter().take_while(|&&byte| byte == b'`').count();
+        if ticks >= 3 {
+            if let Some(end) = self.fence_end(ticks.min(MAX_FENCE)) {
+                self.end_sentence(end);
+                return true;
+            }
+        }
+        let digits = line.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        if (1..=3).contains(&digits) && matches!(line.get(digits..digits + 2), Some([b'.' | b')', b' ' | b'\t'])) {
+            self.at += digits + 1;
+        }
+        false
+    }
+
+    /// Where the line that closes the fence opened at `at` ends.
+    fn fence_end(&mut self, ticks: usize) -> Option<usize> {
+        let (unclosed, until) = self.unclosed_fence;
+        if ticks >= unclosed && self.at < until {
+            return None;
+        }
+        let mut from = self.at;
+        while let Some(length) = self.bytes[from..].iter().position(|&byte| byte == b'\n') {
+            from += length + 1;
+            let line = &self.bytes[from..];
+            let line = &line[line.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count()..];
+            if starts_with_think_tag(line).is_some() {
+                break;
+            }
+            let closing = line.iter().take_while(|&&byte| byte == b'`').count();
+            let blank = line[closing..].iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\r')).count();
+            if closing >= ticks && line.get(closing + blank).is_none_or(|&byte| byte == b'\n') {
+                return Some(self.bytes.len() - line.len() + closing);
+            }
+        }
+        self.unclosed_fence = (ticks, from.max(self.at + 1));
+        None
+    }
+
+    fn take_notable(&mut self) {
+        let rest = &self.bytes[self.at..];
+        match rest[0] {
+            b'\n' => self.end_sentence(self.at + 1),
+            b'<' => self.take_think_tag(),
+            b'$' if rest.starts_with(b"$$") => self.take_math(DOLLARS, 2),
+            b'$' => self.take_math(DOLLAR, 1),
+            b'\\' => match rest.get(1) {
+                Some(b'(') => self.take_math(ROUND, 2),
+                Some(b'[') => self.take_math(SQUARE, 2),
+                Some(byte) if byte.is_ascii() && *byte != b'\n' => self.at += 2,
+                _ => self.at += 1,
+            },
+            _ => self.take_terminators(),
+        }
+    }
+
+    fn take_think_tag(&mut self) {
+        let Some(length) = starts_with_think_tag(&self.bytes[self.at..]) else {
+            self.at += 1;
+            return;
+        };
+        if self.at > self.start {
+            self.ends.push(to_offset(self.at));
+        }
+        self.end_sentence(self.at + length);
+    }
+
+    /// Passes over a formula, or over its opening mark if nothing closes it.
+    fn take_math(&mut self, kind: usize, mark: usize) {
+        let open = self.at;
+        self.at += mark;
+        let blank_follows = self.bytes.get(self.at).is_none_or(u8::is_ascii_whitespace);
+        if kind == DOLLAR && blank_follows {
+            return;
+        }
+        let stop = self.bytes.len().min(open + MATH_REACH);
+        let mut from = self.searched[kind].max(self.at);
+        while from < stop {
+            let rest = &self.bytes[from..];
+            if rest[0] == b'\n' && rest[1..].iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\r')) == Some(&b'\n') {
+                break;
+            }
+            if starts_with_think_tag(rest).is_some() {
+                break;
+            }
+            let length = match (kind, rest) {
+                (ROUND, [b'\\', b')', ..]) | (SQUARE, [b'\\', b']', ..]) | (DOLLARS, [b'$', b'$', ..]) => 2,
+                (_, [b'\\', ..]) => {
+                    from += 2;
+                    continue;
+                }
+                (DOLLAR, [b'$', after @ ..])
+                    if !self.bytes[from - 1].is_ascii_whitespace()
+                        && !after.first().is_some_and(|byte| byte.is_ascii_digit() || *byte == b'$') =>
+                {
+                    1
+                }
+                _ => {
+                    from += 1;
+                    continue;
+                }
+            };
+            self.at = from + length;
+            return;
+        }
+        self.searched[kind] = from;
+    }
+
+    /// A run of `.`, `!`, `?`, `…` or one of `。！？｡`, or another character that begins like them.
+    fn take_terminators(&mut self) {
+        let first = self.at;
+        if let Some(length) = full_width_terminator(&self.bytes[first..]) {
+            let mut end = first + length;
+            while let Some(length) =
+                full_width_terminator(&self.bytes[end..]).or_else(|| terminator(&self.bytes[end..]))
+            {
+                end += length;
+            }
+            self.end_sentence(self.skip_closers(end, false));
+            return;
+        }
+        let mut end = first;
+        while let Some(length) = terminator(&self.bytes[end..]) {
+            end += length;
+        }
+        if end == first {
+            // … 。 and their like are three bytes long, as all characters that begin with E2, E3 or EF.
+            self.at += 3;
+            return;
+        }
+        let closed = self.skip_closers(end, true);
+        let (next, line_break) = skip_white(self.text, closed);
+        let ends = next > closed || next == self.bytes.len();
+        let spared = match &self.bytes[first..end] {
+            b"." => self.is_abbreviation(first),
+            b"!" => !line_break && self.is_factorial(first, next),
+            _ => false,
+        };
+        if ends && !spared {
+            self.end_sentence(closed);
+        } else {
+            self.at = end;
+        }
+    }
+
+    fn skip_closers(&self, mut at: usize, ascii_as_well: bool) -> usize {
+        while let Some(closer) = self.text[at..].chars().next() {
+            let closes = match closer {
+                '"' | '\'' | '*' | '_' | '`' | ')' | ']' | '}' => ascii_as_well,
+                _ => matches!(closer, '”' | '’' | '»' | '」' | '』' | '）' | '】' | '》' | '〉' | '］' | '｝'),
+            };
+            if !closes {
+                break;
+            }
+            at += closer.len_utf8();
+        }
+        at
+    }
+
+    /// Whether the full stop at `dot` belongs to an abbreviation or an initial.
+    fn is_abbreviation(&self, dot: usize) -> bool {
+        let letters = self.bytes[..dot].iter().rev().take(LONGEST_ABBREVIATION + 1);
+        let length = letters.take_while(|byte| byte.is_ascii_alphabetic()).count();
+        let (before, word) = self.bytes[..dot].split_at(dot - length);
+        let word_starts_here = !before.last().is_some_and(|&byte| byte.is_ascii_alphanumeric() || byte >= 0x80);
+        match word {
+            [letter] if word_starts_here => letter.is_ascii_uppercase() || before.ends_with(b"."),
+            _ if word_starts_here => {
+                ABBREVIATIONS.iter().any(|abbreviation| word.eq_ignore_ascii_case(abbreviation.as_bytes()))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the `!` at `mark` stands behind a number or a single letter, and no new sentence at `next`.
+    fn is_factorial(&self, mark: usize, next: usize) -> bool {
+        let factor = match &self.bytes[..mark] {
+            [.., digit] if digit.is_ascii_digit() => true,
+            [letter] => letter.is_ascii_alphabetic(),
+            [.., before, letter] => {
+                letter.is_ascii_alphabetic() && before.is_ascii() && !before.is_ascii_alphanumeric() && *before != b'\''
+            }
+            [] => false,
+        };
+        factor && self.text[next..].chars().next().is_some_and(|next| !next.is_uppercase())
+    }
+}
+
+const LONGEST_ABBREVIATION: usize = 6;
+
+/// Words whose full stop ends no sentence, in lower case. `no.` and `sol.` are missing: more often they end one.
+const ABBREVIATIONS: [&str; 38] = [
+    "al", "approx", "assoc", "ca", "cf", "ch", "cor", "dept", "dr", "eq", "eqn", "eqns", "eqs", "est", "etc", "ex",
+    "fig", "figs", "ineq", "jr", "lem", "mr", "mrs", "ms", "pp", "prof", "prop", "ref", "refs", "resp", "sec", "sr",
+    "st", "thm", "viz", "vol", "vs", "wrt",
+];
+
+/// Length of one of `.`, `!`, `?`, `…` at the start of the bytes.
+fn terminator(bytes: &[u8]) -> Option<usize> {
+    match bytes {
+        [b'.' | b'!' | b'?', ..] => Some(1),
+        _ if bytes.starts_with("…".as_bytes()) => Some(3),
+        _ => None,
+    }
+}
+
+/// Length of one of `。`, `！`, `？`, `｡` at the start of the bytes.
+fn full_width_terminator(bytes: &[u8]) -> Option<usize> {
+    ["。", "！", "？", "｡"].into_iter().find(|mark| bytes.starts_with(mark.as_bytes())).map(str::len)
+}
+
+/// Where the white space that begins at `at` ends, and whether a line break is in it.
+fn skip_white(text: &str, at: usize) -> (usize, bool) {
+    let rest = &text[at..];
+    let next = text.len() - rest.trim_start().len();
+    (next, text.as_bytes()[at..next].contains(&b'\n'))
+}
+
+fn starts_with_think_tag(bytes: &[u8]) -> Option<usize> {
+    [b"<think>".as_slice(), b"</think>"].into_iter().find(|tag| bytes.starts_with(tag)).map(<[u8]>::len)
+}

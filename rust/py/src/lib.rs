@@ -1,0 +1,24 @@
+//! The extension module `dasd_lite._rust`: thin fronts of `dasd-lite-core` for numpy arrays.
+//! `python/dasd_lite/_rust.pyi` documents what Python sees.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+#![allow(clippy::needless_pass_by_value, reason = "functions for Python own their arguments")]
+
+mod boundary;
+mod pack;
+mod repeat;
+mod segment;
+mod stats;
+
+/// The Rust core; use `dasd_lite.packing`, `dasd_lite.text` and `dasd_lite.divergence`.
+#[pyo3::pymodule]
+mod _rust {
+    #[pymodule_export]
+    use crate::pack::pack;
+    #[pymodule_export]
+    use crate::repeat::{repeated_ngrams, text_repetition};
+    #[pymodule_export]
+    use crate::segment::sentence_ends;
+    #[pymodule_export]
+    use crate::stats::{class_counts, classify, logprob_histogram, quantiles, sentence_logprobs};
+}

@@ -1,0 +1,48 @@
+//! Front of `dasd_lite_core::pack`.
+
+use dasd_lite_core::pack::{Method, Options, Overlong};
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use pyo3::prelude::*;
+
+use crate::boundary::detached;
+
+#[derive(FromPyObject)]
+pub enum Lengths<'py> {
+    I32(PyReadonlyArray1<'py, i32>),
+    U32(PyReadonlyArray1<'py, u32>),
+    I64(PyReadonlyArray1<'py, i64>),
+}
+
+type PackedArrays<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<u32>>, u64);
+
+#[pyfunction]
+#[pyo3(signature = (lengths, *, seq_len, alignment, best_fit, drop_overlong))]
+pub fn pack<'py>(
+    py: Python<'py>,
+    lengths: Lengths<'py>,
+    seq_len: u32,
+    alignment: u32,
+    best_fit: bool,
+    drop_overlong: bool,
+) -> PyResult<PackedArrays<'py>> {
+    let options = Options {
+        seq_len,
+        alignment,
+        method: if best_fit { Method::BestFit } else { Method::InOrder },
+        overlong: if drop_overlong { Overlong::Drop } else { Overlong::Error },
+    };
+    let plan = match &lengths {
+        Lengths::I32(lengths) => run(py, lengths.as_slice()?, options),
+        Lengths::U32(lengths) => run(py, lengths.as_slice()?, options),
+        Lengths::I64(lengths) => run(py, lengths.as_slice()?, options),
+    }?;
+    Ok((plan.items.into_pyarray(py), plan.offsets.into_pyarray(py), plan.dropped.into_pyarray(py), plan.num_tokens))
+}
+
+fn run<T: Copy + Into<i64> + Sync>(
+    py: Python<'_>,
+    lengths: &[T],
+    options: Options,
+) -> PyResult<dasd_lite_core::pack::Plan> {
+    detached(py, lengths.len(), |interrupt| dasd_lite_core::pack::pack(lengths, &options, interrupt))
+}

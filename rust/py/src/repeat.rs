@@ -1,0 +1,62 @@
+//! Front of `dasd_lite_core::repeat`.
+
+use dasd_lite_core::Ragged;
+use dasd_lite_core::repeat::{self, Repetition};
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use pyo3::prelude::*;
+
+use crate::boundary::detached;
+
+#[derive(FromPyObject)]
+pub enum Ids<'py> {
+    I32(PyReadonlyArray1<'py, i32>),
+    U32(PyReadonlyArray1<'py, u32>),
+}
+
+type Counts<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>);
+type Shares<'py> = (Bound<'py, PyArray1<f64>>, Bound<'py, PyArray1<f64>>);
+
+#[pyfunction]
+pub fn repeated_ngrams<'py>(
+    py: Python<'py>,
+    ids: Ids<'py>,
+    offsets: PyReadonlyArray1<'py, i64>,
+    n: usize,
+) -> PyResult<Counts<'py>> {
+    let offsets = offsets.as_slice()?;
+    let found = match &ids {
+        Ids::I32(ids) => run(py, ids.as_slice()?, offsets, n),
+        Ids::U32(ids) => run(py, ids.as_slice()?, offsets, n),
+    }?;
+    let (num_repeated, longest): (Vec<_>, Vec<_>) = found.iter().map(|one| (one.num_repeated, one.longest)).unzip();
+    Ok((num_repeated.into_pyarray(py), longest.into_pyarray(py)))
+}
+
+fn run<I: Copy + Eq + Into<i64> + Sync>(
+    py: Python<'_>,
+    ids: &[I],
+    offsets: &[i64],
+    n: usize,
+) -> PyResult<Vec<Repetition>> {
+    detached(py, ids.len() + offsets.len(), |interrupt| {
+        repeat::repeated_ngrams(Ragged::new("offsets", ids, offsets)?, n, interrupt)
+    })
+}
+
+#[pyfunction]
+pub fn text_repetition<'py>(
+    text: PyReadonlyArray1<'py, u8>,
+    offsets: PyReadonlyArray1<'py, i64>,
+    ends: PyReadonlyArray1<'py, i64>,
+    end_offsets: PyReadonlyArray1<'py, i64>,
+) -> PyResult<Shares<'py>> {
+    let py = text.py();
+    let (text, offsets) = (text.as_slice()?, offsets.as_slice()?);
+    let (ends, end_offsets) = (ends.as_slice()?, end_offsets.as_slice()?);
+    let found = detached(py, text.len() + offsets.len(), |interrupt| {
+        let (texts, ends) = (Ragged::new("offsets", text, offsets)?, Ragged::new("end_offsets", ends, end_offsets)?);
+        repeat::text_repetition(texts, ends, interrupt)
+    })?;
+    let (lines, sentences): (Vec<_>, Vec<_>) = found.iter().map(|one| (one.lines, one.sentences)).unzip();
+    Ok((lines.into_pyarray(py), sentences.into_pyarray(py)))
+}

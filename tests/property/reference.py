@@ -1,0 +1,250 @@
+r"""The Rust core in plain Python, meant to be read; the tests hold the fast one against it.
+
+Nothing here is clever: lists, sets and loops. Where the two differ, this one says what was meant.
+"""
+
+import math
+import re
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+# --- packing -----------------------------------------------------------------------------------
+
+
+def best_fit_decreasing(lengths: Sequence[int], seq_len: int, alignment: int = 1) -> list[list[int]]:
+    """Rows of indices: the longest first, each into the row whose remaining space is the smallest that suffices."""
+    rows: list[list[int]] = []
+    open_rows: list[tuple[int, int]] = []  # (space left, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda index: -_aligned(lengths[index], alignment)):
+        length = _aligned(lengths[index], alignment)
+        place = bisect_left(open_rows, (length, 0))
+        if place < len(open_rows):
+            space, row = open_rows.pop(place)
+        else:
+            space, row = seq_len, len(rows)
+            rows.append([])
+        rows[row].append(index)
+        insort(open_rows, (space - length, row))
+    return rows
+
+
+def next_fit(lengths: Sequence[int], seq_len: int, alignment: int = 1) -> list[list[int]]:
+    """Rows of indices in the given order: a new row as soon as the next one does not fit."""
+    rows: list[list[int]] = []
+    space = 0
+    for index, length in enumerate(lengths):
+        if not rows or _aligned(length, alignment) > space:
+            rows.append([])
+            space = seq_len
+        rows[-1].append(index)
+        space -= _aligned(length, alignment)
+    return rows
+
+
+def _aligned(length: int, alignment: int) -> int:
+    return -(-length // alignment) * alignment
+
+
+# --- sentences ---------------------------------------------------------------------------------
+
+# As Unicode has it; Python's isspace() would take four control characters as well.
+WHITE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+ABBREVIATIONS = re.compile(
+    "(?i:al|approx|assoc|ca|cf|ch|cor|dept|dr|eq|eqn|eqns|eqs|est|etc|ex|fig|figs|ineq|jr|lem|mr|mrs|ms|pp|prof|prop|"
+    "ref|refs|resp|sec|sr|st|thm|viz|vol|vs|wrt)"
+)
+THINK = re.compile("</?think>")
+FENCE = re.compile("`{3,}")
+LIST_NUMBER = re.compile(r"[0-9]{1,3}[.)](?=[ \t])")
+TERMINATORS = re.compile("[.!?…]+")
+FULL_WIDTH_TERMINATORS = re.compile("[。！？｡][。！？｡.!?…]*")
+CLOSERS = re.compile("[\"'*_`)\\]}”’»」』）】》〉］｝]*")
+FULL_WIDTH_CLOSERS = re.compile("[”’»」』）】》〉］｝]*")
+EMPTY_LINE = re.compile(r"\n[ \t\r]*\n")
+MATH_REACH = 4096
+
+
+def sentence_ends(text: str) -> list[int]:
+    """Byte offsets of the sentence ends."""
+    ends: list[int] = []  # in characters
+    at = start = _skip_white(text, 0)
+    at_line_start = True
+    while at < len(text):
+        end: int | None = None
+        if at_line_start:
+            end = _fence_end(text, at)
+            if end is None and (number := LIST_NUMBER.match(text, at)):
+                at = number.end()
+        at_line_start = False
+        if end is None:
+            if text[at] == "\n":
+                end = at + 1
+            elif tag := THINK.match(text, at):
+                if at > start:
+                    ends.append(at)
+                end = tag.end()
+            elif formula := re.compile(r"\$\$?|\\\(|\\\[").match(text, at):
+                at = _formula_end(text, at, formula[0]) or formula.end()
+                continue
+            elif text[at] == "\\":
+                at += 2 if text[at + 1 : at + 2].isascii() and text[at + 1 : at + 2] not in ("", "\n") else 1
+                continue
+            elif run := FULL_WIDTH_TERMINATORS.match(text, at):
+                end = _match_end(FULL_WIDTH_CLOSERS, text, run.end())
+            elif run := TERMINATORS.match(text, at):
+                closed = _match_end(CLOSERS, text, run.end())
+                if (closed < len(text) and text[closed] not in WHITE) or _is_spared(text, run, closed):
+                    at = run.end()
+                    continue
+                end = closed
+            else:
+                at += 1
+                continue
+        at = start = _skip_white(text, end)
+        ends.append(at)
+        at_line_start = "\n" in text[end - 1 : at]
+    if text and (not ends or ends[-1] < len(text)):
+        ends.append(len(text))
+    return [len(text[:end].encode()) for end in ends]
+
+
+def _skip_white(text: str, at: int) -> int:
+    return len(text) - len(text[at:].lstrip(WHITE))
+
+
+def _match_end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    match = pattern.match(text, at)
+    assert match is not None
+    return match.end()
+
+
+def _fence_end(text: str, at: int) -> int | None:
+    """Where the closing line of the fence at `at` ends, if there are a fence and a closing line."""
+    fence = FENCE.match(text, at)
+    if fence is None:
+        return None
+    num_ticks = min(len(fence[0]), 8)
+    position = text.find("\n", at)
+    while position >= 0:
+        line = text[position + 1 :].split("\n", 1)[0]
+        body = line.lstrip(" \t")
+        if THINK.match(body):
+            return None
+        closing = len(body) - len(body.lstrip("`"))
+        if closing >= num_ticks and not body[closing:].strip(" \t\r"):
+            return position + 1 + len(line) - len(body) + closing
+        position = text.find("\n", position + 1)
+    return None
+
+
+def _formula_end(text: str, at: int, opening: str) -> int | None:
+    """Where the formula that opens at `at` ends, if its closing mark comes soon enough."""
+    closing = {"$": "$", "$$": "$$", "\\(": "\\)", "\\[": "\\]"}[opening]
+    place = at + len(opening)
+    if opening == "$" and (place == len(text) or text[place] in " \t\n\f\r"):
+        return None
+    while place < len(text) and len(text[at:place].encode()) < MATH_REACH:
+        if EMPTY_LINE.match(text, place) or THINK.match(text, place):
+            return None
+        closes = text.startswith(closing, place)
+        if opening == "$" and closes:
+            closes = text[place - 1] not in " \t\n\f\r" and not re.match("[0-9$]", text[place + 1 : place + 2])
+        if closes:
+            return place + len(closing)
+        place += 2 if text[place] == "\\" else 1
+    return None
+
+
+def _is_spared(text: str, run: re.Match[str], closed: int) -> bool:
+    """Whether the mark stands behind an abbreviation, an initial or a factorial."""
+    before = text[: run.start()]
+    white = text[closed : _skip_white(text, closed)]
+    if run[0] == ".":
+        word = re.search(r"[A-Za-z]*\Z", before)
+        assert word is not None
+        rest = before[: word.start()]
+        if rest and (not rest[-1].isascii() or rest[-1].isalnum()):
+            return False
+        if len(word[0]) == 1:
+            return word[0].isupper() or rest.endswith(".")
+        return bool(ABBREVIATIONS.fullmatch(word[0]))
+    if run[0] == "!" and "\n" not in white:
+        follows = text[closed + len(white) :][:1]
+        factor = re.search(r"([0-9]|(^|[\x00-\x7f])(?<![A-Za-z0-9'])[A-Za-z])\Z", before)
+        return bool(factor) and follows != "" and not follows.isupper()
+    return False
+
+
+# --- statistics --------------------------------------------------------------------------------
+
+
+def sentence_logprobs(logprobs: Sequence[float], token_bytes: Sequence[int], ends: Sequence[int]) -> list[list[float]]:
+    """Log-probabilities of the tokens that begin in each sentence of one response."""
+    inside: list[list[float]] = [[] for _ in ends]
+    at = 0
+    for logprob, num_bytes in zip(logprobs, token_bytes, strict=True):
+        sentence = next((index for index, end in enumerate(ends) if at < end), len(ends) - 1)
+        if ends:
+            inside[sentence].append(logprob)
+        at += num_bytes
+    return inside
+
+
+def classify(p_teacher: float, p_student: float, beta: float) -> int:
+    """-1 none, 0 shared, 1 teacher, 2 student."""
+    if math.isnan(p_teacher) or math.isnan(p_student):
+        return -1
+    if p_teacher - p_student > beta:
+        return 1
+    return 2 if p_student - p_teacher > beta else 0
+
+
+def rank_within_prompts(score: Sequence[float], prompt_index: Sequence[int], keep: int) -> list[bool]:
+    """A candidate is kept if fewer than `keep` of its prompt are better, or as good and earlier."""
+    pairs = list(enumerate(zip(score, prompt_index, strict=True)))
+    return [
+        sum(prompt == other and (value > mine or (value == mine and i < me)) for i, (value, other) in pairs) < keep
+        for me, (mine, prompt) in pairs
+    ]
+
+
+def length_matched(counts: Sequence[int], tokens: Sequence[int], prompts: Sequence[int]) -> list[float]:
+    """Residuals of count on length, both less their mean over the prompt; one slope for all prompts."""
+
+    def centred(values: Sequence[int]) -> list[float]:
+        means = {}
+        for prompt in set(prompts):
+            own = [value for value, other in zip(values, prompts, strict=True) if other == prompt]
+            means[prompt] = sum(own) / len(own)
+        return [value - means[prompt] for value, prompt in zip(values, prompts, strict=True)]
+
+    x, y = centred(tokens), centred(counts)
+    spread = sum(value * value for value in x)
+    slope = sum(a * b for a, b in zip(x, y, strict=True)) / spread if spread > 0 else 0.0
+    return [b - slope * a for a, b in zip(x, y, strict=True)]
+
+
+# --- repetition --------------------------------------------------------------------------------
+
+
+def repeated_ngrams(ids: Sequence[int], n: int) -> tuple[int, int]:
+    """Positions whose n-gram began before, and the length of the longest span that begins at two positions."""
+
+    def num_repeated(length: int) -> int:
+        grams = [tuple(ids[at : at + length]) for at in range(len(ids) - length + 1)]
+        return len(grams) - len(set(grams))
+
+    longest = next((length for length in range(len(ids) - 1, n - 1, -1) if num_repeated(length)), 0)
+    return num_repeated(n), longest
+
+
+def repeated_share(units: Sequence[bytes], num_bytes: int) -> float:
+    """Bytes of units longer than 8 bytes that occurred before, as a share."""
+    seen: set[bytes] = set()
+    repeated = 0
+    for unit in units:
+        unit = unit.strip(b" \t\n\r\f")
+        if len(unit) > 8 and unit in seen:
+            repeated += len(unit)
+        seen.add(unit)
+    return repeated / num_bytes if num_bytes else 0.0
