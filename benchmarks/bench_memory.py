@@ -1,0 +1,120 @@
+"""Peak memory of select and pack on 100,000 synthetic rollouts of 5,000 tokens.
+
+    python benchmarks/bench_memory.py [--rollouts 100000] [--tokens 5000] [--folder DIR]
+
+Writes the rollouts and their scores (some GB, removed afterwards), then runs each stage in a process
+of its own and prints its seconds and the most memory that the system saw it hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from dasd_lite.chat import Chat
+from dasd_lite.config import PackConfig, SelectConfig
+from dasd_lite.dataset import identify
+from dasd_lite.journal import ShardWriter
+from dasd_lite.records import ROLLOUT, SCORE
+from dasd_lite.stages import pack, select
+
+STUDENT = Path("/tmp/out/student")
+CANDIDATES = 4
+BATCH = 250
+
+
+def main() -> None:
+    """Write the data, then measure both stages."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rollouts", type=int, default=100_000)
+    parser.add_argument("--tokens", type=int, default=5_000)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--stage", choices=("select", "pack"))
+    options = parser.parse_args()
+    if options.stage:
+        measure(options.folder, options.stage)
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        start = time.perf_counter()
+        write(folder, options.rollouts, options.tokens)
+        size = sum(p.stat().st_size for p in folder.rglob("*.parquet"))
+        print(f"written: {options.rollouts:,} rollouts, {size / 1e9:.1f} GB in {time.perf_counter() - start:.0f} s")
+        for stage in ("select", "pack"):
+            subprocess.run([sys.executable, __file__, "--folder", str(folder), "--stage", stage], check=True)
+
+
+def measure(folder: Path, stage: str) -> None:
+    """Run one stage and print what it took."""
+    start = time.perf_counter()
+    if stage == "select":
+        config = SelectConfig(max_repeated_ngrams=1.0, max_duplicate_sentences=1.0, max_duplicate_lines=1.0)
+        counts = select.run(
+            folder / "rollouts",
+            str(STUDENT),
+            config,
+            folder / "select",
+            max_tokens=1 << 20,
+            seed=0,
+            scores=folder / "scores",
+        )["counts"]
+        done = f"kept {counts['kept']:,} of {counts['rollouts']:,}"
+    else:
+        counts = pack.run(folder / "select", PackConfig(seq_len=65536), folder / "pack", seed=0)["counts"]
+        done = f"{counts['tokens'] / 1e6:,.0f}M tokens in {counts['rows']:,} rows, {counts['fill']:.2%} full"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"{stage}: {done}, {time.perf_counter() - start:.0f} s, peak memory {peak:.2f} GB")
+
+
+def write(folder: Path, num_rollouts: int, num_tokens: int) -> None:
+    """Write rollouts of about `num_tokens` student tokens, and scores for them."""
+    chat = Chat(STUDENT)
+    sentence = "Cid up 3 from 9 is 2. Dan down 1 from 2 is 1.\n"
+    repeats = num_tokens // len(chat.encode(sentence))
+    rng = np.random.default_rng(0)
+    rollouts = ShardWriter(folder / "rollouts", identify("sample", 1, {}, {}), {"rollouts": ROLLOUT}, shard_rows=5000)
+    scores = ShardWriter(folder / "scores", identify("score", 1, {}, {}), {"scores": SCORE}, shard_rows=5000)
+    for first in range(0, num_rollouts, BATCH):
+        rows, scored = [], []
+        for number in range(first, min(first + BATCH, num_rollouts)):
+            uid = f"{number:08d}"
+            text = "<think> " + sentence * repeats + f"It is {number}.</think>\nAnswer: {number}"
+            num_sentences = 2 * repeats + 4
+            ids = rng.integers(0, chat.vocab_size, num_tokens, dtype=np.int32)
+            rows.append(
+                {
+                    "uid": uid,
+                    "prompt_uid": f"q{number // CANDIDATES}",
+                    "messages": [{"role": "user", "content": f"Question {number // CANDIDATES}?"}],
+                    "domain": "all",
+                    "index": number % CANDIDATES,
+                    "completion": text,
+                    "finish_reason": "stop",
+                    "prefix_bytes": 0,
+                }
+            )
+            scored.append(
+                {
+                    "uid": uid,
+                    "p_teacher": rng.random(num_sentences, dtype=np.float32),
+                    "p_student": rng.random(num_sentences, dtype=np.float32),
+                    "ids": ids,
+                    "num_context_tokens": 20,
+                }
+            )
+        rollouts.write("rollouts", pa.RecordBatch.from_pylist(rows, schema=ROLLOUT))
+        scores.write("scores", pa.RecordBatch.from_pylist(scored, schema=SCORE))
+    rollouts.publish({})
+    scores.publish({})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""Messages and text ↔ token ids and byte lengths: the one place that touches tokenizers and chat templates.
+
+Input: a model folder with tokenizer.json and a chat template. Invariants: ids come from here and from
+nowhere else; the byte lengths of a text's tokens add up to its UTF-8 length, whatever the tokenizer,
+because bytes are the ruler that teacher and student share; a training example ends with the token
+that ends a turn, and that token is a target. Runs without torch and transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dasd_lite.errors import ConfigError, DataError
+from dasd_lite.records import Message, digest
+
+Ids = npt.NDArray[np.int32]
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "config.json",
+)
+_PROBE = "x9Qz"
+
+
+def model_folder(name: str, *, weights: bool = False) -> Path:
+    """Return the local folder of a model: `name` itself, or the hub's copy, downloaded when it is not there.
+
+    Without `weights` only the small files are fetched. Raises ConfigError when there is no such model.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ConfigError(f"model = {name!r}: not a model folder, it has no config.json")
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ConfigError(f"model = {name!r}: no such folder (and no hub id, which looks like Qwen/Qwen3-4B)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = [*_TOKENIZER_FILES, *(("*.safetensors", "*.index.json") if weights else ())]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"model = {name!r}: no such folder, and the hub has not given it ({reason})") from error
+
+
+class Chat:
+    """A model's tokenizer and chat template."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read tokenizer and template from a model folder; raises ConfigError naming the file at fault."""
+        from tokenizers import Tokenizer
+
+        self.folder = folder
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            raise ConfigError(f"{folder}: no tokenizer.json; the model needs a fast tokenizer")
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._config = _read_json(folder / "tokenizer_config.json")
+        self._template = self._read_template()
+        self._pieces = _piece_reader(json.loads(path.read_text(encoding="utf-8")))
+        self.eos_id = self._find_eos()
+        self._check_round_trip()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of tokenizer and template: ids of equal fingerprints mean the same."""
+        path = self.folder / "tokenizer.json"
+        return digest(path.read_text(encoding="utf-8"), self._template, self.eos_id)
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a turn: the template's, and those that the model's generation config names."""
+        named = _read_json(self.folder / "generation_config.json").get("eos_token_id", [])
+        return tuple(sorted({self.eos_id, *(named if isinstance(named, list) else [named])}))
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One over the largest id that the tokenizer knows; embeddings may have more rows (padding)."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def context(self) -> int:
+        """Longest prompt plus answer in tokens that the model's config names."""
+        config = _read_json(self.folder / "config.json")
+        return int(
+            config.get("max_position_embeddings")
+            or (config.get("text_config") or {}).get("max_position_embeddings")
+            or 1 << 62
+        )
+
+    @cached_property
+    def opener(self) -> str:
+        """What the template writes of the answer by itself: `<think>` and white space, or nothing."""
+        found = re.search(r"<think>\s*$", self.render([{"role": "user", "content": _PROBE}]))
+        return found.group() if found else ""
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Write a conversation as the model reads it, up to where the answer begins."""
+        return self._render(messages, add_generation_prompt=True)
+
+    def encode(self, text: str) -> Ids:
+        """Turn text into ids, adding nothing."""
+        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """Turn texts into ids on all cores, adding nothing."""
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(e.ids, dtype=np.int32) for e in encoded]
+
+    def prompt_ids(self, messages: Sequence[Message], prefix: str = "") -> Ids:
+        """Return the ids to continue from: the conversation, and what of the answer is there already."""
+        return np.concatenate([self.encode(self.render(messages)), self.encode(self._after_opener(prefix))])
+
+    def example(self, messages: Sequence[Message], completion: str) -> tuple[Ids, int]:
+        """Return the ids of a training example and how many of them are the question.
+
+        The example is prompt, completion and the token that ends a turn, and that token is a target.
+        """
+        prompt = self.encode(self.render(messages))
+        return np.concatenate([prompt, self.target_ids(completion)]), len(prompt)
+
+    def target_ids(self, completion: str) -> Ids:
+        """Return the ids that the model is to write: the completion without the opener, and the end token."""
+        return np.append(self.encode(self._after_opener(completion)), np.int32(self.eos_id))
+
+    def token_bytes(self, ids: npt.NDArray[np.integer[Any]], text: str) -> npt.NDArray[np.int32]:
+        """Return the length in bytes of each token of `text`, which `ids` spell after the opener.
+
+        The opener's bytes belong to the first token, so the lengths add up to the text's.
+        """
+        lengths = np.array([len(self._piece(int(i))) for i in ids], dtype=np.int32)
+        missing = len(text.encode()) - int(lengths.sum())
+        if missing and len(lengths):
+            if missing != len(text) - len(self._after_opener(text)):
+                raise DataError(
+                    f"{self.folder / 'tokenizer.json'}: the tokens of {text[:40]!r} are {lengths.sum()} bytes,"
+                    f" the text is {len(text.encode())}; this tokenizer changes text, so its spans cannot be told"
+                )
+            lengths[0] += missing
+        return lengths
+
+    def spell(self, ids: Sequence[int]) -> tuple[str, npt.NDArray[np.int32]]:
+        """Return the text of sampled ids (opener included, end tokens left out) and each token's bytes of it.
+
+        Bytes that are no UTF-8 become U+FFFD, and the lengths are those of the text as returned.
+        """
+        pieces = [b"" if i in self.stop_ids else self._piece(i) for i in ids]
+        edges = np.cumsum([0, *map(len, pieces)])
+        raw = b"".join(pieces)
+        text, replaced = _decode(raw)
+        for start, end in reversed(replaced):  # edges inside a replaced range move to its end
+            edges = np.where(edges >= end, edges + 3 - (end - start), np.where(edges > start, start + 3, edges))
+        lengths = np.diff(edges).astype(np.int32)
+        if self.opener and len(lengths):
+            lengths[0] += len(self.opener)
+        return self.opener + text, lengths
+
+    def _after_opener(self, completion: str) -> str:
+        if not self.opener or not completion.startswith("<think>"):
+            return completion
+        return completion.removeprefix("<think>").removeprefix(self.opener.removeprefix("<think>"))
+
+    def _piece(self, token_id: int) -> bytes:
+        try:
+            return self._piece_cache[token_id]
+        except KeyError:
+            token = self._tokenizer.id_to_token(token_id)
+            if token is None:  # a row of the embedding beyond the tokenizer: it spells nothing
+                piece = b""
+            elif token_id in self._added:
+                piece = token.encode()
+            else:
+                piece = self._pieces(token)
+            self._piece_cache[token_id] = piece
+            return piece
+
+    @cached_property
+    def _piece_cache(self) -> dict[int, bytes]:
+        return {}
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.get_added_tokens_decoder())
+
+    def _read_template(self) -> str:
+        path = self.folder / "chat_template.jinja"
+        template = path.read_text(encoding="utf-8") if path.exists() else self._config.get("chat_template")
+        if isinstance(template, list):  # several named ones
+            template = next((t["template"] for t in template if t["name"] == "default"), None)
+        if not isinstance(template, str):
+            raise ConfigError(
+                f"{self.folder}: the tokenizer has no chat template; use an instruction-tuned model,"
+                " or put a chat_template.jinja into the folder"
+            )
+        return template
+
+    @cached_property
+    def _compiled(self) -> Any:
+        from jinja2 import TemplateError
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def refuse(message: str) -> None:
+            raise TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+        environment.globals["raise_exception"] = refuse
+        environment.globals["strftime_now"] = lambda _: "2026-01-01"  # a prompt must not depend on the day it is read
+        return environment.from_string(self._template)
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        from jinja2 import TemplateError
+
+        special = {
+            key: value["content"] if isinstance(value, dict) else value
+            for key in ("bos_token", "eos_token", "pad_token", "unk_token")
+            if (value := self._config.get(key)) is not None
+        }
+        try:
+            return str(
+                self._compiled.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **special)
+            )
+        except TemplateError as error:
+            roles = [m["role"] for m in messages]
+            raise ConfigError(
+                f"{self.folder}: its chat template does not take messages of roles {roles}: {error}"
+            ) from error
+
+    def _find_eos(self) -> int:
+        """Find the token that ends an answer: the first special one that the template writes behind it."""
+        turn = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
+        after = self._render(turn, add_generation_prompt=False).rpartition(_PROBE)[2].lstrip()
+        special = {t.content: i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
+        for content in sorted(special, key=len, reverse=True):
+            if after.startswith(content):
+                return int(special[content])
+        eos = self._config.get("eos_token")
+        name = eos["content"] if isinstance(eos, dict) else eos
+        token_id = None if name is None else self._tokenizer.token_to_id(name)
+        if token_id is None:
+            raise ConfigError(f"{self.folder}: neither its chat template nor its eos_token says how an answer ends")
+        return int(token_id)
+
+    def _check_round_trip(self) -> None:
+        """Refuse a tokenizer whose pieces do not spell the text: spans would be wrong without a word."""
+        text = "1.5 → é漢🙂\n\tx <think>"
+        found = b"".join(self._piece(int(i)) for i in self.encode(text))
+        if found.strip() != text.encode():
+            raise ConfigError(
+                f"{self.folder / 'tokenizer.json'}: {text!r} comes back as {found!r}; this kind is not supported"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    return value
+
+
+def _decode(raw: bytes) -> tuple[str, list[tuple[int, int]]]:
+    """Decode UTF-8; return the text and the ranges of bytes that became U+FFFD."""
+    parts: list[str] = []
+    replaced: list[tuple[int, int]] = []
+    start = 0
+    while True:
+        try:
+            return "".join([*parts, raw[start:].decode()]), replaced
+        except UnicodeDecodeError as error:
+            bad, end = start + error.start, start + error.end
+            parts += [raw[start:bad].decode(), "\ufffd"]
+            replaced.append((bad, end))
+            start = end
+
+
+def _piece_reader(tokenizer: dict[str, Any]) -> Any:
+    """Return the function from a vocabulary entry to its bytes, by the kind of decoder."""
+    kinds = _decoder_kinds(tokenizer.get("decoder") or {})
+    if "ByteLevel" in kinds:
+        table = _byte_level_table()
+        return lambda token: bytes(table[c] for c in token)
+    if kinds & {"Metaspace", "Replace", "ByteFallback"}:
+
+        def sentencepiece(token: str) -> bytes:
+            byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
+            return bytes([int(byte.group(1), 16)]) if byte else token.replace("▁", " ").encode()
+
+        return sentencepiece
+    raise ConfigError(
+        f"tokenizer.json: decoder {sorted(kinds) or 'none'} is not supported; byte-level BPE and SentencePiece are"
+    )
+
+
+def _decoder_kinds(decoder: dict[str, Any]) -> set[str]:
+    inner = (kind for part in decoder.get("decoders", []) for kind in _decoder_kinds(part))
+    return {str(decoder.get("type")), *inner} - {"None", "Sequence"}
+
+
+def _byte_level_table() -> dict[str, int]:
+    """Return the character that byte-level BPE writes for each byte: printable ones stand for themselves."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {chr(b): b for b in printable}
+    others = (b for b in range(256) if b not in set(printable))
+    return table | {chr(256 + n): b for n, b in enumerate(others)}

@@ -1,0 +1,145 @@
+"""Phases × stages → an ordered list of steps, and running them.
+
+Input: a resolved recipe. Output: folders, `OUT/PHASE/STAGE`, each closed by its manifest. A phase is
+one pass down the chain; its model is what the next phase starts from. A step whose folder is
+finished is skipped, so the same call goes on after anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dasd_lite.config import Phase, RecipeConfig
+from dasd_lite.dataset import run_lock, write_atomic
+from dasd_lite.errors import ConfigError
+
+STAGES = ("sample", "ingest", "score", "select", "pack", "train", "mix", "evaluate", "report")
+_SCORED_RULES = ("count", "ratio", "length_matched")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of one phase: what it reads, what it is told, where it writes."""
+
+    phase: str
+    stage: str
+    folder: Path
+    arguments: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Phase and stage, as a person names it."""
+        return f"{self.phase}/{self.stage}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether its folder is closed."""
+        return (self.folder / "manifest.json").exists()
+
+    def run(self, *, force: bool = False) -> dict[str, Any]:
+        """Run the stage, or skip it when its folder holds the same already."""
+        stage: Callable[..., dict[str, Any]] = importlib.import_module(f"dasd_lite.stages.{self.stage}").run
+        return stage(out=self.folder, force=force, **self.arguments)
+
+
+def plan(recipe: RecipeConfig) -> list[Step]:
+    """Return the steps of a recipe in the order in which they run; reads only where the base model lies."""
+    from dasd_lite.chat import model_folder
+
+    base = model_folder(recipe.student.model, weights=True)
+    steps: list[Step] = []
+    if recipe.phase[0].evaluate.prompts is not None:
+        steps.append(_evaluate(recipe, recipe.phase[0], "base", base))
+    model = base
+    kept: Path | None = None  # the answers of the teacher that the phase before trained on
+    for phase in recipe.phase:
+        steps += _phase_steps(recipe, phase, model, kept)
+        folder = recipe.out / phase.name
+        model = folder / "train" / "model"
+        kept = folder / "select" if phase.source != "mix" else kept
+    return steps
+
+
+def _phase_steps(recipe: RecipeConfig, phase: Phase, model: Path, kept: Path | None) -> Iterator[Step]:
+    folder, seed = recipe.out / phase.name, recipe.seed
+    rollouts = folder / phase.source
+
+    def step(stage: str, **arguments: Any) -> Step:
+        return Step(phase.name, stage, folder / stage, arguments)
+
+    if phase.source == "sample":
+        yield step("sample", prompts=recipe.prompts, teacher=recipe.teacher, config=phase.sample, seed=seed)
+    elif phase.source == "ingest":
+        yield step("ingest", config=phase.ingest, system=recipe.prompts.system)
+    else:
+        yield step(
+            "mix",
+            selected=kept,
+            model=model,
+            student=recipe.student,
+            teacher=recipe.teacher,
+            config=phase.mix,
+            seed=seed,
+        )
+    scores = None
+    if phase.select.rule in _SCORED_RULES:
+        scores = folder / "score"
+        yield step("score", rollouts=rollouts, student=recipe.student, config=phase.score)
+    yield step(
+        "select",
+        rollouts=rollouts,
+        scores=scores,
+        student=recipe.student.model,
+        config=phase.select,
+        max_tokens=phase.pack.seq_len,
+        mask_prefix=phase.mix.mask_prefix,
+        seed=seed,
+    )
+    yield step("pack", selected=folder / "select", replay=kept, config=phase.pack, seed=seed)
+    yield step("train", rows=folder / "pack", model=model, config=phase.train, seed=seed)
+    if phase.evaluate.prompts is not None:
+        yield _evaluate(recipe, phase, phase.name, folder / "train" / "model")
+
+
+def _evaluate(recipe: RecipeConfig, phase: Phase, name: str, model: Path) -> Step:
+    arguments = {"model": model, "student": recipe.student, "config": phase.evaluate, "seed": recipe.seed}
+    return Step(name, "evaluate", recipe.out / name / "evaluate", arguments | {"system": recipe.prompts.system})
+
+
+def run(
+    recipe: RecipeConfig,
+    *,
+    only_stage: str | None = None,
+    only_phase: str | None = None,
+    force: bool = False,
+    announce: Callable[[Step, dict[str, Any] | None], None] = lambda step, manifest: None,
+) -> int:
+    """Run what is missing, in order, and return how many steps ran.
+
+    `announce` is told of each step before it runs (with None) and after (with its manifest). With
+    `only_stage` or `only_phase` the others are left as they are.
+    """
+    steps = [step for step in plan(recipe) if only_stage in (None, step.stage) and (only_phase in (None, step.phase))]
+    if not steps:
+        phases = ", ".join(phase.name for phase in recipe.phase)
+        raise ConfigError(
+            f"nothing in this recipe is stage {only_stage or 'any'} of phase {only_phase or 'any'} ({phases})"
+        )
+    ran = 0
+    with run_lock(recipe.out):
+        for step in steps:
+            was_finished = step.finished
+            if not was_finished or force:
+                announce(step, None)
+            manifest = step.run(force=force)
+            if not ran:  # only now is it sure that the folder takes this recipe
+                write_atomic(recipe.out / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
+            if not was_finished or force:
+                ran += 1
+                announce(step, manifest)
+    return ran

@@ -1,0 +1,151 @@
+"""Mixed-policy rollouts: the student begins, the teacher ends (paper section 5).
+
+Reads the rollouts that a phase before kept, the trained student and the teacher. The student answers
+each question, capped at `cap` × the length of the teacher's answer. An answer that the cap cuts off
+has drifted: it is dropped from a random point of its second half on, and the teacher writes the
+rest. Both parts are journals, so the same call goes on after any stop.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dasd_lite.chat import model_folder
+from dasd_lite.config import MixConfig, Student, Teacher, semantic
+from dasd_lite.dataset import Identity, batches, begin, identify, is_finished, read_manifest
+from dasd_lite.errors import DataError
+from dasd_lite.journal import Journal
+from dasd_lite.records import ROLLOUT, derive_seed, digest
+from dasd_lite.sampler import Completion, Request, SamplingParams, open_sampler
+from dasd_lite.sampler.collect import collect, token_columns
+
+VERSION = 1
+# A token border that every tokenizer keeps: before a space or behind a whole run of line breaks. Elsewhere the
+# teacher would read a student's prefix in other tokens than it would have written.
+_CUT = re.compile(r"(?=(?<!\s) )|(?<=\n)(?!\n)")
+
+
+def run(
+    selected: Path,
+    model: Path,
+    student: Student,
+    teacher: Teacher,
+    config: MixConfig,
+    out: Path,
+    *,
+    seed: int,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write mixed-policy rollouts into `out`; returns its manifest.
+
+    `selected` holds the teacher's kept answers, `model` the trained student's weights. Raises DataError
+    when no answer of the student is cut off.
+    """
+    source = digest(semantic(teacher)) if teacher.kind == "endpoint" else model_folder(teacher.model, weights=True)
+    inputs = {"selected": selected, "model": model, "teacher": source}
+    identity = identify("mix", VERSION, {**semantic(config), "seed": seed}, inputs)
+    if is_finished(out, identity, force=force):
+        return read_manifest(out)
+    begin(out, identity, config)
+    questions = _questions(selected, config, seed)
+    started = _student_answers(questions, model, student, config, out / "student", identity, seed, out.parent.name)
+    cut = [_cut_off(row, seed) for row in started if row["finish_reason"] == "length"]
+    counts = {"prompts": len(questions), "cut_off": len(cut), "rollouts": len(cut)}
+    if not cut:
+        raise DataError(
+            f"{out}: none of {len(questions)} student answers was cut off at {config.cap} × the teacher's length,"
+            " so there is nothing to mend; lower mix.cap or leave this phase out"
+        )
+
+    def row(completion: Completion) -> dict[str, Any]:
+        base, prefix = cut[completion.position]
+        return {
+            **base,
+            "uid": digest(identity.fingerprint, base["prompt_uid"])[:16],
+            "completion": prefix + completion.text,
+            "finish_reason": completion.finish_reason,
+            "prefix_bytes": len(prefix.encode()),
+            **token_columns(completion),
+        }
+
+    def request(position: int) -> Request:
+        base, prefix = cut[position]
+        new_seed = derive_seed(seed, "teacher", base["prompt_uid"])
+        return Request(position, tuple(base["messages"]), config.max_tokens, new_seed, prefix)
+
+    with Journal(out, identity, ROLLOUT, len(cut), config=config) as journal:
+        label = f"{out.parent.name}: teacher ends"
+        params = SamplingParams(config.temperature, config.top_p)
+        timing = collect(journal, request, row, lambda: open_sampler(teacher), params, label)
+        return journal.publish(counts, **timing)
+
+
+def _questions(selected: Path, config: MixConfig, seed: int) -> list[dict[str, Any]]:
+    """Return one row a question, with the length of the teacher's answer in the student's tokens."""
+    found: dict[str, dict[str, Any]] = {}
+    columns = ("prompt_uid", "messages", "domain", "answer", "index", "ids", "num_context_tokens")
+    for batch in batches(selected, "kept", columns):
+        lengths = batch["ids"].value_lengths().to_numpy() - batch["num_context_tokens"].to_numpy()
+        for row, length in zip(batch.drop_columns(["ids", "num_context_tokens"]).to_pylist(), lengths, strict=True):
+            found.setdefault(row["prompt_uid"], {**row, "length": int(length)})
+    questions = list(found.values())
+    if config.num_prompts is not None and config.num_prompts < len(questions):
+        rng = np.random.Generator(np.random.Philox(derive_seed(seed, "mix prompts")))
+        chosen = np.sort(rng.permutation(len(questions))[: config.num_prompts])
+        questions = [questions[i] for i in chosen]
+    return questions
+
+
+def _student_answers(
+    questions: list[dict[str, Any]],
+    model: Path,
+    student: Student,
+    config: MixConfig,
+    folder: Path,
+    parent: Identity,
+    seed: int,
+    phase: str,
+) -> list[dict[str, Any]]:
+    """Let the student answer each question up to its cap; return the rows without their token columns."""
+    identity = identify("mix.student", VERSION, parent.config, parent.inputs)
+    columns = [name for name in ROLLOUT.names if name not in ("token_ids", "logprobs")]
+    if not is_finished(folder, identity):
+        with Journal(folder, identity, ROLLOUT, len(questions), config=config) as journal:
+
+            def request(position: int) -> Request:
+                question = questions[position]
+                cap = math.ceil(config.cap * question["length"])
+                new_seed = derive_seed(seed, "student", question["prompt_uid"])
+                return Request(position, tuple(question["messages"]), cap, new_seed)
+
+            def row(completion: Completion) -> dict[str, Any]:
+                question = {key: value for key, value in questions[completion.position].items() if key != "length"}
+                return {
+                    **question,
+                    "uid": digest(identity.fingerprint, question["prompt_uid"])[:16],
+                    "completion": completion.text,
+                    "finish_reason": completion.finish_reason,
+                    "prefix_bytes": 0,
+                    **token_columns(completion),
+                }
+
+            params = SamplingParams(config.temperature, config.top_p)
+            label = f"{phase}: student begins"
+            timing = collect(journal, request, row, lambda: open_sampler(student, model), params, label)
+            journal.publish({"prompts": len(questions)}, **timing)
+    return [row for batch in batches(folder, "rollouts", columns) for row in batch.to_pylist()]
+
+
+def _cut_off(row: dict[str, Any], seed: int) -> tuple[dict[str, Any], str]:
+    """Return the row's question columns, and its text up to a random point of its second half."""
+    text: str = row.pop("completion")
+    places = [m.start() for m in _CUT.finditer(text, pos=len(text) // 2) if 0 < m.start() < len(text)]
+    rng = np.random.Generator(np.random.Philox(derive_seed(seed, "cut", row["prompt_uid"])))
+    place = places[int(rng.integers(len(places)))] if places else len(text) // 2
+    row.pop("token_bytes")
+    return row, text[:place]

@@ -1,0 +1,137 @@
+"""Pack rollouts into rows of at most seq_len tokens.
+
+Reads what select kept (and, for replay, what the phase before kept); writes rows: ids, loss mask and
+document lengths. No document is cut. The ids are copied through a flat file on disk, so memory holds
+a few numbers per rollout whatever their length.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from dasd_lite.config import PackConfig, semantic
+from dasd_lite.console import progress
+from dasd_lite.dataset import batches, disk_errors, identify, is_finished, num_rows, read_manifest
+from dasd_lite.errors import DataError
+from dasd_lite.journal import ShardWriter
+from dasd_lite.packing import Plan, pack_rows
+from dasd_lite.records import ROW, derive_seed
+
+VERSION = 1
+_ID = np.dtype(np.int32)
+_BATCH_TOKENS = 4 << 20  # written at once
+
+
+def run(
+    selected: Path, config: PackConfig, out: Path, *, seed: int, replay: Path | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Pack the kept rollouts of one folder into `out`; returns its manifest.
+
+    With `config.replay` r, r rollouts of the folder `replay` are drawn for each one of `selected`.
+    """
+    inputs = {"selected": selected} | ({"replay": replay} if replay and config.replay else {})
+    identity = identify("pack", VERSION, {**semantic(config), "seed": seed}, inputs)
+    if is_finished(out, identity, force=force):
+        return read_manifest(out)
+
+    own = num_rows(selected, "kept")
+    sources = [(selected, np.ones(own, dtype=bool))]
+    if config.replay:
+        if replay is None:
+            raise DataError(f"pack.replay = {config.replay} needs the folder of a phase before to draw from")
+        sources.append((replay, _drawn(num_rows(replay, "kept"), round(config.replay * own), seed)))
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out.parent) as flat, disk_errors(out):
+        uids, lengths, contexts = _flatten(sources, flat)
+        _check(uids, lengths, contexts, selected)
+        plan = pack_rows(lengths, config.seq_len, method=config.method)
+        with ShardWriter(out, identity, {"rows": ROW}, config, shard_rows=4096) as writer:
+            with progress(f"{out.parent.name}: pack", plan.num_rows, "rows") as bar:
+                for batch in _rows(plan, flat, uids, lengths, contexts):
+                    writer.write("rows", batch)
+                    bar.advance(batch.num_rows)
+            return writer.publish(
+                {
+                    "rollouts": len(lengths),
+                    "replayed": len(lengths) - own,
+                    "rows": plan.num_rows,
+                    "tokens": plan.num_tokens,
+                    "target_tokens": int((lengths - contexts).sum()),
+                    "fill": plan.fill,
+                }
+            )
+
+
+def _drawn(total: int, wanted: int, seed: int) -> npt.NDArray[np.bool_]:
+    """Draw `wanted` of `total`, or all when there are not as many."""
+    mask = np.zeros(total, dtype=bool)
+    mask[np.random.Generator(np.random.Philox(derive_seed(seed, "replay"))).permutation(total)[:wanted]] = True
+    return mask
+
+
+def _flatten(
+    sources: list[tuple[Path, npt.NDArray[np.bool_]]], flat: BinaryIO
+) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Write all ids one behind the other into `flat`; return uid, length and context length of each."""
+    uids: list[str] = []
+    lengths: list[npt.NDArray[np.int64]] = []
+    contexts: list[npt.NDArray[np.int64]] = []
+    for folder, mask in sources:
+        first = 0
+        for batch in batches(folder, "kept", ("uid", "ids", "num_context_tokens")):
+            chosen = batch.filter(pa.array(mask[first : first + batch.num_rows]))
+            first += batch.num_rows
+            ids = chosen["ids"]
+            flat.write(ids.flatten().to_numpy().astype(_ID, copy=False).data)
+            uids += chosen["uid"].to_pylist()
+            lengths.append(ids.value_lengths().to_numpy().astype(np.int64))
+            contexts.append(chosen["num_context_tokens"].to_numpy())
+    return uids, np.concatenate(lengths), np.concatenate(contexts)
+
+
+def _check(uids: list[str], lengths: npt.NDArray[np.int64], contexts: npt.NDArray[np.int64], selected: Path) -> None:
+    empty = np.flatnonzero(contexts >= lengths)
+    if len(empty):
+        raise DataError(
+            f"{selected}: {len(empty)} rollouts have no token to learn, the first is {uids[empty[0]]}:"
+            f" {lengths[empty[0]]} tokens, {contexts[empty[0]]} of them its prompt"
+        )
+
+
+def _rows(
+    plan: Plan,
+    flat: BinaryIO,
+    uids: list[str],
+    lengths: npt.NDArray[np.int64],
+    contexts: npt.NDArray[np.int64],
+) -> Iterator[pa.RecordBatch]:
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    rows: dict[str, list[Any]] = {name: [] for name in ROW.names}
+    size = 0
+    for number in range(plan.num_rows):
+        items = plan.row(number)
+        ids = np.empty(int(lengths[items].sum()), dtype=_ID)
+        targets = np.ones(len(ids), dtype=bool)
+        edge = 0
+        for item in items:
+            document = ids[edge : edge + lengths[item]]
+            flat.seek(int(starts[item]) * _ID.itemsize)
+            flat.readinto(document.data)  # type: ignore[attr-defined]  # a raw file has it
+            targets[edge : edge + contexts[item]] = False
+            edge += len(document)
+        rows["ids"].append(ids)
+        rows["loss_mask"].append(targets)
+        rows["doc_lengths"].append(lengths[items].astype(np.int32))
+        rows["uids"].append([uids[item] for item in items])
+        size += len(ids)
+        if size >= _BATCH_TOKENS or number == plan.num_rows - 1:
+            yield pa.RecordBatch.from_arrays([pa.array(rows[n], ROW.field(n).type) for n in ROW.names], schema=ROW)
+            rows, size = {name: [] for name in ROW.names}, 0

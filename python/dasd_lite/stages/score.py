@@ -1,0 +1,149 @@
+"""Score each rollout with the student: p per sentence by both models (paper section 4).
+
+Reads rollouts and the student before training; writes one row per rollout: sentence ends, p_T and
+p_S. p of a sentence is exp(mean log-probability of the tokens that begin in it), each model on its
+own tokens of the same text. The end token belongs to no sentence.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dasd_lite.chat import Chat, model_folder
+from dasd_lite.config import ScoreConfig, Student, semantic
+from dasd_lite.console import progress
+from dasd_lite.dataset import batches, identify, is_finished, num_rows, read_manifest
+from dasd_lite.divergence import sentence_logprobs
+from dasd_lite.errors import DataError
+from dasd_lite.journal import Journal
+from dasd_lite.records import SCORE
+from dasd_lite.student import load_model, target_logprobs
+from dasd_lite.text import sentence_ends
+
+VERSION = 1
+_COLUMNS = ("uid", "messages", "completion", "logprobs", "token_bytes")
+
+
+def run(rollouts: Path, student: Student, config: ScoreConfig, out: Path, *, force: bool = False) -> dict[str, Any]:
+    """Score the rollouts of one folder into `out`; returns its manifest."""
+    folder = model_folder(student.model, weights=True)
+    options = {**semantic(config), "dtype": student.dtype}
+    identity = identify("score", VERSION, options, {"rollouts": rollouts, "student": folder})
+    if is_finished(out, identity, force=force):
+        return read_manifest(out)
+
+    total = num_rows(rollouts, "rollouts")
+    with Journal(out, identity, SCORE, total, table="scores", config=config) as journal:
+        done = journal.done()
+        timing: dict[str, float] = {}
+        if len(done) < total:
+            tokens = 0
+            chat = Chat(folder)
+            model = load_model(folder, dtype=student.dtype, trust_remote_code=student.trust_remote_code)
+            pending = _tokenized(rollouts, chat, done)
+            start = time.perf_counter()
+            with progress(f"{out.parent.name}: score", total, "rollouts", len(done)) as bar:
+
+                def rows() -> Iterator[tuple[int, dict[str, Any]]]:
+                    nonlocal tokens
+                    for group in _groups(pending, config.batch_tokens):
+                        yield from _score(model, chat, group, config.chunk_tokens)
+                        tokens += sum(len(item["ids"]) for item in group)
+                        bar.advance(len(group))
+
+                journal.commit_each(rows())
+            timing = {"scored_tokens": tokens, "tokens_per_second": tokens / (time.perf_counter() - start)}
+        return journal.publish({"rollouts": total}, **timing)
+
+
+def _tokenized(rollouts: Path, chat: Chat, done: set[int]) -> Iterator[dict[str, Any]]:
+    """Yield the rollouts that are not scored yet, with the student's ids."""
+    position = 0
+    for batch in batches(rollouts, "rollouts", _COLUMNS):
+        for row in range(batch.num_rows):
+            if position + row in done:
+                continue
+            item = {name: batch[name][row].as_py() for name in ("uid", "messages", "completion")}
+            for name in ("logprobs", "token_bytes"):
+                item[name] = values.to_numpy(zero_copy_only=False) if (values := batch[name][row].values) else None
+            if item["logprobs"] is None:
+                raise DataError(
+                    f"{rollouts}: rollout {item['uid']} has no teacher log-probabilities, so it cannot be scored;"
+                    " sample it from a teacher that returns them, or use select.rule = 'random' or 'all'"
+                )
+            ids, num_context = chat.example(item["messages"], item["completion"])
+            yield {**item, "position": position + row, "ids": ids, "num_context": num_context}
+        position += batch.num_rows
+
+
+def _groups(items: Iterator[dict[str, Any]], batch_tokens: int) -> Iterator[list[dict[str, Any]]]:
+    """Gather rollouts of together at most `batch_tokens` student tokens; a longer one goes alone."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for item in items:
+        if group and size + len(item["ids"]) > batch_tokens:
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += len(item["ids"])
+    if group:
+        yield group
+
+
+def _score(
+    model: Any, chat: Chat, group: list[dict[str, Any]], chunk_tokens: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    ids = np.concatenate([item["ids"] for item in group])
+    lengths = np.array([len(item["ids"]) for item in group])
+    logprobs = target_logprobs(model, ids, lengths, chunk_tokens=chunk_tokens)
+    for item, scored in zip(group, np.split(logprobs, np.cumsum(lengths)[:-1]), strict=True):
+        ends = sentence_ends(item["completion"])
+        target = scored[item["num_context"] : -1]  # without the end token
+        student_bytes = chat.token_bytes(item["ids"][item["num_context"] : -1], item["completion"])
+        try:
+            teacher_mean, teacher_all = _means(*_without_end(item["logprobs"], item["token_bytes"]), ends)
+            student_mean, student_all = _means(target, student_bytes, ends)
+        except DataError as error:
+            raise DataError(f"rollout {item['uid']}: {error}") from error
+        yield (
+            item["position"],
+            {
+                "uid": item["uid"],
+                "sentence_ends": ends,
+                "p_teacher": np.exp(teacher_mean),
+                "p_student": np.exp(student_mean),
+                "teacher_mean_logprob": teacher_all,
+                "student_mean_logprob": student_all,
+                "num_teacher_tokens": len(item["logprobs"]),
+                "ids": item["ids"],
+                "num_context_tokens": item["num_context"],
+            },
+        )
+
+
+def _without_end(
+    logprobs: npt.NDArray[np.float32], token_bytes: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """Leave out the tokens behind the text: the end token has no bytes of it."""
+    length = int(np.flatnonzero(token_bytes)[-1]) + 1 if token_bytes.any() else 0
+    return logprobs[:length], token_bytes[:length]
+
+
+def _means(
+    logprobs: npt.NDArray[np.float32], token_bytes: npt.NDArray[np.int32], ends: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Return the mean log-probability of each sentence, and that of the whole text."""
+    mean, _ = sentence_logprobs(
+        logprobs,
+        token_bytes,
+        np.array([0, len(logprobs)], dtype=np.int64),
+        ends,
+        np.array([0, len(ends)], dtype=np.int64),
+    )
+    return mean, float(np.mean(logprobs, dtype=np.float64)) if len(logprobs) else float("nan")

@@ -1,0 +1,78 @@
+"""One line per finished stage: how many, how fast, how well.
+
+Input: a finished folder and its manifest. Output: text. Invariant: every figure is read from the
+folder, none is computed anew.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def summary(folder: Path, manifest: dict[str, Any]) -> str:
+    """Say what a stage made, in one line."""
+    counts, timing = manifest["counts"], _timing(folder)
+    parts = _PARTS[manifest["stage"]](counts, timing)
+    return ", ".join([*parts, f"{timing.get('seconds', 0):.1f} s"])
+
+
+def _timing(folder: Path) -> dict[str, float]:
+    path = folder / "timing.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _rate(timing: dict[str, float]) -> list[str]:
+    return [f"{timing['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in timing else []
+
+
+def _sample(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
+    return [f"{counts['rollouts']:,} rollouts of {counts['prompts']:,} prompts", *_rate(timing)]
+
+
+def _score(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
+    return [f"{counts['rollouts']:,} rollouts", *_rate(timing)]
+
+
+def _select(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
+    reasons = [f"{name} {number:,}" for name, number in counts["rejected"].items()]
+    return [f"kept {counts['kept']:,} of {counts['rollouts']:,} (rejected: {', '.join(reasons) or 'none'})"]
+
+
+def _pack(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
+    return [f"{counts['rollouts']:,} rollouts in {counts['rows']:,} rows, {counts['fill']:.1%} full"]
+
+
+def _train(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
+    loss = f"loss {counts['first_loss']:.3f} → {counts['final_loss']:.3f}"
+    return [f"{counts['steps']:,} steps", loss, *_rate(timing)]
+
+
+def _mix(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
+    return [
+        f"{counts['cut_off']:,} of {counts['prompts']:,} student answers cut off and ended by the teacher",
+        *_rate(timing),
+    ]
+
+
+def _evaluate(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
+    return [
+        f"accuracy {counts['accuracy']:.3f} ± {counts['standard_error']:.3f}"
+        f" ({counts['questions']:,} questions × {counts['samples'] // counts['questions']})",
+        f"unparseable {counts['unparseable']:,}",
+        f"truncated {counts['truncated']:,}",
+        *_rate(timing),
+    ]
+
+
+_PARTS = {
+    "sample": _sample,
+    "ingest": _sample,
+    "score": _score,
+    "select": _select,
+    "pack": _pack,
+    "train": _train,
+    "mix": _mix,
+    "evaluate": _evaluate,
+}
