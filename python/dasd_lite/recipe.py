@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dasd_lite.config import Phase, RecipeConfig
-from dasd_lite.dataset import run_lock, write_atomic
+from dasd_lite.dataset import disk_errors, run_lock, write_atomic
 from dasd_lite.errors import ConfigError
 
 STAGES = ("sample", "ingest", "score", "select", "pack", "train", "mix", "evaluate", "report")
@@ -37,9 +37,10 @@ class Step:
         return f"{self.phase}/{self.stage}"
 
     @property
-    def finished(self) -> bool:
-        """Whether its folder is closed."""
-        return (self.folder / "manifest.json").exists()
+    def finished_at(self) -> int | None:
+        """When its folder was closed, in nanoseconds; None while it is not."""
+        path = self.folder / "manifest.json"
+        return path.stat().st_mtime_ns if path.exists() else None
 
     def run(self, *, force: bool = False) -> dict[str, Any]:
         """Run the stage, or skip it when its folder holds the same already."""
@@ -101,7 +102,14 @@ def _phase_steps(recipe: RecipeConfig, phase: Phase, model: Path, kept: Path | N
         seed=seed,
     )
     yield step("pack", selected=folder / "select", replay=kept, config=phase.pack, seed=seed)
-    yield step("train", rows=folder / "pack", model=model, config=phase.train, seed=seed)
+    yield step(
+        "train",
+        rows=folder / "pack",
+        model=model,
+        config=phase.train,
+        seed=seed,
+        trust_remote_code=recipe.student.trust_remote_code,
+    )
     if phase.evaluate.prompts is not None:
         yield _evaluate(recipe, phase, phase.name, folder / "train" / "model")
 
@@ -131,15 +139,16 @@ def run(
             f"nothing in this recipe is stage {only_stage or 'any'} of phase {only_phase or 'any'} ({phases})"
         )
     ran = 0
-    with run_lock(recipe.out):
+    with disk_errors(recipe.out), run_lock(recipe.out):
         for step in steps:
-            was_finished = step.finished
-            if not was_finished or force:
+            before = step.finished_at
+            if before is None:
                 announce(step, None)
             manifest = step.run(force=force)
-            if not ran:  # only now is it sure that the folder takes this recipe
-                write_atomic(recipe.out / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
-            if not was_finished or force:
+            if step.finished_at != before:
+                if not ran:  # only now is it sure that the folder takes this recipe
+                    written = json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n"
+                    write_atomic(recipe.out / "recipe.json", written)
                 ran += 1
                 announce(step, manifest)
     return ran

@@ -1,0 +1,138 @@
+"""Rows for training, read at random with flat memory.
+
+Input: a finished pack folder, table "rows". It is checked while it is copied once to an uncompressed
+file, which is memory-mapped: what the operating system can take back, however many tokens there are.
+Invariant: every row that comes out has been checked: its columns fit each other, its ids are in the
+model's vocabulary, no document is longer than the model's positions, and every document ends with a
+target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from dasd_lite.dataset import batches, disk_errors
+from dasd_lite.errors import TrainError
+from dasd_lite.records import ROW
+
+
+@dataclass(frozen=True)
+class Row:
+    """Documents one behind the other; several rows joined are one more."""
+
+    ids: npt.NDArray[np.int32]
+    loss_mask: npt.NDArray[np.bool_]
+    doc_lengths: npt.NDArray[np.int32]
+    uids: tuple[str, ...]
+
+    @classmethod
+    def join(cls, rows: Sequence[Row]) -> Row:
+        """Put rows one behind the other: the documents do not see each other anyway."""
+        return cls(
+            np.concatenate([row.ids for row in rows]),
+            np.concatenate([row.loss_mask for row in rows]),
+            np.concatenate([row.doc_lengths for row in rows]),
+            tuple(uid for row in rows for uid in row.uids),
+        )
+
+
+class Rows:
+    """A checked table of rows; `rows[i]` is read from disk when it is asked for."""
+
+    def __init__(self, table: pa.Table) -> None:
+        """Wrap a table of the schema ROW."""
+        self._table = table
+        self.num_tokens = np.concatenate([_lengths(chunk) for chunk in table["ids"].chunks])
+        """Tokens of each row."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._table)
+
+    def __getitem__(self, i: int) -> Row:
+        """Read one row."""
+        ids, mask, lengths = (self._table[name][i].values for name in ("ids", "loss_mask", "doc_lengths"))
+        return Row(
+            ids.to_numpy(),
+            mask.to_numpy(zero_copy_only=False),
+            lengths.to_numpy(),
+            tuple(self._table["uids"][i].as_py() or ()),
+        )
+
+
+def open_rows(folder: Path, mapped: Path, *, vocab_size: int, max_positions: int | None) -> Rows:
+    """Check the rows of a pack folder and map them into memory by way of the file `mapped`.
+
+    The file loses its name at once and its space when the process ends, however that comes.
+    """
+    num_rows = 0
+    mapped.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk_errors(mapped.parent), pa.ipc.new_file(str(mapped), ROW) as writer:
+            for batch in batches(folder, "rows"):
+                _check(folder, batch, num_rows, vocab_size, max_positions)
+                writer.write_batch(batch.cast(ROW))
+                num_rows += batch.num_rows
+        table = pa.ipc.open_file(pa.memory_map(str(mapped))).read_all()
+    finally:
+        mapped.unlink(missing_ok=True)
+    if num_rows == 0:
+        raise TrainError(f"{folder}: no row to train on")
+    return Rows(table)
+
+
+def _check(folder: Path, batch: pa.RecordBatch, first: int, vocab_size: int, max_positions: int | None) -> None:
+    """Refuse a batch with a row that must not be trained on, naming the first one."""
+    num_ids, num_masks, num_docs = (_lengths(batch[name]) for name in ("ids", "loss_mask", "doc_lengths"))
+    docs = _flat(batch["doc_lengths"]).astype(np.int64)
+    row_of_doc = np.repeat(np.arange(batch.num_rows), num_docs)
+
+    def refuse(bad: npt.NDArray[np.bool_], what: str, value: npt.NDArray[Any]) -> None:
+        if bad.any():
+            doc = int(np.argmax(bad))
+            row = int(row_of_doc[doc])
+            uids, at = batch["uids"][row].as_py() or (), doc - int(num_docs[:row].sum())
+            name = f" ({uids[at]})" if at < len(uids) else ""
+            raise TrainError(f"{folder}: row {first + row}, document {at}{name}: {what.format(value[doc])}")
+
+    spans = np.bincount(row_of_doc, weights=docs, minlength=batch.num_rows).astype(np.int64)
+    wrong = np.flatnonzero((num_ids != num_masks) | (num_ids != spans) | (num_ids == 0))
+    if len(wrong):
+        row = int(wrong[0])
+        sizes = f"{num_ids[row]} ids, {num_masks[row]} mask entries, documents of {spans[row]} tokens"
+        raise TrainError(f"{folder}: row {first + row}: {sizes}; these must be equal and not 0")
+    refuse(docs < 2, "{} token; a document needs at least 2, one to predict from and one to predict", docs)
+    starts = np.cumsum(docs) - docs
+    ids = _flat(batch["ids"])
+    highest, lowest = np.maximum.reduceat(ids, starts), np.minimum.reduceat(ids, starts)
+    refuse(lowest < 0, "token id {}; an id is at least 0", lowest)
+    refuse(
+        highest >= vocab_size,
+        f"token id {{}}, the model has {vocab_size}; was it packed with another tokenizer?",
+        highest,
+    )
+    if max_positions is not None:
+        refuse(
+            docs > max_positions, f"{{}} tokens, the model has {max_positions} positions; select shorter answers", docs
+        )
+    mask = _flat(batch["loss_mask"]).copy()
+    mask[starts] = False  # nothing predicts a first token
+    refuse(~np.logical_or.reduceat(mask, starts), "none of its {} tokens is a target", docs)
+    refuse(
+        ~mask[starts + docs - 1], "its last token ({}), which ends the turn, is not a target", ids[starts + docs - 1]
+    )
+
+
+def _lengths(column: Any) -> npt.NDArray[np.int64]:
+    return np.asarray(column.value_lengths().fill_null(0), dtype=np.int64)
+
+
+def _flat(column: Any) -> npt.NDArray[Any]:
+    return np.asarray(column.flatten())
