@@ -1,0 +1,403 @@
+"""The report: its numbers by hand, its page well-formed, escaped and complete in itself."""
+
+import io
+import itertools
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from dasd_lite import console, report_data
+from dasd_lite.config import RecipeConfig
+from dasd_lite.dataset import Identity, begin
+from dasd_lite.errors import DataError
+from dasd_lite.journal import ShardWriter
+from dasd_lite.records import GRADED, KEPT, REJECTED, ROLLOUT, ROW, SCORE
+from dasd_lite.report_rollouts import Preference, opening_of, read_phase
+from dasd_lite.stages import report
+from dasd_lite.text import sentence_ends
+
+EVIL = 'pick<script>alert("x")</script>'
+LONG = "<think> Start at 9. Wait, no. Up 3 is 2.</think>\nAnswer: 2"
+WRONG = "<think> Start at 9. Up 3 is 2.</think>\nAnswer: 3"
+SHORT = "<think> Start at 1. Up 4 is 5.</think>\nAnswer: 5"
+# uid, prompt, answer, completion, class of each sentence, tokens of the answer, reason
+ROLLOUTS = [
+    ("u0", "q1", "2", LONG, "==TT==", 12, ""),
+    ("u1", "q1", "2", WRONG, "==S=·", 10, "rank"),
+    ("u2", "q1", "2", "<think> Start", "==", 4, "truncated"),
+    ("u3", "q2", "5", SHORT, "==T==", 10, ""),
+    ("u4", "q2", "5", SHORT, "==T==", 10, "rank"),
+]
+P_OF = {"=": (0.9, 0.85), "T": (0.9, 0.3), "S": (0.2, 0.6), "·": (np.nan, 0.5)}
+# question, domain: the grades of two answers, before, after low and after mixed
+GRADES = {
+    ("a", "dial"): (("right", "wrong"), ("right", "right"), ("right", "wrong")),
+    ("b", "dial"): (("wrong", "unparseable"), ("right", "right"), ("wrong", "right")),
+    ("c", EVIL): (("right", "right"), ("right", "right"), ("right", "right")),
+}
+
+
+def dataset(folder, stage, tables=None, counts=None, **timing):
+    tables = tables or {}
+    identity = Identity(stage, 1, {}, {"of": str(folder.parent.name)})
+    with ShardWriter(folder, identity, {name: schema for name, (schema, _) in tables.items()}) as writer:
+        for name, (schema, rows) in tables.items():
+            for part in (rows[:2], rows[2:]) if name == "scores" else (rows,):  # batches need not end alike
+                writer.write(name, pa.RecordBatch.from_pylist(part, schema=schema))
+        writer.publish(counts or {}, **timing)
+
+
+def question(prompt, answer, domain="dial"):
+    return {
+        "prompt_uid": prompt,
+        "messages": [{"role": "user", "content": "<script>alert(1)</script>"}],
+        "domain": domain,
+        "answer": answer,
+        "index": 0,
+        "finish_reason": "stop",
+        "prefix_bytes": 0,
+    }
+
+
+def graded(folder, which):
+    rows = []
+    for (uid, domain), grades in GRADES.items():
+        for i, grade in enumerate(grades[which]):
+            reason = "length" if grade == "unparseable" else "stop"
+            row = {**question(uid, "1", domain), "uid": f"{uid}{i}", "completion": "x", "index": i}
+            rows.append({**row, "grade": grade, "finish_reason": reason, "num_tokens": 10 + i})
+    dataset(folder, "evaluate", {"graded": (GRADED, rows)}, seconds=1.0)
+
+
+def score_row(uid, completion, classes):
+    ends = sentence_ends(completion)
+    assert len(ends) == len(classes), uid
+    p_teacher, p_student = np.array([P_OF[c] for c in classes], np.float32).T
+    return {
+        "uid": uid,
+        "sentence_ends": ends,
+        "p_teacher": p_teacher,
+        "p_student": p_student,
+        "teacher_mean_logprob": np.log(0.8),
+        "student_mean_logprob": -1.0,
+        "num_teacher_tokens": 9,
+        "ids": [1, 2, 3],
+        "num_context_tokens": 1,
+    }
+
+
+def select(folder, rows):
+    columns = [
+        {
+            **question(prompt, answer),
+            "uid": uid,
+            "completion": completion,
+            "ids": [0] * (3 + tokens),
+            "num_context_tokens": 3,
+            "num_sentences": len(classes),
+            "reason": reason,
+            "value": 1.0,
+        }
+        for uid, prompt, answer, completion, classes, tokens, reason in rows
+    ]
+    kept = [{k: v for k, v in row.items() if k in KEPT.names} for row in columns if not row["reason"]]
+    tables = {"kept": (KEPT, kept), "rejected": (REJECTED, [row for row in columns if row["reason"]])}
+    dataset(folder, "select", tables, seconds=1.0)
+
+
+def train(folder, loss):
+    dataset(folder, "train", {}, tokens_per_second=1234.0, seconds=4.0)
+    rows = [
+        {"step": i + 1, "loss": value, "learning_rate": 1e-3 / (i + 1), "grad_norm": 1.0, "tokens": 9, "seconds": 0.1}
+        for i, value in enumerate(loss)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 99')
+
+
+def low(folder):
+    rollouts = [
+        {**question(prompt, answer), "uid": uid, "completion": completion}
+        for uid, prompt, answer, completion, *_ in ROLLOUTS
+    ]
+    dataset(folder / "sample", "sample", {"rollouts": (ROLLOUT, rollouts)}, seconds=2.0, sampled_tokens=500)
+    scores = [score_row(uid, completion, classes) for uid, _, _, completion, classes, *_ in ROLLOUTS]
+    dataset(folder / "score", "score", {"scores": (SCORE, scores)}, seconds=1.0, scored_tokens=300)
+    select(folder / "select", ROLLOUTS)
+    counts = {"rollouts": 2, "replayed": 0, "rows": 1, "tokens": 28, "target_tokens": 22, "fill": 0.875}
+    dataset(folder / "pack", "pack", {"rows": (ROW, [])}, counts, seconds=0.5)
+    train(folder / "train", [3.0, 2.0, 1.0])
+    graded(folder / "evaluate", 1)
+
+
+def mixed(folder):
+    rows = [
+        {
+            **question("q1", "2"),
+            "uid": "m0",
+            "completion": LONG,
+            "prefix_bytes": 29,
+            "token_ids": [5, 6, 7],
+            "logprobs": np.log([0.5, 0.5, 1.0]),
+            "token_bytes": [20, 9, 0],  # the end token has no bytes and does not count
+        }
+    ]
+    begun = [
+        {**question("q1", "2"), "uid": "s0", "completion": LONG, "finish_reason": "length"},
+        {**question("q2", "5"), "uid": "s1", "completion": SHORT},
+    ]
+    dataset(folder / "mix" / "student", "mix.student", {"rollouts": (ROLLOUT, begun)}, seconds=2.0, sampled_tokens=90)
+    # The manifest of mix comes last, over the folder that holds the student's part: written by hand here.
+    dataset(
+        folder / "mix-",
+        "mix",
+        {"rollouts": (ROLLOUT, rows)},
+        {"prompts": 2, "cut_off": 1, "rollouts": 1},
+        seconds=1.0,
+        sampled_tokens=60,
+    )
+    for path in (folder / "mix-").iterdir():
+        path.rename(folder / "mix" / path.name)
+    select(folder / "select", [("m0", "q1", "2", LONG, "======", 12, "")])
+    graded(folder / "evaluate", 2)
+
+
+def make_run(place):
+    folder = place / "tiny <run>"
+    test = {"prompts": str(place / "questions.jsonl")}
+    recipe = RecipeConfig.model_validate(
+        {
+            "out": str(folder),
+            "prompts": {"path": "prompts.jsonl", "system": "</pre><script>"},
+            "student": {"kind": "transformers", "model": "student"},
+            "teacher": {"kind": "transformers", "model": "teacher"},
+            "phase": [
+                {"name": "low", "sample": {"temperature": 0.6}, "evaluate": test},
+                {"name": "mixed", "source": "mix", "select": {"rule": "all"}, "evaluate": test},
+                {"name": "late", "evaluate": test},
+            ],
+        }
+    )
+    folder.mkdir()
+    (folder / "recipe.json").write_text(recipe.model_dump_json())
+    graded(folder / "base" / "evaluate", 0)
+    low(folder / "low")
+    mixed(folder / "mixed")
+    begin(folder / "late" / "sample", Identity("sample", 1, {}, {}))
+    return folder
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run of a test's own, to take something away from."""
+    return make_run(tmp_path)
+
+
+def shown(run_folder, width=120):
+    text = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "out", lambda: Console(file=text, width=width, highlight=False))
+        path = report.run(run_folder, run_folder / "report")
+    return text.getvalue(), path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that no test changes."""
+    return make_run(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def reported(whole):
+    """What the terminal shows of it, and its page."""
+    text, path = shown(whole)
+    return text, path.read_text(encoding="utf-8")
+
+
+def table_rows(text, title):
+    """Return the rows of one table of the terminal as lists of cells."""
+    lines = [line.rstrip() for line in text.splitlines()]
+    rule = next(i for i in range(lines.index(title), len(lines)) if lines[i].startswith("───"))
+    body = itertools.takewhile(lambda line: re.search(r"\S {2,}\S", line), lines[rule + 1 :])
+    return [re.split(r" {2,}", line.strip()) for line in body]
+
+
+def test_accuracy_by_hand(reported):
+    text, _ = reported
+    before, after_low, after_mixed = table_rows(text, "Accuracy")
+    # means per question: ½ 0 1, then 1 1 1, then ½ ½ 1; standard deviations with n − 1, over √3
+    assert before == ["(before)", "50.0 ± 28.9", "–", "–", "16.7 %", "16.7 %", "10.5"]
+    assert after_low == ["low", "100.0 ± 0.0", "+50.0 (1.7)", "–", "0.0 %", "0.0 %", "10.5"]
+    assert after_mixed == ["mixed", "66.7 ± 16.7", "+16.7 (1.0)", "−33.3 (2.0)", "0.0 %", "0.0 %", "10.5"]
+    dial = table_rows(text, "Accuracy by domain")[:3]
+    assert dial[0] == ["dial", "(before)", "2", "25.0 ± 25.0", "–", "25.0 %", "25.0 %"]
+    assert dial[1] == ["low", "2", "100.0 ± 0.0", "+75.0 (3.0)", "0.0 %", "0.0 %"]
+    assert "Lower than the phase before: mixed (−33.3, 2.0 standard errors)" in text
+    assert "docs/evidence.md" in text
+
+
+def test_no_line_about_lower_when_nothing_fell(whole):
+    stages = report_data.all_stages(whole, report_data.read_recipe(whole))
+    assert report.tables.lowered(report_data.evaluations(stages)[:2]) == []
+
+
+def test_changes_of_other_questions_add_their_errors():
+    def accuracy(**means):
+        return report_data.Accuracy(2, 2, float(np.mean(list(means.values()))), 0.3, 0, 0, 1, means)
+
+    found = report_data.change(accuracy(a=0.0, b=1.0), accuracy(c=1.0, d=1.0))
+    assert (found.difference, found.error) == (0.5, pytest.approx(0.3 * 2**0.5))
+
+
+def test_selection_and_classes_by_hand(reported):
+    text, _ = reported
+    assert table_rows(text, "Kept and rejected")[:4] == [
+        ["kept", "2 (40.0 %)", "1 (100.0 %)"],
+        ["rejected: rank", "2 (40.0 %)", "–"],
+        ["rejected: truncated", "1 (20.0 %)", "–"],
+        ["all", "5", "1"],
+    ]
+    assert table_rows(text, "Sentence classes") == [
+        ["low", "candidates", "5", "4.6", "73.9 %", "0.80 (17.4 %)", "4.3 %", "4.3 %"],  # 17, 4, 1, 1 of 23
+        ["kept", "2", "5.5", "72.7 %", "1.50 (27.3 %)", "0.0 %", "0.0 %"],  # 8, 3 of 11
+    ]
+    chosen, rest = table_rows(text, "What the rule “count” prefers in low")
+    assert chosen == ["chosen", "2", "100.0 %", "0.0 %", "0.0 %", "11.0", "5.5", "1.50 (27.3 %)"]
+    assert rest == ["rest", "2", "50.0 %", "50.0 %", "0.0 %", "10.0", "5.0", "0.50 (10.0 %)"]
+
+
+def test_rollouts_packing_time_by_hand(reported):
+    text, _ = reported
+    assert table_rows(text, "Rollouts") == [
+        ["low", "sample", "0.6", "2", "5", "0.75", "0.800", "9.2", "11.0"],  # varied: (3/3 + 1/2) / 2
+        ["mixed", "mix", "1", "1", "1", "1.00", "0.500", "12.0", "12.0"],
+    ]
+    assert table_rows(text, "Mixed policy") == [["mixed", "2", "1 (50.0 %)", "100.0 %", "0.0 %", "0.0 %", "50.0 %"]]
+    assert table_rows(text, "Packing") == [["low", "2", "0", "1", "28", "22", "87.5 %"]]
+    assert table_rows(text, "Training") == [["low", "3", "3.000 → 1.000", "1.00", "1,234"]]
+    times = table_rows(text, "Seconds of each stage (tokens per second)")
+    assert times[0] == ["sample", "–", "2.0 (250)", "–"]
+    assert times[1] == ["mix", "–", "–", "3.0 (50)"]  # both parts: 150 tokens in 3 s
+    assert times[-1][:3] == ["all", "1.0", "9.5"]
+
+
+def test_classes_add_up_over_positions(whole):
+    recipe = report_data.read_recipe(whole)
+    found = read_phase(whole, recipe.phase[0], None)
+    assert found.candidates.totals.tolist() == [17, 4, 1, 1]
+    shared, teacher, student, none = found.candidates.by_position[:6].T.tolist()
+    assert (shared, teacher) == ([5, 5, 0, 3, 3, 1], [0, 0, 3, 1, 0, 0])
+    assert (student, none) == ([0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0])
+    assert found.difference.sum() == found.plane.sum() == 22  # all but the sentence without a probability
+
+
+def test_openings_are_compared_with_indifference():
+    preference = Preference()
+    preference.add_openings(["Wait, no"] * 10 + ["Start at"] * 10, 50, chosen=True)
+    preference.add_openings(["Start at"] * 20, 10, chosen=False)
+    over, under = preference.openings()
+    assert [(o.text, o.chosen, o.ranked, o.expected, o.mean_tokens) for o in over] == [("Wait, no", 10, 10, 5.0, 50)]
+    assert over[0].ratio == pytest.approx(15 / 10)
+    assert [(o.text, o.chosen, o.expected, o.ratio, o.mean_tokens) for o in under] == [
+        ("Start at", 10, 15.0, pytest.approx(15 / 20), 30)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "opening"),
+    [
+        (" Wait, no. So it is 3.", "Wait, no"),
+        ("Check: 7, yes.", "Check: #"),
+        ("12.5 and 3", "# and"),
+        ("<think>\n", ""),
+        ("</think>\n\n", ""),
+        ("  \n", ""),
+        ("So", "So"),
+    ],
+)
+def test_opening_of(sentence, opening):
+    assert opening_of(sentence) == opening
+
+
+def test_page_is_well_formed_and_needs_nothing_else(whole, reported):
+    _, page = reported
+    assert [path.name for path in (whole / "report").iterdir()] == ["report.html"]
+    root = ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
+    ids = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+    assert len(ids) == len(set(ids))
+    for element in root.iter():
+        assert element.tag.rpartition("}")[2] not in ("script", "link", "iframe", "object", "embed")
+        for name, value in element.attrib.items():
+            assert not name.startswith("on")
+            if name.rpartition("}")[2] in ("href", "src"):
+                assert re.match(r"#|data:image/png;base64,", value)
+                assert not value.startswith("#") or value[1:] in ids
+    assert not re.search(r"url\((?!#)|@import", page)
+    svgs = [element for element in root.iter() if element.tag.endswith("}svg")]
+    assert len(svgs) == 9
+    assert all(any(e.tag.endswith("}text") for e in svg.iter()) for svg in svgs)  # text stays text
+    assert "#00fe" not in page  # each colour became a variable of the page
+    assert "DejaVu" not in page
+
+
+def test_data_is_escaped(reported):
+    _, page = reported
+    assert "<script" not in page
+    assert "pick&lt;script&gt;" in page
+    assert "&lt;/pre&gt;&lt;script&gt;" in page
+    assert "tiny &lt;run&gt;" in page
+
+
+def test_what_is_missing_is_said(reported):
+    text, page = reported
+    assert "Not finished:" in text
+    said = " ".join(text.split())
+    for state in ("late/sample (unfinished)", "late/score (not begun)", "mixed/pack (not begun)"):
+        assert state in said
+    assert "<li>late / sample: unfinished</li>" in page
+
+
+def test_a_run_that_has_only_begun(tmp_path, whole):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "recipe.json").write_bytes((whole / "recipe.json").read_bytes())
+    text, path = shown(begun)
+    assert "before/evaluate (not begun)" in " ".join(text.split())
+    ElementTree.fromstring(path.read_text(encoding="utf-8").removeprefix("<!DOCTYPE html>\n"))
+
+
+@pytest.mark.parametrize("gone", ["score", "select", "pack", "train", "evaluate"])
+def test_any_stage_may_be_missing(run_folder, gone):
+    (run_folder / "low" / gone / "manifest.json").unlink()
+    text, _ = shown(run_folder)
+    assert f"low/{gone} (unfinished)" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_terminal_lines_fit(whole, width):
+    text, _ = shown(whole, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+
+
+def test_quiet_prints_nothing(monkeypatch, run_folder):
+    text = io.StringIO()
+    monkeypatch.setattr(console, "out", lambda: Console(file=text))
+    assert report.run(run_folder, run_folder / "report", quiet=True).exists()
+    assert text.getvalue() == ""
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(DataError, match=r"no recipe\.json"):
+        report.run(tmp_path, tmp_path / "report")
+
+
+def test_scores_of_other_rollouts_are_refused(run_folder):
+    rows = [score_row(f"x{i}", completion, classes) for i, (_, _, _, completion, classes, *_) in enumerate(ROLLOUTS)]
+    dataset(run_folder / "low" / "score", "score", {"scores": (SCORE, rows)})
+    with pytest.raises(DataError, match="score them again"):
+        report.run(run_folder, run_folder / "report", quiet=True)

@@ -1,0 +1,263 @@
+"""The show command: what it prints of each kind of folder, with and without colours."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from rich.console import Console
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from dasd_lite import console
+from dasd_lite.chat import Chat
+from dasd_lite.config import RecipeConfig
+from dasd_lite.dataset import Identity, begin
+from dasd_lite.errors import DataError
+from dasd_lite.journal import ShardWriter
+from dasd_lite.records import GRADED, KEPT, REJECTED, ROLLOUT, ROW, SCORE
+from dasd_lite.show import show
+from dasd_lite.text import sentence_ends
+
+TEXT = "<think> Start at 9. Wait, é no. Up 3 is 2.</think>\nAnswer: 2"
+P_TEACHER = [0.99, 0.9, 0.9, 0.2, np.nan, 0.9]
+P_STUDENT = [0.99, 0.85, 0.3, 0.6, 0.5, 0.9]
+
+
+def make_student(folder, template_opener=""):
+    """A tokenizer whose tokens are bytes, and a chat template; no weights are needed to show tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<|end|>", special=True)])
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text("{}")
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|end|>{% endfor %}"
+    template += "{% if add_generation_prompt %}[assistant]" + template_opener + "{% endif %}"
+    (folder / "chat_template.jinja").write_text(template)
+    return Chat(folder)
+
+
+def dataset(folder, stage, **tables):
+    schemas = {name: schema for name, (schema, _) in tables.items()}
+    with ShardWriter(folder, Identity(stage, 1, {}, {}), schemas) as writer:
+        for name, (schema, rows) in tables.items():
+            writer.write(name, pa.RecordBatch.from_pylist(rows, schema=schema))
+        writer.publish({})
+
+
+def rollout(uid, prompt="q1", completion=TEXT, **more):
+    return {
+        "uid": uid,
+        "prompt_uid": prompt,
+        "messages": [{"role": "user", "content": "What does it show?"}],
+        "domain": "dial",
+        "answer": "2",
+        "index": 0,
+        "completion": completion,
+        "finish_reason": "stop",
+        "prefix_bytes": 0,
+        **more,
+    }
+
+
+def example(chat, row, **more):
+    ids, context = chat.example(row["messages"], row["completion"])
+    return {**row, "ids": ids, "num_context_tokens": context, "score": 1.0, "num_sentences": 6, **more}
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    chat = make_student(tmp_path / "student")
+    run = tmp_path / "run"
+    run.mkdir()
+    recipe = RecipeConfig.model_validate(
+        {
+            "out": str(run),
+            "prompts": {"path": "prompts.jsonl"},
+            "student": {"kind": "transformers", "model": str(tmp_path / "student")},
+            "teacher": {"kind": "transformers", "model": "teacher"},
+            "phase": [
+                {"name": "low", "select": {"beta": 0.2}},
+                {"name": "mixed", "source": "mix", "select": {"rule": "all"}},
+            ],
+        }
+    )
+    (run / "recipe.json").write_text(recipe.model_dump_json())
+    low = run / "low"
+    a, b = rollout("aa01"), rollout("bb02", "q2", finish_reason="length")
+    dataset(low / "sample", "sample", rollouts=(ROLLOUT, [a, b]))
+    scores = [
+        {
+            "uid": row["uid"],
+            "sentence_ends": sentence_ends(TEXT),
+            "p_teacher": P_TEACHER,
+            "p_student": P_STUDENT,
+            "ids": [1],
+            "num_context_tokens": 0,
+        }
+        for row in (a, b)
+    ]
+    dataset(low / "score", "score", scores=(SCORE, scores))
+    rejected = [example(chat, b, reason="truncated", value=77.0)]
+    dataset(low / "select", "select", kept=(KEPT, [example(chat, a)]), rejected=(REJECTED, rejected))
+    made = [example(chat, row) for row in (a, rollout("cc03", completion="Plain."))]
+    row = {
+        "ids": np.concatenate([m["ids"] for m in made]),
+        "loss_mask": np.concatenate([np.arange(len(m["ids"])) >= m["num_context_tokens"] for m in made]),
+        "doc_lengths": [len(m["ids"]) for m in made],
+        "uids": ["aa01", "cc03"],
+    }
+    dataset(low / "pack", "pack", rows=(ROW, [row]))
+    (low / "train").mkdir()
+    mixed = rollout("mm04", prefix_bytes=len(b"<think> Start at 9. Wait"))
+    dataset(run / "mixed" / "mix", "mix", rollouts=(ROLLOUT, [mixed]))
+    graded = {**rollout("ee05"), "grade": "wrong", "extracted": "3", "num_tokens": 12}
+    dataset(low / "evaluate", "evaluate", graded=(GRADED, [graded]))
+    return run
+
+
+def shown(monkeypatch, folder, uid=None, *, colour=False, rejected=False, width=100, limit=3):
+    text = io.StringIO()
+    terminal = Console(file=text, width=width, highlight=False, force_terminal=colour, no_color=not colour)
+    monkeypatch.setattr(console, "out", lambda: terminal)
+    show(folder, uid, rejected=rejected, limit=limit)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+SENTENCES = """\
+   p_T  p_S
+= 0.99 0.99 <think>
+= 0.90 0.85 Start at 9.
+T 0.90 0.30 Wait, é no.
+S 0.20 0.60 Up 3 is 2.
+·    – 0.50 </think>↵
+= 0.90 0.90 Answer: 2
+"""
+
+
+@pytest.mark.parametrize("stage", ["sample", "score"])
+def test_sentences_have_letters_and_probabilities(monkeypatch, run_folder, stage):
+    text = shown(monkeypatch, run_folder / "low" / stage)
+    assert text.count(SENTENCES) == 2
+    assert "rollout aa01  prompt q1 · dial · candidate 0 · answer 2\nWhat does it show?\n" in text
+    assert "rollout bb02  truncated  prompt q2 · dial · candidate 0 · answer 2" in text
+    assert "T teacher: p_T − p_S > 0.2 " in text  # the phase's own β
+
+
+def test_sentences_without_scores(monkeypatch, run_folder):
+    (run_folder / "low" / "score" / "manifest.json").unlink()
+    text = shown(monkeypatch, run_folder / "low" / "sample", "aa01")
+    assert "\nStart at 9.\nWait, é no.\n" in text
+    assert "p_T" not in text
+
+
+def test_trained_and_masked_tokens(monkeypatch, run_folder):
+    text = shown(monkeypatch, run_folder / "low" / "select", limit=1)
+    expected = [
+        "░             [user]What does it show?<|end|>[assistant]",
+        "█ = 0.99 0.99 <think>",
+        "█ = 0.90 0.85 Start at 9.",
+        "█ T 0.90 0.30 Wait, é no.",
+        "█ S 0.20 0.60 Up 3 is 2.",
+        "█ ·    – 0.50 </think>↵",
+        "█ = 0.90 0.90 Answer: 2",
+        "█             <|end|>",
+    ]
+    assert "\n".join(expected) in text
+    assert "█ trained" in text
+    assert "░ masked" in text
+
+
+@pytest.mark.parametrize("stage", ["pack", "train"])
+def test_rows_for_training(monkeypatch, run_folder, stage):
+    text = shown(monkeypatch, run_folder / "low" / stage)
+    assert "row 0, rollout aa01  document 1 of 2" in text
+    assert "█ T 0.90 0.30 Wait, é no." in text
+    assert "row 0, rollout cc03  document 2 of 2 · 43 tokens, 7 trained" in text
+    assert "░ [user]What does it show?<|end|>[assistant]\n█ Plain.<|end|>" in text
+    one = shown(monkeypatch, run_folder / "low" / stage, "cc03")
+    assert "aa01" not in one
+
+
+def test_an_opener_in_the_template_is_masked(monkeypatch, run_folder, tmp_path):
+    chat = make_student(tmp_path / "opened", "<think>\n")
+    recipe = json.loads((run_folder / "recipe.json").read_text())
+    recipe["student"]["model"] = str(tmp_path / "opened")
+    (run_folder / "recipe.json").write_text(json.dumps(recipe))
+    text = "<think>\nOne. Two.</think>\nAnswer: 2"
+    row = example(chat, rollout("oo06", completion=text))
+    dataset(run_folder / "low" / "select", "select", kept=(KEPT, [row]))
+    lines = shown(monkeypatch, run_folder / "low" / "select").splitlines()
+    at = lines.index("░ <think>↵")
+    assert lines[at - 1].endswith("[assistant]")
+    assert lines[at + 1 : at + 4] == ["█ One.", "█ Two.", "█ </think>↵"]
+
+
+def test_rejected_with_reason_and_value(monkeypatch, run_folder):
+    text = shown(monkeypatch, run_folder / "low" / "select", rejected=True)
+    assert "rejected: truncated (77)" in text
+    assert "aa01" not in text
+    by_uid = shown(monkeypatch, run_folder / "low" / "select", "bb02")
+    assert "rejected: truncated (77)" in by_uid
+
+
+def test_mixed_rollouts_say_who_wrote(monkeypatch, run_folder):
+    text = shown(monkeypatch, run_folder / "mixed" / "mix")
+    assert "student Start at 9.\nstudent Wait\nteacher , é no.\nteacher Up 3 is 2.\n" in text
+
+
+def test_graded_answers(monkeypatch, run_folder):
+    text = shown(monkeypatch, run_folder / "low" / "evaluate")
+    assert "answer 2 · found 3 · wrong · 12 tokens" in text
+
+
+def test_all_answers_of_a_prompt(monkeypatch, run_folder):
+    assert "rollout bb02" in shown(monkeypatch, run_folder / "low" / "sample", "q2")
+
+
+def test_colours(monkeypatch, run_folder):
+    text = shown(monkeypatch, run_folder / "low" / "select", "aa01", colour=True)
+    assert "\x1b[33mWait, é no." in text
+    assert "\x1b[36mUp 3 is 2." in text
+    assert "\x1b[32m█" in text
+
+
+def test_text_cannot_control_the_terminal(monkeypatch, run_folder):
+    evil = rollout("ev07\x1b[2J", completion="[bold red]\x1b]0;owned\x07 Done.")
+    dataset(run_folder / "low" / "sample", "sample", rollouts=(ROLLOUT, [evil]))
+    (run_folder / "low" / "score" / "manifest.json").unlink()
+    text = shown(monkeypatch, run_folder / "low" / "sample")
+    assert "\x1b" not in text
+    assert "[bold red]␛]0;owned␇ Done." in text
+
+
+def test_long_sentences_stay_in_their_column(monkeypatch, run_folder):
+    text = shown(monkeypatch, run_folder / "low" / "select", "aa01", width=40)
+    assert max(map(len, text.splitlines())) <= 40
+
+
+def test_without_a_recipe_text_is_shown(monkeypatch, run_folder):
+    (run_folder / "recipe.json").unlink()
+    text = shown(monkeypatch, run_folder / "low" / "select")
+    assert "the student's tokenizer is not known" in text
+    assert SENTENCES.splitlines()[1] in text
+
+
+def test_errors(monkeypatch, run_folder, tmp_path):
+    sample = run_folder / "low" / "sample"
+    with pytest.raises(DataError, match=r"no rollout or prompt 'aa0l' in it; the nearest is 'aa01'"):
+        shown(monkeypatch, sample, "aa0l")
+    with pytest.raises(DataError, match=r"show can read .*low/evaluate, .*low/pack"):
+        shown(monkeypatch, run_folder)
+    with pytest.raises(DataError, match="no such folder"):
+        shown(monkeypatch, tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no finished folder"):
+        shown(monkeypatch, tmp_path / "student")
+    with pytest.raises(DataError, match="only a select folder"):
+        shown(monkeypatch, sample, rejected=True)
+    begin(run_folder / "late" / "sample", Identity("sample", 1, {}, {}))
+    with pytest.raises(DataError, match="unfinished"):
+        shown(monkeypatch, run_folder / "late" / "sample")
