@@ -34,7 +34,7 @@ CLASSES = ("shared", "teacher", "student", "none")
 DIFFERENCE_EDGES = np.linspace(-1, 1, 81)
 PLANE_EDGES = np.linspace(0, 1, 41)
 _POSITIONS = 4096  # sentences of an answer that are told apart by position; the classes of all are counted
-_OPENING_ANSWERS = 5_000  # answers whose openings are counted; of more, whole prompts are drawn by hash
+_OPENING_ANSWERS = 5_000  # answers whose sentences are compared; of more, whole prompts are drawn by hash
 _OPENING_KINDS = 300_000  # openings in memory; beyond, those seen once are forgotten
 _NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*")
 
@@ -159,7 +159,7 @@ class PhaseRollouts:
     beta: float
     rollouts: int = 0
     prompts: int = 0
-    varied: float = math.nan  # mean over prompts of distinct completions / candidates
+    varied: float = math.nan  # mean over prompts of distinct sentences / sentences, in all answers to it
     candidates: SentenceTally | None = None
     kept: SentenceTally | None = None
     difference: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(DIFFERENCE_EDGES) - 1, np.int64))
@@ -221,6 +221,7 @@ class _Pass:
         self.found, self.chosen, self.scored, self.total = found, chosen, scored, total
         self.stride = max(total // _OPENING_ANSWERS, 1)
         self.distinct: dict[str, set[int]] = defaultdict(set)
+        self.sentences: Counter[str] = Counter()
         self.candidates: Counter[str] = Counter()
         self.geometric: list[Floats] = [np.empty(0)]
         if scored:
@@ -236,7 +237,7 @@ class _Pass:
         if self.scored:
             wanted = ("uid", "sentence_ends", "p_teacher", "p_student", "teacher_mean_logprob")
             rows = batches(folder / phase.source, "rollouts", columns)
-            pairs = _side_by_side(rows, batches(folder / "score", "scores", wanted))
+            pairs = zip(rows, batches(folder / "score", "scores", wanted), strict=True)
         else:
             columns += ["logprobs", "token_bytes"]
             pairs = ((batch, None) for batch in batches(folder / phase.source, "rollouts", columns))
@@ -249,16 +250,13 @@ class _Pass:
                 bar.advance(batch.num_rows)
         found = self.found
         found.rollouts, found.prompts = self.candidates.total(), len(self.candidates)
-        shares = [len(texts) / self.candidates[prompt] for prompt, texts in self.distinct.items()]
+        shares = [len(texts) / self.sentences[prompt] for prompt, texts in self.distinct.items()]
         found.varied = float(np.mean(shares)) if shares else math.nan
         geometric = np.concatenate(self.geometric)
         found.geometric = geometric[np.isfinite(geometric)]
 
     def _batch(self, batch: pa.RecordBatch, score: pa.RecordBatch | None) -> None:
         prompts, texts = _list(batch, "prompt_uid"), _list(batch, "completion")
-        for prompt, text in zip(prompts, texts, strict=True):
-            self.candidates[prompt] += 1
-            self.distinct[prompt].add(hash(text))
         ends: Sequence[npt.NDArray[np.int64] | None]
         if score is not None:
             ends = _split(score["sentence_ends"])
@@ -267,6 +265,12 @@ class _Pass:
         else:
             ends, teacher = [None] * len(texts), [0] * len(texts)
             self.geometric.append(np.exp(_mean_logprobs(batch)))
+        for prompt, text, edges in zip(prompts, texts, ends, strict=True):
+            self.candidates[prompt] += 1
+            if zlib.crc32(prompt.encode()) % self.stride == 0:  # memory stays flat
+                said = _sentences(text, sentence_ends(text) if edges is None else edges)
+                self.sentences[prompt] += len(said)
+                self.distinct[prompt].update(map(hash, said))
         if self.found.preference is None or self.chosen is None:
             return
         rows = zip(_list(batch, "uid"), prompts, _list(batch, "answer"), texts, ends, teacher, strict=True)
@@ -317,18 +321,6 @@ class _Pass:
             preference.add_openings(_openings(text, ends), tokens, chosen=chosen)
 
 
-def _side_by_side(
-    left: Iterator[pa.RecordBatch], right: Iterator[pa.RecordBatch]
-) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch | None]]:
-    """Yield two tables row beside row; their shards need not end at the same rows."""
-    a, b = next(left, None), next(right, None)
-    while a is not None and b is not None:
-        rows = min(a.num_rows, b.num_rows)
-        yield a.slice(0, rows), b.slice(0, rows)
-        a = a.slice(rows) if a.num_rows > rows else next(left, None)
-        b = b.slice(rows) if b.num_rows > rows else next(right, None)
-
-
 def _column(batch: pa.RecordBatch, name: str) -> Any:
     """Return a column of lists, whose methods the types of pyarrow do not know."""
     return batch[name]
@@ -356,6 +348,11 @@ def _mean_logprobs(batch: pa.RecordBatch) -> Floats:
             if end:
                 means[row] = values.values.to_numpy()[:end].mean(dtype=np.float64)
     return means
+
+
+def _sentences(text: str, ends: npt.NDArray[np.int64]) -> list[bytes]:
+    raw = text.encode()
+    return [raw[start:end].strip() for start, end in zip([0, *ends.tolist()], ends.tolist(), strict=False)]
 
 
 def _openings(text: str, ends: npt.NDArray[np.int64]) -> list[str]:

@@ -171,7 +171,7 @@ def responses(phases: Sequence[PhaseRollouts]) -> Table:
             number(float(kept.mean()), 1) if kept is not None and len(kept) else DASH,
         )
     table.notes.append(
-        "T: sampling temperature. varied: distinct answers ÷ candidates, mean over prompts. p: mean over answers of the"
+        "T: sampling temperature. varied: distinct ÷ all sentences of a prompt's answers. p: mean over answers of the"
         " geometric mean of the teacher's token probabilities (at temperature 1). tokens, kept: mean length of all and"
         " of the kept answers, in the student's tokens."
     )

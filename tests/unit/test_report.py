@@ -273,7 +273,7 @@ def test_selection_and_classes_by_hand(reported):
 def test_rollouts_packing_time_by_hand(reported):
     text, _ = reported
     assert table_rows(text, "Rollouts") == [
-        ["low", "sample", "0.6", "2", "5", "0.75", "0.800", "9.2", "11.0"],  # varied: (3/3 + 1/2) / 2
+        ["low", "sample", "0.6", "2", "5", "0.56", "0.800", "9.2", "11.0"],  # varied: (8/13 + 5/10) / 2
         ["mixed", "mix", "1", "1", "1", "1.00", "0.500", "12.0", "12.0"],
     ]
     assert table_rows(text, "Mixed policy") == [["mixed", "2", "1 (50.0 %)", "100.0 %", "0.0 %", "0.0 %", "50.0 %"]]
