@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+import dasd_lite
 from dasd_lite.chat import Chat
 from dasd_lite.config import PackConfig, SelectConfig
 from dasd_lite.dataset import identify
@@ -26,7 +27,7 @@ from dasd_lite.journal import ShardWriter
 from dasd_lite.records import ROLLOUT, SCORE
 from dasd_lite.stages import pack, select
 
-STUDENT = Path("/tmp/out/student")
+STUDENT = Path(dasd_lite.__file__).parent / "demo" / "student"
 CANDIDATES = 4
 BATCH = 250
 

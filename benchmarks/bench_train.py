@@ -1,6 +1,6 @@
 """Tokens per second of our training loop against TRL's SFTTrainer, on a CPU, on the same packed rows.
 
-    python benchmarks/train_cpu.py [--steps 30] [--repeats 3] [--threads 1]
+    python benchmarks/bench_train.py [--steps 30] [--repeats 3] [--threads 1]
 
 A tiny Qwen3 (155K parameters) and rows of 2,048 tokens full of documents of 60 to 130 tokens. Both
 sides get the same model, rows, micro-batches, AdamW (fused), learning rate and clipping, in float32;
@@ -42,9 +42,14 @@ def main() -> None:
         print(json.dumps((run_ours if args.worker == "ours" else run_trl)(args.data, args.steps)))
         return
     if not (VENV / "ready").exists():
-        subprocess.run(["uv", "venv", "--quiet", "--clear", "--python", sys.executable, str(VENV)], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "uv", "venv", "--quiet", "--clear", "--python", sys.executable, str(VENV)],
+            check=True,
+        )
         python = str(VENV / "bin" / "python")
-        subprocess.run(["uv", "pip", "install", "--quiet", "--python", python, *PACKAGES], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, *PACKAGES], check=True
+        )
         (VENV / "ready").touch()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)

@@ -35,9 +35,9 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
 )
 HEAD = """# Options
 
-Written by `make docs` from `python/dasd_lite/config.py`; not by hand. Any stage table can stand at the top of a recipe,
-for all phases, and any of its keys again in a `[[phase]]`, for that phase: `sample.temperature = 0.6`. Options marked with
-a star change how fast a stage works, not what comes out, and are no part of its fingerprint.
+Written by `make docs` from `python/dasd_lite/config.py`; not by hand. Any stage table can stand at the top of a
+recipe, for all phases, and any of its keys again in a `[[phase]]`, for that phase: `sample.temperature = 0.6`. Options
+marked with a star change how fast a stage works, not what comes out, and are no part of its fingerprint.
 """
 
 

@@ -42,15 +42,15 @@ def model_folder(name: str, *, weights: bool = False) -> Path:
         if not (path / "config.json").exists():
             raise ConfigError(f"model = {name!r}: not a model folder, it has no config.json")
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise ConfigError(f"model = {name!r}: no such folder (and no hub id, which looks like Qwen/Qwen3-4B)")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = [*_TOKENIZER_FILES, *(("*.safetensors", "*.index.json") if weights else ())]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"model = {name!r}: no such folder, and the hub has not given it ({reason})") from error
 
@@ -66,10 +66,14 @@ class Chat:
         path = folder / "tokenizer.json"
         if not path.exists():
             raise ConfigError(f"{folder}: no tokenizer.json; the model needs a fast tokenizer")
-        self._tokenizer = Tokenizer.from_file(str(path))
+        pieces = _read_json(path)
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the package has no kind of its own
+            raise ConfigError(f"{path}: not a tokenizer: {error}") from error
         self._config = _read_json(folder / "tokenizer_config.json")
         self._template = self._read_template()
-        self._pieces = _piece_reader(json.loads(path.read_text(encoding="utf-8")))
+        self._pieces = _piece_reader(pieces)
         self.eos_id = self._find_eos()
         self._check_round_trip()
 
@@ -82,8 +86,9 @@ class Chat:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a turn: the template's, and those that the model's generation config names."""
-        named = _read_json(self.folder / "generation_config.json").get("eos_token_id", [])
-        return tuple(sorted({self.eos_id, *(named if isinstance(named, list) else [named])}))
+        named = _read_json(self.folder / "generation_config.json").get("eos_token_id")
+        ids = named if isinstance(named, list) else [] if named is None else [named]
+        return tuple(sorted({self.eos_id, *ids}))
 
     @cached_property
     def vocab_size(self) -> int:
@@ -140,23 +145,36 @@ class Chat:
 
         The opener's bytes belong to the first token, so the lengths add up to the text's.
         """
-        lengths = np.array([len(self._piece(int(i))) for i in ids], dtype=np.int32)
-        missing = len(text.encode()) - int(lengths.sum())
-        if missing and len(lengths):
-            if missing != len(text) - len(self._after_opener(text)):
-                raise DataError(
-                    f"{self.folder / 'tokenizer.json'}: the tokens of {text[:40]!r} are {lengths.sum()} bytes,"
-                    f" the text is {len(text.encode())}; this tokenizer changes text, so its spans cannot be told"
-                )
-            lengths[0] += missing
+        lengths = np.array([len(self.piece(int(i))) for i in ids], dtype=np.int32)
+        opened = len(text) - len(self._after_opener(text))
+        if len(lengths) and len(text.encode()) - opened != int(lengths.sum()):  # a tokenizer that changes text
+            lengths = self._bytes_by_place(ids, text)
+        lengths[:1] += opened
         return lengths
+
+    def _bytes_by_place(self, ids: npt.NDArray[np.integer[Any]], text: str) -> npt.NDArray[np.int32]:
+        """Return the bytes of each token by where the tokenizer says that it lies in the text.
+
+        So a text is measured that the tokenizer normalises (Qwen's: NFC) and that its tokens spell otherwise. Of a
+        character in several tokens the first has all bytes.
+        """
+        said = self._after_opener(text)
+        encoding = self._tokenizer.encode(said, add_special_tokens=False)
+        if encoding.ids != ids.tolist():
+            raise DataError(
+                f"{self.folder / 'tokenizer.json'}: the tokens given for {text[:40]!r} are not those of this text"
+            )
+        bytes_before = np.cumsum([0, *(len(c.encode()) for c in said)])
+        ends = np.maximum.accumulate(bytes_before[[end for _, end in encoding.offsets]])
+        ends[-1] = bytes_before[-1]
+        return np.diff(ends, prepend=0).astype(np.int32)
 
     def spell(self, ids: Sequence[int]) -> tuple[str, npt.NDArray[np.int32]]:
         """Return the text of sampled ids (opener included, end tokens left out) and each token's bytes of it.
 
         Bytes that are no UTF-8 become U+FFFD, and the lengths are those of the text as returned.
         """
-        pieces = [b"" if i in self.stop_ids else self._piece(i) for i in ids]
+        pieces = [b"" if i in self.stop_ids else self.piece(i) for i in ids]
         edges = np.cumsum([0, *map(len, pieces)])
         raw = b"".join(pieces)
         text, replaced = _decode(raw)
@@ -172,7 +190,8 @@ class Chat:
             return completion
         return completion.removeprefix("<think>").removeprefix(self.opener.removeprefix("<think>"))
 
-    def _piece(self, token_id: int) -> bytes:
+    def piece(self, token_id: int) -> bytes:
+        """Return the bytes that a token spells; an end token spells its own name."""
         try:
             return self._piece_cache[token_id]
         except KeyError:
@@ -257,8 +276,8 @@ class Chat:
     def _check_round_trip(self) -> None:
         """Refuse a tokenizer whose pieces do not spell the text: spans would be wrong without a word."""
         text = "1.5 → é漢🙂\n\tx <think>"
-        found = b"".join(self._piece(int(i)) for i in self.encode(text))
-        if found.strip() != text.encode():
+        found = b"".join(self.piece(int(i)) for i in self.encode(text))
+        if found != text.encode():
             raise ConfigError(
                 f"{self.folder / 'tokenizer.json'}: {text!r} comes back as {found!r}; this kind is not supported"
             )
@@ -266,11 +285,15 @@ class Chat:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: {str(value)[:40]!r} is not an object of keys and values")
     return value
 
 

@@ -77,6 +77,11 @@ def _questions(recipe: RecipeConfig) -> Iterator[str]:
             continue
         if key == "evaluate.prompts" and (without := [p.uid for p in prompts if p.answer is None]):
             yield f"{key}: {path}: {len(without)} questions have no `answer`, the first is {without[0]}"
+    domains = {prompt.domain for prompt in _prompts(recipe)}
+    for phase in recipe.phase if domains else ():
+        for domain in sorted(phase.select.budget.keys() - domains if phase.source == "sample" else ()):
+            found = ", ".join(sorted(domains))
+            yield f"phase {phase.name!r}: select.budget: no prompt is of domain {domain!r}; there are {found}"
     for phase in recipe.phase:
         for path in phase.ingest.paths if phase.source == "ingest" else ():
             if not path.is_file():
@@ -98,7 +103,7 @@ def _models(recipe: RecipeConfig) -> Iterator[str]:
                 out().print(f"note: the environment has no {table.api_key_env}; servers are asked without a key")
             if any(phase.source == "mix" for phase in recipe.phase):
                 yield (
-                    f"teacher: source = 'mix' needs one that goes on with a student's answer, which {table.base_urls[0]}"
+                    f"teacher: source = 'mix' needs one that continues a given answer, which {table.base_urls[0]}"
                     " cannot; run it here (kind = 'vllm' or 'transformers') or leave that phase out"
                 )
             continue
@@ -116,7 +121,10 @@ def _too_long(recipe: RecipeConfig, chat: Chat) -> str:
     for prompt in _prompts(recipe):
         length = len(chat.prompt_ids(prompt.messages))
         if length >= context:
-            return f"prompt {prompt.uid} has {length} tokens, over the context of {chat.folder}, which is {context}"
+            return (
+                f"prompt {prompt.uid} has {length} tokens, over the context of {chat.folder}, which is {context};"
+                " shorten it or leave it out"
+            )
     return ""
 
 
@@ -131,14 +139,13 @@ def _machine(recipe: RecipeConfig) -> Iterator[str]:
     for package, extra in needed.items():
         if importlib.util.find_spec(package) is None:
             yield f"{package} is not installed; it comes with: pip install 'dasd-lite[{extra}]'"
-    if importlib.util.find_spec("torch") is not None:
+    wanting = [phase.name for phase in recipe.phase if phase.train.dtype == "bfloat16"]
+    if wanting and importlib.util.find_spec("torch") is not None:
         import torch
 
         if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
-            wanting = [phase.name for phase in recipe.phase if phase.train.dtype == "bfloat16"]
-            if wanting:
-                name = torch.cuda.get_device_name()
-                yield f"train.dtype = 'bfloat16' in {', '.join(wanting)}, which {name} has not; use 'auto' or 'float16'"
+            name = torch.cuda.get_device_name()
+            yield f"train.dtype = 'bfloat16' in {', '.join(wanting)}, which {name} has not; use 'auto' or 'float16'"
     free, wanted = shutil.disk_usage(_existing(recipe.out)).free, _disk_bytes(recipe)
     if wanted > free:
         yield f"out = {recipe.out}: needs up to {wanted / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free"
@@ -204,19 +211,16 @@ def _trial(recipe: RecipeConfig) -> None:
 
     with tempfile.TemporaryDirectory(prefix="dasd-trial-") as folder:
         phases = [_small(phase) for phase in recipe.phase if phase.source != "mix"]
-        small = recipe.model_copy(
-            update={
-                "out": Path(folder),
-                "prompts": recipe.prompts.model_copy(update={"limit": TRIAL_PROMPTS}),
-                "phase": phases,
-            }
-        )
+        limit = min(recipe.prompts.limit or TRIAL_PROMPTS, TRIAL_PROMPTS)
+        prompts = recipe.prompts.model_copy(update={"limit": limit})
+        small = recipe.model_copy(update={"out": Path(folder), "prompts": prompts, "phase": phases})
         recipes.run(small, announce=lambda step, done: out().print(f"trial: {step.name}") if done else None)
 
 
 def _small(phase: Phase) -> Phase:
     return phase.model_copy(
         update={
+            "ingest": phase.ingest.model_copy(update={"limit": TRIAL_PROMPTS}),
             "train": phase.train.model_copy(update={"epochs": 1e-9}),  # one step
             "evaluate": phase.evaluate.model_copy(update={"limit": TRIAL_PROMPTS, "num_samples": 1}),
         }

@@ -7,6 +7,7 @@ so `--help` is instant.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,9 +191,13 @@ def _quoted(recipe: Path, overrides: tuple[str, ...]) -> str:
 
 def main() -> None:
     """Run the command line, and turn what users can mend into one line each and exit code 2."""
+    # Threads that wait must sleep: where another process wants the cores, spinning ones make small models
+    # several times slower. OpenMP reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=False)
-    except click.exceptions.Abort:
+    except click.exceptions.Abort:  # what click makes of Ctrl-C
+        click.echo("dasd-lite: stopped; the same command goes on from here", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
@@ -201,6 +206,3 @@ def main() -> None:
         for line in str(error).splitlines():
             click.echo(f"dasd-lite: {line}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        click.echo("dasd-lite: stopped; the same command goes on from here", err=True)
-        sys.exit(130)

@@ -23,12 +23,20 @@ Probability = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+FilePath = Annotated[Path, Field(strict=False)]  # TOML has no paths, so a text is one
 
 
 class Table(BaseModel):
-    """A table of the recipe: frozen, and an unknown key is an error."""
+    """A table of the recipe: frozen, and an unknown key or a value of another type is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
 
 
 def semantic(table: BaseModel) -> dict[str, Any]:
@@ -102,7 +110,7 @@ Student = Annotated[TransformersModel | VllmModel, Field(discriminator="kind")]
 class PromptsConfig(Table):
     """The questions to distil on."""
 
-    path: Path | None = None
+    path: FilePath | None = None
     """JSONL or Parquet with `prompt` or `messages`, and if you have them `uid`, `answer`, `domain`; sample needs it."""
     limit: PositiveInt | None = None
     """Take only the first so many."""
@@ -128,8 +136,10 @@ class SampleConfig(Table):
 class IngestConfig(Table):
     """Answers that exist already, in place of a teacher."""
 
-    paths: list[Path] = []
+    paths: list[FilePath] = []
     """JSONL or Parquet with `input`/`output` or `messages`; `uid`, `domain`, `answer`, `finish_reason` are kept."""
+    limit: PositiveInt | None = None
+    """Take only the first so many of all files."""
 
 
 class ScoreConfig(Table):
@@ -168,7 +178,7 @@ class SelectConfig(Table):
 class PackConfig(Table):
     """How rollouts become rows."""
 
-    seq_len: PositiveInt = 65536
+    seq_len: Annotated[PositiveInt, Field(lt=1 << 32)] = 65536
     """Tokens in one row."""
     method: Literal["best_fit", "in_order"] = "best_fit"
     """best_fit: fewest rows; in_order: rows filled in the order of the data."""
@@ -253,7 +263,7 @@ class MixConfig(Table):
 class EvaluateConfig(Table):
     """Accuracy on questions with answers (paper section 7)."""
 
-    prompts: Path | None = None
+    prompts: FilePath | None = None
     """JSONL or Parquet with `prompt` and `answer`; none: nothing is evaluated."""
     limit: PositiveInt | None = None
     """Take only the first so many."""
@@ -291,7 +301,16 @@ class Phase(Table):
             )
         if self.source == "ingest" and not self.ingest.paths:
             raise ValueError("source = 'ingest' needs ingest.paths, a list of files")
+        if self.select.max_tokens is not None and self.select.max_tokens > self.pack.seq_len:
+            raise ValueError(
+                f"select.max_tokens = {self.select.max_tokens} lets answers through that are longer than a row,"
+                f" pack.seq_len = {self.pack.seq_len}"
+            )
         return self
+
+
+# Folders of a run that are no phase's, and tables that an override like select.keep=2 begins with.
+_RESERVED = ("base", "report", "seed", "out", "prompts", "student", "teacher", "phase", *Phase.model_fields)
 
 
 class RecipeConfig(Table):
@@ -299,7 +318,7 @@ class RecipeConfig(Table):
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything that is drawn."""
-    out: Path
+    out: FilePath
     """Folder that the run's results go to."""
     prompts: PromptsConfig = PromptsConfig()
     student: Student
@@ -312,6 +331,8 @@ class RecipeConfig(Table):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"phase name {name!r} is used {names.count(name)} times; each needs its own")
+            if name in _RESERVED:
+                raise ValueError(f"phase name {name!r} means something else already; call it differently")
         for i, phase in enumerate(self.phase):
             if phase.source != "ingest" and self.teacher is None:
                 raise ValueError(f"phase {phase.name!r} asks a teacher, but there is no [teacher] table")

@@ -34,6 +34,7 @@ from dasd_lite.records import digest
 
 SCHEMA_VERSION = 1
 PACKAGES = ("dasd-lite", "numpy", "pyarrow", "tokenizers", "torch", "transformers", "peft", "bitsandbytes", "vllm")
+_SQLITE_NEEDS = 64 << 10  # bytes; with less SQLite often says "disk I/O error" and not that the disk is full
 _HASH_WHOLE = 64 << 20  # bytes; of larger files (weights) the size and both ends are hashed
 
 
@@ -81,7 +82,7 @@ def fingerprint(path: Path) -> str:
     if path.is_file():
         return _hash_file(path)
     if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder")
+        raise DataError(f"{path}: no such file or folder; if a stage writes it, run its stage first")
     names = [p for p in sorted(path.iterdir()) if p.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt")]
     return digest([(p.name, _hash_file(p)) for p in names if p.name != "README.txt"])
 
@@ -164,7 +165,10 @@ def read(folder: Path, table: str, columns: Sequence[str] | None = None) -> pa.T
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process; a second process is refused with the first one's pid."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise DataError(f"out = {folder}: cannot be a folder ({error.strerror}); name another") from None
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,18 +190,26 @@ def disk_errors(folder: Path) -> Iterator[None]:
         yield
     except (OSError, sqlite3.OperationalError, pa.ArrowException) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if full or "is full" in str(error) or "No space left" in str(error):
+        full = full or "is full" in str(error) or "No space left" in str(error)
+        if full or (isinstance(error, sqlite3.OperationalError) and _free(folder) < _SQLITE_NEEDS):
             raise DataError(
                 f"{folder}: no space left on the device; what is committed stays; free some and run the same again"
             ) from error
         raise
 
 
+def _free(folder: Path) -> int:
+    """Return the bytes that are free where `folder` is or is to be."""
+    while not folder.exists():
+        folder = folder.absolute().parent
+    return shutil.disk_usage(folder).free
+
+
 def is_finished(folder: Path, identity: Identity, *, force: bool = False) -> bool:
     """Tell whether `folder` already holds `identity`, finished.
 
-    A folder that holds something else, finished or not, is refused with the names of what differs;
-    with `force` it is removed.
+    A folder that holds something else is refused with the names of what differs; with `force` it is removed.
+    So is without it an unfinished one that holds no work worth going on with.
     """
     state = next((p for p in (folder / "manifest.json", folder / "unfinished.json") if p.exists()), None)
     if state is None:
@@ -210,11 +222,16 @@ def is_finished(folder: Path, identity: Identity, *, force: bool = False) -> boo
     found = json.loads(state.read_text(encoding="utf-8"))
     if found["fingerprint"] == identity.fingerprint:
         return state.name == "manifest.json"
-    if not force:
+    if not force and (state.name == "manifest.json" or _has_progress(folder)):
         names = "; ".join(identity.differences(found)) or f"it was made by {found['stage']}"
         raise CheckpointError(f"{folder}: made with another configuration ({names}); use another out folder or --force")
     clear(folder)
     return False
+
+
+def _has_progress(folder: Path) -> bool:
+    """Tell whether an unfinished folder holds a journal or checkpoints; a short stage's starts afresh anyway."""
+    return any(path.is_dir() or path.name == "journal.sqlite" for path in folder.iterdir())
 
 
 def clear(folder: Path) -> None:

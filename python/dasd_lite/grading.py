@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-_MARKED = re.compile(r"(?:final answer|answer)\s*(?:is|:|=)\s*\**\s*(.+)", re.IGNORECASE)
+_MARKED = re.compile(r"answer\**(?:\s*(?:\bis\b|:|=))+\s*\**\s*(.+)", re.IGNORECASE)
+_MAX_EXPONENT = 4  # digits: 1e9999 is a number, 1e999999999 is a gigabyte
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ def grade(completion: str, answer: str) -> Grade:
 
 def extract(completion: str) -> str | None:
     """Return the answer that a completion states behind its thinking, or None."""
-    said = completion.rpartition("</think>")[2]
+    _, closed, said = completion.rpartition("</think>")
+    if not closed and "<think>" in said:
+        return None  # still thinking where it was cut off
     boxed = _last_boxed(said)
     if boxed is not None:
         return boxed.strip()
@@ -66,6 +69,8 @@ def _same(found: str, answer: str) -> bool:
 def _number(text: str) -> Fraction | None:
     plain = re.sub(r"\\d?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text.strip().strip("$"))
     plain = plain.replace(",", "").replace(" ", "").removesuffix("%")
+    if len(plain.lower().partition("e")[2].lstrip("+-")) > _MAX_EXPONENT:
+        return None
     try:
         return Fraction(plain)
     except (ValueError, ZeroDivisionError):

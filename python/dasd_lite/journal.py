@@ -148,7 +148,8 @@ class Journal(FolderWriter):
         for path in folder.glob(f"{table}-*"):  # written, but its record did not come to be: still in SQLite
             if path.suffix == ".tmp" or int(path.stem.rsplit("-", 1)[1]) not in self._recorded:
                 path.unlink()
-        self._seal()
+        with disk_errors(folder):
+            self._seal()
 
     def done(self) -> set[int]:
         """Return the positions of the items that are committed."""
@@ -183,8 +184,9 @@ class Journal(FolderWriter):
             for position, row in items:
                 waiting[position] = row
                 if time.monotonic() - last >= every:
-                    self.commit(waiting)
-                    waiting, last = {}, time.monotonic()
+                    ready, waiting = waiting, {}  # a commit that fails after its transaction must not come again
+                    self.commit(ready)
+                    last = time.monotonic()
         finally:
             if waiting:
                 self.commit(waiting)

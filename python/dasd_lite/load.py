@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -43,10 +43,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeConfig:
         raise ConfigError(f"{path}: not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
+    if not isinstance(phases := raw.get("phase", []), list) or not all(isinstance(p, dict) for p in phases):
+        line = key_lines(text).get(("phase",), key_lines(text).get(("phase", 0), 1))
+        raise ConfigError(f"{path}:{line}: phase: write each phase as a [[phase]] table")
     for override in overrides:
         _apply(raw, override)
     faults: list[str] = []
-    names = [str(p.get("name")) for p in raw.get("phase", []) if isinstance(p, dict)]
+    names = [str(phase.get("name")) for phase in phases]
     where = _Where(path, key_lines(text), overrides, names)
     recipe = _resolve(raw, where, faults)
     if faults or recipe is None:
@@ -57,9 +60,6 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeConfig:
 def _resolve(raw: dict[str, Any], where: _Where, faults: list[str]) -> RecipeConfig | None:
     """Validate every table once as written, then the phases with the tables laid under them."""
     phases = raw.get("phase", [])
-    if not isinstance(phases, list) or not all(isinstance(p, dict) for p in phases):
-        faults.append(f"{where(('phase',))}: write each phase as a [[phase]] table")
-        return None
     base = {name: raw[name] for name in STAGE_TABLES if name in raw}
     for name, table in base.items():
         _validate(Phase.model_fields[name].annotation, table, (name,), where, faults)
@@ -94,6 +94,12 @@ def _describe(fault: Mapping[str, Any], location: Location, where: _Where) -> st
         return f"{where(keys)}: {name}: unknown key; {hint}"
     if fault["type"] == "missing":
         return f"{where(keys[:-1])}: {name} is missing; {_doc(keys)}"
+    if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{where(keys)}: {name} = {fault['input']!r}: should be a table of keys and values"
+    if fault["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        kind = fault["input"].get("kind")
+        found = f"{name}.kind is missing" if kind is None else f"{name}.kind = {kind!r}"
+        return f"{where((*keys, 'kind'))}: {found}: should be one of {_kinds_of(keys)}"
     message = str(fault["msg"]).removeprefix("Value error, ").replace("Input should", "should")
     if isinstance(fault["input"], Mapping) or not keys:
         return f"{where(keys)}: {name + ': ' if name else ''}{message}"
@@ -129,6 +135,12 @@ def _tables_in(field: Any) -> list[type[BaseModel]]:
             found.append(kind)
         waiting += getattr(kind, "__args__", ())
     return found
+
+
+def _kinds_of(keys: Location) -> str:
+    """Return the values that `kind` can have in the table at `keys`."""
+    kinds = {kind for model in _tables_at(keys) for kind in get_args(model.model_fields["kind"].annotation)}
+    return ", ".join(map(repr, sorted(kinds)))
 
 
 def _doc(keys: Location) -> str:
@@ -172,7 +184,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     """Set one `table.key=value` in the raw tables."""
     name, sign, value = override.partition("=")
     keys = name.strip().split(".")
-    if not sign or not all(keys):
+    if not sign or not all(keys) or keys == ["phase"]:
         raise ConfigError(f"{override!r}: an override looks like select.keep=2")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
@@ -215,6 +227,9 @@ class _Where:
         bare = _without_phase(keys)
         named = (self._names[int(keys[1])], *bare) if bare != keys else keys
         if bare in self._overridden or named in self._overridden:
+            return "command line"
+        unwritten = keys not in self._lines and bare not in self._lines
+        if unwritten and any(key[: len(named)] == named or key[: len(bare)] == bare for key in self._overridden):
             return "command line"
         for candidate in (keys, bare):
             for end in range(len(candidate), 0, -1):
@@ -270,8 +285,11 @@ def _place_paths(recipe: RecipeConfig, folder: Path) -> RecipeConfig:
         return folder / path if not path.is_absolute() and (folder / path).exists() else path
 
     def model(table: Any) -> Any:
-        named = table is not None and table.model.startswith(("demo:", "./", "../"))
-        return table.model_copy(update={"model": str(placed(Path(table.model)))}) if named else table
+        if table is None or not table.model.startswith(("demo:", "./", "../")):
+            return table
+        path = placed(Path(table.model))
+        found = path.exists() or table.model.startswith("demo:")
+        return table.model_copy(update={"model": str(path)}) if found else table
 
     prompts = recipe.prompts.model_copy(update={"path": placed(recipe.prompts.path) if recipe.prompts.path else None})
     phases = []

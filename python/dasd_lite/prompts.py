@@ -7,6 +7,7 @@ read whole or the reading stops with the file, the line and what is wrong; none 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,27 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise DataError(f"{where}: not UTF-8: byte 0x{bad:02x} at column {error.start + 1}") from error
             except json.JSONDecodeError as error:
                 raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+            if b"\\ud" in line.lower() and (character := _surrogate(row)):
+                raise DataError(f"{where}: not UTF-8: half a character, \\u{ord(character):04x}, without the other")
             if not isinstance(row, dict):
                 raise DataError(f'{where}: {str(row)[:40]!r} is not an object; a line should look like {{"prompt": …}}')
             yield where, row
+
+
+def _surrogate(row: Any) -> str:
+    """Return the first half of a surrogate pair that a row has alone, or nothing."""
+    found = re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False))
+    return found.group() if found else ""
+
+
+def _first_bad(batch: pa.RecordBatch) -> int:
+    """Return the first row of a batch that holds text that is none."""
+    for row in range(batch.num_rows):
+        try:
+            batch.slice(row, 1).to_pylist()
+        except UnicodeDecodeError:
+            return row
+    return 0
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -109,7 +128,11 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
+                try:
+                    rows = batch.to_pylist()
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path} row {number + _first_bad(batch)}: not UTF-8: {error.reason}") from error
+                for row in rows:
                     yield f"{path} row {number}", row
                     number += 1
     except pa.ArrowInvalid as error:

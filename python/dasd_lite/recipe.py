@@ -98,7 +98,7 @@ def _phase_steps(recipe: RecipeConfig, phase: Phase, model: Path, kept: Path | N
         student=recipe.student.model,
         config=phase.select,
         max_tokens=phase.pack.seq_len,
-        mask_prefix=phase.mix.mask_prefix,
+        mask_prefix=phase.source == "mix" and phase.mix.mask_prefix,
         seed=seed,
     )
     yield step("pack", selected=folder / "select", replay=kept, config=phase.pack, seed=seed)

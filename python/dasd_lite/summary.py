@@ -14,6 +14,8 @@ from typing import Any
 def summary(folder: Path, manifest: dict[str, Any]) -> str:
     """Say what a stage made, in one line."""
     counts, timing = manifest["counts"], _timing(folder)
+    if manifest["stage"] == "mix":  # the student's part is a folder of its own
+        timing["seconds"] += _timing(folder / "student").get("seconds", 0)
     parts = _PARTS[manifest["stage"]](counts, timing)
     return ", ".join([*parts, f"{timing.get('seconds', 0):.1f} s"])
 

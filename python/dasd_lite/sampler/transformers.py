@@ -49,6 +49,8 @@ class TransformersSampler:
 
     def complete(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
         """Sample every request once; raises DataError for a prompt that leaves no room in the context."""
+        for request in {(id(r.messages), r.prefix): r for r in requests}.values():
+            self._prompt_ids(request)  # all of them first: none is refused after hours of sampling
         size = self._config.batch_size
         for start in range(0, len(requests), size * _WINDOW):
             window = [(r, self._prompt_ids(r)) for r in requests[start : start + size * _WINDOW]]
@@ -61,7 +63,7 @@ class TransformersSampler:
         if len(ids) >= self._context:
             raise DataError(
                 f"prompt {request.messages[-1]['content'][:40]!r}: {len(ids)} tokens,"
-                f" over the context of {self._config.model}, which is {self._context}"
+                f" over the context of {self._config.model}, which is {self._context}; shorten it or leave it out"
             )
         return ids
 

@@ -15,7 +15,7 @@ import numpy as np
 from dasd_lite.config import EvaluateConfig, Student, semantic
 from dasd_lite.dataset import identify, is_finished, read_manifest
 from dasd_lite.errors import DataError
-from dasd_lite.grading import grade
+from dasd_lite.grading import Grade, grade
 from dasd_lite.journal import Journal
 from dasd_lite.prompts import read_prompts
 from dasd_lite.records import GRADED, Prompt, derive_seed, digest
@@ -38,7 +38,8 @@ def run(
     """Evaluate the weights in `model`, run as `student` says, into `out`; returns its manifest."""
     if config.prompts is None:
         raise DataError("evaluate.prompts is not set; name a file of questions with answers")
-    options = {k: v for k, v in semantic(config).items() if k != "prompts"} | {"seed": seed, "system": system}
+    options = {k: v for k, v in semantic(config).items() if k != "prompts"}
+    options |= {"seed": seed, "system": system, "dtype": student.dtype}
     identity = identify("evaluate", VERSION, options, {"prompts": config.prompts, "model": model})
     if is_finished(out, identity, force=force):
         return read_manifest(out)
@@ -67,7 +68,8 @@ def run(
 
 
 def _graded(completion: Completion, question: Prompt, index: int, fingerprint: str) -> dict[str, Any]:
-    verdict = grade(completion.text, question.answer or "")
+    cut_off = completion.finish_reason == "length"  # what it says last may be half a number
+    verdict = Grade("unparseable", None) if cut_off else grade(completion.text, question.answer or "")
     return {
         **question.columns(),
         "uid": digest(fingerprint, question.uid, index)[:16],

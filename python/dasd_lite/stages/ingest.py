@@ -7,6 +7,7 @@ writes the same rollouts as sample, without log-probabilities where the rows hav
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def run(config: IngestConfig, out: Path, *, system: str | None = None, force: bo
         progress(f"{out.parent.name}: ingest", len(config.paths), "files") as bar,
     ):
         for path in config.paths:
-            for where, row in read_rows(path):
+            for where, row in islice(read_rows(path), None if config.limit is None else config.limit - len(seen)):
                 rollout = _to_rollout(row, where, system, candidates)
                 if rollout["uid"] in seen:
                     raise DataError(f"{where}: the answer of {seen[rollout['uid']]} again (uid {rollout['uid']!r})")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dasd_lite.chat import model_folder
+from dasd_lite.chat import Chat, model_folder
 from dasd_lite.config import MixConfig, Student, Teacher, semantic
 from dasd_lite.dataset import Identity, batches, begin, identify, is_finished, read_manifest
 from dasd_lite.errors import DataError
@@ -48,14 +48,17 @@ def run(
     """
     source = digest(semantic(teacher)) if teacher.kind == "endpoint" else model_folder(teacher.model, weights=True)
     inputs = {"selected": selected, "model": model, "teacher": source}
-    identity = identify("mix", VERSION, {**semantic(config), "seed": seed}, inputs)
+    options = {**semantic(config), "seed": seed, "dtype": student.dtype}
+    identity = identify("mix", VERSION, options, inputs)
     if is_finished(out, identity, force=force):
         return read_manifest(out)
     begin(out, identity, config)
     questions = _questions(selected, config, seed)
     started = _student_answers(questions, model, student, config, out / "student", identity, seed, out.parent.name)
     cut = [_cut_off(row, seed) for row in started if row["finish_reason"] == "length"]
-    counts = {"prompts": len(questions), "cut_off": len(cut), "rollouts": len(cut)}
+    num_cut = len(cut)
+    cut = cut if isinstance(source, str) else _with_room(cut, Chat(source))
+    counts = {"prompts": len(questions), "cut_off": num_cut, "over_context": num_cut - len(cut), "rollouts": len(cut)}
     if not cut:
         raise DataError(
             f"{out}: none of {len(questions)} student answers was cut off at {config.cap} × the teacher's length,"
@@ -139,6 +142,11 @@ def _student_answers(
             timing = collect(journal, request, row, lambda: open_sampler(student, model), params, label)
             journal.publish({"prompts": len(questions)}, **timing)
     return [row for batch in batches(folder, "rollouts", columns) for row in batch.to_pylist()]
+
+
+def _with_room(cut: list[tuple[dict[str, Any], str]], teacher: Chat) -> list[tuple[dict[str, Any], str]]:
+    """Leave out those whose question and prefix fill the teacher's context."""
+    return [pair for pair in cut if len(teacher.prompt_ids(pair[0]["messages"], pair[1])) < teacher.context]
 
 
 def _cut_off(row: dict[str, Any], seed: int) -> tuple[dict[str, Any], str]:

@@ -49,7 +49,7 @@ def run(
         sources.append((replay, _drawn(num_rows(replay, "kept"), round(config.replay * own), seed)))
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=out.parent) as flat, disk_errors(out):
+    with disk_errors(out), tempfile.TemporaryFile(dir=out.parent) as flat:
         uids, lengths, contexts = _flatten(sources, flat)
         _check(uids, lengths, contexts, selected)
         plan = pack_rows(lengths, config.seq_len, method=config.method)
@@ -102,7 +102,7 @@ def _check(uids: list[str], lengths: npt.NDArray[np.int64], contexts: npt.NDArra
     if len(empty):
         raise DataError(
             f"{selected}: {len(empty)} rollouts have no token to learn, the first is {uids[empty[0]]}:"
-            f" {lengths[empty[0]]} tokens, {contexts[empty[0]]} of them its prompt"
+            f" {lengths[empty[0]]} tokens, {contexts[empty[0]]} of them its prompt; leave it out of the data"
         )
 
 

@@ -31,6 +31,8 @@ def run(
     questions = read_prompts(prompts.path, limit=prompts.limit, system=prompts.system)
     source = semantic(teacher) if teacher.kind == "endpoint" else model_folder(teacher.model, weights=True)
     options = {**semantic(config), "seed": seed, "limit": prompts.limit, "system": prompts.system}
+    if teacher.kind != "endpoint":
+        options["dtype"] = teacher.dtype
     inputs = {"prompts": prompts.path, "teacher": source if isinstance(source, Path) else digest(source)}
     identity = identify("sample", VERSION, options, inputs)
     if is_finished(out, identity, force=force):

@@ -23,7 +23,6 @@ from dasd_lite.divergence import sentence_logprobs
 from dasd_lite.errors import DataError
 from dasd_lite.journal import Journal
 from dasd_lite.records import SCORE
-from dasd_lite.student import load_model, target_logprobs
 from dasd_lite.text import sentence_ends
 
 VERSION = 1
@@ -44,6 +43,8 @@ def run(rollouts: Path, student: Student, config: ScoreConfig, out: Path, *, for
         timing: dict[str, float] = {}
         if len(done) < total:
             tokens = 0
+            from dasd_lite.student import load_model
+
             chat = Chat(folder)
             model = load_model(folder, dtype=student.dtype, trust_remote_code=student.trust_remote_code)
             pending = _tokenized(rollouts, chat, done)
@@ -78,7 +79,8 @@ def _tokenized(rollouts: Path, chat: Chat, done: set[int]) -> Iterator[dict[str,
                     " sample it from a teacher that returns them, or use select.rule = 'random' or 'all'"
                 )
             ids, num_context = chat.example(item["messages"], item["completion"])
-            yield {**item, "position": position + row, "ids": ids, "num_context": num_context}
+            where = f"{rollouts}: rollout {item['uid']}"
+            yield {**item, "where": where, "position": position + row, "ids": ids, "num_context": num_context}
         position += batch.num_rows
 
 
@@ -99,18 +101,20 @@ def _groups(items: Iterator[dict[str, Any]], batch_tokens: int) -> Iterator[list
 def _score(
     model: Any, chat: Chat, group: list[dict[str, Any]], chunk_tokens: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
+    from dasd_lite.student import target_logprobs
+
     ids = np.concatenate([item["ids"] for item in group])
     lengths = np.array([len(item["ids"]) for item in group])
     logprobs = target_logprobs(model, ids, lengths, chunk_tokens=chunk_tokens)
     for item, scored in zip(group, np.split(logprobs, np.cumsum(lengths)[:-1]), strict=True):
         ends = sentence_ends(item["completion"])
         target = scored[item["num_context"] : -1]  # without the end token
-        student_bytes = chat.token_bytes(item["ids"][item["num_context"] : -1], item["completion"])
         try:
+            student_bytes = chat.token_bytes(item["ids"][item["num_context"] : -1], item["completion"])
             teacher_mean, teacher_all = _means(*_without_end(item["logprobs"], item["token_bytes"]), ends)
             student_mean, student_all = _means(target, student_bytes, ends)
         except DataError as error:
-            raise DataError(f"rollout {item['uid']}: {error}") from error
+            raise DataError(f"{item['where']}: {error}") from error
         yield (
             item["position"],
             {

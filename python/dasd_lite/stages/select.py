@@ -23,8 +23,8 @@ import pyarrow as pa
 from dasd_lite import divergence
 from dasd_lite.chat import Chat, Ids, model_folder
 from dasd_lite.config import SelectConfig, semantic
-from dasd_lite.console import progress
-from dasd_lite.dataset import batches, identify, is_finished, num_rows, read_manifest
+from dasd_lite.console import err, progress
+from dasd_lite.dataset import batches, fingerprint, identify, is_finished, num_rows, read_manifest
 from dasd_lite.errors import DataError
 from dasd_lite.journal import ShardWriter
 from dasd_lite.records import KEPT, REJECTED, derive_seed
@@ -73,6 +73,8 @@ def run(
     inputs: dict[str, Path | str] = {"rollouts": rollouts, "tokenizer": chat.fingerprint}
     if config.rule in SCORED_RULES and scores is None:
         raise DataError(f"select.rule = {config.rule!r} needs scores; run score first, or use 'random' or 'all'")
+    if scores is not None and read_manifest(scores)["inputs"]["rollouts"] != fingerprint(rollouts):
+        raise DataError(f"{scores}: made of other rollouts than {rollouts}; score them again")
     identity = identify("select", VERSION, options, inputs | ({"scores": scores} if scores else {}))
     if is_finished(out, identity, force=force):
         return read_manifest(out)
@@ -81,7 +83,8 @@ def run(
     candidates = _Candidates()
     with progress(f"{out.parent.name}: select", 2 * total, "rollouts") as bar:
         for batch, examples in _read(rollouts, scores, chat, mask_prefix, bar):
-            _measure(candidates, batch, examples, config, limit)
+            _measure(candidates, batch, examples, config, limit, chat.stop_ids)
+        _name_unknown_domains(candidates, config)
         score = _rank(candidates, config, seed)
         reasons = Counter(reason for reason in candidates.reason if reason)
         if len(candidates.reason) == sum(reasons.values()):
@@ -140,7 +143,12 @@ def _from_score(score: pa.RecordBatch, row: int) -> _Example:
 
 
 def _measure(
-    candidates: _Candidates, batch: pa.RecordBatch, examples: list[_Example], config: SelectConfig, limit: int
+    candidates: _Candidates,
+    batch: pa.RecordBatch,
+    examples: list[_Example],
+    config: SelectConfig,
+    limit: int,
+    stop_ids: tuple[int, ...],
 ) -> None:
     """Note each rollout's numbers, and the first filter that it fails."""
     offsets = np.cumsum([0, *(len(e.ids) for e in examples)], dtype=np.int64)
@@ -153,6 +161,7 @@ def _measure(
         checks = (  # in this order; the first that holds is the reason
             ("truncated", batch["finish_reason"][row].as_py() == "length", num_ids),
             ("structure", config.require_think and not has_structure(text), text.count("</think>")),
+            ("end token inside", bool(early := np.isin(example.ids[example.num_context : -1], stop_ids).sum()), early),
             ("function call", bool(_CALLS.search(text)), len(_CALLS.findall(text))),
             ("too long", num_ids > limit, num_ids),
             ("repeated lines", duplicate_lines[row] > config.max_duplicate_lines, duplicate_lines[row]),
@@ -168,6 +177,12 @@ def _measure(
     uids = batch["prompt_uid"].to_pylist()
     candidates.domain += batch["domain"].to_pylist()
     candidates.prompt += uids
+
+
+def _name_unknown_domains(candidates: _Candidates, config: SelectConfig) -> None:
+    found = sorted(set(candidates.domain))
+    for domain in config.budget.keys() - set(found):
+        err().print(f"note: select.budget: no rollout is of domain {domain!r}; there are {', '.join(found)}")
 
 
 def has_structure(text: str) -> bool:

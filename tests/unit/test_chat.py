@@ -1,0 +1,381 @@
+"""Ids and bytes: text comes back as it went in, and a training example is what the model's own template writes."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from dasd_lite.chat import Chat, model_folder
+from dasd_lite.errors import ConfigError, DataError
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+THINKING = CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+CORPUS = [
+    "The dial shows 7.\n\nSo up 3 is 0. ",
+    "<think> Start at 9. Wait, no. </think>\nAnswer: 5",
+    "é漢字🙂 naïve",
+] * 9
+SPECIAL = ("<|im_start|>", "<|im_end|>", "<pad>")
+NASTY = [
+    "",
+    " ",
+    "plain text.",
+    "  leading and trailing  ",
+    "é e\u0301 ñ n\u0303 Å A\u030a",
+    "漢字かな交じり文。",
+    "🙂👨‍👩‍👧‍👦🏳️‍🌈",
+    "a\r\nb\rc\n\n\td",
+    "\u2028\u00a0\u3000\ufeff",
+    "\x00\x01\x7f",
+    "ﬁ ² Ⅷ",
+    "עברית العربية हिन्दी",
+    "x" * 500,
+    "\ufffd",
+]
+QUESTION = ({"role": "user", "content": "What does it show?\n漢🙂"},)
+ANSWERS = [answer for answer in NASTY if answer.strip()] + ["<think> Up 3. </think>\nAnswer: 5"]
+
+
+def write_model(folder, *, template=CHATML, tokenizer=None, config=None, generation=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 64}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", **(config or {})}))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    (tokenizer or byte_level()).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def byte_level(normalizer=None):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(SPECIAL),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>", special=False)])
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    return tokenizer
+
+
+def sentencepiece():
+    """As Gemma's: a space is ▁, and bytes stand in for characters that are unknown."""
+    vocab = {token: i for i, token in enumerate([*SPECIAL, "<unk>", *(f"<0x{b:02X}>" for b in range(256))])}
+    for letter in "▁abcdefghijklmnopqrstuvwxyzTAWS.:0123456789\n":
+        vocab[letter] = len(vocab)
+    merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "a")]
+    for pair in merges:
+        vocab["".join(pair)] = len(vocab)
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory, demo):
+    base = tmp_path_factory.mktemp("models")
+    return {
+        "teacher": Chat(demo / "teacher"),
+        "student": Chat(demo / "student"),
+        "byte level": Chat(write_model(base / "bytes")),
+        "sentencepiece": Chat(write_model(base / "pieces", tokenizer=sentencepiece())),
+        "opens think": Chat(write_model(base / "opens", template=THINKING)),
+        "normalises": Chat(write_model(base / "nfc", tokenizer=byte_level(normalizers.NFC()))),
+    }
+
+
+FAITHFUL = ("teacher", "student", "byte level", "sentencepiece")
+ALL = (*FAITHFUL, "opens think", "normalises")
+anything = st.text(st.characters(codec="utf-8"), max_size=40)
+
+
+# --- text → ids → text ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAITHFUL)
+@pytest.mark.parametrize("text", NASTY)
+def test_text_comes_back_from_its_ids(chats, name, text):
+    chat = chats[name]
+    ids = chat.encode(text)
+    found, lengths = chat.spell(ids.tolist())
+    assert found == text
+    assert lengths.sum() == len(text.encode())
+    assert lengths.tolist() == chat.token_bytes(ids, text).tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=anything | st.text(st.sampled_from("a \n\r\t.e\u0301é漢🙂<>"), max_size=30))
+def test_any_text_comes_back(chats, text):
+    for name in FAITHFUL:
+        chat = chats[name]
+        ids = chat.encode(text)
+        found, lengths = chat.spell(ids.tolist())
+        assert found == text, name
+        assert lengths.sum() == len(text.encode()), name
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=anything)
+def test_token_bytes_add_up_to_the_text_whatever_the_tokenizer(chats, text):
+    for name in ALL:
+        chat = chats[name]
+        for said in (text, f"<think>{text}", f"<think>\n{text}"):
+            lengths = chat.token_bytes(chat.target_ids(said)[:-1], said)
+            assert (lengths >= 0).all(), name
+            if len(lengths):
+                assert lengths.sum() == len(said.encode()), name
+
+
+def test_a_text_that_the_tokenizer_normalises_is_measured_by_place(chats):
+    chat = chats["normalises"]
+    text = "cafe\u0301 so. e\u0301"  # NFC makes é, of 2 bytes, of these 3
+    ids = chat.target_ids(text)[:-1]
+    assert "".join(chat.spell(ids.tolist())[0]) == "café so. é"
+    edges = np.cumsum(chat.token_bytes(ids, text))
+    assert edges[-1] == len(text.encode())
+    texts = [chat.spell(ids[: i + 1].tolist())[0] for i in range(len(ids))]
+    for edge, said in zip(edges, texts, strict=True):
+        if said.endswith("so"):
+            assert text.encode()[:edge].decode() == "cafe\u0301 so"
+    with pytest.raises(DataError, match=r"tokenizer\.json: the tokens given for 'cafe.*' are not those of this text"):
+        chat.token_bytes(ids[::-1], text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(raw=st.binary(max_size=24))
+def test_bytes_that_are_no_text_become_the_replacement_character(chats, raw):
+    """A model samples any bytes; lengths are those of the text as it is written down."""
+    chat = chats["byte level"]
+    ids = [int(chat.encode(chr(b))[0]) if b < 128 else byte_id(chat, b) for b in raw]
+    text, lengths = chat.spell(ids)
+    assert text == raw.decode(errors="replace")
+    assert lengths.sum() == len(text.encode())
+    assert (lengths >= 0).all()
+    starts = np.cumsum(lengths) - lengths
+    for start, byte in zip(starts, raw, strict=True):
+        if byte < 128:
+            assert text.encode()[start] == byte, "a character that is whole stands where its token does"
+
+
+def byte_id(chat, byte):
+    tokenizer = Tokenizer.from_file(str(chat.folder / "tokenizer.json"))
+    letters = {
+        b: pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(chr(b))[0][0] for b in range(33, 127)
+    }
+    table = dict(zip(range(256), byte_letters(), strict=True))
+    assert all(table[b] == letter for b, letter in letters.items())
+    return tokenizer.token_to_id(table[byte])
+
+
+def byte_letters():
+    """GPT-2's table: printable bytes are themselves, the others are the characters from U+0100 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
+
+
+def test_ids_beyond_the_tokenizer_spell_nothing(chats):
+    for name in ALL:
+        chat = chats[name]
+        text, lengths = chat.spell([chat.vocab_size + 5, *chat.encode("a").tolist()])
+        assert text == chat.opener + "a"
+        assert lengths.sum() == len(text)
+
+
+# --- what is trained on ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_the_end_is_supervised_exactly_once(chats, name, answer):
+    chat = chats[name]
+    ids, num_context = chat.example(QUESTION, answer)
+    targets = ids[num_context:]
+    assert targets[-1] == chat.eos_id
+    assert (targets == chat.eos_id).sum() == 1
+    assert ids[:num_context].tolist() == chat.prompt_ids(QUESTION).tolist()
+    assert targets.tolist() == chat.target_ids(answer).tolist()
+
+
+@pytest.mark.parametrize("name", ["teacher", "student", "byte level"])
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_prompt_and_target_are_the_ids_of_the_rendered_conversation(chats, name, answer):
+    """transformers renders and tokenises the whole conversation; ours is the same, up to the end token."""
+    transformers = pytest.importorskip("transformers")
+    chat = chats[name]
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(chat.folder)
+    turns = [{"role": "system", "content": "Be brief."}, *QUESTION]
+    prompt = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    whole = theirs.apply_chat_template([*turns, {"role": "assistant", "content": answer}], return_dict=False)
+    ids, num_context = chat.example(turns, answer)
+    assert ids[:num_context].tolist() == prompt
+    assert ids.tolist() == whole[: len(ids)]
+    assert theirs.decode(whole[len(ids) :]).strip() == ""
+
+
+def test_no_beginning_twice(chats, tmp_path):
+    """A template that writes the token of the beginning, and a tokenizer that would add one."""
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(["<s>"])
+    from tokenizers.processors import TemplateProcessing
+
+    bos = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    assert tokenizer.encode("a").ids[0] == bos
+    chat = Chat(
+        write_model(
+            tmp_path / "m", template="{{ bos_token }}" + CHATML, tokenizer=tokenizer, config={"bos_token": "<s>"}
+        )
+    )
+    ids, _ = chat.example(QUESTION, "x")
+    assert ids[0] == bos
+    assert (ids == bos).sum() == 1
+    student = chats["student"]
+    start = student.encode("<s>")
+    assert len(start) == 1
+    assert student.prompt_ids(QUESTION)[0] == start[0]
+    assert (student.example(QUESTION, "x")[0] == start[0]).sum() == 1
+
+
+def test_a_template_that_opens_the_thinking_itself(chats):
+    chat, plain = chats["opens think"], chats["byte level"]
+    assert (chat.opener, plain.opener) == ("<think>\n", "")
+    assert chat.render(QUESTION).endswith("<think>\n")
+    said = "<think>\nUp 3.\n</think>\nAnswer: 5"
+    ids, num_context = chat.example(QUESTION, said)
+    text, lengths = chat.spell(ids[num_context:].tolist())
+    assert text == said, "the opener is part of the text …"
+    assert lengths.sum() == len(said.encode())
+    whole = chat.render(QUESTION) + said.removeprefix("<think>\n") + "<|im_end|>"
+    assert ids.tolist() == chat.encode(whole).tolist(), "… and once in the ids"
+    assert chat.token_bytes(ids[num_context:-1], said).sum() == len(said)
+    # The same answer without the line break, and one that does not think, are taken as they are.
+    assert chat.spell(chat.target_ids("<think> Up").tolist())[0] == "<think>\n Up"
+    assert chat.spell(chat.target_ids("5").tolist())[0] == "<think>\n5"
+
+
+def test_a_prefix_is_continued_and_not_opened_again(chats):
+    for name in ("opens think", "byte level"):
+        chat = chats[name]
+        ids = chat.prompt_ids(QUESTION, "<think>\nUp 3.").tolist()
+        think = int(chat.encode("<think>")[0])
+        assert ids.count(think) == 1, name
+        assert ids[-len(chat.encode("Up 3.")) :] == chat.encode("Up 3.").tolist()
+
+
+def test_the_end_token_is_the_one_the_template_writes(tmp_path):
+    config = {"eos_token": {"content": "<pad>"}}
+    chat = Chat(write_model(tmp_path / "m", config=config, generation={"eos_token_id": [2, 7]}))
+    assert chat.spell([chat.eos_id])[0] == ""
+    assert chat.encode("<|im_end|>").tolist() == [chat.eos_id]
+    assert chat.stop_ids == tuple(sorted({chat.eos_id, 2, 7}))
+
+
+@pytest.mark.parametrize(
+    ("generation", "added"), [(None, set()), ({}, set()), ({"eos_token_id": None}, set()), ({"eos_token_id": 0}, {0})]
+)
+def test_stop_ids_of_every_kind_of_generation_config(tmp_path, generation, added):
+    chat = Chat(write_model(tmp_path / "m", generation=generation))
+    assert set(chat.stop_ids) == {chat.eos_id} | added
+
+
+def test_without_a_turn_end_in_the_template_eos_token_ends(tmp_path):
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    chat = Chat(write_model(tmp_path / "m", template=template, config={"eos_token": "<pad>"}))
+    assert chat.encode("<pad>").tolist() == [chat.eos_id]
+    with pytest.raises(ConfigError, match="neither its chat template nor its eos_token says how an answer ends"):
+        Chat(write_model(tmp_path / "n", template=template, config={"eos_token": None}))
+
+
+def test_fingerprints_tell_tokenizers_and_templates_apart(tmp_path, chats):
+    same = Chat(write_model(tmp_path / "same"))
+    template = Chat(write_model(tmp_path / "template", template=CHATML + " "))
+    assert same.fingerprint == chats["byte level"].fingerprint
+    assert len({chats[name].fingerprint for name in ALL} | {template.fingerprint}) == 7
+
+
+# --- what is refused ----------------------------------------------------------------------------------
+
+
+def refusal(folder, error=ConfigError):
+    with pytest.raises(error) as found:
+        Chat(folder)
+    assert "\n" not in str(found.value)
+    assert str(folder) in str(found.value)
+    return str(found.value)
+
+
+def test_a_tokenizer_without_chat_template(tmp_path):
+    text = refusal(write_model(tmp_path / "m", template=None))
+    assert "no chat template" in text
+    assert "chat_template.jinja" in text
+    named = {"chat_template": [{"name": "tools", "template": CHATML}]}
+    assert "no chat template" in refusal(write_model(tmp_path / "n", template=None, config=named))
+    named["chat_template"].append({"name": "default", "template": CHATML})
+    assert Chat(write_model(tmp_path / "o", template=None, config=named)).eos_id == 1
+
+
+def test_folders_with_no_or_broken_tokenizers(tmp_path):
+    folder = write_model(tmp_path / "m")
+    whole = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").unlink()
+    assert "no tokenizer.json; the model needs a fast tokenizer" in refusal(folder)
+    (folder / "tokenizer.json").write_bytes(whole[:-40])
+    assert "tokenizer.json" in refusal(folder)
+    assert "not JSON" in refusal(folder)
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    assert "not a tokenizer" in refusal(folder)
+    (folder / "tokenizer.json").write_bytes(b"\xff\xfe")
+    assert "not UTF-8" in refusal(folder)
+    (folder / "tokenizer.json").write_bytes(whole)
+    (folder / "tokenizer_config.json").write_text("[]")
+    assert "tokenizer_config.json: '[]' is not an object" in refusal(folder)
+
+
+def test_tokenizers_whose_pieces_do_not_spell_the_text(tmp_path):
+    vocab = {token: i for i, token in enumerate([*SPECIAL, "[UNK]", "a"])}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(list(SPECIAL))
+    with pytest.raises(ConfigError, match="decoder none is not supported; byte-level BPE and SentencePiece are"):
+        Chat(write_model(tmp_path / "m", tokenizer=tokenizer))
+    lower = byte_level(normalizers.Replace("→", "->"))
+    assert "comes back as" in refusal(write_model(tmp_path / "n", tokenizer=lower))
+
+
+def test_a_template_that_takes_no_system_prompt(tmp_path):
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + CHATML
+    chat = Chat(write_model(tmp_path / "m", template=template))
+    with pytest.raises(
+        ConfigError, match=r"m: its chat template does not take .* \['system', 'user'\]: no system here"
+    ):
+        chat.render([{"role": "system", "content": "x"}, *QUESTION])
+
+
+def test_templates_cannot_reach_the_machine(tmp_path):
+    template = "{{ ''.__class__.__mro__[1].__subclasses__() }}" + CHATML
+    with pytest.raises(ConfigError, match="chat template"):
+        Chat(write_model(tmp_path / "m", template=template))
+
+
+def test_model_folders_that_are_none(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"model = '.*empty': not a model folder, it has no config\.json"):
+        model_folder(str(tmp_path / "empty"))
+    with pytest.raises(ConfigError, match=r"model = '.*gone': no such folder \(and no hub id, which looks like Qwen/"):
+        model_folder(str(tmp_path / "gone"))
+    assert model_folder(str(write_model(tmp_path / "m"))) == tmp_path / "m"

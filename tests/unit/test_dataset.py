@@ -1,0 +1,324 @@
+"""Dataset folders: reading in exact batches, identities and fingerprints, what is skipped and what is refused."""
+
+import errno
+import json
+import os
+import random
+import sqlite3
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dasd_lite import dataset
+from dasd_lite.config import (
+    EXECUTION,
+    EndpointModel,
+    PackConfig,
+    SampleConfig,
+    ScoreConfig,
+    Table,
+    TrainConfig,
+    semantic,
+)
+from dasd_lite.dataset import Identity, batches, fingerprint, identify, is_finished, read_manifest, run_lock, shards
+from dasd_lite.errors import CheckpointError, DataError
+from dasd_lite.journal import Journal, ShardWriter
+
+NUMBERS = pa.schema([("n", pa.int64()), ("text", pa.large_string()), ("list", pa.large_list(pa.int32()))])
+ONE = Identity("stage", 1, {"a": 1, "b": {"c": 2.0}}, {"x": "hash"})
+TWO = Identity("stage", 1, {"a": 1, "b": {"c": 3.0}}, {"x": "hash"})
+
+
+def row(n):
+    return {"n": n, "text": f"{n} é" * (n % 4), "list": list(range(n % 5))}
+
+
+def make(folder, identity=ONE, sizes=(3,), shard_rows=4):
+    """A finished folder whose table comes in batches of these sizes."""
+    rows = iter([row(n) for n in range(sum(sizes))])
+    with ShardWriter(folder, identity, {"numbers": NUMBERS}, shard_rows=shard_rows) as writer:
+        for size in sizes:
+            part = [next(rows) for _ in range(size)]
+            writer.write("numbers", pa.RecordBatch.from_pylist(part, schema=NUMBERS))
+        writer.publish({"rows": sum(sizes)})
+    return folder
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=0, max_size=6),
+    shard_rows=st.integers(1, 12),
+    batch_size=st.integers(1, 11),
+)
+def test_batches_are_of_exactly_the_size_asked_for(tmp_path_factory, sizes, shard_rows, batch_size):
+    folder = make(tmp_path_factory.mktemp("d") / "f", sizes=sizes, shard_rows=shard_rows)
+    found = list(batches(folder, "numbers", batch_size=batch_size))
+    assert [r for batch in found for r in batch.to_pylist()] == [row(n) for n in range(sum(sizes))]
+    assert all(batch.num_rows == batch_size for batch in found[:-1])
+    assert all(0 < batch.num_rows <= batch_size for batch in found[-1:])
+    assert dataset.num_rows(folder, "numbers") == sum(sizes)
+
+
+def test_some_columns_only(tmp_path):
+    folder = make(tmp_path / "f", sizes=(5, 5))
+    (batch,) = batches(folder, "numbers", ("list", "n"))
+    assert set(batch.schema.names) == {"n", "list"}
+    assert dataset.read(folder, "numbers", ("n",)).to_pydict() == {"n": list(range(10))}
+
+
+def test_reading_what_is_not_there(tmp_path):
+    with pytest.raises(DataError, match=r"gone: the folder does not exist: run its stage first"):
+        list(batches(tmp_path / "gone", "numbers"))
+    (tmp_path / "begun").mkdir()
+    with pytest.raises(DataError, match=r"begun: the folder is unfinished: run its stage again"):
+        read_manifest(tmp_path / "begun")
+    folder = make(tmp_path / "f")
+    with pytest.raises(DataError, match=r"f: holds numbers, not 'letters'"):
+        shards(folder, "letters")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 99}))
+    with pytest.raises(DataError, match=r"manifest.json: schema_version 99, this version reads 1"):
+        read_manifest(folder)
+
+
+# --- what is finished -------------------------------------------------------------------------------
+
+
+def test_nothing_there_is_not_finished(tmp_path):
+    assert not is_finished(tmp_path / "f", ONE)
+    assert not (tmp_path / "f").exists()
+    (tmp_path / "f").mkdir()
+    assert not is_finished(tmp_path / "f", ONE)
+
+
+def test_the_same_identity_is_finished_and_left_alone(tmp_path):
+    folder = make(tmp_path / "f")
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert is_finished(folder, ONE)
+    assert is_finished(folder, ONE, force=True), "force replaces only what differs"
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_another_identity_is_refused_by_name_and_replaced_by_force(tmp_path):
+    folder = make(tmp_path / "f")
+    with pytest.raises(CheckpointError) as error:
+        is_finished(folder, TWO)
+    assert str(error.value) == (
+        f"{folder}: made with another configuration (b.c: 2.0 there, 3.0 now); use another out folder or --force"
+    )
+    assert is_finished(folder, ONE), "a refusal changes nothing"
+    assert not is_finished(folder, TWO, force=True)
+    assert not folder.exists()
+
+
+def test_a_journal_of_another_identity_is_refused_too(tmp_path):
+    with Journal(tmp_path / "f", ONE, NUMBERS, 3) as journal:
+        journal.commit({1: row(1)})
+    assert not is_finished(tmp_path / "f", ONE)
+    with pytest.raises(CheckpointError, match=r"b\.c: 2\.0 there, 3\.0 now"):
+        is_finished(tmp_path / "f", TWO)
+    with Journal(tmp_path / "f", ONE, NUMBERS, 3) as journal:
+        assert journal.done() == {1}
+    assert not is_finished(tmp_path / "f", TWO, force=True)
+    assert not (tmp_path / "f").exists()
+
+
+def test_half_a_short_stage_is_in_nobodys_way(tmp_path):
+    """Its input was at fault and has been mended: there is nothing to go on with, so nothing to ask about."""
+    with ShardWriter(tmp_path / "f", ONE, {"numbers": NUMBERS}) as writer:
+        writer.write("numbers", pa.RecordBatch.from_pylist([row(1)], schema=NUMBERS))
+    assert not is_finished(tmp_path / "f", TWO)
+    assert is_finished(make(tmp_path / "f", TWO), TWO)
+
+
+def test_a_strangers_folder_is_refused(tmp_path):
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match=r"f: the folder is not empty and no stage of ours made it"):
+        is_finished(tmp_path / "f", ONE)
+    assert (tmp_path / "f" / "thesis.tex").exists()
+
+
+def test_a_kill_before_the_first_file_has_its_name_is_no_strangers_folder(tmp_path):
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "unfinished.json.tmp").write_text('{"half')
+    assert not is_finished(tmp_path / "f", ONE)
+
+
+def test_differences_name_what_was_added_and_what_is_gone():
+    found = {"version": 1, "stage": "s", "config": {"old": 1, "same": 2}, "inputs": {"model": "aa"}, "packages": {}}
+    now = Identity("s", 2, {"new": [1], "same": 2}, {"model": "bb"})
+    assert now.differences(found) == [
+        "new: not set there, [1] now",
+        "old: 1 there, not set now",
+        "inputs.model: aa there, bb now",
+        "version: 1 there, 2 now",
+    ]
+    assert now.differences(json.loads(json.dumps({"version": 2, "config": now.config, "inputs": now.inputs}))) == []
+
+
+# --- identities and fingerprints --------------------------------------------------------------------
+
+
+def test_the_identity_depends_on_each_part():
+    base = ("stage", 1, {"a": 1}, {"x": "h"})
+    same = Identity("stage", 1, {"a": 1}, {"x": "h"})
+    others = [("other", *base[1:]), ("stage", 2, *base[2:]), (*base[:2], {"a": 2}, {"x": "h"}), (*base[:3], {"x": "i"})]
+    assert Identity(*base).fingerprint == same.fingerprint
+    assert len({Identity(*parts).fingerprint for parts in [base, *others]}) == 5
+
+
+def test_options_of_execution_are_no_part_of_the_identity():
+    assert identify("s", 1, ScoreConfig(), {}) == identify("s", 1, ScoreConfig(batch_tokens=3, chunk_tokens=5), {})
+    train = TrainConfig(checkpoint_every=3, gradient_checkpointing=True)
+    assert semantic(train) == semantic(TrainConfig())
+    assert semantic(TrainConfig(epochs=1)) != semantic(TrainConfig())
+    assert semantic(SampleConfig(temperature=1)) == semantic(SampleConfig(temperature=1.0))
+    assert semantic(PackConfig(seq_len=8)) != semantic(PackConfig(seq_len=9))
+    urls = [
+        EndpointModel(kind="endpoint", model="m", base_urls=[url], concurrency=n) for url, n in (("a", 1), ("b", 2))
+    ]
+    assert semantic(urls[0]) == semantic(urls[1])
+
+
+def test_options_of_execution_are_left_out_at_any_depth():
+    class Inner(Table):
+        kept: int = 1
+        speed: Annotated[int, EXECUTION] = 2
+
+    class Outer(Table):
+        inner: Inner = Inner()
+
+    assert semantic(Outer()) == {"inner": {"kept": 1}}
+
+
+def test_fingerprints_change_with_content(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("a")
+    first = fingerprint(file)
+    file.write_text("b")
+    assert fingerprint(file) != first
+    file.write_text("a")
+    os.utime(file, (0, 0))
+    assert fingerprint(file) == first, "content, not time"
+    with pytest.raises(DataError, match="gone: no such file or folder"):
+        fingerprint(tmp_path / "gone")
+
+
+def test_the_fingerprint_of_a_model_is_that_of_its_files(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"):
+        (model / name).write_text(name)
+    first = fingerprint(model)
+    seen = {first}
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"):
+        (model / name).write_text("changed")
+        seen.add(fingerprint(model))
+        (model / name).write_text(name)
+    assert len(seen) == 5
+    (model / "README.md").write_text("not part of it")
+    (model / "notes").mkdir()
+    assert fingerprint(model) == first
+    model.rename(tmp_path / "moved")
+    assert fingerprint(tmp_path / "moved") == first
+
+
+def test_of_large_files_both_ends_and_the_size_count(tmp_path):
+    half = dataset._HASH_WHOLE // 2
+
+    def sparse(name, size, **changed):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+            for place in changed.values():
+                file.seek(place)
+                file.write(b"x")
+        return fingerprint(tmp_path / name)
+
+    size = 2 * half + 10
+    prints = [sparse("a", size), sparse("b", size + 1), sparse("c", size, at=0), sparse("d", size, at=size - 1)]
+    assert len({*prints, sparse("e", size, at=half - 1)}) == 5
+    assert sparse("f", size) == prints[0]
+
+
+def test_the_fingerprint_of_a_dataset_is_its_identity(tmp_path):
+    assert fingerprint(make(tmp_path / "f", ONE)) == ONE.fingerprint
+    assert fingerprint(make(tmp_path / "g", TWO)) == TWO.fingerprint
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path):
+    for name in ("f", "g"):
+        make(tmp_path / name, sizes=(7, 2, 9), shard_rows=6)
+    files = sorted(path.name for path in (tmp_path / "f").iterdir() if path.name != "timing.json")
+    assert len(files) == 3
+    for name in files:
+        assert (tmp_path / "f" / name).read_bytes() == (tmp_path / "g" / name).read_bytes(), name
+
+
+# --- the lock, full disks ---------------------------------------------------------------------------
+
+
+def test_one_process_per_run_folder(tmp_path):
+    with run_lock(tmp_path / "run"):
+        with pytest.raises(DataError) as error, run_lock(tmp_path / "run"):
+            pass
+        assert f"in use by process {os.getpid()}; wait for it or stop it" in str(error.value)
+        with run_lock(tmp_path / "other"):
+            pass
+    with run_lock(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("out", ["file", "file/run"])
+def test_a_run_folder_that_cannot_be_one(tmp_path, out):
+    (tmp_path / "file").write_text("mine")
+    with (
+        pytest.raises(DataError, match=rf"out = .*{out}: cannot be a folder .*; name another"),
+        run_lock(tmp_path / out),
+    ):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        sqlite3.OperationalError("database or disk is full"),
+        pa.ArrowInvalid("IOError: [Errno 28] Error writing bytes to file. No space left on device"),
+    ],
+)
+def test_a_full_disk_is_one_line(tmp_path, error):
+    told = "no space left on the device; what is committed stays; free some and run the same again"
+    with pytest.raises(DataError, match=told), dataset.disk_errors(tmp_path):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "I/O error"), ValueError("No space left"), pa.ArrowInvalid("bad")]
+)
+def test_other_errors_stay_what_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as found, dataset.disk_errors(tmp_path):
+        raise error
+    assert found.value is error
+
+
+def test_a_shard_that_is_full_begins_the_next(tmp_path):
+    folder = make(tmp_path / "f", sizes=(2, 2, 2, 2, 1), shard_rows=4)
+    assert [pq.read_metadata(path).num_rows for path in shards(folder, "numbers")] == [4, 4, 1]
+    assert read_manifest(folder)["tables"]["numbers"][2] == {"file": "numbers-00002.parquet", "rows": 1}
+
+
+def test_two_tables_come_in_step(tmp_path):
+    rng = random.Random(0)
+    for name in ("f", "g"):
+        make(tmp_path / name, sizes=[rng.randint(1, 9) for _ in range(9)] + [50], shard_rows=7)
+    for one, other in zip(batches(tmp_path / "f", "numbers"), batches(tmp_path / "g", "numbers"), strict=False):
+        shared = min(one.num_rows, other.num_rows)
+        assert np.array_equal(one["n"][:shared], other["n"][:shared])

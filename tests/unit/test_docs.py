@@ -1,0 +1,38 @@
+"""What the documents say is what the code does."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from dasd_lite.load import load_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_readme_s_recipe_is_one_and_has_at_most_twenty_lines(tmp_path: Path) -> None:
+    recipe = re.search(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert recipe is not None
+    assert len(recipe[1].splitlines()) <= 20
+    (tmp_path / "run.toml").write_text(recipe[1])
+    assert [phase.name for phase in load_recipe(tmp_path / "run.toml").phase] == ["low", "high", "mixed"]
+
+
+def test_options_md_is_what_make_docs_writes() -> None:
+    done = subprocess.run([sys.executable, "docs/make_options.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_python_file_is_in_the_readme_s_tree() -> None:
+    tree = (ROOT / "README.md").read_text()
+    names = [p.stem for p in (ROOT / "python" / "dasd_lite").glob("*.py") if not p.stem.startswith("__")]
+    groups = ("report_", "show_")  # named together
+    assert not [name for name in names if name not in tree and not name.startswith(groups)]
+
+
+def test_no_file_names_a_package_registry() -> None:
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    hosts = re.compile(r"pypi\.org|pythonhosted\.org|static\.crates\.io|registry\.npmjs")
+    assert names
+    found = [n for n in names if n != "tests/unit/test_docs.py" and hosts.search((ROOT / n).read_text(errors="ignore"))]
+    assert not found

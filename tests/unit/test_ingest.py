@@ -1,0 +1,161 @@
+"""Rollouts that no teacher of ours sampled: those that are ingested, and where mix cuts a student's answer."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dasd_lite.chat import Chat
+from dasd_lite.config import IngestConfig, ScoreConfig, TransformersModel
+from dasd_lite.dataset import is_finished, read, read_manifest
+from dasd_lite.errors import DataError
+from dasd_lite.stages import ingest, score
+from dasd_lite.stages.mix import _cut_off
+
+
+@pytest.fixture
+def run(tmp_path):
+    """`run([row, …], [row, …])` ingests a file for each list; a row may be bytes."""
+
+    def ran(*files, out="ingest", **options):
+        paths = []
+        for i, rows in enumerate(files):
+            paths.append(tmp_path / f"{i}.jsonl")
+            lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+            paths[-1].write_bytes(b"\n".join(lines))
+        ingest.run(IngestConfig(paths=paths), tmp_path / out, **options)
+        return read(tmp_path / out, "rollouts").to_pylist()
+
+    return ran
+
+
+def test_each_form_of_row(run, tmp_path):
+    first, second, third = run(
+        [
+            {"input": "q", "output": "<think>a</think> 5", "domain": "math", "answer": 5, "finish_reason": "stop"},
+            {"prompt": "r", "output": "b", "uid": 7},
+        ],
+        [{"messages": [{"role": "user", "content": "s"}, {"role": "assistant", "content": "c 🙂"}]}],
+        system="be brief",
+    )
+    assert (first["completion"], first["domain"], first["answer"]) == ("<think>a</think> 5", "math", "5")
+    assert (first["finish_reason"], second["finish_reason"]) == ("stop", "unknown")
+    assert (second["uid"], third["completion"]) == ("7", "c 🙂")
+    assert [m["content"] for m in third["messages"]] == ["be brief", "s"]
+    for row in (first, second, third):
+        assert row["logprobs"] is row["token_ids"] is row["token_bytes"] is None, "nothing is invented"
+        assert row["prefix_bytes"] == 0
+    assert read_manifest(tmp_path / "ingest")["counts"] == {"prompts": 3, "rollouts": 3}
+
+
+def test_answers_to_one_question_are_its_candidates(run):
+    rows = run([{"input": "q", "output": str(n)} for n in range(3)], [{"input": "q", "output": "x"}])
+    assert len({row["prompt_uid"] for row in rows}) == 1
+    assert [row["index"] for row in rows] == [0, 1, 2, 3]
+    assert len({row["uid"] for row in rows}) == 4
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"input": "q"}, ["has no answer", "`output`"]),
+        ({"input": "q", "output": ""}, ["has no answer"]),
+        ({"input": "q", "output": 5}, ["has no answer"]),
+        ({"messages": [{"role": "user", "content": "s"}]}, ["has no answer", "end with the assistant"]),
+        ({"output": "x"}, ["a row needs `prompt`, `input` or `messages`"]),
+        (b'{"input": "q"', ["not JSON"]),
+        (b'{"input": "\xff"}', ["not UTF-8"]),
+        ({"input": "q", "output": "same"}, ["the answer of", ":1 again", "uid"]),
+    ],
+)
+def test_a_bad_row_is_one_line_and_when_it_is_mended_the_same_call_runs(run, tmp_path, bad, words):
+    good = {"input": "q", "output": "same"}
+    with pytest.raises(DataError) as error:
+        run([good, bad])
+    assert str(error.value).startswith(f"{tmp_path}/0.jsonl:2: ")
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+    assert not (tmp_path / "ingest" / "manifest.json").exists()
+    assert len(run([good, {"input": "q", "output": "other"}])) == 2
+
+
+def test_files_that_are_missing_or_empty(run, tmp_path):
+    with pytest.raises(DataError, match=r"ingest\.paths: .*gone\.jsonl: no such file"):
+        ingest.run(IngestConfig(paths=[tmp_path / "gone.jsonl"]), tmp_path / "ingest")
+    with pytest.raises(DataError, match=r"0\.jsonl: no rows in it"):
+        run([])
+    assert not (tmp_path / "ingest" / "manifest.json").exists()
+
+
+def test_more_rows_than_a_batch(run):
+    rows = run([{"input": f"q{n}", "output": "a"} for n in range(600)])
+    assert [row["messages"][0]["content"] for row in rows] == [f"q{n}" for n in range(600)]
+
+
+def test_a_changed_file_is_another_input(run, tmp_path):
+    rows = [{"input": "q", "output": "a"}]
+    run(rows)
+    run(rows)
+    with pytest.raises(Exception, match=r"made with another configuration \(inputs\.paths\.0"):
+        run([{"input": "q", "output": "b"}])
+    assert len(run([{"input": "q", "output": "b"}], force=True)) == 1
+    assert not is_finished(tmp_path / "other", None)
+
+
+def test_scoring_needs_log_probabilities_and_says_what_else_can_be_done(run, tmp_path, demo):
+    run([{"input": "q", "output": "a", "uid": "the one"}])
+    student = TransformersModel(model=str(demo / "student"))
+    with pytest.raises(DataError, match=r"ingest: rollout the one has no teacher log-probabilities.*'random' or 'all'"):
+        score.run(tmp_path / "ingest", student, ScoreConfig(), tmp_path / "score")
+    assert not (tmp_path / "score" / "manifest.json").exists()
+
+
+# --- where mix cuts -----------------------------------------------------------------------------------
+
+WORDS = st.sampled_from(
+    ["a", "word", "5", ".", " ", "  ", "\n", "\n\n", " \n", "\r\n", "\t", "é", "漢", "🙂", "<think>"]
+)
+texts = st.lists(WORDS, min_size=1, max_size=40).map("".join)
+
+
+def cut(text, seed=0):
+    row, prefix = _cut_off({"completion": text, "token_bytes": None, "prompt_uid": "q", "messages": []}, seed)
+    assert "completion" not in row and "token_bytes" not in row
+    return prefix
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=texts, seed=st.integers(0, 5))
+def test_a_cut_is_in_the_second_half_at_a_border_of_tokens(text, seed):
+    prefix = cut(text, seed)
+    rest = text.removeprefix(prefix)
+    assert text.startswith(prefix)
+    assert len(text) // 2 <= len(prefix) <= len(text)
+    assert prefix == cut(text, seed)
+    before_space = rest.startswith(" ") and not prefix[-1:].isspace()
+    behind_lines = prefix.endswith("\n") and not rest.startswith("\n")
+    assert before_space or behind_lines or len(prefix) == len(text) // 2
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=texts)
+def test_both_tokenizers_keep_that_border(demo, text):
+    prefix = cut(text)
+    if len(prefix) == len(text) // 2:
+        return  # there was no such place
+    for chat in tokenizers(demo):
+        apart = [*chat.encode(prefix).tolist(), *chat.encode(text.removeprefix(prefix)).tolist()]
+        assert apart == chat.encode(text).tolist(), chat.folder.name
+
+
+def tokenizers(demo, cache={}):  # noqa: B006
+    if not cache:
+        cache.update({name: Chat(demo / name) for name in ("teacher", "student")})
+    return cache.values()
+
+
+def test_cuts_differ_from_answer_to_answer_and_by_the_seed():
+    text = " ".join(str(n) for n in range(100))
+    assert len({len(cut(text, seed)) for seed in range(30)}) > 10

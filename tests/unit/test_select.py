@@ -1,0 +1,316 @@
+"""Selection on rollouts made by hand: every reason with its value, each rule, budgets, and what is refused."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dasd_lite.chat import Chat
+from dasd_lite.config import SelectConfig
+from dasd_lite.dataset import Identity, batches, read, read_manifest
+from dasd_lite.errors import CheckpointError, ConfigError, DataError
+from dasd_lite.journal import ShardWriter
+from dasd_lite.records import ROLLOUT, SCORE
+from dasd_lite.stages import select
+
+GOOD = "<think> Start at 3. Up 1 is 4. </think>\nAnswer: 4"
+LINE = "this line is here more than once\n"
+SENTENCE = "The dial shows the very same number again. "
+
+
+def rollout(uid, completion=GOOD, prompt="q", **columns):
+    return {
+        "uid": uid,
+        "prompt_uid": prompt,
+        "messages": [{"role": "user", "content": f"Which? {prompt}"}],
+        "domain": "math",
+        "answer": "4",
+        "index": 0,
+        "completion": completion,
+        "finish_reason": "stop",
+        "prefix_bytes": 0,
+    } | columns
+
+
+def write(folder, table, schema, rows, part=4):
+    with ShardWriter(folder, Identity(table, 1, {}, {"rows": str(rows)}), {table: schema}) as writer:
+        for i in range(0, len(rows), part):
+            writer.write(table, pa.RecordBatch.from_pylist(rows[i : i + part], schema=schema))
+        writer.publish({"rollouts": len(rows)})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chat(demo):
+    return Chat(demo / "student")
+
+
+@pytest.fixture
+def run(tmp_path, demo, chat):
+    """`run(rows, **config)` selects; `classes={uid: "TTS="}` gives the rollouts scores."""
+
+    def ran(rows, *, classes=None, max_tokens=10_000, seed=0, mask_prefix=False, out="select", force=False, **config):
+        source = tmp_path / "rollouts"
+        if not source.exists():
+            write(source, "rollouts", ROLLOUT, rows)
+        scores = None
+        if classes is not None:
+            scores = tmp_path / "scores"
+            if not scores.exists():
+                write(scores, "scores", SCORE, [score(chat, row, classes[row["uid"]]) for row in rows])
+        select.run(
+            source,
+            str(demo / "student"),
+            SelectConfig(**({"rule": "all"} | config)),
+            tmp_path / out,
+            max_tokens=max_tokens,
+            seed=seed,
+            scores=scores,
+            mask_prefix=mask_prefix,
+            force=force,
+        )
+        return tmp_path / out
+
+    return ran
+
+
+def score(chat, row, classes):
+    """T: p_T − p_S = 0.8; S: the reverse; =: equal; ·: no token begins in it."""
+    p = {"T": (0.9, 0.1), "S": (0.1, 0.9), "=": (0.5, 0.5), "·": (np.nan, 0.5), "t": (0.45, 0.30)}
+    p_teacher, p_student = zip(*(p[c] for c in classes), strict=True) if classes else ((), ())
+    ids, num_context = chat.example(row["messages"], row["completion"])
+    return {
+        "uid": row["uid"],
+        "sentence_ends": list(range(1, len(classes) + 1)),
+        "p_teacher": p_teacher,
+        "p_student": p_student,
+        "teacher_mean_logprob": -1.0,
+        "student_mean_logprob": -1.0,
+        "num_teacher_tokens": 5,
+        "ids": ids,
+        "num_context_tokens": num_context,
+    }
+
+
+def kept(folder):
+    return [uid for batch in batches(folder, "kept") for uid in batch["uid"].to_pylist()]
+
+
+def rejected(folder):
+    found = {}
+    for batch in batches(folder, "rejected"):
+        for row in batch.to_pylist():
+            found[row["uid"]] = (row["reason"], row["value"])
+    return found
+
+
+# --- filters ----------------------------------------------------------------------------------------
+
+
+def test_each_filter_gives_its_reason_and_the_number_behind_it(run, chat):
+    tokens = len(chat.example(rollout("x")["messages"], GOOD)[0])
+    long = GOOD.replace("Up 1", "Up 1 " + " ".join(str(n) for n in range(400)))
+    lines = f"<think>\n{LINE * 4}</think>\nAnswer: 4"
+    sentences = f"<think> {SENTENCE * 4}</think>\nAnswer: 4"
+    grams = "<think> " + "abcdefghijklmnopqrstuvwxyz" * 20 + " </think>\nAnswer: 4"
+    rows = [
+        rollout("good"),
+        rollout("cut off", finish_reason="length"),
+        rollout("no thought", "Answer: 4"),
+        rollout("two thoughts", "<think> a </think> b </think> Answer: 4"),
+        rollout("no answer", "<think> a </think>\n "),
+        rollout("empty thought", "<think> </think> Answer: 4"),
+        rollout("opened twice", "<think> a <think> b </think> Answer: 4"),
+        rollout("text before", "Well, <think> a </think> Answer: 4"),
+        rollout("empty", ""),
+        rollout("call", GOOD + ' <tool_call>{"name": "f"}</tool_call><function=f>'),
+        rollout("long", long),
+        rollout("lines", lines),
+        rollout("sentences", sentences),
+        rollout("grams", grams),
+    ]
+    folder = run(rows, max_tokens=tokens + 700)
+    found = rejected(folder)
+    reasons = {uid: reason for uid, (reason, _) in found.items()}
+    assert kept(folder) == ["good"]
+    assert reasons == {
+        "cut off": "truncated",
+        **dict.fromkeys(
+            ["no thought", "two thoughts", "no answer", "empty thought", "opened twice", "text before", "empty"],
+            "structure",
+        ),
+        "call": "function call",
+        "long": "too long",
+        "lines": "repeated lines",
+        "sentences": "repeated sentences",
+        "grams": "repeated n-grams",
+    }
+    assert found["cut off"][1] == tokens
+    assert (found["no thought"][1], found["two thoughts"][1]) == (0, 2)
+    assert found["call"][1] == 2
+    assert found["long"][1] == len(chat.example(rollout("x")["messages"], long)[0]) > tokens + 700
+    assert found["lines"][1] == pytest.approx(3 * len(LINE.strip()) / len(lines), abs=0.03)
+    assert found["sentences"][1] == pytest.approx(3 * len(SENTENCE) / len(sentences), abs=0.06)
+    assert found["grams"][1] > 0.5
+    counts = read_manifest(folder)["counts"]
+    assert counts["rollouts"] == len(rows)
+    assert counts["kept"] == counts["prompts_kept"] == 1
+    assert sum(counts["rejected"].values()) == len(rows) - 1
+
+
+def test_the_first_filter_that_fails_is_the_reason(run):
+    row = rollout("all wrong", LINE * 9 + "<tool_call>", finish_reason="length")
+    assert rejected(run([row, rollout("good")]))["all wrong"][0] == "truncated"
+
+
+def test_filters_can_be_opened(run):
+    rows = [rollout("no thought", "Answer: 4"), rollout("lines", f"<think> {LINE * 4}</think>\nAnswer: 4")]
+    folder = run(
+        rows, require_think=False, max_duplicate_lines=1.0, max_duplicate_sentences=1.0, max_repeated_ngrams=1.0
+    )
+    assert kept(folder) == ["no thought", "lines"]
+
+
+def test_a_length_of_exactly_the_limit_is_kept(run, chat):
+    tokens = len(chat.example(rollout("x")["messages"], GOOD)[0])
+    assert kept(run([rollout("a")], max_tokens=tokens)) == ["a"]
+    with pytest.raises(DataError, match="too long 1"):
+        run([rollout("a")], max_tokens=tokens - 1, out="other")
+
+
+def test_all_rejected_is_one_line_with_the_counts(run, tmp_path):
+    rows = [rollout(str(n), finish_reason="length") for n in range(3)] + [rollout("x", "Answer: 4")]
+    with pytest.raises(DataError) as error:
+        run(rows)
+    assert str(error.value).startswith(
+        f"{tmp_path}/rollouts: every one of 4 candidates is rejected: truncated 3, structure 1"
+    )
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "select").exists(), "nothing half-written"
+
+
+# --- what is kept -------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_is_the_rollout_and_the_ids_that_the_student_reads(run, chat):
+    row = rollout("a", domain="code", answer=None, index=3)
+    (found,) = read(run([row]), "kept").to_pylist()
+    ids, num_context = chat.example(row["messages"], GOOD)
+    assert found == row | {
+        "ids": ids.tolist(),
+        "num_context_tokens": num_context,
+        "score": None,
+        "num_sentences": 0,
+        "class_counts": None,
+    }
+
+
+def test_scores_bring_sentences_classes_and_what_the_rule_ranked_by(run):
+    classes = {"a": "TS=·T", "b": "T"}
+    folder = run([rollout("a"), rollout("b")], classes=classes, rule="count")
+    (found,) = read(folder, "kept").to_pylist()
+    assert (found["uid"], found["score"], found["num_sentences"], found["class_counts"]) == ("a", 2.0, 5, [1, 2, 1])
+    assert rejected(folder) == {"b": ("rank", 1.0)}
+
+
+RANKED = {"short": "T=", "long": "TT" + "=" * 8, "middle": "=====", "other": "S"}
+
+
+def ranked_rows():
+    lengths = {"short": 2, "long": 60, "middle": 30}
+    rows = [rollout(uid, GOOD.replace("is 4.", "is 4, " + " ".join(map(str, range(n))))) for uid, n in lengths.items()]
+    return [*rows, rollout("other", prompt="another question")]
+
+
+@pytest.mark.parametrize(
+    ("rule", "best"),
+    [("count", "long"), ("ratio", "short"), ("length_matched", "short")],
+)
+def test_rules(run, rule, best):
+    folder = run(ranked_rows(), classes=RANKED, rule=rule)
+    assert kept(folder) == [best, "other"], "the best of each question, in the order of the data"
+    values = {uid: value for uid, (reason, value) in rejected(folder).items() if reason == "rank"}
+    assert len(values) == 2
+    (score, _) = read(folder, "kept")["score"].to_pylist()
+    assert all(score > value for value in values.values())
+
+
+def test_the_random_rule_is_a_function_of_the_seed(run):
+    rows = [rollout(f"{prompt}{n}", prompt=prompt) for prompt in "abcdefgh" for n in range(4)]
+    first, again, other = (
+        kept(run(rows, rule="random", seed=seed, out=out)) for seed, out in [(0, "x"), (0, "y"), (1, "z")]
+    )
+    assert first == again != other
+    assert [uid[0] for uid in first] == list("abcdefgh")
+
+
+def test_keep_takes_more_and_equal_ones_in_order(run):
+    rows = [rollout(str(n)) for n in range(5)]
+    classes = dict.fromkeys("01234", "T=")
+    assert kept(run(rows, classes=classes, rule="count", keep=2)) == ["0", "1"]
+    assert kept(run(rows, classes=classes, rule="count", keep=9, out="more")) == ["0", "1", "2", "3", "4"]
+
+
+def test_rejected_candidates_do_not_take_a_place(run):
+    rows = [rollout("best", finish_reason="length"), rollout("second"), rollout("third")]
+    assert kept(run(rows, classes={"best": "TTT", "second": "TT", "third": "T"}, rule="count")) == ["second"]
+
+
+def test_beta_draws_the_line(run):
+    rows = [rollout("a"), rollout("b")]  # t: a difference of 0.15
+    assert kept(run(rows, classes={"a": "tt=", "b": "T=="}, rule="count", beta=0.1)) == ["a"]
+    assert kept(run(rows, classes={"a": "tt=", "b": "T=="}, rule="count", beta=0.2, out="other")) == ["b"]
+
+
+def test_budgets_are_per_domain_and_reproducible(run):
+    rows = [
+        rollout(f"{domain}{n}", prompt=f"{domain}{n}", domain=domain) for domain in ("math", "code") for n in range(9)
+    ]
+    folder = run(rows, budget={"math": 4, "poetry": 1})
+    assert sum(uid.startswith("math") for uid in kept(folder)) == 4
+    assert sum(uid.startswith("code") for uid in kept(folder)) == 9
+    assert set(rejected(folder).values()) == {("budget", 4.0)}
+    assert kept(run(rows, budget={"math": 4, "poetry": 1}, out="again")) == kept(folder)
+    assert kept(run(rows, budget={"math": 4, "poetry": 1}, seed=1, out="other")) != kept(folder)
+    smaller = kept(run(rows, budget={"math": 3}, out="smaller"))
+    assert set(smaller) < set(kept(folder)), "a smaller budget keeps some of the same"
+
+
+def test_a_masked_prefix_is_context(run, chat):
+    prefix = "<think> Start at 3."
+    row = rollout("a", prefix_bytes=len(prefix))
+    (plain,) = read(run([row]), "kept").to_pylist()
+    (masked,) = read(run([row], mask_prefix=True, out="masked"), "kept").to_pylist()
+    assert masked["ids"] == plain["ids"]
+    begins = masked["num_context_tokens"]
+    assert begins > plain["num_context_tokens"]
+    assert chat.spell(masked["ids"][begins:])[0] == GOOD.removeprefix(prefix)
+
+
+# --- what is refused ----------------------------------------------------------------------------------
+
+
+def test_rules_that_need_scores_say_so(run):
+    with pytest.raises(
+        DataError, match=r"select\.rule = 'count' needs scores; run score first, or use 'random' or 'all'"
+    ):
+        run([rollout("a")], rule="count")
+
+
+def test_scores_of_other_rollouts_are_refused(run, tmp_path, chat):
+    write(tmp_path / "scores", "scores", SCORE, [score(chat, rollout("b"), "T")])
+    with pytest.raises(DataError, match=r"scores: its rows are not those of .*rollouts; score them again"):
+        run([rollout("a")], classes={}, rule="count")
+
+
+def test_another_option_is_refused_by_name_and_forced(run):
+    run([rollout("a")])
+    with pytest.raises(CheckpointError, match=r"require_think: True there, False now"):
+        run([rollout("a")], require_think=False)
+    run([rollout("a")], require_think=False, force=True)
+    with pytest.raises(CheckpointError, match=r"require_think: False there, True now"):
+        run([rollout("a")])
+
+
+def test_a_student_that_is_none(tmp_path):
+    with pytest.raises(ConfigError, match=r"model = '.*gone': no such folder"):
+        select.run(tmp_path, str(tmp_path / "gone"), SelectConfig(), tmp_path / "out", max_tokens=9, seed=0)
