@@ -9,30 +9,22 @@ from pathlib import Path
 
 import dasd_lite
 from dasd_lite.config import PromptsConfig, SampleConfig, ScoreConfig, SelectConfig, TransformersModel
-from dasd_lite.dataset import batches
+from dasd_lite.dataset import read
 from dasd_lite.stages import sample, score, select
 
-demo = Path(dasd_lite.__file__).parent / "demo"
-out = Path("runs/from-python")
+demo, out = Path(dasd_lite.__file__).parent / "demo", Path("runs/from-python")
+prompts = PromptsConfig(path=demo / "train.jsonl", limit=32)
 teacher = TransformersModel(model=str(demo / "teacher"))
 student = TransformersModel(model=str(demo / "student"))
-prompts = PromptsConfig(path=demo / "train.jsonl", limit=32)
+rollouts, scores, chosen = out / "sample", out / "score", out / "select"
 
-sample.run(prompts, teacher, SampleConfig(temperature=1.0, num_samples=4, max_tokens=192), out / "sample", seed=0)
-score.run(out / "sample", student, ScoreConfig(), out / "score")
-chosen = select.run(
-    out / "sample",
-    student.model,
-    SelectConfig(rule="count", keep=1),
-    out / "select",
-    max_tokens=512,
-    seed=0,
-    scores=out / "score",
-)
+sample.run(prompts, teacher, SampleConfig(temperature=1.0, num_samples=4, max_tokens=192), rollouts, seed=0)
+score.run(rollouts, student, ScoreConfig(), scores)
+rule = SelectConfig(rule="count", keep=1)
+manifest = select.run(rollouts, student.model, rule, chosen, scores=scores, max_tokens=512, seed=0)
 
-print(chosen["counts"])
-for batch in batches(out / "select", "kept", ("messages", "completion", "class_counts"), batch_size=1):
-    row = batch.to_pylist()[0]
-    shared, teachers, students = row["class_counts"]
-    print(row["messages"][-1]["content"], row["completion"], f"{shared=} {teachers=} {students=}", sep="\n")
-    break
+print(manifest["counts"])
+row = read(chosen, "kept", ["messages", "completion", "class_counts"]).slice(0, 1).to_pylist()[0]
+shared, of_teacher, of_student = row["class_counts"]
+print(row["messages"][-1]["content"], row["completion"], sep="\n")
+print(f"{of_teacher} teacher sentences, {of_student} student sentences, {shared} shared")

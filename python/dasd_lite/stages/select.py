@@ -73,9 +73,11 @@ def run(
     inputs: dict[str, Path | str] = {"rollouts": rollouts, "tokenizer": chat.fingerprint}
     if config.rule in SCORED_RULES and scores is None:
         raise DataError(f"select.rule = {config.rule!r} needs scores; run score first, or use 'random' or 'all'")
-    if scores is not None and read_manifest(scores)["inputs"]["rollouts"] != fingerprint(rollouts):
-        raise DataError(f"{scores}: made of other rollouts than {rollouts}; score them again")
     identity = identify("select", VERSION, options, inputs | ({"scores": scores} if scores else {}))
+    if scores is not None:
+        scored = read_manifest(scores)["inputs"].get("rollouts")  # scores that others wrote do not say
+        if scored not in (None, fingerprint(rollouts)):
+            raise DataError(f"{scores}: made of other rollouts than {rollouts}; score them again")
     if is_finished(out, identity, force=force):
         return read_manifest(out)
 
