@@ -119,11 +119,6 @@ class Chat:
         """Turn text into ids, adding nothing."""
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Turn texts into ids on all cores, adding nothing."""
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(e.ids, dtype=np.int32) for e in encoded]
-
     def prompt_ids(self, messages: Sequence[Message], prefix: str = "") -> Ids:
         """Return the ids to continue from: the conversation, and what of the answer is there already."""
         return np.concatenate([self.encode(self.render(messages)), self.encode(self._after_opener(prefix))])
@@ -143,13 +138,11 @@ class Chat:
     def token_bytes(self, ids: npt.NDArray[np.integer[Any]], text: str) -> npt.NDArray[np.int32]:
         """Return the length in bytes of each token of `text`, which `ids` spell after the opener.
 
-        The opener's bytes belong to the first token, so the lengths add up to the text's.
+        The lengths add up to the text's without the opener, which no token of the model's spells.
         """
         lengths = np.array([len(self.piece(int(i))) for i in ids], dtype=np.int32)
-        opened = len(text) - len(self._after_opener(text))
-        if len(lengths) and len(text.encode()) - opened != int(lengths.sum()):  # a tokenizer that changes text
-            lengths = self._bytes_by_place(ids, text)
-        lengths[:1] += opened
+        if len(lengths) and len(self._after_opener(text).encode()) != int(lengths.sum()):
+            lengths = self._bytes_by_place(ids, text)  # a tokenizer that changes text
         return lengths
 
     def _bytes_by_place(self, ids: npt.NDArray[np.integer[Any]], text: str) -> npt.NDArray[np.int32]:
@@ -169,10 +162,11 @@ class Chat:
         ends[-1] = bytes_before[-1]
         return np.diff(ends, prepend=0).astype(np.int32)
 
-    def spell(self, ids: Sequence[int]) -> tuple[str, npt.NDArray[np.int32]]:
-        """Return the text of sampled ids (opener included, end tokens left out) and each token's bytes of it.
+    def spell(self, ids: Sequence[int], *, continued: bool = False) -> tuple[str, npt.NDArray[np.int32]]:
+        """Return the text of sampled ids, end tokens left out, and each token's bytes of it.
 
-        Bytes that are no UTF-8 become U+FFFD, and the lengths are those of the text as returned.
+        The opener stands before the text, and no token has its bytes; not so when the ids continue an
+        answer. Bytes that are no UTF-8 become U+FFFD, and the lengths are those of the text as returned.
         """
         pieces = [b"" if i in self.stop_ids else self.piece(i) for i in ids]
         edges = np.cumsum([0, *map(len, pieces)])
@@ -181,9 +175,7 @@ class Chat:
         for start, end in reversed(replaced):  # edges inside a replaced range move to its end
             edges = np.where(edges >= end, edges + 3 - (end - start), np.where(edges > start, start + 3, edges))
         lengths = np.diff(edges).astype(np.int32)
-        if self.opener and len(lengths):
-            lengths[0] += len(self.opener)
-        return self.opener + text, lengths
+        return text if continued else self.opener + text, lengths
 
     def _after_opener(self, completion: str) -> str:
         if not self.opener or not completion.startswith("<think>"):
@@ -218,6 +210,8 @@ class Chat:
         template = path.read_text(encoding="utf-8") if path.exists() else self._config.get("chat_template")
         if isinstance(template, list):  # several named ones
             template = next((t["template"] for t in template if t["name"] == "default"), None)
+        if isinstance(template, str) and "<|channel|>" in template:
+            raise ConfigError(f"{self.folder}: writes in harmony channels (gpt-oss), which are not read yet")
         if not isinstance(template, str):
             raise ConfigError(
                 f"{self.folder}: the tokenizer has no chat template; use an instruction-tuned model,"

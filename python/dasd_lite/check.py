@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from dasd_lite.chat import Chat, model_folder
-from dasd_lite.config import Phase, RecipeConfig
+from dasd_lite.config import SCORED_RULES, Phase, RecipeConfig
 from dasd_lite.console import out
+from dasd_lite.dataset import free_bytes
 from dasd_lite.errors import ConfigError, DasdError
 from dasd_lite.prompts import read_prompts
 from dasd_lite.records import Prompt
@@ -44,7 +44,7 @@ def unread(recipe: RecipeConfig) -> Iterator[str]:
     for phase in recipe.phase:
         defaults = Phase(name=phase.name)
         used = {"score", "select", "pack", "train", "evaluate", phase.source}
-        if phase.select.rule in ("random", "all"):
+        if phase.select.rule not in SCORED_RULES:
             used.discard("score")
         for stage in ("sample", "ingest", "mix", "score"):
             written = getattr(phase, stage)
@@ -58,7 +58,7 @@ def unread(recipe: RecipeConfig) -> Iterator[str]:
 
 def _used_elsewhere(recipe: RecipeConfig, stage: str) -> bool:
     """A table under the phases is read when any of them has its stage."""
-    scored = stage == "score" and any(phase.select.rule not in ("random", "all") for phase in recipe.phase)
+    scored = stage == "score" and any(phase.select.rule in SCORED_RULES for phase in recipe.phase)
     return scored or any(phase.source == stage for phase in recipe.phase)
 
 
@@ -109,6 +109,9 @@ def _models(recipe: RecipeConfig) -> Iterator[str]:
             continue
         try:
             chat = Chat(model_folder(table.model))
+            rows = max(phase.pack.seq_len for phase in recipe.phase)
+            if name == "student" and rows > chat.context:
+                out().print(f"note: answers over the student's context of {chat.context} tokens will be rejected")
             if _asks(recipe) and (too_long := _too_long(recipe, chat)):
                 yield f"{name}: {too_long}"
         except DasdError as error:
@@ -146,13 +149,9 @@ def _machine(recipe: RecipeConfig) -> Iterator[str]:
         if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
             name = torch.cuda.get_device_name()
             yield f"train.dtype = 'bfloat16' in {', '.join(wanting)}, which {name} has not; use 'auto' or 'float16'"
-    free, wanted = shutil.disk_usage(_existing(recipe.out)).free, _disk_bytes(recipe)
+    free, wanted = free_bytes(recipe.out), _disk_bytes(recipe)
     if wanted > free:
         yield f"out = {recipe.out}: needs up to {wanted / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free"
-
-
-def _existing(folder: Path) -> Path:
-    return folder if folder.exists() else _existing(folder.absolute().parent)
 
 
 # --- costs ------------------------------------------------------------------------------------------

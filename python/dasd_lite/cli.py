@@ -149,6 +149,7 @@ def show(folder: Path, uid: str | None, rejected: bool, limit: int) -> None:
     from dasd_lite import show as shows
 
     shows.show(folder, uid, rejected=rejected, limit=limit)
+    _next("Next: one of them whole by its uid, or what select left out: --rejected")
 
 
 @app.command()
@@ -191,9 +192,9 @@ def _quoted(recipe: Path, overrides: tuple[str, ...]) -> str:
 
 def main() -> None:
     """Run the command line, and turn what users can mend into one line each and exit code 2."""
-    # Threads that wait must sleep: where another process wants the cores, spinning ones make small models
-    # several times slower. OpenMP reads this when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait should soon sleep: where another process wants the cores, spinning ones make small
+    # models several times slower. GNU's OpenMP reads this when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     try:
         app(standalone_mode=False)
     except click.exceptions.Abort:  # what click makes of Ctrl-C

@@ -22,6 +22,7 @@ EXECUTION = _Execution()
 Probability = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
+SCORED_RULES = ("count", "ratio", "length_matched")  # selection rules that rank by both models' probabilities
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 FilePath = Annotated[Path, Field(strict=False)]  # TOML has no paths, so a text is one
 
@@ -103,6 +104,11 @@ class EndpointModel(Table):
     """Times that one request is sent again after a failure that can pass."""
 
 
+def engine(model: BaseModel) -> dict[str, Any]:
+    """Return what of a model's table can change its answers, beside the weights themselves."""
+    return {key: value for key, value in semantic(model).items() if key != "model"}
+
+
 Teacher = Annotated[TransformersModel | VllmModel | EndpointModel, Field(discriminator="kind")]
 Student = Annotated[TransformersModel | VllmModel, Field(discriminator="kind")]
 
@@ -164,7 +170,7 @@ class SelectConfig(Table):
     budget: dict[str, PositiveInt] = {}
     """Most rollouts kept of a domain, e.g. { math = 45400, code = 20100 }; domains not named are not limited."""
     max_tokens: PositiveInt | None = None
-    """Longest question plus answer in the student's tokens; none is the phase's pack.seq_len."""
+    """Longest question plus answer in the student's tokens, at most its context; none is the phase's pack.seq_len."""
     require_think: bool = True
     """Reject an answer without a thinking part and a final answer."""
     max_duplicate_lines: Fraction = 0.3
@@ -178,7 +184,7 @@ class SelectConfig(Table):
 class PackConfig(Table):
     """How rollouts become rows."""
 
-    seq_len: Annotated[PositiveInt, Field(lt=1 << 32)] = 65536
+    seq_len: Annotated[PositiveInt, Field(le=1 << 24)] = 65536
     """Tokens in one row."""
     method: Literal["best_fit", "in_order"] = "best_fit"
     """best_fit: fewest rows; in_order: rows filled in the order of the data."""
@@ -217,9 +223,9 @@ class TrainConfig(Table):
     """Floor of the cosine."""
     warmup_ratio: Fraction = 0.1
     """Share of the steps in which the learning rate rises from 0."""
-    beta1: Fraction = 0.9
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """AdamW's first moment decay."""
-    beta2: Fraction = 0.95
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """AdamW's second moment decay."""
     weight_decay: NonNegativeFloat = 0.1
     """AdamW's decay of matrices; vectors are not decayed."""

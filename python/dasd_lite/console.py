@@ -6,6 +6,7 @@ two seconds, and standard output stays free for results; progress goes to standa
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,34 +61,35 @@ class _Bar:
     """A rich bar that appears once the work has taken two seconds."""
 
     def __init__(self, description: str, total: float, unit: str, done: float) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
         self._bar = RichProgress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
+            BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=err(),
             transient=True,
         )
         self._task = self._bar.add_task(description, total=total, completed=int(done), rate="", note="")
-        self._began, self._unit, self._done, self._shown = time.monotonic(), unit, 0.0, False
+        self._began, self._unit, self._done = time.monotonic(), unit, 0.0
+        self._timer = threading.Timer(_SHOW_AFTER, self._bar.start)  # also when the first item takes long
+        self._timer.daemon = True
+        self._timer.start()
 
     def advance(self, amount: float = 1, note: str = "") -> None:
         self._done += amount
-        elapsed = time.monotonic() - self._began
-        if not self._shown and elapsed > _SHOW_AFTER:
-            self._shown = True
-            self._bar.start()
-        rate = f"{self._done / max(elapsed, 1e-9):,.1f} {self._unit}/s"
+        rate = f"{self._done / max(time.monotonic() - self._began, 1e-9):,.1f} {self._unit}/s"
         self._bar.update(self._task, advance=amount, rate=rate, note=note)
 
     def stop(self) -> None:
-        if self._shown:
-            self._bar.stop()
+        self._timer.cancel()
+        self._timer.join()
+        self._bar.stop()
 
 
 class _Lines:

@@ -20,6 +20,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ from dasd_lite.records import digest
 SCHEMA_VERSION = 1
 PACKAGES = ("dasd-lite", "numpy", "pyarrow", "tokenizers", "torch", "transformers", "peft", "bitsandbytes", "vllm")
 _SQLITE_NEEDS = 64 << 10  # bytes; with less SQLite often says "disk I/O error" and not that the disk is full
-_HASH_WHOLE = 64 << 20  # bytes; of larger files (weights) the size and both ends are hashed
 
 
 # --- identity ---------------------------------------------------------------------------------------
@@ -79,6 +79,8 @@ def fingerprint(path: Path) -> str:
     """Hash what lies at `path`: a dataset by its manifest, a model folder or a file by its content."""
     if (path / "manifest.json").exists():
         return str(read_manifest(path)["fingerprint"])
+    if path.name == "model" and (path.parent / "manifest.json").exists():  # what train wrote beside its manifest
+        return digest("model", fingerprint(path.parent))
     if path.is_file():
         return _hash_file(path)
     if not path.is_dir():
@@ -88,13 +90,14 @@ def fingerprint(path: Path) -> str:
 
 
 def _hash_file(path: Path) -> str:
-    size = path.stat().st_size
+    state = path.stat()
+    return _hash_content(path.resolve(), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)  # weights of many GB are read once in a run, not once a step
+def _hash_content(path: Path, size: int, changed: int) -> str:
     with path.open("rb") as file:
-        if size <= _HASH_WHOLE:
-            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-        head = file.read(_HASH_WHOLE // 2)
-        file.seek(-(_HASH_WHOLE // 2), os.SEEK_END)
-        return hashlib.blake2b(head + file.read() + str(size).encode(), digest_size=16).hexdigest()
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -191,14 +194,14 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except (OSError, sqlite3.OperationalError, pa.ArrowException) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         full = full or "is full" in str(error) or "No space left" in str(error)
-        if full or (isinstance(error, sqlite3.OperationalError) and _free(folder) < _SQLITE_NEEDS):
+        if full or (isinstance(error, sqlite3.OperationalError) and free_bytes(folder) < _SQLITE_NEEDS):
             raise DataError(
                 f"{folder}: no space left on the device; what is committed stays; free some and run the same again"
             ) from error
         raise
 
 
-def _free(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
     """Return the bytes that are free where `folder` is or is to be."""
     while not folder.exists():
         folder = folder.absolute().parent
@@ -241,6 +244,8 @@ def clear(folder: Path) -> None:
     state = folder / "unfinished.json"
     if (folder / "manifest.json").exists():
         (folder / "manifest.json").rename(state)
+    for path in folder.glob("journal.sqlite*"):  # before the shards that it speaks of
+        path.unlink()
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

@@ -138,9 +138,12 @@ class Journal(FolderWriter):
         with disk_errors(folder):
             self._db = sqlite3.connect(folder / "journal.sqlite", isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut, not only a kill
+            self._db.execute("PRAGMA synchronous = NORMAL")  # a commit survives a kill; a shard also a power cut
             self._db.execute("CREATE TABLE IF NOT EXISTS items (position INTEGER PRIMARY KEY, row BLOB)")
             self._db.execute("CREATE TABLE IF NOT EXISTS shards (number INTEGER PRIMARY KEY, file TEXT, rows INTEGER)")
+        for number, file in self._db.execute("SELECT number, file FROM shards").fetchall():
+            if not (folder / file).exists():  # removed by hand: its items are to be made again
+                self._db.execute("DELETE FROM shards WHERE number = ?", (number,))
         self._recorded = {number for (number,) in self._db.execute("SELECT number FROM shards")}
         self._waiting = [0] * (-(-total // shard_items))
         for (position,) in self._db.execute("SELECT position FROM items"):
@@ -176,20 +179,10 @@ class Journal(FolderWriter):
                 self._waiting[position // self._shard_items] += 1
             self._seal()
 
-    def commit_each(self, items: Iterable[tuple[int, Mapping[str, Any]]], every: float = 0.5) -> None:
-        """Commit (position, row) as they come, at most `every` seconds late, also when an error ends them."""
-        waiting: dict[int, Mapping[str, Any]] = {}
-        last = time.monotonic()
-        try:
-            for position, row in items:
-                waiting[position] = row
-                if time.monotonic() - last >= every:
-                    ready, waiting = waiting, {}  # a commit that fails after its transaction must not come again
-                    self.commit(ready)
-                    last = time.monotonic()
-        finally:
-            if waiting:
-                self.commit(waiting)
+    def commit_each(self, items: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        """Commit (position, row) as they come: an item that is finished is never only in memory."""
+        for position, row in items:
+            self.commit({position: row})
 
     def _span(self, number: int) -> tuple[int, int]:
         return number * self._shard_items, min((number + 1) * self._shard_items, self.total)
@@ -205,10 +198,12 @@ class Journal(FolderWriter):
             self._write_shard(temporary, first, end)
             temporary.rename(self.folder / name)
             sync_folder(self.folder)
+            self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("INSERT INTO shards VALUES (?, ?, ?)", (number, name, end - first))
             self._db.execute("DELETE FROM items WHERE position >= ? AND position < ?", (first, end))
             self._db.execute("COMMIT")
+            self._db.execute("PRAGMA synchronous = NORMAL")
             self._recorded.add(number)
             self._waiting[number] = 0
 

@@ -184,7 +184,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     """Set one `table.key=value` in the raw tables."""
     name, sign, value = override.partition("=")
     keys = name.strip().split(".")
-    if not sign or not all(keys) or keys == ["phase"]:
+    names = [phase.get("name") for phase in raw.get("phase", [])]
+    if not sign or not all(keys) or keys == ["phase"] or (len(keys) == 1 and keys[0] in names):
         raise ConfigError(f"{override!r}: an override looks like select.keep=2")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]

@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dasd_lite.config import Phase, RecipeConfig
+from dasd_lite.config import SCORED_RULES, Phase, RecipeConfig
 from dasd_lite.dataset import disk_errors, run_lock, write_atomic
 from dasd_lite.errors import ConfigError
-
-STAGES = ("sample", "ingest", "score", "select", "pack", "train", "mix", "evaluate", "report")
-_SCORED_RULES = ("count", "ratio", "length_matched")
 
 
 @dataclass(frozen=True)
@@ -58,15 +55,19 @@ def plan(recipe: RecipeConfig) -> list[Step]:
         steps.append(_evaluate(recipe, recipe.phase[0], "base", base))
     model = base
     kept: Path | None = None  # the answers of the teacher that the phase before trained on
+    sampled: Path | None = None  # and where they come from
     for phase in recipe.phase:
-        steps += _phase_steps(recipe, phase, model, kept)
+        steps += _phase_steps(recipe, phase, model, kept, sampled)
         folder = recipe.out / phase.name
         model = folder / "train" / "model"
-        kept = folder / "select" if phase.source != "mix" else kept
+        if phase.source != "mix":
+            kept, sampled = folder / "select", folder / phase.source
     return steps
 
 
-def _phase_steps(recipe: RecipeConfig, phase: Phase, model: Path, kept: Path | None) -> Iterator[Step]:
+def _phase_steps(
+    recipe: RecipeConfig, phase: Phase, model: Path, kept: Path | None, sampled: Path | None
+) -> Iterator[Step]:
     folder, seed = recipe.out / phase.name, recipe.seed
     rollouts = folder / phase.source
 
@@ -86,9 +87,10 @@ def _phase_steps(recipe: RecipeConfig, phase: Phase, model: Path, kept: Path | N
             teacher=recipe.teacher,
             config=phase.mix,
             seed=seed,
+            sampled=sampled,
         )
     scores = None
-    if phase.select.rule in _SCORED_RULES:
+    if phase.select.rule in SCORED_RULES:
         scores = folder / "score"
         yield step("score", rollouts=rollouts, student=recipe.student, config=phase.score)
     yield step(

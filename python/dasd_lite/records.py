@@ -1,6 +1,7 @@
 """The columns that flow from stage to stage, one Arrow schema per kind of row, and their identities.
 
-Invariants: a rollout's `token_bytes` add up to the UTF-8 bytes of its completion after `prefix_bytes`;
+Invariants: a rollout's `token_bytes` add up to the UTF-8 bytes of its completion after `prefix_bytes`
+and after a `<think>` that the template wrote;
 `logprobs` are natural logs, float32, of the model's raw distribution (temperature 1), or null where
 the source had none, never invented. An identity is a hash of what the row is, never its position.
 """

@@ -17,6 +17,8 @@ def summary(folder: Path, manifest: dict[str, Any]) -> str:
     if manifest["stage"] == "mix":  # the student's part is a folder of its own
         timing["seconds"] += _timing(folder / "student").get("seconds", 0)
     parts = _PARTS[manifest["stage"]](counts, timing)
+    if manifest["stage"] == "train" and manifest["config"]["method"]["kind"] != "full":
+        parts.append(f"merged to within {counts['export_gap']:.1e} nat")
     return ", ".join([*parts, f"{timing.get('seconds', 0):.1f} s"])
 
 

@@ -49,8 +49,12 @@ def test_what_the_terminal_says(demo_run: tuple[Path, str]) -> None:
     for name in ("base", "low", "high", "mixed"):
         accuracy = counts(run / name / "evaluate")["accuracy"]
         assert f"{accuracy:.3f}" in printed
-    for wanted in ("tokens/s", "full", "rejected", "teacher", "shared"):
-        assert wanted in printed.lower(), wanted
+    sampled = counts(run / "low" / "sample")["rollouts"]
+    assert re.search(rf"low/sample +{sampled:,} rollouts of 400 prompts, [\d,]+ tokens/s", printed)
+    fill = counts(run / "high" / "pack")["fill"]
+    assert f"{fill:.1%} full" in printed
+    rejected = counts(run / "high" / "select")["rejected"]
+    assert f"rank {rejected['rank']:,}" in printed
     assert re.search(r"run/report/report\.html", printed)
     page = (run / "report" / "report.html").read_text()
     assert not re.search(r"""(src|href)=["']https?:|url\(["']?https?:""", page)

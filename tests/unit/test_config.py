@@ -210,7 +210,7 @@ def test_the_lines_of_keys():
             "[select]",
             "[pack]\nseq_len = 5_000_000_000\n[select]",
             19,
-            ["pack.seq_len = 5000000000", "less than 4294967296"],
+            ["pack.seq_len = 5000000000", "less than or equal to 16777216"],
         ),
         ("keep = 1", "beta = 1", 19, ["select.beta = 1", "less than 1"]),
         ('"low"', '"Low 1"', 27, ["phase[0].name = 'Low 1'", "^[a-z0-9]"]),

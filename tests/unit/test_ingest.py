@@ -1,6 +1,7 @@
 """Rollouts that no teacher of ours sampled: those that are ingested, and where mix cuts a student's answer."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -121,29 +122,33 @@ texts = st.lists(WORDS, min_size=1, max_size=40).map("".join)
 
 
 def cut(text, seed=0):
-    row, prefix = _cut_off({"completion": text, "token_bytes": None, "prompt_uid": "q", "messages": []}, seed)
-    assert "completion" not in row and "token_bytes" not in row
-    return prefix
+    found = _cut_off({"completion": text, "prompt_uid": "q", "messages": []}, seed)
+    assert found is None or "completion" not in found[0]
+    return None if found is None else found[1]
 
 
 @settings(max_examples=300, deadline=None)
 @given(text=texts, seed=st.integers(0, 5))
 def test_a_cut_is_in_the_second_half_at_a_border_of_tokens(text, seed):
     prefix = cut(text, seed)
+    if prefix is None:
+        half = text[len(text) // 2 :]
+        assert not re.search(r"\S ", half), "there was a border"
+        return
     rest = text.removeprefix(prefix)
     assert text.startswith(prefix)
     assert len(text) // 2 <= len(prefix) <= len(text)
     assert prefix == cut(text, seed)
     before_space = rest.startswith(" ") and not prefix[-1:].isspace()
-    behind_lines = prefix.endswith("\n") and not rest.startswith("\n")
-    assert before_space or behind_lines or len(prefix) == len(text) // 2
+    behind_lines = prefix.endswith("\n") and not re.match(r"\s*\n", rest)
+    assert before_space or behind_lines
 
 
 @settings(max_examples=150, deadline=None)
 @given(text=texts)
 def test_both_tokenizers_keep_that_border(demo, text):
     prefix = cut(text)
-    if len(prefix) == len(text) // 2:
+    if prefix is None:
         return  # there was no such place
     for chat in tokenizers(demo):
         apart = [*chat.encode(prefix).tolist(), *chat.encode(text.removeprefix(prefix)).tolist()]

@@ -161,18 +161,38 @@ def test_what_came_before_an_error_is_committed(tmp_path):
         raise KeyboardInterrupt
 
     with open_journal(tmp_path / "f", 4) as journal, pytest.raises(KeyboardInterrupt):
-        journal.commit_each(items(), every=1000)
+        journal.commit_each(items())
     with open_journal(tmp_path / "f", 4) as journal:
         assert journal.done() == {0, 2}
 
 
-@pytest.mark.parametrize("every", [0, 1000])
-def test_an_error_in_writing_a_shard_is_told_as_it_is(tmp_path, every):
+def test_a_finished_item_does_not_wait_for_the_next(tmp_path):
+    seen = []
+
+    def items(journal):
+        yield 2, plain(2)
+        seen.append(journal.done())
+
+    with open_journal(tmp_path / "f", 4) as journal:
+        journal.commit_each(items(journal))
+    assert seen == [{2}]
+
+
+def test_a_recorded_shard_that_is_gone_is_made_again(tmp_path):
+    with open_journal(tmp_path / "f", 4) as journal:
+        journal.commit({n: plain(n) for n in range(4)})
+    for path in (tmp_path / "f").glob("*.parquet"):
+        path.unlink()
+    with open_journal(tmp_path / "f", 4) as journal:
+        assert journal.done() == set()
+
+
+def test_an_error_in_writing_a_shard_is_told_as_it_is(tmp_path):
     """The items of a shard that cannot be written are committed; they must not be committed again."""
     with open_journal(tmp_path / "f", 2) as journal:
         (tmp_path / "f" / "rows-00000.parquet.tmp").mkdir()
         with pytest.raises(OSError, match="rows-00000"):
-            journal.commit_each([(0, plain(0)), (1, plain(1))], every=every)
+            journal.commit_each([(0, plain(0)), (1, plain(1))])
     (tmp_path / "f" / "rows-00000.parquet.tmp").rmdir()
     with open_journal(tmp_path / "f", 2) as journal:
         assert journal.done() == {0, 1}

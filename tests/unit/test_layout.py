@@ -15,7 +15,7 @@ LEVELS = [
     {"errors"},
     {"config", "console", "records", "load"},
     {"dataset", "journal", "prompts", "rows"},
-    {"attention", "chat", "divergence", "text", "packing", "grading", "checkpoint", "student"},
+    {"attention", "chat", "divergence", "text", "packing", "grading", "checkpoint", "student", "self_check"},
     {"sampler", "plots", "report_data", "report_rollouts", "report_tables", "show_pieces", "summary"},
     {"stages"},
     {"recipe", "show"},

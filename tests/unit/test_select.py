@@ -111,7 +111,7 @@ def test_each_filter_gives_its_reason_and_the_number_behind_it(run, chat):
     long = GOOD.replace("Up 1", "Up 1 " + " ".join(str(n) for n in range(400)))
     lines = f"<think>\n{LINE * 4}</think>\nAnswer: 4"
     sentences = f"<think> {SENTENCE * 4}</think>\nAnswer: 4"
-    grams = "<think> " + "abcdefghijklmnopqrstuvwxyz" * 20 + " </think>\nAnswer: 4"
+    grams = "<think> " + "abcdefghijklmnopqrstuvwxyz" * 12 + " </think>\nAnswer: 4"
     rows = [
         rollout("good"),
         rollout("cut off", finish_reason="length"),

@@ -20,6 +20,7 @@ from dasd_lite.errors import CheckpointError, ConfigError, DataError, TrainError
 from dasd_lite.journal import ShardWriter  # noqa: E402
 from dasd_lite.records import ROW  # noqa: E402
 from dasd_lite.rows import open_rows  # noqa: E402
+from dasd_lite.self_check import check_packing, documents_of, probe  # noqa: E402
 from dasd_lite.stages import train  # noqa: E402
 
 VOCAB = 61
@@ -360,7 +361,7 @@ def test_documents_that_leak_are_refused(tiny, packed, tmp_path, monkeypatch):
             p.mul_(8 if p.ndim == 2 else 1)
     rows = open_rows(packed, tmp_path / "m", vocab_size=VOCAB, max_positions=None)
     with pytest.raises(TrainError, match="documents leak into each other"):
-        train.check_packing(model, rows[0])
+        check_packing(model, documents_of([rows[0]]))
 
 
 def test_weights_that_are_no_numbers_are_refused(tiny, packed, tmp_path):
@@ -369,7 +370,7 @@ def test_weights_that_are_no_numbers_are_refused(tiny, packed, tmp_path):
         model.base_model.norm.weight[0] = math.nan
     rows = open_rows(packed, tmp_path / "m", vocab_size=VOCAB, max_positions=None)
     with pytest.raises(TrainError, match="not finite before the first step"):
-        train.check_packing(model, rows[0])
+        check_packing(model, documents_of([rows[0]]))
 
 
 def test_rows_are_read_as_they_were_written(packed, tmp_path):
@@ -387,8 +388,7 @@ def test_rows_are_read_as_they_were_written(packed, tmp_path):
 
 def test_the_probe_is_the_beginning_of_a_few_documents():
     lengths = [600, 30, 2, 700, 9]
-    ids, mask = np.arange(sum(lengths)), np.arange(sum(lengths)) % 2 == 0
-    cut = train.probe(train.Row(ids, mask, np.array(lengths), tuple("abcde")))
+    ids = np.arange(sum(lengths))
+    cut = probe(np.split(ids, np.cumsum(lengths)[:-1]))
     assert cut.doc_lengths.tolist() == [512, 30, 2, 512]
     assert cut.ids.tolist() == [*range(512), *range(600, 632), *range(632, 1144)]
-    assert (cut.loss_mask == (cut.ids % 2 == 0)).all() and cut.uids == ("a", "b", "c", "d")

@@ -55,7 +55,7 @@ class Completion:
     logprobs: npt.NDArray[np.float32]
     """Natural logs at temperature 1, one per sampled token."""
     token_bytes: npt.NDArray[np.int32]
-    """Length of each token in bytes of `text` (0 for the end token); they add up to it."""
+    """Length of each token in bytes of `text` (0 for the end token); what no token spells stands before them all."""
     finish_reason: str
     """stop: the model ended its turn; length: it was cut at max_tokens."""
 

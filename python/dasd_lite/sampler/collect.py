@@ -51,9 +51,9 @@ def collect(
 
 
 def token_columns(completion: Completion) -> dict[str, Any]:
-    """Return the columns of a rollout that hold its tokens."""
+    """Return the columns of a rollout that hold its tokens; ids that the source did not tell are null."""
     return {
-        "token_ids": completion.token_ids,
+        "token_ids": completion.token_ids if len(completion.token_ids) else None,
         "logprobs": completion.logprobs,
         "token_bytes": completion.token_bytes,
     }

@@ -119,10 +119,7 @@ class TransformersSampler:
 
     def _completion(self, request: Request, tokens: Tensor, logprobs: Tensor, length: int, ended: bool) -> Completion:
         ids = tokens[:length].cpu().numpy()
-        text, token_bytes = self._chat.spell(ids.tolist())
-        if request.prefix and self._chat.opener:  # the opener is in the prefix already
-            text = text.removeprefix(self._chat.opener)
-            token_bytes[:1] -= len(self._chat.opener)
+        text, token_bytes = self._chat.spell(ids.tolist(), continued=bool(request.prefix))
         return Completion(
             position=request.position,
             text=text,

@@ -140,10 +140,7 @@ class VllmSampler:
         logprobs = np.asarray(output.logprobs.logprobs, dtype=np.float32)[first]
         if not np.array_equal(np.asarray(output.logprobs.token_ids)[first], ids):
             raise RuntimeError(f"vLLM gave log-probabilities of other tokens than the {len(ids)} that it sampled")
-        text, token_bytes = self.chat.spell(ids.tolist())
-        if request.prefix and self.chat.opener:  # the opener is in the prefix already
-            text = text.removeprefix(self.chat.opener)
-            token_bytes[:1] -= len(self.chat.opener)
+        text, token_bytes = self.chat.spell(ids.tolist(), continued=bool(request.prefix))
         return Completion(
             position=request.position,
             text=text,

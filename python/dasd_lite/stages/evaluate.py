@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dasd_lite.config import EvaluateConfig, Student, semantic
+from dasd_lite.config import EvaluateConfig, Student, engine, semantic
 from dasd_lite.dataset import identify, is_finished, read_manifest
 from dasd_lite.errors import DataError
 from dasd_lite.grading import Grade, grade
@@ -39,7 +39,7 @@ def run(
     if config.prompts is None:
         raise DataError("evaluate.prompts is not set; name a file of questions with answers")
     options = {k: v for k, v in semantic(config).items() if k != "prompts"}
-    options |= {"seed": seed, "system": system, "dtype": student.dtype}
+    options |= {"seed": seed, "system": system, "student": engine(student)}
     identity = identify("evaluate", VERSION, options, {"prompts": config.prompts, "model": model})
     if is_finished(out, identity, force=force):
         return read_manifest(out)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from dasd_lite.chat import Chat, model_folder
-from dasd_lite.config import MixConfig, Student, Teacher, semantic
+from dasd_lite.config import MixConfig, Student, Teacher, engine, semantic
 from dasd_lite.dataset import Identity, batches, begin, identify, is_finished, read_manifest
 from dasd_lite.errors import DataError
 from dasd_lite.journal import Journal
@@ -27,7 +28,7 @@ from dasd_lite.sampler.collect import collect, token_columns
 VERSION = 1
 # A token border that every tokenizer keeps: before a space or behind a whole run of line breaks. Elsewhere the
 # teacher would read a student's prefix in other tokens than it would have written.
-_CUT = re.compile(r"(?=(?<!\s) )|(?<=\n)(?!\n)")
+_CUT = re.compile(r"(?=(?<!\s) )|(?<=\n)(?!\s*\n)")
 
 
 def run(
@@ -39,26 +40,38 @@ def run(
     out: Path,
     *,
     seed: int,
+    sampled: Path | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
     """Write mixed-policy rollouts into `out`; returns its manifest.
 
-    `selected` holds the teacher's kept answers, `model` the trained student's weights. Raises DataError
-    when no answer of the student is cut off.
+    `selected` holds the teacher's kept answers, `model` the trained student's weights. `sampled`, where
+    those answers come from, is held against the teacher: it must be the same. Raises DataError when no
+    answer of the student is cut off.
     """
     source = digest(semantic(teacher)) if teacher.kind == "endpoint" else model_folder(teacher.model, weights=True)
     inputs = {"selected": selected, "model": model, "teacher": source}
-    options = {**semantic(config), "seed": seed, "dtype": student.dtype}
+    options = {**semantic(config), "seed": seed, "student": engine(student), "teacher": engine(teacher)}
     identity = identify("mix", VERSION, options, inputs)
     if is_finished(out, identity, force=force):
         return read_manifest(out)
+    if sampled is not None and read_manifest(sampled)["inputs"].get("teacher", "") not in (
+        "",
+        identity.inputs["teacher"],
+    ):
+        raise DataError(f"{sampled}: sampled from another teacher than {teacher.model}; mix must use the same one")
     begin(out, identity, config)
     questions = _questions(selected, config, seed)
     started = _student_answers(questions, model, student, config, out / "student", identity, seed, out.parent.name)
-    cut = [_cut_off(row, seed) for row in started if row["finish_reason"] == "length"]
-    num_cut = len(cut)
-    cut = cut if isinstance(source, str) else _with_room(cut, Chat(source))
-    counts = {"prompts": len(questions), "cut_off": num_cut, "over_context": num_cut - len(cut), "rollouts": len(cut)}
+    placed = [pair for row in started if (pair := _cut_off(row, seed))]
+    cut = placed if isinstance(source, str) else _with_room(placed, Chat(source))
+    counts = {
+        "prompts": len(questions),
+        "cut_off": len(started),
+        "no_border": len(started) - len(placed),  # left out: nowhere to cut
+        "over_context": len(placed) - len(cut),  # left out: no room for the teacher
+        "rollouts": len(cut),
+    }
     if not cut:
         raise DataError(
             f"{out}: none of {len(questions)} student answers was cut off at {config.cap} × the teacher's length,"
@@ -114,9 +127,9 @@ def _student_answers(
     seed: int,
     phase: str,
 ) -> list[dict[str, Any]]:
-    """Let the student answer each question up to its cap; return the rows without their token columns."""
+    """Let the student answer each question up to its cap; return those cut off, without their token columns."""
     identity = identify("mix.student", VERSION, parent.config, parent.inputs)
-    columns = [name for name in ROLLOUT.names if name not in ("token_ids", "logprobs")]
+    columns = [name for name in ROLLOUT.names if name not in ("token_ids", "logprobs", "token_bytes")]
     if not is_finished(folder, identity):
         with Journal(folder, identity, ROLLOUT, len(questions), config=config) as journal:
 
@@ -141,7 +154,8 @@ def _student_answers(
             label = f"{phase}: student begins"
             timing = collect(journal, request, row, lambda: open_sampler(student, model), params, label)
             journal.publish({"prompts": len(questions)}, **timing)
-    return [row for batch in batches(folder, "rollouts", columns) for row in batch.to_pylist()]
+    cut = (batch.filter(pc.field("finish_reason") == "length") for batch in batches(folder, "rollouts", columns))
+    return [row for batch in cut for row in batch.to_pylist()]
 
 
 def _with_room(cut: list[tuple[dict[str, Any], str]], teacher: Chat) -> list[tuple[dict[str, Any], str]]:
@@ -149,11 +163,9 @@ def _with_room(cut: list[tuple[dict[str, Any], str]], teacher: Chat) -> list[tup
     return [pair for pair in cut if len(teacher.prompt_ids(pair[0]["messages"], pair[1])) < teacher.context]
 
 
-def _cut_off(row: dict[str, Any], seed: int) -> tuple[dict[str, Any], str]:
-    """Return the row's question columns, and its text up to a random point of its second half."""
+def _cut_off(row: dict[str, Any], seed: int) -> tuple[dict[str, Any], str] | None:
+    """Return the row's question columns, and its text up to a random border of its second half; None without one."""
     text: str = row.pop("completion")
     places = [m.start() for m in _CUT.finditer(text, pos=len(text) // 2) if 0 < m.start() < len(text)]
     rng = np.random.Generator(np.random.Philox(derive_seed(seed, "cut", row["prompt_uid"])))
-    place = places[int(rng.integers(len(places)))] if places else len(text) // 2
-    row.pop("token_bytes")
-    return row, text[:place]
+    return (row, text[: places[int(rng.integers(len(places)))]]) if places else None

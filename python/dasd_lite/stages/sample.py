@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dasd_lite.chat import model_folder
-from dasd_lite.config import PromptsConfig, SampleConfig, Teacher, semantic
+from dasd_lite.config import PromptsConfig, SampleConfig, Teacher, engine, semantic
 from dasd_lite.dataset import identify, is_finished, read_manifest
 from dasd_lite.errors import DataError
 from dasd_lite.journal import Journal
@@ -31,8 +31,7 @@ def run(
     questions = read_prompts(prompts.path, limit=prompts.limit, system=prompts.system)
     source = semantic(teacher) if teacher.kind == "endpoint" else model_folder(teacher.model, weights=True)
     options = {**semantic(config), "seed": seed, "limit": prompts.limit, "system": prompts.system}
-    if teacher.kind != "endpoint":
-        options["dtype"] = teacher.dtype
+    options["teacher"] = engine(teacher)
     inputs = {"prompts": prompts.path, "teacher": source if isinstance(source, Path) else digest(source)}
     identity = identify("sample", VERSION, options, inputs)
     if is_finished(out, identity, force=force):

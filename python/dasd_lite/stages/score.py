@@ -43,6 +43,7 @@ def run(rollouts: Path, student: Student, config: ScoreConfig, out: Path, *, for
         timing: dict[str, float] = {}
         if len(done) < total:
             tokens = 0
+            from dasd_lite.self_check import check_packing
             from dasd_lite.student import load_model
 
             chat = Chat(folder)
@@ -53,7 +54,9 @@ def run(rollouts: Path, student: Student, config: ScoreConfig, out: Path, *, for
 
                 def rows() -> Iterator[tuple[int, dict[str, Any]]]:
                     nonlocal tokens
-                    for group in _groups(pending, config.batch_tokens):
+                    for number, group in enumerate(_groups(pending, config.batch_tokens)):
+                        if number == 0:
+                            check_packing(model, [item["ids"] for item in group])
                         yield from _score(model, chat, group, config.chunk_tokens)
                         tokens += sum(len(item["ids"]) for item in group)
                         bar.advance(len(group))
@@ -72,7 +75,8 @@ def _tokenized(rollouts: Path, chat: Chat, done: set[int]) -> Iterator[dict[str,
                 continue
             item = {name: batch[name][row].as_py() for name in ("uid", "messages", "completion")}
             for name in ("logprobs", "token_bytes"):
-                item[name] = values.to_numpy(zero_copy_only=False) if (values := batch[name][row].values) else None
+                values = batch[name][row].values
+                item[name] = None if values is None else values.to_numpy(zero_copy_only=False)
             if item["logprobs"] is None:
                 raise DataError(
                     f"{rollouts}: rollout {item['uid']} has no teacher log-probabilities, so it cannot be scored;"
@@ -111,8 +115,9 @@ def _score(
         target = scored[item["num_context"] : -1]  # without the end token
         try:
             student_bytes = chat.token_bytes(item["ids"][item["num_context"] : -1], item["completion"])
-            teacher_mean, teacher_all = _means(*_without_end(item["logprobs"], item["token_bytes"]), ends)
-            student_mean, student_all = _means(target, student_bytes, ends)
+            of_teacher = _without_end(item["logprobs"], item["token_bytes"])
+            teacher_mean, teacher_all = _means(item["completion"], *of_teacher, ends)
+            student_mean, student_all = _means(item["completion"], target, student_bytes, ends)
         except DataError as error:
             raise DataError(f"{item['where']}: {error}") from error
         yield (
@@ -124,7 +129,7 @@ def _score(
                 "p_student": np.exp(student_mean),
                 "teacher_mean_logprob": teacher_all,
                 "student_mean_logprob": student_all,
-                "num_teacher_tokens": len(item["logprobs"]),
+                "num_teacher_tokens": len(of_teacher[0]),
                 "ids": item["ids"],
                 "num_context_tokens": item["num_context"],
             },
@@ -140,14 +145,26 @@ def _without_end(
 
 
 def _means(
-    logprobs: npt.NDArray[np.float32], token_bytes: npt.NDArray[np.int32], ends: npt.NDArray[np.int64]
+    text: str,
+    logprobs: npt.NDArray[np.float32],
+    token_bytes: npt.NDArray[np.int32],
+    ends: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.float32], float]:
-    """Return the mean log-probability of each sentence, and that of the whole text."""
-    mean, _ = sentence_logprobs(
+    """Return the mean log-probability of each sentence, and that of the whole text.
+
+    A `<think>` that the template wrote stands before all tokens: no token begins in it.
+    """
+    raw = text.encode()
+    skipped = len(raw) - int(token_bytes.sum())
+    if skipped < 0 or raw[:skipped].strip() not in (b"", b"<think>"):
+        raise DataError(f"its tokens are {token_bytes.sum()} bytes of a text of {len(raw)}; they should spell it")
+    inside = ends > skipped
+    mean = np.full(len(ends), np.nan, dtype=np.float32)
+    mean[inside] = sentence_logprobs(
         logprobs,
         token_bytes,
         np.array([0, len(logprobs)], dtype=np.int64),
-        ends,
-        np.array([0, len(ends)], dtype=np.int64),
-    )
+        ends[inside] - skipped,
+        np.array([0, inside.sum()], dtype=np.int64),
+    )[0]
     return mean, float(np.mean(logprobs, dtype=np.float64)) if len(logprobs) else float("nan")

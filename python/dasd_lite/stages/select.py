@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from dasd_lite import divergence
 from dasd_lite.chat import Chat, Ids, model_folder
-from dasd_lite.config import SelectConfig, semantic
+from dasd_lite.config import SCORED_RULES, SelectConfig, semantic
 from dasd_lite.console import err, progress
 from dasd_lite.dataset import batches, fingerprint, identify, is_finished, num_rows, read_manifest
 from dasd_lite.errors import DataError
@@ -31,7 +31,6 @@ from dasd_lite.records import KEPT, REJECTED, derive_seed
 from dasd_lite.text import repeated_ngrams, text_repetition
 
 VERSION = 1
-SCORED_RULES = ("count", "ratio", "length_matched")
 _NGRAM = 20
 _CALLS = re.compile(r"<tool_call>|<\|call\|>|<\|tool▁calls▁begin\|>|<function=")
 _ROLLOUT_COLUMNS = KEPT.names[: KEPT.names.index("ids")]
@@ -68,7 +67,7 @@ def run(
     plus answer that fits a row. Raises DataError when nothing passes.
     """
     chat = Chat(model_folder(student))
-    limit = config.max_tokens or max_tokens
+    limit = min(config.max_tokens or max_tokens, chat.context)
     options = {**semantic(config), "max_tokens": limit, "seed": seed, "mask_prefix": mask_prefix}
     inputs: dict[str, Path | str] = {"rollouts": rollouts, "tokenizer": chat.fingerprint}
     if config.rule in SCORED_RULES and scores is None:
@@ -133,8 +132,9 @@ def _read(
 def _tokenize(chat: Chat, messages: list[dict[str, str]], completion: str, masked_bytes: int) -> _Example:
     ids, num_context = chat.example(messages, completion)
     if masked_bytes:
-        starts = np.cumsum(chat.token_bytes(ids[num_context:-1], completion)) >= masked_bytes
-        num_context += int(np.argmax(starts)) + 1
+        lengths = chat.token_bytes(ids[num_context:-1], completion)
+        opened = len(completion.encode()) - int(lengths.sum())
+        num_context += int(np.argmax(opened + np.cumsum(lengths) >= masked_bytes)) + 1
     return _Example(ids, num_context)
 
 
@@ -153,15 +153,18 @@ def _measure(
     stop_ids: tuple[int, ...],
 ) -> None:
     """Note each rollout's numbers, and the first filter that it fails."""
-    offsets = np.cumsum([0, *(len(e.ids) for e in examples)], dtype=np.int64)
-    repeats, _ = repeated_ngrams(np.concatenate([e.ids for e in examples]), offsets, _NGRAM)
+    answers = [e.ids[e.num_context :] for e in examples]
+    offsets = np.cumsum([0, *map(len, answers)], dtype=np.int64)
+    repeats, _ = repeated_ngrams(np.concatenate(answers), offsets, _NGRAM)
     completions = batch["completion"]
     duplicate_lines, duplicate_sentences = text_repetition(completions)
     for row, example in enumerate(examples):
         text, num_ids = completions[row].as_py(), len(example.ids)
-        share = float(repeats[row]) / max(num_ids - _NGRAM + 1, 1)
+        finish = batch["finish_reason"][row].as_py()
+        share = float(repeats[row]) / max(len(answers[row]) - _NGRAM + 1, 1)
         checks = (  # in this order; the first that holds is the reason
-            ("truncated", batch["finish_reason"][row].as_py() == "length", num_ids),
+            ("truncated", finish == "length", num_ids),
+            ("unfinished", finish not in ("length", "stop", "unknown"), num_ids),
             ("structure", config.require_think and not has_structure(text), text.count("</think>")),
             ("end token inside", bool(early := np.isin(example.ids[example.num_context : -1], stop_ids).sum()), early),
             ("function call", bool(_CALLS.search(text)), len(_CALLS.findall(text))),

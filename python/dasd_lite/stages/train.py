@@ -37,12 +37,12 @@ from dasd_lite.dataset import Identity, begin, disk_errors, identify, is_finishe
 from dasd_lite.errors import TrainError
 from dasd_lite.records import derive_seed
 from dasd_lite.rows import Row, Rows, open_rows
+from dasd_lite.self_check import check_packing, documents_of, probe
 
 if TYPE_CHECKING:
     import torch
 
 VERSION = 1
-_PROBE_DOCS, _PROBE_TOKENS = 4, 512  # of one row, for the checks before the first step and after the last
 
 
 # --- the plan: what each step does, known before the first one -------------------------------------------
@@ -124,11 +124,12 @@ def run(
     table = open_rows(rows, mapped, vocab_size=spec.vocab_size, max_positions=spec.max_positions)
     plan = Plan(len(table), seed, config, max_steps)
     trained = build(model, config, seed, trust_remote_code=trust_remote_code)
-    check_packing(trained, probe(table[0]))
+    some = documents_of([table[i] for i in range(min(4, len(table)))])  # a row may be one long document
+    check_packing(trained, some)
     with disk_errors(out):
         begin(out, identity, config)
     train(trained, table, plan, out, identity)
-    gap = student.export(trained, config.method, model, out, probe(table[0]), trust_remote_code=trust_remote_code)
+    gap = student.export(trained, config.method, model, out, probe(some), trust_remote_code=trust_remote_code)
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     manifest = _publish(out, identity, config, plan, metrics, gap)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
@@ -169,41 +170,6 @@ def _publish(
     timing = {"seconds": seconds, "tokens_per_second": tokens / seconds}
     with disk_errors(out):
         return publish(out, identity, tables={}, counts=counts, config=config, timing=timing)
-
-
-def probe(row: Row) -> Row:
-    """Return the first few documents of a row, cut short: full logits of these can be afforded on any machine."""
-    ends = np.cumsum(row.doc_lengths)
-    spans = [slice(b - n, min(b, b - n + _PROBE_TOKENS)) for b, n in zip(ends, row.doc_lengths, strict=True)][
-        :_PROBE_DOCS
-    ]
-    return Row(
-        np.concatenate([row.ids[span] for span in spans]),
-        np.concatenate([row.loss_mask[span] for span in spans]),
-        np.minimum(row.doc_lengths, _PROBE_TOKENS)[:_PROBE_DOCS],
-        row.uids[:_PROBE_DOCS],
-    )
-
-
-def check_packing(model: Any, row: Row) -> None:
-    """Compare packed log-probabilities with those of each document alone; refuse to train when they differ."""
-    from dasd_lite import student
-
-    model.eval()
-    packed = student.target_logprobs(model, row.ids, row.doc_lengths)
-    docs = np.split(row.ids, np.cumsum(row.doc_lengths)[:-1])
-    alone = np.concatenate([student.plain_logprobs(model, doc) for doc in docs])
-    model.train()
-    if np.isfinite(alone).sum() != len(alone) - len(docs):  # all but the first token of each
-        raise TrainError("the model's log-probabilities are not finite before the first step; are its weights whole?")
-    gap = float(np.nanmean(np.abs(packed - alone)))
-    allowed = 1e-3 if student.is_float32(model) else 5e-2  # nats; rounding of 16-bit weights is up to 0.02
-    if not gap <= allowed:
-        raise TrainError(
-            f"log-probabilities of packed documents differ from those of each alone by {gap:.3g} nats on average"
-            f" (allowed {allowed:g}): documents leak into each other, or the logits of this architecture"
-            " are more than its output head"
-        )
 
 
 @contextmanager

@@ -1,0 +1,53 @@
+"""Before a model scores or learns: are the log-probabilities of packed documents those of each alone?
+
+Input: a model and a few documents of the real data. Raises TrainError when documents leak into each
+other, or when the logits of an architecture are more than its output head (scaled, capped).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dasd_lite.chat import Ids
+from dasd_lite.errors import TrainError
+from dasd_lite.rows import Row
+
+_PROBE_DOCS, _PROBE_TOKENS = 4, 512  # full logits of these can be afforded on any machine
+
+
+def probe(documents: Sequence[Ids]) -> Row:
+    """Return the beginnings of the first few documents as one row."""
+    cut = [document[:_PROBE_TOKENS] for document in documents[:_PROBE_DOCS]]
+    ids = np.concatenate(cut)
+    return Row(ids, np.ones(len(ids), dtype=bool), np.array([len(d) for d in cut], dtype=np.int32), ())
+
+
+def documents_of(rows: Sequence[Row]) -> list[Ids]:
+    """Return the documents of some rows."""
+    return [document for row in rows for document in np.split(row.ids, np.cumsum(row.doc_lengths)[:-1])]
+
+
+def check_packing(model: Any, documents: Sequence[Ids]) -> None:
+    """Compare packed log-probabilities with those of each document alone; refuse when they differ."""
+    from dasd_lite import student
+
+    row = probe(documents)
+    docs = documents_of([row])
+    was_training = model.training
+    model.eval()
+    packed = student.target_logprobs(model, row.ids, row.doc_lengths)
+    alone = np.concatenate([student.plain_logprobs(model, doc) for doc in docs])
+    model.train(was_training)
+    if np.isfinite(alone).sum() != len(alone) - len(docs):  # all but the first token of each
+        raise TrainError("the model's log-probabilities are not finite before the first step; are its weights whole?")
+    gap = float(np.nanmean(np.abs(packed - alone)))
+    allowed = 1e-3 if student.is_float32(model) else 5e-2  # nats; rounding of 16-bit weights is up to 0.02
+    if not gap <= allowed:
+        raise TrainError(
+            f"log-probabilities of packed documents differ from those of each alone by {gap:.3g} nats on average"
+            f" (allowed {allowed:g}): documents leak into each other, or the logits of this architecture"
+            " are more than its output head"
+        )
