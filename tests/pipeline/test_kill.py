@@ -87,6 +87,11 @@ def steps(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def duration(folder: Path, stage: str) -> float:
+    """Return how long the shortest of a stage's folders took."""
+    return min(json.loads(path.read_text())["seconds"] for path in folder.glob(f"*/{stage}/timing.json"))
+
+
 def unfinished(folder: Path) -> str | None:
     """Return the stage that was under way when the process died."""
     return next((p.parent.name.replace("student", "mix") for p in folder.rglob("unfinished.json")), None)
@@ -107,6 +112,7 @@ def test_killed_at_random_moments_nothing_is_lost_or_twice(tmp_path: Path) -> No
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, command = run_folder(tmp_path, "whole")
     run_until_done(command, env)
+    seconds = {stage: duration(whole, stage) for stage in LONG_STAGES}
     rng = random.Random(0)
     kills = dict.fromkeys(LONG_STAGES, 0)
     number = compared = 0
@@ -119,7 +125,7 @@ def test_killed_at_random_moments_nothing_is_lost_or_twice(tmp_path: Path) -> No
                 break
             process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             if wait_for_stage(folder, stage, process):
-                time.sleep(rng.random() * 1.2)
+                time.sleep(rng.random() * seconds[stage])
                 process.send_signal(signal.SIGKILL)
             if process.wait() == -signal.SIGKILL and (died := unfinished(folder)) in kills:
                 kills[died] += 1  # where it really died, and not when it was over before the signal came
