@@ -152,7 +152,7 @@ class Journal(FolderWriter):
             if path.suffix == ".tmp" or int(path.stem.rsplit("-", 1)[1]) not in self._recorded:
                 path.unlink()
         with disk_errors(folder):
-            self._seal()
+            self._seal(range(len(self._waiting)))
 
     def done(self) -> set[int]:
         """Return the positions of the items that are committed."""
@@ -175,9 +175,10 @@ class Journal(FolderWriter):
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-            for position in rows:
-                self._waiting[position // self._shard_items] += 1
-            self._seal()
+            touched = [position // self._shard_items for position in rows]
+            for number in touched:
+                self._waiting[number] += 1
+            self._seal(sorted(set(touched)))
 
     def commit_each(self, items: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
         """Commit (position, row) as they come: an item that is finished is never only in memory."""
@@ -187,11 +188,11 @@ class Journal(FolderWriter):
     def _span(self, number: int) -> tuple[int, int]:
         return number * self._shard_items, min((number + 1) * self._shard_items, self.total)
 
-    def _seal(self) -> None:
-        """Turn every complete span into a shard."""
-        for number, waiting in enumerate(self._waiting):
+    def _seal(self, numbers: Iterable[int]) -> None:
+        """Turn those of these spans that are complete into shards."""
+        for number in numbers:
             first, end = self._span(number)
-            if waiting < end - first or number in self._recorded:
+            if self._waiting[number] < end - first or number in self._recorded:
                 continue
             name = f"{self._table}-{number:05d}.parquet"
             temporary = self.folder / f"{name}.tmp"
