@@ -9,7 +9,9 @@ of its own and prints its seconds and the most memory that the system saw it hol
 from __future__ import annotations
 
 import argparse
+import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -60,7 +62,7 @@ def measure(folder: Path, stage: str) -> None:
         config = SelectConfig(max_repeated_ngrams=1.0, max_duplicate_sentences=1.0, max_duplicate_lines=1.0)
         counts = select.run(
             folder / "rollouts",
-            str(STUDENT),
+            str(folder / "student"),
             config,
             folder / "select",
             max_tokens=1 << 20,
@@ -77,6 +79,9 @@ def measure(folder: Path, stage: str) -> None:
 
 def write(folder: Path, num_rollouts: int, num_tokens: int) -> None:
     """Write rollouts of about `num_tokens` student tokens, and scores for them."""
+    shutil.copytree(STUDENT, folder / "student")
+    config = json.loads((STUDENT / "config.json").read_text()) | {"max_position_embeddings": 1 << 20}
+    (folder / "student" / "config.json").write_text(json.dumps(config))
     chat = Chat(STUDENT)
     sentence = "Cid up 3 from 9 is 2. Dan down 1 from 2 is 1.\n"
     repeats = num_tokens // len(chat.encode(sentence))
@@ -89,7 +94,7 @@ def write(folder: Path, num_rollouts: int, num_tokens: int) -> None:
             uid = f"{number:08d}"
             text = "<think> " + sentence * repeats + f"It is {number}.</think>\nAnswer: {number}"
             num_sentences = 2 * repeats + 4
-            ids = rng.integers(0, chat.vocab_size, num_tokens, dtype=np.int32)
+            ids = rng.integers(16, chat.vocab_size, num_tokens, dtype=np.int32)  # no end token among them
             rows.append(
                 {
                     "uid": uid,
