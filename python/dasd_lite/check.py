@@ -178,6 +178,10 @@ def _disk_bytes(recipe: RecipeConfig) -> int:
     return samples * _num_prompts(recipe) * _BYTES_PER_TOKEN + 5 * weights * len(recipe.phase)  # model and checkpoints
 
 
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
+
+
 def _weights(recipe: RecipeConfig) -> list[Path]:
     folder = Path(recipe.student.model)
     return list(folder.glob("*.safetensors")) if folder.is_dir() else []
@@ -194,11 +198,11 @@ def _print_costs(recipe: RecipeConfig) -> None:
                 soft_wrap=True,
             )
     weights = sum(f.stat().st_size for f in _weights(recipe))
-    out().print(f"disk: at most {_disk_bytes(recipe) / 1e9:.2f} GB in {recipe.out}", soft_wrap=True)
+    out().print(f"disk: at most {_size(_disk_bytes(recipe))} in {recipe.out}", soft_wrap=True)
     if weights:
         # Full training: weights, gradients and two moments, in the weights' own format or fp32.
         full = any(phase.train.method.kind == "full" for phase in recipe.phase)
-        out().print(f"memory for training, without activations: about {weights * (4 if full else 1) / 1e9:.2f} GB")
+        out().print(f"memory for training, without activations: about {_size(weights * (4 if full else 1))}")
 
 
 # --- the trial --------------------------------------------------------------------------------------

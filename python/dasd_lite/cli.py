@@ -7,7 +7,6 @@ so `--help` is instant.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,7 +142,9 @@ def report(recipe: Path, overrides: tuple[str, ...]) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("uid", required=False)
 @click.option("--rejected", is_flag=True, help="Those that select rejected, with the reason.")
-@click.option("--limit", default=3, show_default=True, help="How many, when no uid is given.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=3, show_default=True, help="How many, when no uid is given."
+)
 def show(folder: Path, uid: str | None, rejected: bool, limit: int) -> None:
     """Look into a FOLDER: sentences coloured by class, trained and masked tokens."""
     from dasd_lite import show as shows
@@ -192,9 +193,6 @@ def _quoted(recipe: Path, overrides: tuple[str, ...]) -> str:
 
 def main() -> None:
     """Run the command line, and turn what users can mend into one line each and exit code 2."""
-    # Threads that wait should soon sleep: where another process wants the cores, spinning ones make small
-    # models several times slower. GNU's OpenMP reads this when torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     try:
         app(standalone_mode=False)
     except click.exceptions.Abort:  # what click makes of Ctrl-C

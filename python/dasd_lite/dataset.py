@@ -115,10 +115,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         what = "is unfinished: run its stage again" if folder.is_dir() else "does not exist: run its stage first"
         raise DataError(f"{folder}: the folder {what}")
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    manifest = _read_state(path)
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise DataError(f"{path}: schema_version {manifest.get('schema_version')}, this version reads {SCHEMA_VERSION}")
     return manifest
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}); remove {path.parent} and run its stage again") from None
+    if not isinstance(state, dict) or not {"stage", "fingerprint", "inputs", "config"} <= state.keys():
+        raise DataError(f"{path}: damaged (no manifest of ours); remove {path.parent} and run its stage again")
+    return state
 
 
 def shards(folder: Path, table: str) -> list[Path]:
@@ -126,6 +136,12 @@ def shards(folder: Path, table: str) -> list[Path]:
     tables = read_manifest(folder)["tables"]
     if table not in tables:
         raise DataError(f"{folder}: holds {', '.join(tables) or 'no table'}, not {table!r}")
+    for shard in tables[table]:
+        path = folder / shard["file"]
+        found = path.stat().st_size if path.exists() else None
+        if found != shard["bytes"]:
+            what = "is missing" if found is None else f"has {found} bytes"
+            raise DataError(f"{path}: {what}, was {shard['bytes']} bytes; remove {folder} and run its stage again")
     return [folder / shard["file"] for shard in tables[table]]
 
 
@@ -170,7 +186,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process; a second process is refused with the first one's pid."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise DataError(f"out = {folder}: cannot be a folder ({error.strerror}); name another") from None
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
         try:
@@ -222,7 +238,7 @@ def is_finished(folder: Path, identity: Identity, *, force: bool = False) -> boo
             )
         clear(folder)
         return False
-    found = json.loads(state.read_text(encoding="utf-8"))
+    found = _read_state(state)
     if found["fingerprint"] == identity.fingerprint:
         return state.name == "manifest.json"
     if not force and (state.name == "manifest.json" or _has_progress(folder)):
@@ -306,7 +322,11 @@ def publish(
     """
     if timing:
         write_atomic(folder / "timing.json", _to_json(timing))
-    manifest = {**_state(identity, config), "tables": tables, "counts": counts, "packages": _versions()}
+    sized = {
+        name: [{**shard, "bytes": (folder / shard["file"]).stat().st_size} for shard in files]
+        for name, files in tables.items()
+    }
+    manifest = {**_state(identity, config), "tables": sized, "counts": counts, "packages": _versions()}
     write_atomic(folder / "manifest.json", _to_json(manifest))
     for name in ("unfinished.json", "journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"):
         (folder / name).unlink(missing_ok=True)

@@ -41,7 +41,7 @@ def read_prompts(path: Path, *, limit: int | None = None, system: str | None = N
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each row with its place (file:line, or file and row number)."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: " + ("a folder; name a file" if path.is_dir() else "no such file"))
     if path.suffix in (".jsonl", ".json", ".ndjson"):
         yield from _read_jsonl(path)
     elif path.suffix == ".parquet":
@@ -94,7 +94,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8"))
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
                 bad = line[error.start]
                 raise DataError(f"{where}: not UTF-8: byte 0x{bad:02x} at column {error.start + 1}") from error

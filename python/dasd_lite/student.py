@@ -40,6 +40,10 @@ _SIDE_FILES = (".json", ".jinja", ".model", ".txt", ".py", ".tiktoken")  # what 
 LOGIT_BYTES = 256 << 20  # of one chunk's float32 logits; the loss needs about three times this
 
 
+# It asks for a package of faster CPU kernels, for LoRA too, where nothing is in 4 bits.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 # --- loading ----------------------------------------------------------------------------------------
 
 
@@ -122,8 +126,6 @@ def _disable_repacking(model: Any) -> None:
     """
     import bitsandbytes as bnb
 
-    # It also looks for a faster kernel in a package that is not ours, and says so when there is none.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False

@@ -318,7 +318,9 @@ def test_other_errors_stay_what_they_are(tmp_path, error):
 def test_a_shard_that_is_full_begins_the_next(tmp_path):
     folder = make(tmp_path / "f", sizes=(2, 2, 2, 2, 1), shard_rows=4)
     assert [pq.read_metadata(path).num_rows for path in shards(folder, "numbers")] == [4, 4, 1]
-    assert read_manifest(folder)["tables"]["numbers"][2] == {"file": "numbers-00002.parquet", "rows": 1}
+    last = read_manifest(folder)["tables"]["numbers"][2]
+    assert (last["file"], last["rows"]) == ("numbers-00002.parquet", 1)
+    assert last["bytes"] == (folder / last["file"]).stat().st_size
 
 
 def test_two_tables_come_in_step(tmp_path):
@@ -328,3 +330,21 @@ def test_two_tables_come_in_step(tmp_path):
     for one, other in zip(batches(tmp_path / "f", "numbers"), batches(tmp_path / "g", "numbers"), strict=False):
         shared = min(one.num_rows, other.num_rows)
         assert np.array_equal(one["n"][:shared], other["n"][:shared])
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_shard_that_is_gone_or_cut_is_named(tmp_path, damage):
+    folder = make(tmp_path / "f", ONE)
+    path = next(iter(sorted(folder.glob("*.parquet"))))
+    table = path.name.rsplit("-", 1)[0]
+    path.unlink() if damage == "gone" else path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DataError, match=rf"{path.name}: (is missing|has \d+ bytes), was \d+ bytes; remove .*f and run"):
+        shards(folder, table)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_a_damaged_manifest_is_one_line(tmp_path, text):
+    folder = make(tmp_path / "f", ONE)
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match=r"manifest.json: damaged .*; remove .*f and run its stage again"):
+        is_finished(folder, ONE)

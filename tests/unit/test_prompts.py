@@ -108,7 +108,7 @@ def test_what_is_refused_names_file_line_and_value(write, lines, where, words):
 
 def test_files_that_are_none(tmp_path):
     assert "no such file" in refusal(tmp_path / "gone.jsonl")
-    assert "no such file" in refusal(tmp_path)
+    assert "a folder; name a file" in refusal(tmp_path)
     (tmp_path / "a.csv").write_text("prompt\nx\n")
     assert "'.csv'" in refusal(tmp_path / "a.csv")
     assert ".parquet" in refusal(tmp_path / "a.csv")

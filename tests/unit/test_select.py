@@ -181,9 +181,9 @@ def test_all_rejected_is_one_line_with_the_counts(run, tmp_path):
     rows = [rollout(str(n), finish_reason="length") for n in range(3)] + [rollout("x", "Answer: 4")]
     with pytest.raises(DataError) as error:
         run(rows)
-    assert str(error.value).startswith(
-        f"{tmp_path}/rollouts: every one of 4 candidates is rejected: truncated 3, structure 1"
-    )
+    told = str(error.value)
+    assert told.startswith(f"{tmp_path}/rollouts: every one of 4 candidates is rejected: truncated 3 (raise max_tokens")
+    assert "structure 1 (" in told and "select.require_think = false" in told
     assert "\n" not in str(error.value)
     assert not (tmp_path / "select").exists(), "nothing half-written"
 

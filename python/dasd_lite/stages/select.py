@@ -32,6 +32,14 @@ from dasd_lite.text import repeated_ngrams, text_repetition
 
 VERSION = 1
 _NGRAM = 20
+_REMEDIES = {  # the option behind a reason, told when nothing is left
+    "truncated": " (raise max_tokens of sample or mix)",
+    "structure": " (no <think>…</think> and answer; for data without: select.require_think = false)",
+    "too long": " (raise select.max_tokens or pack.seq_len, up to the student's context)",
+    "repeated lines": " (select.max_duplicate_lines)",
+    "repeated sentences": " (select.max_duplicate_sentences)",
+    "repeated n-grams": " (select.max_repeated_ngrams)",
+}
 _CALLS = re.compile(r"<tool_call>|<\|call\|>|<\|tool▁calls▁begin\|>|<function=")
 _ROLLOUT_COLUMNS = KEPT.names[: KEPT.names.index("ids")]
 
@@ -89,7 +97,7 @@ def run(
         score = _rank(candidates, config, seed)
         reasons = Counter(reason for reason in candidates.reason if reason)
         if len(candidates.reason) == sum(reasons.values()):
-            found = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+            found = ", ".join(f"{reason} {count}{_REMEDIES.get(reason, '')}" for reason, count in reasons.most_common())
             raise DataError(f"{rollouts}: every one of {total} candidates is rejected: {found}")
         with ShardWriter(out, identity, {"kept": KEPT, "rejected": REJECTED}, config) as writer:
             first = 0
