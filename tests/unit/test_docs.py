@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from dasd_lite.load import load_recipe
+from dasd_lite.recipe import plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,3 +37,12 @@ def test_no_file_names_a_package_registry() -> None:
     assert names
     found = [n for n in names if n != "tests/unit/test_docs.py" and hosts.search((ROOT / n).read_text(errors="ignore"))]
     assert not found
+
+
+def test_the_readme_s_excerpt_is_of_a_demo_with_todays_words() -> None:
+    excerpt = (ROOT / "README.md").read_text()
+    for line in ("rollouts of 400 prompts", "rejected: rank", "% full", "tokens/s", "Sentence classes", "since before"):
+        assert line in excerpt, line
+    steps = re.findall(r"^((?:base|low|high|mixed)/\w+) ", excerpt, re.MULTILINE)
+    recipe = load_recipe(ROOT / "examples" / "demo.toml")
+    assert steps == [step.name for step in plan(recipe)]
