@@ -116,13 +116,11 @@ def test_killed_at_random_moments_nothing_is_lost_or_twice(tmp_path: Path) -> No
     rng = random.Random(0)
     kills = dict.fromkeys(LONG_STAGES, 0)
     number = compared = 0
-    while sum(kills.values()) < KILLS:
+    while (sum(kills.values()) < KILLS or not all(kills.values())) and number < KILLS:
         folder, command = run_folder(tmp_path, f"killed-{number}")
         number += 1
         # One run is killed in each long stage in turn, and more than once in some.
         for stage in LONG_STAGES:
-            if sum(kills.values()) == KILLS:
-                break
             process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             if wait_for_stage(folder, stage, process):
                 time.sleep(rng.random() * seconds[stage])
@@ -132,7 +130,7 @@ def test_killed_at_random_moments_nothing_is_lost_or_twice(tmp_path: Path) -> No
         run_until_done(command, env)
         check_data(whole, folder)
         compared += same_weights(whole, folder)
-    assert all(kills.values()), kills
+    assert sum(kills.values()) >= KILLS and all(kills.values()), kills
     assert compared, "no killed run trained on the very rows of the one that was not"
 
 
