@@ -112,12 +112,7 @@ def _is_union_tag(key: str | int, location: Location) -> bool:
 
 def _options_of(keys: Location) -> list[str]:
     """Return the keys that the table at `keys` can have, over all kinds of it."""
-    if not keys:
-        return list(_TOP_KEYS)
-    models: list[Any] = [RecipeConfig]
-    for key in (k for k in keys if not isinstance(k, int)):
-        models = [inner for model in models for inner in _tables_in(_fields(model).get(str(key)))]
-    return sorted({name for model in models for name in model.model_fields})
+    return sorted({name for model in _tables_at(keys) for name in model.model_fields}) if keys else list(_TOP_KEYS)
 
 
 def _fields(model: type[BaseModel]) -> dict[str, Any]:

@@ -19,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from dasd_lite.config import Phase, RecipeConfig
+from dasd_lite.config import SCORED_RULES, Phase, RecipeConfig
 from dasd_lite.dataset import batches, read_manifest
 from dasd_lite.errors import DataError
 
-SCORED_RULES = ("count", "ratio", "length_matched")
 _CURVE_POINTS = 400  # of a curve in the report; longer ones are averaged in equal spans of steps
 
 

@@ -20,13 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dasd_lite.config import Phase
+from dasd_lite.config import SCORED_RULES, Phase
 from dasd_lite.console import progress
 from dasd_lite.dataset import batches, num_rows
 from dasd_lite.divergence import SentenceClass, classify_sentences
 from dasd_lite.errors import DataError
 from dasd_lite.grading import grade
-from dasd_lite.report_data import SCORED_RULES
 from dasd_lite.text import sentence_ends
 
 Floats = npt.NDArray[np.float64]
