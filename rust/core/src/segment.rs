@@ -143,11 +143,11 @@ impl<'t, 'e> Scanner<'t, 'e> {
     fn take_line_start(&mut self) -> bool {
         let line = &self.bytes[self.at..];
         let ticks = line.iter().take_while(|&&byte| byte == b'`').count();
-        if ticks >= 3 {
-            if let Some(end) = self.fence_end(ticks.min(MAX_FENCE)) {
-                self.end_sentence(end);
-                return true;
-            }
+        if ticks >= 3
+            && let Some(end) = self.fence_end(ticks.min(MAX_FENCE))
+        {
+            self.end_sentence(end);
+            return true;
         }
         let digits = line.iter().take_while(|byte| byte.is_ascii_digit()).count();
         if (1..=3).contains(&digits) && matches!(line.get(digits..digits + 2), Some([b'.' | b')', b' ' | b'\t'])) {

@@ -1,0 +1,104 @@
+//! Work over the rows of a column, on the threads of rayon's current pool, with results that do not
+//! depend on how many there are: rows are cut into ranges by their sizes alone, results come back in
+//! the order of the ranges, and of several errors the first row's is returned.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::error::Result;
+use crate::interrupt::Interrupt;
+
+/// Elements that a range has at least: fewer are not worth a second thread.
+pub(crate) const GRAIN: usize = 1 << 16;
+
+/// Cuts the rows that `offsets` describe into ranges that have at least `grain` elements each, the last apart.
+pub(crate) fn cut(offsets: &[i64], grain: usize) -> Vec<Range<usize>> {
+    let num_rows = offsets.len() - 1;
+    let grain = i64::try_from(grain).unwrap_or(i64::MAX);
+    let mut ranges = vec![];
+    let mut first = 0;
+    while first < num_rows {
+        let goal = offsets[first].saturating_add(grain);
+        let end = first + 1 + offsets[first + 1..num_rows].partition_point(|&offset| offset < goal);
+        ranges.push(first..end);
+        first = end;
+    }
+    ranges
+}
+
+/// Cuts a slice into one part per range; `len` tells how many elements a range has.
+pub(crate) fn split<'v, T>(
+    mut values: &'v mut [T],
+    ranges: &[Range<usize>],
+    len: impl Fn(&Range<usize>) -> usize,
+) -> Vec<&'v mut [T]> {
+    let take = |range| values.split_off_mut(..len(range)).expect("the ranges have as many elements as the slice");
+    ranges.iter().map(take).collect()
+}
+
+/// Calls `work` for every item, on many threads if there are many; looks at the flag before each.
+///
+/// # Errors
+/// The first item's that has one; [`crate::Error::Interrupted`].
+pub(crate) fn try_map<I: Send, T: Send>(
+    items: Vec<I>,
+    interrupt: &Interrupt,
+    work: impl Fn(I) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let work = |item| {
+        interrupt.check()?;
+        work(item)
+    };
+    if items.len() < 2 {
+        return items.into_iter().map(work).collect();
+    }
+    let results: Vec<Result<T>> = items.into_par_iter().map(work).collect();
+    results.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Error;
+
+    proptest! {
+        #[test]
+        fn ranges_cover_all_rows_once(lengths in prop::collection::vec(0..50_i64, 0..40), grain in 1..200_usize) {
+            let mut offsets = vec![0];
+            offsets.extend(lengths.iter().scan(0, |sum, length| { *sum += length; Some(*sum) }));
+            let ranges = cut(&offsets, grain);
+            prop_assert!(ranges.iter().flat_map(Clone::clone).eq(0..lengths.len()));
+            for range in ranges.iter().rev().skip(1) {
+                prop_assert!(offsets[range.end] - offsets[range.start] >= i64::try_from(grain).unwrap());
+            }
+        }
+
+        #[test]
+        fn the_first_error_is_returned(bad in prop::collection::btree_set(0..100_usize, 0..5)) {
+            let result = try_map((0..100).collect(), &Interrupt::new(), |item| {
+                if bad.contains(&item) { Err(Error::OffsetsEnd { name: "x", index: item, value: 0, len: 0 }) } else { Ok(2 * item) }
+            });
+            match bad.first() {
+                Some(&index) => prop_assert_eq!(result, Err(Error::OffsetsEnd { name: "x", index, value: 0, len: 0 })),
+                None => prop_assert!(result.unwrap().into_iter().eq((0..100).map(|item| 2 * item))),
+            }
+        }
+    }
+
+    #[test]
+    fn parts_follow_each_other() {
+        let mut values = [1, 2, 3, 4, 5];
+        let parts = split(&mut values, &[0..2, 2..2, 2..5], ExactSizeIterator::len);
+        assert_eq!(parts, [&[1, 2][..], &[], &[3, 4, 5]]);
+    }
+
+    #[test]
+    fn a_raised_flag_stops_it() {
+        let interrupt = Interrupt::new();
+        interrupt.raise();
+        assert_eq!(try_map(vec![1, 2], &interrupt, Ok), Err(Error::Interrupted));
+    }
+}
