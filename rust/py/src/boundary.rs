@@ -1,27 +1,27 @@
 //! The one way from Python into the core and back: releases the GIL, lets Ctrl-C through, and
 //! turns the core's errors into Python's.
 
-use std::panic::resume_unwind;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use dasd_lite_core::{Error, Interrupt, Result};
-use pyo3::exceptions::{PyKeyboardInterrupt, PyValueError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 mod errors {
     pyo3::import_exception!(dasd_lite.errors, DataError);
 }
 
-/// Work on fewer elements is over before a person could press Ctrl-C; it is not worth a thread.
+/// Work on fewer elements is over before a person could press Ctrl-C; it is not worth another thread.
 const SMALL: usize = 1 << 16;
 
 /// How often a waiting call looks for signals.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Runs `work`, which touches about `num_elements`, without the GIL. When a signal handler raises (as that of
-/// Ctrl-C does), the work is stopped and its exception returned.
+/// Runs `work`, which touches about `num_elements`, without the GIL, on the pool's threads if it is worth it. When a
+/// signal handler raises (as that of Ctrl-C does), the work is stopped and its exception returned.
 pub fn detached<T: Send>(
     py: Python<'_>,
     num_elements: usize,
@@ -32,27 +32,39 @@ pub fn detached<T: Send>(
         return py.detach(|| work(&interrupt)).map_err(to_python);
     }
     py.detach(|| {
-        thread::scope(|scope| {
-            let (done, waiting) = channel::<()>();
-            let worker = scope.spawn(|| {
-                // Dropped at the end, also that of a panic: wakes the waiting thread.
-                let _done = done;
-                work(&interrupt)
-            });
-            let mut raised = Ok(());
-            while raised.is_ok() && waiting.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
-                raised = Python::attach(|py| {
-                    py.check_signals()?;
-                    Ok(())
-                });
+        let (done, waiting) = channel();
+        pool()?.in_place_scope(|scope| {
+            let interrupt = &interrupt;
+            // A panic drops `done`, which wakes the waiting thread; the scope then panics with it.
+            scope.spawn(move |_| drop(done.send(work(interrupt))));
+            loop {
+                match waiting.recv_timeout(POLL) {
+                    Ok(result) => return result.map_err(to_python),
+                    Err(RecvTimeoutError::Disconnected) => return Err(PyRuntimeError::new_err("the work panicked")),
+                    Err(RecvTimeoutError::Timeout) => {
+                        #[expect(clippy::redundant_closure_for_method_calls, reason = "the method is of one lifetime")]
+                        Python::attach(|py| py.check_signals()).inspect_err(|_| interrupt.raise())?;
+                    }
+                }
             }
-            if raised.is_err() {
-                interrupt.raise();
-            }
-            let result = worker.join().unwrap_or_else(|panic| resume_unwind(panic));
-            raised.and_then(|()| result.map_err(to_python))
         })
     })
+}
+
+/// The threads of this process: as many as cores, or `RAYON_NUM_THREADS`. A process that was forked makes
+/// a pool of its own, for threads do not come along; the old one is left as it is.
+fn pool() -> PyResult<&'static ThreadPool> {
+    static POOL: Mutex<Option<(u32, &'static ThreadPool)>> = Mutex::new(None);
+    let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    let process = std::process::id();
+    match *pool {
+        Some((owner, threads)) if owner == process => Ok(threads),
+        _ => {
+            let built = ThreadPoolBuilder::new().thread_name(|index| format!("dasd-lite-{index}")).build();
+            let threads = built.map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
+            Ok(pool.insert((process, Box::leak(Box::new(threads)))).1)
+        }
+    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
