@@ -16,20 +16,9 @@ from numpy.typing import NDArray
 
 from dasd_lite import _rust
 from dasd_lite.errors import DataError
+from dasd_lite.ragged import Ragged
 
 TextColumn: TypeAlias = "pa.Array[Any] | pa.ChunkedArray[Any]"  # quoted: they are generic for type checkers only
-
-
-class Ragged(NamedTuple):
-    """Rows of unequal length: row i is `values[offsets[i]:offsets[i + 1]]`.
-
-    Attributes:
-        values: All rows, one behind the other; `[offsets[-1]]`.
-        offsets: Where rows begin and end; int64 `[num_rows + 1]`, starts at 0.
-    """
-
-    values: NDArray[Any]
-    offsets: NDArray[np.int64]
 
 
 class TextRepetition(NamedTuple):

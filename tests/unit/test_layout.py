@@ -13,7 +13,7 @@ PACKAGE = Path(dasd_lite.__file__).parent
 # From the ground up; a module may import what stands in a line above its own, or in its own.
 LEVELS = [
     {"errors"},
-    {"config", "console", "records", "load"},
+    {"config", "console", "ragged", "records", "load"},
     {"dataset", "journal", "prompts", "rows"},
     {"attention", "chat", "divergence", "text", "packing", "grading", "checkpoint", "student", "self_check"},
     {"sampler", "plots", "report_data", "report_rollouts", "report_tables", "show_pieces", "summary"},

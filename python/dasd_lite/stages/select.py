@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from dasd_lite.console import err, progress
 from dasd_lite.dataset import batches, fingerprint, identify, is_finished, num_rows, read_manifest
 from dasd_lite.errors import DataError
 from dasd_lite.journal import ShardWriter
-from dasd_lite.records import KEPT, REJECTED, derive_seed
+from dasd_lite.ragged import Ragged, from_arrow, join, offsets_of
+from dasd_lite.records import KEPT, REJECTED, TOKENS, derive_seed
 from dasd_lite.text import repeated_ngrams, text_repetition
 
 VERSION = 1
@@ -90,9 +92,10 @@ def run(
 
     total = num_rows(rollouts, "rollouts")
     candidates = _Candidates()
+    tokenize = partial(_tokenize, chat, mask_prefix)
     with progress(f"{out.parent.name}: select", 2 * total, "rollouts") as bar:
-        for batch, examples in _read(rollouts, scores, chat, mask_prefix, bar):
-            _measure(candidates, batch, examples, config, limit, chat.stop_ids)
+        for batch in _read(rollouts, scores, ("p_teacher", "p_student"), tokenize, bar):
+            _measure(candidates, batch, config, limit, chat.stop_ids)
         _name_unknown_domains(candidates, config)
         score = _rank(candidates, config, seed)
         reasons = Counter(reason for reason in candidates.reason if reason)
@@ -101,95 +104,95 @@ def run(
             raise DataError(f"{rollouts}: every one of {total} candidates is rejected: {found}")
         with ShardWriter(out, identity, {"kept": KEPT, "rejected": REJECTED}, config) as writer:
             first = 0
-            for batch, examples in _read(rollouts, scores, chat, mask_prefix, bar):
-                _write(writer, batch, examples, candidates, score, first)
-                first += batch.num_rows
+            for batch in _read(rollouts, scores, (), tokenize, bar):
+                _write(writer, batch, candidates, score, first)
+                first += batch.rollouts.num_rows
             return writer.publish(_counts(candidates, reasons))
 
 
 @dataclass(frozen=True)
-class _Example:
-    """One rollout as the student reads it."""
+class _Batch:
+    """Some rollouts as the student reads them; `scores` where there are any."""
 
-    ids: Ids
-    num_context: int
-    num_sentences: int = 0
-    p_teacher: npt.NDArray[np.float32] | None = None
-    p_student: npt.NDArray[np.float32] | None = None
+    rollouts: pa.RecordBatch
+    ids: pa.LargeListArray[Any]
+    num_context: npt.NDArray[np.int64]
+    scores: pa.RecordBatch | None
+
+    def answers(self) -> Ragged:
+        """Return the ids behind each prompt, the end token included."""
+        ids, edges = from_arrow(self.ids)
+        return join([ids[s:e] for s, e in zip(edges[:-1] + self.num_context, edges[1:], strict=True)])
 
 
-def _read(
-    rollouts: Path, scores: Path | None, chat: Chat, mask_prefix: bool, bar: Any
-) -> Iterator[tuple[pa.RecordBatch, list[_Example]]]:
-    """Yield batches of rollouts with their examples: from the scores, or tokenized here."""
-    scored = batches(scores, "scores") if scores else repeat(None)
+def _read(rollouts: Path, scores: Path | None, columns: tuple[str, ...], tokenize: Any, bar: Any) -> Iterator[_Batch]:
+    """Yield the rollouts with their ids: from the scores, or tokenized here."""
+    wanted = ("uid", "ids", "num_context_tokens", *columns)
+    scored = batches(scores, "scores", wanted) if scores else repeat(None)
     for batch, score in zip(batches(rollouts, "rollouts", _ROLLOUT_COLUMNS), scored, strict=False):
         if score is None:
-            examples = [
-                _tokenize(chat, row["messages"], row["completion"], row["prefix_bytes"] if mask_prefix else 0)
-                for row in batch.select(["messages", "completion", "prefix_bytes"]).to_pylist()
-            ]
+            ids, num_context = zip(*map(tokenize, batch.to_pylist()), strict=True)
+            yield _Batch(batch, pa.array(ids, TOKENS), np.array(num_context, np.int64), None)
+        elif score["uid"].equals(batch["uid"]):
+            yield _Batch(batch, score["ids"], score["num_context_tokens"].to_numpy(), score)
         else:
-            if not score["uid"].equals(batch["uid"]):
-                raise DataError(f"{scores}: its rows are not those of {rollouts}; score them again")
-            examples = [_from_score(score, row) for row in range(score.num_rows)]
-        yield batch, examples
+            raise DataError(f"{scores}: its rows are not those of {rollouts}; score them again")
         bar.advance(batch.num_rows)
 
 
-def _tokenize(chat: Chat, messages: list[dict[str, str]], completion: str, masked_bytes: int) -> _Example:
-    ids, num_context = chat.example(messages, completion)
-    if masked_bytes:
+def _tokenize(chat: Chat, mask_prefix: bool, row: dict[str, Any]) -> tuple[Ids, int]:
+    """Return the ids of a rollout, and how many of them are not to be learnt."""
+    completion = row["completion"]
+    ids, num_context = chat.example(row["messages"], completion)
+    if mask_prefix and row["prefix_bytes"]:
         lengths = chat.token_bytes(ids[num_context:-1], completion)
         opened = len(completion.encode()) - int(lengths.sum())
-        num_context += int(np.argmax(opened + np.cumsum(lengths) >= masked_bytes)) + 1
-    return _Example(ids, num_context)
-
-
-def _from_score(score: pa.RecordBatch, row: int) -> _Example:
-    p_teacher, p_student = (score[name][row].values.to_numpy() for name in ("p_teacher", "p_student"))
-    ids = score["ids"][row].values.to_numpy()
-    return _Example(ids, score["num_context_tokens"][row].as_py(), len(p_teacher), p_teacher, p_student)
+        num_context += int(np.argmax(opened + np.cumsum(lengths) >= row["prefix_bytes"])) + 1
+    return ids, num_context
 
 
 def _measure(
-    candidates: _Candidates,
-    batch: pa.RecordBatch,
-    examples: list[_Example],
-    config: SelectConfig,
-    limit: int,
-    stop_ids: tuple[int, ...],
+    candidates: _Candidates, batch: _Batch, config: SelectConfig, limit: int, stop_ids: tuple[int, ...]
 ) -> None:
     """Note each rollout's numbers, and the first filter that it fails."""
-    answers = [e.ids[e.num_context :] for e in examples]
-    offsets = np.cumsum([0, *map(len, answers)], dtype=np.int64)
-    repeats, _ = repeated_ngrams(np.concatenate(answers), offsets, _NGRAM)
-    completions = batch["completion"]
-    duplicate_lines, duplicate_sentences = text_repetition(completions)
-    for row, example in enumerate(examples):
-        text, num_ids = completions[row].as_py(), len(example.ids)
-        finish = batch["finish_reason"][row].as_py()
-        share = float(repeats[row]) / max(len(answers[row]) - _NGRAM + 1, 1)
+    rollouts, answers = batch.rollouts, batch.answers()
+    num_ids, num_answer = batch.ids.value_lengths().to_numpy(), np.diff(answers.offsets)
+    repeats, _ = repeated_ngrams(answers.values, answers.offsets, _NGRAM)
+    shares = repeats / np.maximum(num_answer - _NGRAM + 1, 1)
+    stops = offsets_of(np.isin(answers.values, stop_ids))  # stop tokens before each place
+    early = stops[np.maximum(answers.offsets[1:] - 1, 0)] - stops[answers.offsets[:-1]]
+    duplicate_lines, duplicate_sentences = text_repetition(rollouts["completion"])
+    texts, finishes = rollouts["completion"].to_pylist(), rollouts["finish_reason"].to_pylist()
+    for row, (text, finish) in enumerate(zip(texts, finishes, strict=True)):
         checks = (  # in this order; the first that holds is the reason
-            ("truncated", finish == "length", num_ids),
-            ("unfinished", finish not in ("length", "stop", "unknown"), num_ids),
+            ("truncated", finish == "length", num_ids[row]),
+            ("unfinished", finish not in ("length", "stop", "unknown"), num_ids[row]),
             ("structure", config.require_think and not has_structure(text), text.count("</think>")),
-            ("end token inside", bool(early := np.isin(example.ids[example.num_context : -1], stop_ids).sum()), early),
+            ("end token inside", early[row] > 0, early[row]),
             ("function call", bool(_CALLS.search(text)), len(_CALLS.findall(text))),
-            ("too long", num_ids > limit, num_ids),
+            ("too long", num_ids[row] > limit, num_ids[row]),
             ("repeated lines", duplicate_lines[row] > config.max_duplicate_lines, duplicate_lines[row]),
             ("repeated sentences", duplicate_sentences[row] > config.max_duplicate_sentences, duplicate_sentences[row]),
-            ("repeated n-grams", share > config.max_repeated_ngrams, share),
+            ("repeated n-grams", shares[row] > config.max_repeated_ngrams, shares[row]),
         )
         reason, value = next(((name, float(number)) for name, failed, number in checks if failed), ("", 0.0))
         candidates.reason.append(reason)
         candidates.value.append(value)
-        candidates.num_tokens.append(num_ids - example.num_context)
-        candidates.num_sentences.append(example.num_sentences)
-        candidates.counts.append(_count_classes(example, config.beta))
-    uids = batch["prompt_uid"].to_pylist()
-    candidates.domain += batch["domain"].to_pylist()
-    candidates.prompt += uids
+    candidates.num_tokens += num_answer.tolist()
+    num_sentences, counts = _count_classes(batch, config.beta)
+    candidates.num_sentences += num_sentences
+    candidates.counts += counts
+    candidates.domain += rollouts["domain"].to_pylist()
+    candidates.prompt += rollouts["prompt_uid"].to_pylist()
+
+
+def _count_classes(batch: _Batch, beta: float) -> tuple[list[int], list[list[int]]]:
+    """Return how many sentences each rollout has, and how many of each class; nothing without scores."""
+    if batch.scores is None:
+        return [0] * batch.rollouts.num_rows, [[]] * batch.rollouts.num_rows
+    teacher, student = from_arrow(batch.scores["p_teacher"]), from_arrow(batch.scores["p_student"])
+    classes = divergence.classify_sentences(teacher.values, student.values, beta)
+    return np.diff(teacher.offsets).tolist(), divergence.class_counts(classes, teacher.offsets).tolist()
 
 
 def _name_unknown_domains(candidates: _Candidates, config: SelectConfig) -> None:
@@ -206,13 +209,6 @@ def has_structure(text: str) -> bool:
         and bool(re.fullmatch(r"\s*<think>(?!.*<think>).*\S.*", parts[0], re.DOTALL))
         and bool(parts[1].strip())
     )
-
-
-def _count_classes(example: _Example, beta: float) -> list[int]:
-    if example.p_teacher is None or example.p_student is None:
-        return []
-    classes = divergence.classify_sentences(example.p_teacher, example.p_student, beta)
-    return [int((classes == kind).sum()) for kind in range(3)]
 
 
 def _rank(candidates: _Candidates, config: SelectConfig, seed: int) -> npt.NDArray[np.float32] | None:
@@ -245,23 +241,22 @@ def _rank(candidates: _Candidates, config: SelectConfig, seed: int) -> npt.NDArr
 
 def _write(
     writer: ShardWriter,
-    batch: pa.RecordBatch,
-    examples: list[_Example],
+    batch: _Batch,
     candidates: _Candidates,
     score: npt.NDArray[np.float32] | None,
     first: int,
 ) -> None:
-    span = slice(first, first + batch.num_rows)
+    span = slice(first, first + batch.rollouts.num_rows)
     reason = candidates.reason[span]
     counts = [counts or None for counts in candidates.counts[span]]
     columns = {
-        **{name: batch[name] for name in _ROLLOUT_COLUMNS},
-        "ids": pa.array([e.ids for e in examples], KEPT.field("ids").type),
-        "num_context_tokens": pa.array([e.num_context for e in examples], pa.int64()),
+        **{name: batch.rollouts[name] for name in _ROLLOUT_COLUMNS},
+        "ids": batch.ids,
+        "num_context_tokens": pa.array(batch.num_context),
         "score": pa.array(score[span], pa.float32(), from_pandas=True)
         if score is not None
-        else pa.nulls(batch.num_rows),
-        "num_sentences": pa.array([e.num_sentences for e in examples], pa.int64()),
+        else pa.nulls(batch.rollouts.num_rows),
+        "num_sentences": pa.array(candidates.num_sentences[span], pa.int64()),
         "class_counts": pa.array(counts, KEPT.field("class_counts").type),
         "reason": pa.array(reason),
         "value": pa.array(candidates.value[span]),

@@ -1,0 +1,41 @@
+"""Flat values and 64-bit offsets: how columns of rows of unequal length go into the Rust core.
+
+Input: an Arrow column of lists. Output: a `Ragged`. Invariant: row i is `values[offsets[i]:offsets[i + 1]]`, the
+offsets start at 0, never decrease and end at the number of values.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Ragged(NamedTuple):
+    """Rows of unequal length.
+
+    Attributes:
+        values: All rows, one behind the other; `[offsets[-1]]`.
+        offsets: Where rows begin and end; int64 `[num_rows + 1]`.
+    """
+
+    values: NDArray[Any]
+    offsets: NDArray[np.int64]
+
+
+def from_arrow(column: Any) -> Ragged:
+    """Rows of an Arrow list column, the values without a copy; a missing row (null) is an empty one."""
+    lengths = column.value_lengths().fill_null(0).to_numpy()
+    return Ragged(column.flatten().to_numpy(), offsets_of(lengths))
+
+
+def join(rows: Sequence[NDArray[Any]]) -> Ragged:
+    """Copy at least one row, one behind the other."""
+    return Ragged(np.concatenate(rows), offsets_of([len(row) for row in rows]))
+
+
+def offsets_of(lengths: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+    """Offsets of rows of these lengths; int64 `[num_rows + 1]`."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
