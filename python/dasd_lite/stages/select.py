@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dasd_lite import divergence
+from dasd_lite import divergence, selection
 from dasd_lite.chat import Chat, Ids, model_folder
 from dasd_lite.config import SCORED_RULES, SelectConfig, semantic
 from dasd_lite.console import err, progress
@@ -218,7 +218,7 @@ def _rank(candidates: _Candidates, config: SelectConfig, seed: int) -> npt.NDArr
     prompts = np.unique(np.asarray(candidates.prompt)[passed], return_inverse=True)[1]
     if config.rule != "all":
         score = np.full(len(candidates.reason), np.nan, dtype=np.float32)
-        score[passed] = divergence.score_candidates(
+        score[passed] = selection.score_candidates(
             config.rule,
             teacher_counts=np.array([c[divergence.SentenceClass.TEACHER] if c else 0 for c in candidates.counts])[
                 passed
@@ -228,7 +228,7 @@ def _rank(candidates: _Candidates, config: SelectConfig, seed: int) -> npt.NDArr
             prompt_index=prompts,
             seed=derive_seed(seed, "random"),
         )
-        keep = divergence.rank_within_prompts(score[passed], prompts, config.keep)
+        keep = selection.rank_within_prompts(score[passed], prompts, config.keep)
         for i in passed[~keep]:
             candidates.reason[i], candidates.value[i] = "rank", float(score[i])
     for domain, budget in config.budget.items():
