@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` and `make test`. Everything is installed into .venv from constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt bench docs torture clean
+.PHONY: help demo test check fmt bench docs torture fuzz clean
 
 BIN := .venv/bin
 # uv when it is there; else it is installed into .venv from the package index.
@@ -57,6 +57,9 @@ docs: .venv/.built  ## write docs/options.md anew from the config
 
 torture: .venv/.dev .venv/.built  ## 200 random kills over all stages that resume
 	DASD_KILLS=200 $(BIN)/pytest tests/pipeline/test_kill.py
+
+fuzz:  ## a million random inputs to every entry point of the Rust core, with overflow checks
+	FUZZ_INPUTS=1000000 cargo test --profile fuzz --test fuzz
 
 clean:  ## remove what was built and run
 	rm -rf .venv target runs python/dasd_lite/_rust*.so

@@ -1,7 +1,8 @@
 """A real HTTP server on loopback that answers like an OpenAI-compatible one, and misbehaves on a schedule.
 
-`with ChatServer(faults={0: "429", 3: "cut"}) as server:` meets the first request with a 429 and cuts
-the fourth short; all others get `answer(body)`. `server.answered` holds what was answered in full.
+`with ChatServer(faults={0: "429", "question 3": "cut"}) as server:` meets the first request with a 429, cuts the
+answer to "question 3" short whenever it comes, and gives `answer(body)` to all others (-1 stands for all).
+`server.answered` holds what was answered in full.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class ChatServer:
     """The server: an address, what it was asked, and what it answered in full."""
 
     def __init__(
-        self, faults: Mapping[int, str] | None = None, answer: Callable[[dict[str, Any]], Answer] = plain
+        self, faults: Mapping[int | str, str] | None = None, answer: Callable[[dict[str, Any]], Answer] = plain
     ) -> None:
         self.faults, self.answer = dict(faults or {}), answer
         self.asked: list[dict[str, Any]] = []
@@ -103,8 +104,9 @@ class _Handler(BaseHTTPRequestHandler):
             chat.keys.add(self.headers["Authorization"])
             chat.busy += 1
             chat.most_busy = max(chat.most_busy, chat.busy)
+        asked_for = (number, body["messages"][-1]["content"], -1)
         try:
-            self._answer(chat, body, chat.faults.get(number, chat.faults.get(-1, "")))
+            self._answer(chat, body, next((chat.faults[key] for key in asked_for if key in chat.faults), ""))
         finally:
             with chat.lock:
                 chat.busy -= 1

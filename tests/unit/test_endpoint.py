@@ -150,7 +150,7 @@ def test_a_request_that_never_passes() -> None:
     ],
 )
 def test_what_cannot_pass_ends_the_run(fault: str, words: str) -> None:
-    with ChatServer({10: fault}) as server:
+    with ChatServer({"question 10": fault}) as server:
         done = []
         with pytest.raises(EndpointError) as caught:
             for completion in open_sampler(config(server.url, concurrency=2)).complete(requests(40), SamplingParams()):

@@ -1,0 +1,197 @@
+//! Random input to every entry point, most of it wrong: each call returns `Ok` or `Err`, and never panics.
+//!
+//! `make fuzz` runs a million inputs an entry point with overflow checks; `cargo test` a thousand.
+
+use std::env;
+
+use dasd_lite_core::pack::{self, Method, Options, Overlong};
+use dasd_lite_core::{Interrupt, Ragged, repeat, segment, stats};
+
+/// A stream of numbers (splitmix64), the same on every platform.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ mixed >> 31
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[usize::try_from(self.below(choices.len() as u64)).unwrap()]
+    }
+
+    /// Mostly a small number, sometimes one at an edge of its type.
+    fn number(&mut self) -> i64 {
+        match self.below(24) {
+            0 => self.one_of(&[i64::MIN, i64::MIN + 1, i64::MAX, i64::MAX - 1]),
+            1 => self.one_of(&[-1, 1 << 31, (1 << 31) - 1, 1 << 32, (1 << 32) - 1, -(1 << 31), 1 << 24]),
+            _ => i64::try_from(self.below(9)).unwrap(),
+        }
+    }
+
+    fn logprob(&mut self) -> f32 {
+        match self.below(40) {
+            0 => self.one_of(&[f32::NAN, f32::INFINITY, f32::MAX, f32::MIN_POSITIVE, 1.0, 1e-4, 2e-4]),
+            1 => self.one_of(&[f32::NEG_INFINITY, f32::MIN, -f32::MIN_POSITIVE, -0.0, 0.0]),
+            #[expect(clippy::cast_precision_loss, reason = "any number will do")]
+            _ => -(self.below(1 << 20) as f32) / 65536.0,
+        }
+    }
+
+    fn vec<T>(&mut self, max: u64, mut one: impl FnMut(&mut Self) -> T) -> Vec<T> {
+        (0..self.below(max + 1)).map(|_| one(self)).collect()
+    }
+
+    /// Offsets of rows over `len` values: mostly right.
+    fn offsets(&mut self, len: usize) -> Vec<i64> {
+        let len = i64::try_from(len).unwrap();
+        let mut offsets = self.vec(6, |random| i64::try_from(random.next() >> 1).unwrap() % (len + 1));
+        offsets.extend([0, len]);
+        offsets.sort_unstable();
+        self.spoil(&mut offsets);
+        offsets
+    }
+
+    /// Byte offsets that rise to `len`: mostly right.
+    fn ends(&mut self, len: usize) -> Vec<i64> {
+        let mut ends = self.offsets(len);
+        ends.dedup();
+        if ends.first() == Some(&0) {
+            ends.remove(0);
+        }
+        ends
+    }
+
+    /// Damages a column, one time in eight.
+    fn spoil(&mut self, values: &mut Vec<i64>) {
+        match self.below(16) {
+            0 if !values.is_empty() => {
+                let at = usize::try_from(self.below(values.len() as u64)).unwrap();
+                values[at] = self.number();
+            }
+            1 => drop(values.pop()),
+            _ => {}
+        }
+    }
+
+    fn text(&mut self) -> Vec<u8> {
+        const PIECES: [&str; 32] = [
+            ".", "!", "?", "…", "。", "！", "｡", "\n", "\r\n", " ", "\t", "$", "$$", "\\(", "\\)", "\\[", "\\]", "\\",
+            "```", "`", "<think>", "</think>", "3.14", "12. ", "e.g.", "Dr.", "A", "é", "𝕏", "”", "）", "\u{2003}",
+        ];
+        let mut text = self.vec(30, |random| random.one_of(&PIECES)).concat().into_bytes();
+        if self.below(30) == 0 {
+            let at = usize::try_from(self.below(text.len() as u64 + 1)).unwrap();
+            text.insert(at, 0xE2);
+        }
+        text
+    }
+}
+
+fn fuzz(seed: u64, mut call: impl FnMut(&mut Random, &Interrupt)) {
+    let num_inputs = env::var("FUZZ_INPUTS").map_or(1000, |text| text.parse().expect("FUZZ_INPUTS is a number"));
+    let interrupt = Interrupt::new();
+    let mut random = Random(seed);
+    for _ in 0..num_inputs {
+        call(&mut random, &interrupt);
+    }
+}
+
+#[test]
+fn packing() {
+    fuzz(1, |random, interrupt| {
+        let lengths = random.vec(20, Random::number);
+        let options = Options {
+            seq_len: random.one_of(&[0, 1, 2, 7, 8, 64, 65_536, pack::MAX_SEQ_LEN, u32::MAX]),
+            alignment: random.one_of(&[0, 1, 1, 1, 2, 8, u32::MAX]),
+            method: random.one_of(&[Method::BestFit, Method::InOrder]),
+            overlong: random.one_of(&[Overlong::Drop, Overlong::Error]),
+        };
+        if let Ok(plan) = pack::pack(&lengths, &options, interrupt) {
+            assert_eq!(plan.items.len() + plan.dropped.len(), lengths.len());
+        }
+    });
+}
+
+#[test]
+fn sentences() {
+    fuzz(2, |random, interrupt| {
+        let text = random.text();
+        let mut offsets = vec![0, i64::try_from(text.len()).unwrap()];
+        random.spoil(&mut offsets);
+        let Ok(texts) = Ragged::new("offsets", &text, &offsets) else { return };
+        let Ok((ends, end_offsets)) = segment::sentence_ends(texts, interrupt) else { return };
+        assert!(ends.is_sorted_by(|a, b| a < b));
+        assert_eq!(ends.last().map_or(0, |&end| usize::try_from(end).unwrap()), text.len());
+        let ends = Ragged::new("end_offsets", &ends, &end_offsets).unwrap();
+        repeat::text_repetition(texts, ends, interrupt).unwrap();
+    });
+}
+
+#[test]
+fn repetition_of_texts() {
+    fuzz(3, |random, interrupt| {
+        let text = random.text();
+        let offsets = random.offsets(text.len());
+        let ends = random.ends(text.len());
+        let end_offsets = random.offsets(ends.len());
+        let columns = (Ragged::new("offsets", &text, &offsets), Ragged::new("end_offsets", &ends, &end_offsets));
+        if let (Ok(texts), Ok(ends)) = columns {
+            let _ = repeat::text_repetition(texts, ends, interrupt);
+        }
+    });
+}
+
+#[test]
+fn repetition_of_ids() {
+    fuzz(4, |random, interrupt| {
+        let num_kinds = random.one_of(&[1, 2, 3, 100]);
+        let ids = random.vec(60, |random| {
+            u32::try_from(random.below(num_kinds)).unwrap().wrapping_sub(random.one_of(&[0, 0, 0, 1]))
+        });
+        let offsets = random.offsets(ids.len());
+        let n = random.one_of(&[0, 1, 2, 3, 20, 1000, usize::MAX]);
+        if let Ok(rows) = Ragged::new("offsets", &ids, &offsets) {
+            let found = repeat::repeated_ngrams(rows, n, interrupt);
+            assert!(found.is_err() == (n == 0));
+        }
+    });
+}
+
+#[test]
+fn classes() {
+    fuzz(5, |random, interrupt| {
+        let p_teacher = random.vec(20, |random| random.logprob().exp());
+        let mut p_student = p_teacher.clone();
+        p_student.rotate_left(p_teacher.len() / 2);
+        let beta = random.one_of(&[0.1, 0.0, -0.0, -1.0, f64::NAN, f64::INFINITY, 1e-300]);
+        let Ok(mut classes) = stats::classify(&p_teacher, &p_student, beta, interrupt) else { return };
+        if random.below(9) == 0 {
+            classes.push(random.one_of(&[3, -2, i8::MIN, i8::MAX]));
+        }
+        let offsets = random.offsets(classes.len());
+        if let Ok(rows) = Ragged::new("offsets", &classes, &offsets) {
+            let _ = stats::class_counts(rows, interrupt);
+        }
+    });
+}
+
+#[test]
+fn distributions() {
+    fuzz(6, |random, interrupt| {
+        let values = random.vec(50, Random::logprob);
+        let num_bins = random.one_of(&[0, 1, 2, 100]);
+        let low = random.one_of(&[-10.0, -1e-300, f64::MIN, 0.0, 1.0, f64::NAN, f64::NEG_INFINITY]);
+        if let Ok(counts) = stats::logprob_histogram(&values, num_bins, low, interrupt) {
+            assert_eq!(usize::try_from(counts.iter().sum::<i64>()).unwrap(), values.len());
+        }
+        let qs = random.vec(4, |random| random.one_of(&[0.0, 0.5, 1.0, 0.3, -0.0, 1.5, f64::NAN, -1.0]));
+        let _ = stats::quantiles(&values, &qs, interrupt);
+    });
+}
