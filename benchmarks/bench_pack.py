@@ -1,60 +1,75 @@
-"""Decide packing: 448K long-CoT lengths into rows of 65,536, against a plain sort and a bisect-based best fit.
+"""Decide packing: 448,000 lengths into rows of 65,536, against every packer one could install instead.
 
     python benchmarks/bench_pack.py
 
-Lengths are lognormal (median 9,000, σ 0.8), clipped to 64…65,536. Prints milliseconds (best of five) and ratios.
+Prints milliseconds and rows of each; beside them the counting sort with which any best fit begins, and the fewest rows
+that could hold all tokens. Then ours alone on 10,000 and 5,000,000 lengths of the same law.
 """
 
 from __future__ import annotations
 
-import time
-from bisect import bisect_left, insort
-from collections.abc import Callable
-from typing import Any
+import tempfile
+from pathlib import Path
 
+import harness  # first: it pins this process to one core
 import numpy as np
+from data import SEQ_LEN, fewest_rows, long_lengths
 
 from dasd_lite.packing import pack_rows
 
-SEQ_LEN = 65_536
 NUM = 448_000
 
 
 def main() -> None:
     """Measure and print."""
-    rng = np.random.default_rng(0)
-    lengths = np.exp(rng.normal(np.log(9_000), 0.8, NUM)).clip(64, SEQ_LEN).astype(np.int32)
-    bound = -(-int(lengths.sum(dtype=np.int64)) // SEQ_LEN)
-    print(f"{NUM:,} lengths, {lengths.sum(dtype=np.int64) / 1e9:.2f}G tokens, at least {bound:,} rows of {SEQ_LEN:,}")
-    sort = best(lambda: np.sort(lengths))
-    ours = best(lambda: pack_rows(lengths, SEQ_LEN))
-    plan = pack_rows(lengths, SEQ_LEN)
-    print(f"pack_rows            {ours * 1e3:9.2f} ms   {plan.num_rows:,} rows, {plan.fill:.3%} full")
-    print(f"numpy sort           {sort * 1e3:9.2f} ms   ours takes {ours / sort:.2f} × as long")
-    start = time.perf_counter()
-    rows = best_fit_by_bisection(lengths.tolist())
-    plain = time.perf_counter() - start
-    print(f"best fit by bisect   {plain * 1e3:9.2f} ms   {rows:,} rows; ours is {plain / ours:.0f} × as fast")
+    print(f"## Decide packing\n\n{harness.machine()}\n")
+    lengths = long_lengths(NUM)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "lengths.npy"
+        np.save(file, lengths)
+
+        def ours_and_native() -> harness.Measured:
+            seconds, plan = harness.best(lambda: pack_rows(lengths, SEQ_LEN), times=9)
+            return {"pack_rows": {"seconds": seconds, "rows": plan.num_rows}} | harness.native("pack", file, SEQ_LEN)
+
+        ours, peers = harness.around(ours_and_native, lambda: harness.peers("pack", file, SEQ_LEN))
+    print(f"{NUM:,} lengths, {lengths.sum(dtype=np.int64) / 1e9:.2f}G tokens, rows of {SEQ_LEN:,}.\n")
+    every = ours | peers
+    rows = [
+        (
+            name,
+            harness.milliseconds(one),
+            f"{one['rows']:,}" if "rows" in one else "–",
+            harness.faster(ours["pack_rows"], one),
+        )
+        for name, one in every.items()
+    ]
+    rows.append(("no packing needs fewer rows than", "–", f"{fewest_rows(lengths):,}", "–"))
+    harness.table(("", "time", "rows", "ours is as fast"), rows)
+    other_sizes()
 
 
-def best(work: Callable[[], Any], times: int = 5) -> float:
-    """Return the fewest seconds of several runs."""
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
-def best_fit_by_bisection(lengths: list[int]) -> int:
-    """Pack with best-fit-decreasing over a sorted list, as one would write it in Python; return the rows."""
-    room: list[int] = []
-    for length in sorted(lengths, reverse=True):
-        place = bisect_left(room, length)
-        left = (room.pop(place) if place < len(room) else SEQ_LEN) - length
-        insort(room, left)
-    return len(room)
+def other_sizes() -> None:
+    """Ours on fewer and on more lengths, beside the counting sort of the same lengths."""
+    rows = []
+    for num in (10_000, NUM, 5_000_000):
+        lengths = long_lengths(num)
+        seconds, plan = harness.best(lambda lengths=lengths: pack_rows(lengths, SEQ_LEN))
+        with tempfile.TemporaryDirectory() as folder:
+            np.save(Path(folder) / "lengths.npy", lengths)
+            sort = harness.native("sort-lengths", Path(folder) / "lengths.npy", SEQ_LEN)["counting sort"]["seconds"]
+        rows.append(
+            (
+                f"{num:,}",
+                f"{seconds * 1e3:,.2f} ms",
+                f"{seconds / num * 1e9:,.1f} ns",
+                f"{sort * 1e3:,.2f} ms",
+                f"{seconds / sort:,.2f}",
+                f"{plan.num_rows:,}",
+                f"{fewest_rows(lengths):,}",
+            )
+        )
+    harness.table(("lengths", "pack_rows", "a length", "counting sort", "ratio", "rows", "at least"), rows)
 
 
 if __name__ == "__main__":

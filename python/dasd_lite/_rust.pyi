@@ -4,8 +4,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "balance_rows",
     "class_counts",
     "classify",
+    "gather_layout",
+    "gather_rows",
     "logprob_histogram",
     "pack",
     "quantiles",
@@ -20,9 +23,42 @@ def pack(
     *,
     seq_len: int,
     alignment: int,
-    best_fit: bool,
+    method: str,
     drop_overlong: bool,
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.uint32], int]: ...
+def balance_rows(
+    items: NDArray[np.uint32],
+    offsets: NDArray[np.int64],
+    lengths: NDArray[np.int32] | NDArray[np.uint32] | NDArray[np.int64],
+    *,
+    num_ranks: int,
+    micro_steps: int,
+    window: int,
+    cost: tuple[float, float],
+    seed: int,
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]: ...
+def gather_layout(
+    offsets: NDArray[np.int64],
+    items: NDArray[np.uint32],
+    item_offsets: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    *,
+    seq_len: int,
+    alignment: int,
+) -> tuple[NDArray[np.uint32], NDArray[np.int32], NDArray[np.int64]]: ...
+def gather_rows(
+    tokens: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    loss_mask: NDArray[np.bool_] | None,
+    sequences: NDArray[np.uint32],
+    cu_seqlens: NDArray[np.int32],
+    *,
+    pad_id: int,
+    check: bool,
+    ids: NDArray[np.int32],
+    position_ids: NDArray[np.int32] | None,
+    labels: NDArray[np.int32] | None,
+) -> None: ...
 def sentence_ends(
     text: NDArray[np.uint8], offsets: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...

@@ -10,12 +10,13 @@ Log-probabilities are natural logarithms; lengths of tokens and places of senten
 """
 
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dasd_lite import _rust
+from dasd_lite.ragged import column
 
 
 class SentenceClass(IntEnum):
@@ -88,11 +89,11 @@ def sentence_logprobs(
     Source: DASD report (arXiv 2601.09088, §4): the geometric mean of the token probabilities of a sentence.
     """
     mean, num_tokens = _rust.sentence_logprobs(
-        _column("logprobs", logprobs, np.float32),
-        _column("token_bytes", token_bytes, np.int32, np.uint16),
-        _column("token_offsets", token_offsets, np.int64),
-        _column("ends", ends, np.int64),
-        _column("end_offsets", end_offsets, np.int64),
+        column("logprobs", logprobs, np.float32),
+        column("token_bytes", token_bytes, np.int32, np.uint16),
+        column("token_offsets", token_offsets, np.int64),
+        column("ends", ends, np.int64),
+        column("end_offsets", end_offsets, np.int64),
     )
     return SentenceLogprobs(mean, num_tokens)
 
@@ -117,9 +118,7 @@ def classify_sentences(p_teacher: NDArray[np.float32], p_student: NDArray[np.flo
     Source: companion paper of the DASD report (arXiv 2512.20908), its test order without the Boosted class, which
     needs the distilled model.
     """
-    return _rust.classify(
-        _column("p_teacher", p_teacher, np.float32), _column("p_student", p_student, np.float32), beta
-    )
+    return _rust.classify(column("p_teacher", p_teacher, np.float32), column("p_student", p_student, np.float32), beta)
 
 
 def class_counts(classes: NDArray[np.int8], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -138,7 +137,7 @@ def class_counts(classes: NDArray[np.int8], offsets: NDArray[np.int64]) -> NDArr
         TypeError: A wrong dtype.
         ValueError: An array is not one-dimensional.
     """
-    return _rust.class_counts(_column("classes", classes, np.int8), _column("offsets", offsets, np.int64))
+    return _rust.class_counts(column("classes", classes, np.int8), column("offsets", offsets, np.int64))
 
 
 def logprob_histogram(logprobs: NDArray[np.float32], *, num_bins: int = 100, low: float = -10.0) -> Histogram:
@@ -159,7 +158,7 @@ def logprob_histogram(logprobs: NDArray[np.float32], *, num_bins: int = 100, low
     """
     if not 1 <= num_bins < 2**32:
         raise ValueError(f"num_bins is {num_bins}; it must be at least 1 and fit into 32 bits")
-    counts = _rust.logprob_histogram(_column("logprobs", logprobs, np.float32), num_bins, low)
+    counts = _rust.logprob_histogram(column("logprobs", logprobs, np.float32), num_bins, low)
     return Histogram(counts, np.linspace(low, 0.0, num_bins + 1))
 
 
@@ -179,13 +178,4 @@ def quantiles(values: NDArray[np.float32], q: ArrayLike) -> NDArray[np.float64]:
         ValueError: There are no values, or an array is not one-dimensional.
     """
     wanted = np.asarray(q, np.float64)
-    return _rust.quantiles(_column("values", values, np.float32), _column("q", wanted, np.float64))
-
-
-def _column(name: str, values: NDArray[Any], *dtypes: type[np.generic]) -> NDArray[Any]:
-    array = np.asarray(values)
-    if array.dtype not in dtypes:
-        raise TypeError(f"{name} has dtype {array.dtype}; it must be {' or '.join(dtype.__name__ for dtype in dtypes)}")
-    if array.ndim != 1:
-        raise ValueError(f"{name} has shape {list(array.shape)}; it must be one-dimensional")
-    return np.ascontiguousarray(array)
+    return _rust.quantiles(column("values", values, np.float32), column("q", wanted, np.float64))

@@ -39,3 +39,18 @@ def offsets_of(lengths: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
+
+
+def column(name: str, values: NDArray[Any], *dtypes: type[np.generic]) -> NDArray[Any]:
+    """Hold a one-dimensional array of one of these dtypes against what it should be; copied only if not contiguous.
+
+    Raises:
+        TypeError: Another dtype.
+        ValueError: Another number of dimensions.
+    """
+    array = np.asarray(values)
+    if array.dtype not in dtypes:
+        raise TypeError(f"{name} has dtype {array.dtype}; it must be {' or '.join(dtype.__name__ for dtype in dtypes)}")
+    if array.ndim != 1:
+        raise ValueError(f"{name} has shape {list(array.shape)}; it must be one-dimensional")
+    return np.ascontiguousarray(array)

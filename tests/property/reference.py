@@ -45,6 +45,33 @@ def _aligned(length: int, alignment: int) -> int:
     return -(-length // alignment) * alignment
 
 
+def row_cost(lengths: Sequence[int], cost: tuple[float, float]) -> float:
+    """Work for a row of sequences of these lengths."""
+    return sum(cost[0] * length + cost[1] * length**2 for length in lengths)
+
+
+def gather(
+    tokens: Sequence[int],
+    offsets: Sequence[int],
+    loss_mask: Sequence[bool],
+    documents: Sequence[int],
+    alignment: int,
+    pad_id: int,
+) -> list[tuple[int, int, int]]:
+    """Id, position and label of each token of these sequences, one behind the other."""
+    columns = []
+    for document in documents:
+        start, end = offsets[document], offsets[document + 1]
+        for place in range(_aligned(end - start, alignment)):
+            if start + place < end:
+                token = tokens[start + place]
+                is_target = loss_mask[start + place] and place > 0
+                columns.append((token, place, token if is_target else -100))
+            else:
+                columns.append((pad_id, place, -100))
+    return columns
+
+
 # --- sentences ---------------------------------------------------------------------------------
 
 # As Unicode has it; Python's isspace() would take four control characters as well.

@@ -1,6 +1,6 @@
 """The packer: every sequence exactly once, no row too long, and never more rows than plain best-fit-decreasing."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasd_lite.errors import DataError
-from dasd_lite.packing import Plan, pack_rows
+from dasd_lite.packing import Method, Plan, pack_rows
 
 DTYPES = st.sampled_from([np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64])
 
@@ -22,12 +22,10 @@ def rows(plan: Plan) -> list[list[int]]:
     lengths=st.lists(st.integers(1, 120), max_size=150),
     units=st.integers(1, 15),
     alignment=st.integers(1, 8),
-    method=st.sampled_from(["best_fit", "in_order"]),
+    method=st.sampled_from(["best_fit", "tight", "in_order"]),
     dtype=DTYPES,
 )
-def test_plan_keeps_its_promises(
-    lengths: list[int], units: int, alignment: int, method: Literal["best_fit", "in_order"], dtype: Any
-) -> None:
+def test_plan_keeps_its_promises(lengths: list[int], units: int, alignment: int, method: Method, dtype: Any) -> None:
     seq_len = units * alignment
     column = np.array(lengths, dtype)
     plan = pack_rows(column, seq_len, method=method, alignment=alignment, overlong="drop")
@@ -56,6 +54,7 @@ def test_rows_of_the_reference(seq_len: int, data: st.DataObject) -> None:
         return sorted(sum(-(-lengths[item] // alignment) for item in row) for row in plan_rows)
 
     assert fills(rows(plan)) == fills(expected)
+    assert pack_rows(lengths, seq_len, method="tight", alignment=alignment).num_rows <= plan.num_rows
     in_order = pack_rows(lengths, seq_len, method="in_order", alignment=alignment)
     assert rows(in_order) == reference.next_fit(lengths, seq_len, alignment)
 
@@ -67,7 +66,10 @@ def test_long_tails_need_no_more_rows_than_the_reference(seed: int, sigma: float
     lengths = np.clip(rng.lognormal(np.log(9000), sigma, 1000), 64, 65536).astype(np.int32)
     plan = pack_rows(lengths, 65536)
     assert plan.num_rows == len(reference.best_fit_decreasing(lengths.tolist(), 65536))
-    assert np.add.reduceat(lengths[plan.items], plan.offsets[:-1]).max() <= 65536
+    tight = pack_rows(lengths, 65536, method="tight")
+    assert tight.num_rows <= plan.num_rows
+    for one in (plan, tight):
+        assert np.add.reduceat(lengths[one.items], one.offsets[:-1]).max() <= 65536
 
 
 def test_a_column_that_is_not_contiguous() -> None:
@@ -102,7 +104,7 @@ def test_rows_from_the_end() -> None:
         ([1], {"seq_len": 2**25}, ValueError, "seq_len is 33554432; it must be from 1 to 16777216"),
         ([1], {"alignment": 0}, ValueError, "alignment is 0; it must be"),
         ([1], {"alignment": 3}, ValueError, "alignment is 3; it must be at least 1 and a divisor of seq_len"),
-        ([1], {"method": "worst"}, ValueError, "method is 'worst'; it must be best_fit or in_order"),
+        ([1], {"method": "worst"}, ValueError, "method is 'worst'; it must be best_fit, tight or in_order"),
         ([1], {"overlong": "cut"}, ValueError, "overlong is 'cut'; it must be error or drop"),
         (np.array([2**63 + 1], np.uint64), {}, DataError, r"lengths\[0\] is 9223372036854775807, more than seq_len 8"),
     ],

@@ -82,6 +82,36 @@ pub enum Error {
         /// The room of a row.
         seq_len: u32,
     },
+    /// Sequences of one row that together do not fit into it.
+    #[error("row {row} has {value} tokens, more than seq_len {seq_len}; is the plan made of these sequences?")]
+    RowTooLong {
+        /// Which row.
+        row: i64,
+        /// Its tokens, padding included.
+        value: i64,
+        /// The room of a row.
+        seq_len: u32,
+    },
+    /// A sequence of negative length.
+    #[error("lengths[{index}] is {value}; a length is at least 0")]
+    NegativeLength {
+        /// Which sequence.
+        index: usize,
+        /// Its length.
+        value: i64,
+    },
+    /// An index of something that there is not.
+    #[error("{name}[{index}] is {value}; it must be from 0 and below {len}")]
+    BadIndex {
+        /// The argument.
+        name: &'static str,
+        /// Where.
+        index: usize,
+        /// What stands there.
+        value: i64,
+        /// How many there are.
+        len: usize,
+    },
     /// Text that is not UTF-8.
     #[error("text {text} is not UTF-8 at its byte {byte}")]
     NotUtf8 {
@@ -161,3 +191,8 @@ pub enum Error {
 
 /// Result with the core's error.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Fails if two columns that belong together are not equally long.
+pub(crate) fn equally_many(left: &'static str, left_len: usize, right: &'static str, right_len: usize) -> Result<()> {
+    if left_len == right_len { Ok(()) } else { Err(Error::UnequalLengths { left, left_len, right, right_len }) }
+}

@@ -4,16 +4,22 @@
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod balance;
+mod best_fit;
 pub mod error;
+pub mod gather;
+mod int_set;
 pub mod interrupt;
 pub mod pack;
-#[allow(dead_code, reason = "its users follow")]
 mod parallel;
 pub mod ragged;
+pub mod random;
 pub mod repeat;
 pub mod segment;
-mod spaces;
+pub mod simd;
 pub mod stats;
+mod stream;
+mod tight;
 
 pub use error::{Error, Result};
 pub use interrupt::Interrupt;

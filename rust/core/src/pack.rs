@@ -1,17 +1,13 @@
 //! Lengths of token sequences → rows of at most `seq_len` tokens.
 //!
-//! [`Method::BestFit`] is global best-fit-decreasing: the longest sequence first, each into the row
-//! whose remaining space is the smallest that suffices. Its cost is O(sequences + `seq_len`), for it
-//! never looks at a single row: rows with the same space left form *ranges*, and a run of equally
-//! long sequences is placed into a whole range at once (if `space` is the smallest that suffices,
-//! the row that got one sequence is the best fit for the next as well, so each row of the range
-//! takes `space / length` of them before its neighbour is touched). What is recorded are these
-//! moves; a last pass writes the items. Same input, same bytes, on every platform.
+//! Both [`Method::BestFit`] (`best_fit.rs`) and [`Method::Tight`] (`tight.rs`) work on the histogram of lengths that a
+//! counting sort leaves, never on single sequences. Same input, same bytes, on every platform.
 
+use crate::best_fit;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::ragged::to_offset;
-use crate::spaces::SpaceSet;
+use crate::tight::{self, Pairs};
 
 /// The longest row: a bound on the tables, which have one entry per possible remaining space.
 pub const MAX_SEQ_LEN: u32 = 1 << 24;
@@ -24,6 +20,8 @@ const CHUNK: usize = 1 << 16;
 pub enum Method {
     /// Global best-fit-decreasing.
     BestFit,
+    /// The longest sequence first, each row completed as exactly as possible; best-fit-decreasing where that needs no more rows.
+    Tight,
     /// Next-fit: in the given order, a new row as soon as the next sequence does not fit.
     InOrder,
 }
@@ -83,12 +81,16 @@ pub fn pack<T: Copy + Into<i64>>(lengths: &[T], options: &Options, interrupt: &I
         return Err(Error::Argument { name: "the number of sequences", value, must: "at most 4294967295" });
     }
     match options.method {
-        Method::BestFit => best_fit(lengths, options, interrupt),
+        Method::BestFit | Method::Tight => by_length(lengths, options, interrupt),
         Method::InOrder => in_order(lengths, options, interrupt),
     }
 }
 
 impl Options {
+    fn row_units(&self) -> u32 {
+        self.seq_len / self.alignment
+    }
+
     /// Units of `alignment` tokens that a sequence takes; `None` if it is to be dropped.
     #[inline]
     fn units(&self, index: usize, length: i64) -> Result<Option<u32>> {
@@ -130,7 +132,7 @@ fn for_each<T: Copy + Into<i64>>(
 }
 
 fn in_order<T: Copy + Into<i64>>(lengths: &[T], options: &Options, interrupt: &Interrupt) -> Result<Plan> {
-    let row_units = options.seq_len / options.alignment;
+    let row_units = options.row_units();
     let mut plan = Plan { items: Vec::with_capacity(lengths.len()), offsets: vec![0], dropped: vec![], num_tokens: 0 };
     let mut used = 0;
     for_each(lengths, options, interrupt, |index, length, units| {
@@ -152,188 +154,73 @@ fn in_order<T: Copy + Into<i64>>(lengths: &[T], options: &Options, interrupt: &I
     Ok(plan)
 }
 
-fn best_fit<T: Copy + Into<i64>>(lengths: &[T], options: &Options, interrupt: &Interrupt) -> Result<Plan> {
-    let row_units = options.seq_len / options.alignment;
+/// Sequences by length, the longest first: a histogram and a stable counting sort.
+struct Sorted {
+    /// Number of sequences of each length, in units.
+    counts: Vec<u32>,
+    /// Their indices, longest first.
+    items: Vec<u32>,
+    dropped: Vec<u32>,
+    num_tokens: u64,
+}
 
-    // The histogram of lengths, and with it a stable counting sort, longest first.
-    let mut counts = vec![0_u32; row_units as usize + 1];
-    let mut dropped = vec![];
-    let mut num_tokens = 0;
-    for_each(lengths, options, interrupt, |index, length, units| match units {
-        Some(units) => {
-            counts[units as usize] += 1;
-            num_tokens += length.unsigned_abs();
-        }
-        None => dropped.push(index),
-    })?;
-    let mut cursors = counts.clone();
+impl Sorted {
+    fn new<T: Copy + Into<i64>>(lengths: &[T], options: &Options, interrupt: &Interrupt) -> Result<Self> {
+        let mut counts = vec![0_u32; options.row_units() as usize + 1];
+        let mut dropped = vec![];
+        let mut num_tokens = 0;
+        for_each(lengths, options, interrupt, |index, length, units| match units {
+            Some(units) => {
+                counts[units as usize] += 1;
+                num_tokens += length.unsigned_abs();
+            }
+            None => dropped.push(index),
+        })?;
+        let mut cursors = starts(&counts);
+        let mut items = vec![0; lengths.len() - dropped.len()];
+        for_each(lengths, options, interrupt, |index, _, units| {
+            if let Some(units) = units {
+                let cursor = &mut cursors[units as usize];
+                items[*cursor as usize] = index;
+                *cursor += 1;
+            }
+        })?;
+        Ok(Self { counts, items, dropped, num_tokens })
+    }
+}
+
+/// Where the sequences of each length begin among those longest first.
+fn starts(counts: &[u32]) -> Vec<u32> {
+    let mut starts = counts.to_vec();
     let mut before = 0;
-    for cursor in cursors.iter_mut().rev() {
-        before += std::mem::replace(cursor, before);
+    for start in starts.iter_mut().rev() {
+        before += std::mem::replace(start, before);
     }
-    let mut longest_first = vec![0; lengths.len() - dropped.len()];
-    for_each(lengths, options, interrupt, |index, _, units| {
-        if let Some(units) = units {
-            let cursor = &mut cursors[units as usize];
-            longest_first[*cursor as usize] = index;
-            *cursor += 1;
-        }
-    })?;
-    drop(cursors);
+    starts
+}
 
-    let (moves, num_rows) = best_fit_moves(&counts, row_units, interrupt)?;
-    let (items, offsets) = write_items(&longest_first, &moves, num_rows, interrupt)?;
+fn by_length<T: Copy + Into<i64>>(lengths: &[T], options: &Options, interrupt: &Interrupt) -> Result<Plan> {
+    let Sorted { counts, items: longest_first, dropped, num_tokens } = Sorted::new(lengths, options, interrupt)?;
+    let row_units = options.row_units();
+    let (moves, num_rows) = best_fit::moves(&counts, row_units, interrupt)?;
+    if options.method == Method::Tight {
+        let bound = num_tokens.div_ceil(u64::from(options.seq_len));
+        let mut fewest = num_rows as usize;
+        let mut tightest = None;
+        for pairs in [Pairs::Alike, Pairs::Apart] {
+            if fewest as u64 == bound {
+                break; // no method could do with fewer
+            }
+            let rows = tight::rows(counts.clone(), starts(&counts), &longest_first, row_units, pairs, interrupt)?;
+            if rows.1.len() - 1 < fewest {
+                fewest = rows.1.len() - 1;
+                tightest = Some(rows);
+            }
+        }
+        if let Some((items, offsets)) = tightest {
+            return Ok(Plan { items, offsets, dropped, num_tokens });
+        }
+    }
+    let (items, offsets) = best_fit::write_items(&longest_first, &moves, num_rows, interrupt)?;
     Ok(Plan { items, offsets, dropped, num_tokens })
-}
-
-/// The next `num_rows * per_row` sequences, longest first, go into these rows, `per_row` into each.
-#[derive(Clone, Copy)]
-struct Move {
-    first_row: u32,
-    num_rows: u32,
-    per_row: u32,
-}
-
-/// Best-fit-decreasing on the histogram alone: the moves in order, and the number of rows.
-fn best_fit_moves(counts: &[u32], row_units: u32, interrupt: &Interrupt) -> Result<(Vec<Move>, u32)> {
-    let mut open = OpenRows::new(row_units);
-    let mut moves = vec![];
-    let mut num_rows = 0;
-    for units in (1..=row_units).rev() {
-        interrupt.check()?;
-        let mut left = counts[units as usize];
-        while left > 0 {
-            let (space, rows) = open.take_best_fit(units).unwrap_or_else(|| {
-                let rows = Rows { first: num_rows, count: left.div_ceil(row_units / units) };
-                num_rows += rows.count;
-                (row_units, rows)
-            });
-            let per_row = space / units;
-            let full = rows.count.min(left / per_row);
-            if full > 0 {
-                moves.push(Move { first_row: rows.first, num_rows: full, per_row });
-                open.put(space - per_row * units, Rows { first: rows.first, count: full });
-                left -= full * per_row;
-            }
-            let mut rest = Rows { first: rows.first + full, count: rows.count - full };
-            if rest.count > 0 && left > 0 {
-                // Fewer are left than a row could take: they share the next one.
-                moves.push(Move { first_row: rest.first, num_rows: 1, per_row: left });
-                open.put(space - left * units, Rows { first: rest.first, count: 1 });
-                rest = Rows { first: rest.first + 1, count: rest.count - 1 };
-                left = 0;
-            }
-            open.put(space, rest);
-        }
-    }
-    Ok((moves, num_rows))
-}
-
-/// Carries out the moves: items of all rows, and where each row begins.
-fn write_items(
-    longest_first: &[u32],
-    moves: &[Move],
-    num_rows: u32,
-    interrupt: &Interrupt,
-) -> Result<(Vec<u32>, Vec<i64>)> {
-    // cursors[row]: first the number of items of the row, then where its next item goes.
-    let mut cursors = vec![0_u32; num_rows as usize];
-    for step in moves {
-        for cursor in &mut cursors[step.rows()] {
-            *cursor += step.per_row;
-        }
-    }
-    let mut offsets = Vec::with_capacity(cursors.len() + 1);
-    let mut next = 0;
-    offsets.push(0);
-    for cursor in &mut cursors {
-        next += std::mem::replace(cursor, next);
-        offsets.push(i64::from(next));
-    }
-    let mut items = vec![0; longest_first.len()];
-    let mut source = longest_first;
-    for step in moves {
-        interrupt.check()?;
-        let per_row = step.per_row as usize;
-        for cursor in &mut cursors[step.rows()] {
-            let (head, tail) = source.split_at(per_row);
-            let to = *cursor as usize;
-            items[to..to + per_row].copy_from_slice(head);
-            *cursor += step.per_row;
-            source = tail;
-        }
-    }
-    Ok((items, offsets))
-}
-
-impl Move {
-    fn rows(self) -> std::ops::Range<usize> {
-        self.first_row as usize..(self.first_row + self.num_rows) as usize
-    }
-}
-
-/// Neighbouring rows that have the same space left.
-#[derive(Clone, Copy)]
-struct Rows {
-    first: u32,
-    count: u32,
-}
-
-/// Rows that still have space, by how much: a list of ranges per space, and the set of spaces that have one.
-struct OpenRows {
-    spaces: SpaceSet,
-    /// Per space the index of its first range in `ranges`, or [`NONE`].
-    heads: Vec<u32>,
-    ranges: Vec<(Rows, u32)>,
-    /// A list of unused entries of `ranges`.
-    unused: u32,
-}
-
-const NONE: u32 = u32::MAX;
-
-impl OpenRows {
-    fn new(row_units: u32) -> Self {
-        let spaces = SpaceSet::new(row_units as usize);
-        Self { spaces, heads: vec![NONE; row_units as usize + 1], ranges: vec![], unused: NONE }
-    }
-
-    /// Takes out a range of rows with the smallest space that is at least `units`.
-    fn take_best_fit(&mut self, units: u32) -> Option<(u32, Rows)> {
-        let space = self.spaces.at_least(units as usize)?;
-        let head = self.heads[space];
-        let (rows, next) = self.ranges[head as usize];
-        self.ranges[head as usize].1 = std::mem::replace(&mut self.unused, head);
-        self.heads[space] = next;
-        if next == NONE {
-            self.spaces.remove(space);
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "a space is at most row_units, which is a u32")]
-        Some((space as u32, rows))
-    }
-
-    fn put(&mut self, space: u32, rows: Rows) {
-        if space == 0 || rows.count == 0 {
-            return;
-        }
-        let head = self.heads[space as usize];
-        match self.ranges.get_mut(head as usize) {
-            Some((last, _)) if last.first + last.count == rows.first => {
-                last.count += rows.count;
-                return;
-            }
-            Some(_) => {}
-            None => self.spaces.insert(space as usize),
-        }
-        let entry = (rows, head);
-        self.heads[space as usize] = if self.unused == NONE {
-            self.ranges.push(entry);
-            #[expect(clippy::cast_possible_truncation, reason = "there are at most as many ranges as rows")]
-            let pushed = (self.ranges.len() - 1) as u32;
-            pushed
-        } else {
-            let reused = self.unused;
-            self.unused = std::mem::replace(&mut self.ranges[reused as usize], entry).1;
-            reused
-        };
-    }
 }

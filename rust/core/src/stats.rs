@@ -4,7 +4,7 @@
 //! begins in the sentence in which its first byte lies; a token without bytes (an end-of-text token,
 //! say) where it stands, at the end of the text in the last sentence. Sums are kept in f64.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, equally_many};
 use crate::interrupt::Interrupt;
 use crate::ragged::Ragged;
 
@@ -293,8 +293,4 @@ fn bin_of_rank(counts: &[usize], rank: usize) -> (usize, usize) {
 fn order_key(value: f32) -> u32 {
     let bits = value.to_bits();
     if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
-}
-
-fn equally_many(left: &'static str, left_len: usize, right: &'static str, right_len: usize) -> Result<()> {
-    if left_len == right_len { Ok(()) } else { Err(Error::UnequalLengths { left, left_len, right, right_len }) }
 }

@@ -5,25 +5,19 @@
 use std::env;
 
 use dasd_lite_core::pack::{self, Method, Options, Overlong};
-use dasd_lite_core::{Interrupt, Ragged, repeat, segment, stats};
+use dasd_lite_core::random::Random;
+use dasd_lite_core::{Interrupt, Ragged, balance, gather, repeat, segment, stats};
 
-/// A stream of numbers (splitmix64), the same on every platform.
-struct Random(u64);
+/// Random input.
+struct Input(Random);
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ mixed >> 31
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+impl Input {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0.below(bound)
     }
 
     fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[usize::try_from(self.below(choices.len() as u64)).unwrap()]
+        choices[self.below(choices.len())]
     }
 
     /// Mostly a small number, sometimes one at an edge of its type.
@@ -44,15 +38,14 @@ impl Random {
         }
     }
 
-    fn vec<T>(&mut self, max: u64, mut one: impl FnMut(&mut Self) -> T) -> Vec<T> {
+    fn vec<T>(&mut self, max: usize, mut one: impl FnMut(&mut Self) -> T) -> Vec<T> {
         (0..self.below(max + 1)).map(|_| one(self)).collect()
     }
 
     /// Offsets of rows over `len` values: mostly right.
     fn offsets(&mut self, len: usize) -> Vec<i64> {
-        let len = i64::try_from(len).unwrap();
-        let mut offsets = self.vec(6, |random| i64::try_from(random.next() >> 1).unwrap() % (len + 1));
-        offsets.extend([0, len]);
+        let mut offsets = self.vec(6, |random| i64::try_from(random.below(len + 1)).unwrap());
+        offsets.extend([0, i64::try_from(len).unwrap()]);
         offsets.sort_unstable();
         self.spoil(&mut offsets);
         offsets
@@ -72,7 +65,7 @@ impl Random {
     fn spoil(&mut self, values: &mut Vec<i64>) {
         match self.below(16) {
             0 if !values.is_empty() => {
-                let at = usize::try_from(self.below(values.len() as u64)).unwrap();
+                let at = self.below(values.len());
                 values[at] = self.number();
             }
             1 => drop(values.pop()),
@@ -87,17 +80,17 @@ impl Random {
         ];
         let mut text = self.vec(30, |random| random.one_of(&PIECES)).concat().into_bytes();
         if self.below(30) == 0 {
-            let at = usize::try_from(self.below(text.len() as u64 + 1)).unwrap();
+            let at = self.below(text.len() + 1);
             text.insert(at, 0xE2);
         }
         text
     }
 }
 
-fn fuzz(seed: u64, mut call: impl FnMut(&mut Random, &Interrupt)) {
+fn fuzz(seed: u64, mut call: impl FnMut(&mut Input, &Interrupt)) {
     let num_inputs = env::var("FUZZ_INPUTS").map_or(1000, |text| text.parse().expect("FUZZ_INPUTS is a number"));
     let interrupt = Interrupt::new();
-    let mut random = Random(seed);
+    let mut random = Input(Random::new(seed));
     for _ in 0..num_inputs {
         call(&mut random, &interrupt);
     }
@@ -106,16 +99,62 @@ fn fuzz(seed: u64, mut call: impl FnMut(&mut Random, &Interrupt)) {
 #[test]
 fn packing() {
     fuzz(1, |random, interrupt| {
-        let lengths = random.vec(20, Random::number);
+        let lengths = random.vec(20, Input::number);
         let options = Options {
             seq_len: random.one_of(&[0, 1, 2, 7, 8, 64, 65_536, pack::MAX_SEQ_LEN, u32::MAX]),
             alignment: random.one_of(&[0, 1, 1, 1, 2, 8, u32::MAX]),
-            method: random.one_of(&[Method::BestFit, Method::InOrder]),
+            method: random.one_of(&[Method::BestFit, Method::Tight, Method::InOrder]),
             overlong: random.one_of(&[Overlong::Drop, Overlong::Error]),
         };
         if let Ok(plan) = pack::pack(&lengths, &options, interrupt) {
             assert_eq!(plan.items.len() + plan.dropped.len(), lengths.len());
         }
+    });
+}
+
+#[test]
+fn balancing() {
+    fuzz(7, |random, interrupt| {
+        let lengths = random.vec(20, Input::number);
+        let items = random.vec(20, |random| u32::try_from(random.below(22)).unwrap());
+        let offsets = random.offsets(items.len());
+        let options = balance::Options {
+            num_ranks: random.one_of(&[0, 1, 2, 3, usize::MAX]),
+            micro_steps: random.one_of(&[0, 1, 2, 3, usize::MAX]),
+            window: random.one_of(&[0, 1, 2, 32, usize::MAX]),
+            linear: random.one_of(&[0.0, 24_576.0, -1.0, f64::NAN, f64::INFINITY, 1e15]),
+            quadratic: random.one_of(&[0.0, 1.0, -1.0, f64::NAN, 1e15]),
+            seed: random.0.next_u64(),
+        };
+        let Ok(rows) = Ragged::new("plan.offsets", &items, &offsets) else { return };
+        if let Ok(order) = balance::balance(rows, &lengths, &options, interrupt) {
+            assert_eq!(order.rows.len() + order.left_over.len(), rows.len());
+        }
+    });
+}
+
+#[test]
+fn gathering() {
+    fuzz(8, |random, interrupt| {
+        let tokens = random.vec(40, |random| i32::try_from(random.below(9)).unwrap() - 1);
+        let offsets = random.offsets(tokens.len());
+        let items = random.vec(6, |random| u32::try_from(random.below(7)).unwrap());
+        let item_offsets = random.offsets(items.len());
+        let rows = random.vec(4, Input::number);
+        let alignment = random.one_of(&[0, 1, 1, 4, u32::MAX]);
+        let Ok(plan) = Ragged::new("plan.offsets", &items, &item_offsets) else { return };
+        let seq_len = random.one_of(&[8, 100, u32::MAX]);
+        let Ok(mut found) = gather::layout(&offsets, plan, &rows, seq_len, alignment, interrupt) else { return };
+        let num_places = usize::try_from(*found.row_offsets.last().unwrap()).unwrap().min(1000);
+        if random.below(9) == 0 && !found.sequences.is_empty() {
+            found.sequences[0] = random.one_of(&[0, 1, 99]);
+        }
+        let mask = vec![true; tokens.len() + random.one_of(&[0, 0, 0, 1])];
+        let [mut ids, mut labels] = [num_places, num_places + random.one_of(&[0, 0, 1])].map(|len| vec![0; len]);
+        let Ok(tokens) = Ragged::new("offsets", &tokens, &offsets) else { return };
+        let source = gather::Source { tokens, loss_mask: Some(&mask), check: random.below(2) == 0 };
+        let buffers = gather::Buffers { ids: &mut ids, position_ids: None, labels: Some(&mut labels) };
+        let _ = gather::gather(&source, &found.sequences, &found.cu_seqlens, 0, buffers, interrupt);
     });
 }
 
@@ -185,7 +224,7 @@ fn classes() {
 #[test]
 fn distributions() {
     fuzz(6, |random, interrupt| {
-        let values = random.vec(50, Random::logprob);
+        let values = random.vec(50, Input::logprob);
         let num_bins = random.one_of(&[0, 1, 2, 100]);
         let low = random.one_of(&[-10.0, -1e-300, f64::MIN, 0.0, 1.0, f64::NAN, f64::NEG_INFINITY]);
         if let Ok(counts) = stats::logprob_histogram(&values, num_bins, low, interrupt) {

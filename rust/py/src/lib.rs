@@ -4,7 +4,9 @@
 #![deny(missing_docs)]
 #![allow(clippy::needless_pass_by_value, reason = "functions for Python own their arguments")]
 
+mod balance;
 mod boundary;
+mod gather;
 mod pack;
 mod repeat;
 mod segment;
@@ -13,6 +15,10 @@ mod stats;
 /// The Rust core; use `dasd_lite.packing`, `dasd_lite.text` and `dasd_lite.divergence`.
 #[pyo3::pymodule]
 mod _rust {
+    #[pymodule_export]
+    use crate::balance::balance_rows;
+    #[pymodule_export]
+    use crate::gather::{gather_layout, gather_rows};
     #[pymodule_export]
     use crate::pack::pack;
     #[pymodule_export]

@@ -16,19 +16,23 @@ pub enum Lengths<'py> {
 type PackedArrays<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<u32>>, u64);
 
 #[pyfunction]
-#[pyo3(signature = (lengths, *, seq_len, alignment, best_fit, drop_overlong))]
+#[pyo3(signature = (lengths, *, seq_len, alignment, method, drop_overlong))]
 pub fn pack<'py>(
     py: Python<'py>,
     lengths: Lengths<'py>,
     seq_len: u32,
     alignment: u32,
-    best_fit: bool,
+    method: &str,
     drop_overlong: bool,
 ) -> PyResult<PackedArrays<'py>> {
     let options = Options {
         seq_len,
         alignment,
-        method: if best_fit { Method::BestFit } else { Method::InOrder },
+        method: match method {
+            "best_fit" => Method::BestFit,
+            "tight" => Method::Tight,
+            _ => Method::InOrder,
+        },
         overlong: if drop_overlong { Overlong::Drop } else { Overlong::Error },
     };
     let plan = match &lengths {

@@ -1,0 +1,188 @@
+"""How others bring the tokens of packed rows together.
+
+    python benchmarks/peers/gather.py FOLDER ROWS_AT_A_TIME
+
+FOLDER has tokens.npy, offsets.npy (of the sequences), items.npy and rows.npy (which sequences lie in which row), and
+order.npy (of the rows). numpy gathers everything; the trainers' collators, which go token by token through Python, a
+few rows.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import best, measure
+
+FOLDER = Path(sys.argv[1])
+CHUNK = int(sys.argv[2])
+TOKENS, OFFSETS, ITEMS, ROWS, ORDER = (
+    np.load(FOLDER / f"{name}.npy") for name in ("tokens", "offsets", "items", "rows", "order")
+)
+SEQ_LEN = 65_536
+SAMPLE = ORDER[:4]  # rows that the slow ones gather
+
+
+def main() -> None:
+    """Measure each."""
+    measure(
+        {
+            "numpy: concatenate slices, fresh": numpy_fresh,
+            "numpy: concatenate slices, touched": numpy_touched,
+            "numpy: concatenate slices, 8 rows at a time": numpy_chunks,
+            "numpy: slices, position ids and labels, fresh": numpy_columns,
+            "Arrow: take of a list column": arrow_take,
+            "TRL: packed data set and its collator": trl,
+            "LLaMA-Factory: PackedSupervisedDatasetProcessor": llama_factory,
+            "axolotl: V2BatchSamplerDataCollatorForSeq2Seq": axolotl,
+        }
+    )
+
+
+def items_of(rows: Any) -> list[int]:
+    """Sequences of some rows, in order."""
+    return [int(item) for row in rows for item in ITEMS[ROWS[row] : ROWS[row + 1]]]
+
+
+def slices(rows: Any, column: Any = TOKENS) -> list[Any]:
+    """A column's stretches of the sequences of some rows."""
+    return [column[OFFSETS[item] : OFFSETS[item + 1]] for item in items_of(rows)]
+
+
+def numpy_fresh() -> dict[str, Any]:
+    """All rows into new memory."""
+    seconds, _ = best(lambda: np.concatenate(slices(ORDER)), times=3)
+    return {"seconds": seconds, "num": len(TOKENS), "like": "at once, fresh"}
+
+
+def numpy_touched() -> dict[str, Any]:
+    """All rows into memory that was written before."""
+    out = np.ones_like(TOKENS)
+    seconds, _ = best(lambda: np.concatenate(slices(ORDER), out=out), times=3)
+    return {"seconds": seconds, "num": len(TOKENS), "like": "at once, touched"}
+
+
+def numpy_chunks() -> dict[str, Any]:
+    """A few rows at a time into one buffer."""
+    out = np.ones(CHUNK * SEQ_LEN, np.int32)
+
+    def run() -> None:
+        for at in range(0, len(ORDER), CHUNK):
+            parts = slices(ORDER[at : at + CHUNK])
+            np.concatenate(parts, out=out[: sum(map(len, parts))])
+
+    seconds, _ = best(run, times=3)
+    return {"seconds": seconds, "num": len(TOKENS), "like": "8 rows at a time"}
+
+
+def numpy_columns() -> dict[str, Any]:
+    """All that ours can write, each column as one would write it."""
+    mask = np.random.default_rng(2).random(len(TOKENS)) < 0.9
+
+    def run() -> tuple[Any, Any, Any]:
+        ids = np.concatenate(slices(ORDER))
+        lengths = np.diff(OFFSETS)[items_of(ORDER)]
+        starts = np.cumsum(lengths) - lengths
+        positions = np.arange(len(ids), dtype=np.int32) - np.repeat(starts.astype(np.int32), lengths)
+        return ids, positions, np.where(np.concatenate(slices(ORDER, mask)), ids, np.int32(-100))
+
+    seconds, _ = best(run, times=2)
+    return {"seconds": seconds, "num": len(TOKENS), "like": "at once, fresh, position ids and labels"}
+
+
+def arrow_take() -> dict[str, Any]:
+    """What Arrow offers for lists, and TRL packs with."""
+    import pyarrow as pa
+
+    column = pa.LargeListArray.from_arrays(pa.array(OFFSETS), pa.array(TOKENS))
+    wanted = pa.array(items_of(ORDER))
+    seconds, _ = best(lambda: column.take(wanted), times=3)
+    return {"seconds": seconds, "num": len(TOKENS), "like": "at once, fresh"}
+
+
+def examples(rows: Any, *, packed: bool) -> tuple[Any, int]:
+    """A data set as the trainers have it: an example per row (`packed`), or per sequence; and its number of tokens."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    items = items_of(rows)
+    tokens = pa.array(np.concatenate(slices(rows)))
+    lengths = np.diff(OFFSETS)[items]
+    ends = np.cumsum(lengths)
+    columns = {}
+    if packed:
+        nums = np.diff(ROWS)[rows]
+        offsets = pa.array(np.concatenate(([0], ends[np.cumsum(nums) - 1])).astype(np.int32))
+        of_rows = pa.array(np.concatenate(([0], np.cumsum(nums))).astype(np.int32))
+        columns["seq_lengths"] = pa.ListArray.from_arrays(of_rows, pa.array(lengths))
+    else:
+        offsets = pa.array(np.concatenate(([0], ends)).astype(np.int32))
+        positions = pa.array(np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]))
+        columns["position_ids"] = pa.ListArray.from_arrays(offsets, positions)
+    columns["input_ids"] = columns["labels"] = pa.ListArray.from_arrays(offsets, tokens)
+    return Dataset(pa.table(columns)), len(tokens)
+
+
+def trl() -> dict[str, Any]:
+    """TRL: the packed data set is one example per row; the collator adds position ids and boundaries."""
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    dataset, num = examples(SAMPLE, packed=True)
+    collator = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+    seconds, _ = best(lambda: [collator([dataset[row]]) for row in range(len(SAMPLE))], times=3)
+    return {"seconds": seconds, "num": num, "like": "8 rows at a time, position ids and labels"}
+
+
+def llama_factory() -> dict[str, Any]:
+    """LLaMA-Factory: packs and joins a window of sequences; they come tokenized, so that only this is timed."""
+    from types import SimpleNamespace
+
+    from llama_factory import PackedSupervisedDatasetProcessor
+
+    ready = [part.tolist() for part in slices(SAMPLE)]
+
+    class Tokenized(PackedSupervisedDatasetProcessor):
+        def _encode_data_example(self, prompt: Any, **_: Any) -> tuple[list[int], list[int]]:
+            return ready[prompt[0]], ready[prompt[0]]
+
+    processor = Tokenized(
+        template=None,
+        tokenizer=SimpleNamespace(pad_token_id=0),
+        processor=None,
+        data_args=SimpleNamespace(cutoff_len=SEQ_LEN, neat_packing=True),
+    )
+    nothing = [None] * len(ready)
+    texts = dict.fromkeys(("_system", "_tools", "_images", "_videos", "_audios"), nothing)
+    batch = {"_prompt": [[at] for at in range(len(ready))], "_response": [[None]] * len(ready), **texts}
+    seconds, packed = best(lambda: processor.preprocess_dataset(batch), times=3)
+    assert len(packed["input_ids"]) >= len(SAMPLE)
+    return {"seconds": seconds, "num": sum(map(len, ready)), "like": "at once, fresh, position ids and labels"}
+
+
+def axolotl() -> dict[str, Any]:
+    """axolotl: a row is a list of examples, which the collator joins."""
+    from axolotl.utils.collators.batching import V2BatchSamplerDataCollatorForSeq2Seq
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    dataset, num = examples(SAMPLE, packed=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0}, "<pad>")), pad_token="<pad>"
+    )
+    collator = V2BatchSamplerDataCollatorForSeq2Seq(tokenizer)
+    ends = np.cumsum(np.diff(ROWS)[SAMPLE])
+    starts = ends - np.diff(ROWS)[SAMPLE]
+
+    def run() -> list[Any]:
+        return [
+            collator([[dataset[int(at)] for at in range(start, end)]]) for start, end in zip(starts, ends, strict=True)
+        ]
+
+    seconds, _ = best(run, times=3)
+    return {"seconds": seconds, "num": num, "like": "8 rows at a time, position ids and labels"}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+//! A small generator of random numbers (splitmix64), the same on every platform.
+
+/// A stream of numbers that its seed decides.
+#[derive(Debug, Clone)]
+pub struct Random(u64);
+
+impl Random {
+    /// The stream of this seed.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Any number.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ mixed >> 31
+    }
+
+    /// A number below `bound`, which is above 0; uniform but for one part in 2^64 / `bound`.
+    pub fn below(&mut self, bound: usize) -> usize {
+        let scaled = u128::from(self.next_u64()) * bound as u128;
+        #[expect(clippy::cast_possible_truncation, reason = "below bound")]
+        let below = (scaled >> 64) as usize;
+        below
+    }
+
+    /// Puts the values into a random order.
+    pub fn shuffle<T>(&mut self, values: &mut [T]) {
+        for last in (1..values.len()).rev() {
+            values.swap(last, self.below(last + 1));
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Which vector instructions the kernels may use: what the processor has, unless `DASD_LITE_SIMD` asks for less.
+//!
+//! All levels give the same results to the bit; the tests hold them against each other.
+
+use std::sync::OnceLock;
+
+/// Sets of instructions, each with all of those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What every processor has.
+    Portable,
+    /// x86-64 with AVX2.
+    Avx2,
+    /// x86-64 with AVX-512 F, VL, BW and DQ.
+    Avx512,
+}
+
+/// All levels that this processor has.
+#[must_use]
+pub fn levels() -> Vec<Level> {
+    [Level::Portable, Level::Avx2, Level::Avx512].into_iter().filter(|&level| level <= best()).collect()
+}
+
+/// The level to use: the highest, or that of the environment variable `DASD_LITE_SIMD` (`portable`, `avx2` or `avx512`)
+/// at the first call, if the processor has it.
+pub(crate) fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let asked = match std::env::var("DASD_LITE_SIMD").as_deref() {
+            Ok("portable") => Level::Portable,
+            Ok("avx2") => Level::Avx2,
+            _ => Level::Avx512,
+        };
+        asked.min(best())
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn best() -> Level {
+    let has_avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq");
+    if has_avx512 {
+        Level::Avx512
+    } else if is_x86_feature_detected!("avx2") {
+        Level::Avx2
+    } else {
+        Level::Portable
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn best() -> Level {
+    Level::Portable
+}

@@ -1,0 +1,134 @@
+//! Filling large buffers past the cache: what is written once and read much later should not first be read from memory,
+//! line by line, to be overwritten. Small buffers are better left in the cache.
+#![allow(unsafe_code, reason = "a view as lines and the stores, each with its argument; the portable twin is a loop")]
+
+use crate::simd::{self, Level};
+
+/// Buffers of fewer bytes are written through the cache.
+pub(crate) const MIN_BYTES: usize = 32 << 20;
+
+/// Elements of a line of the cache.
+pub(crate) const WIDTH: usize = 16;
+
+/// Places that are written in turn: a processor reads ahead in each page on its own.
+const STRIPS: usize = 4;
+
+/// Lines from one such place to the next, at most: a page.
+const STRIP: usize = 64;
+
+/// A line of the cache.
+#[repr(C, align(64))]
+struct Line([i32; WIDTH]);
+
+/// Writes `value(i)` to `to[i]` for each `i`; `values(i)` are those of [`WIDTH`] places from `i` on.
+#[inline]
+pub(crate) fn fill(
+    to: &mut [i32],
+    past_cache: bool,
+    value: impl Fn(usize) -> i32,
+    values: impl Fn(usize) -> [i32; WIDTH],
+) {
+    // SAFETY: a `Line` is 16 `i32`s without padding, every bit pattern of which is valid.
+    let (head, lines, tail) = unsafe { to.align_to_mut::<Line>() };
+    for (place, to) in head.iter_mut().enumerate() {
+        *to = value(place);
+    }
+    for (place, to) in (head.len() + WIDTH * lines.len()..).zip(tail) {
+        *to = value(place);
+    }
+    let first = head.len();
+    let values = |line: usize| values(first + WIDTH * line);
+    if past_cache {
+        fill_past_cache(lines, values);
+    } else {
+        for (number, line) in lines.iter_mut().enumerate() {
+            line.0 = values(number);
+        }
+    }
+}
+
+/// The [`WIDTH`] elements from `place` on.
+#[inline]
+pub(crate) fn at<T: Copy>(values: &[T], place: usize) -> [T; WIDTH] {
+    values[place..place + WIDTH].try_into().expect("as many elements as asked for")
+}
+
+/// Makes what [`fill`] wrote on this thread visible to all others.
+pub(crate) fn finish() {
+    // SAFETY: every x86-64 processor has SSE.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
+/// Writes every line, in [`STRIPS`] places in turn.
+#[inline]
+fn write_all(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH], write: impl Fn(&mut Line, [i32; WIDTH])) {
+    let mut first = 0;
+    for block in lines.chunks_mut(STRIPS * STRIP) {
+        let strip = block.len() / STRIPS;
+        for line in 0..strip {
+            for place in 0..STRIPS {
+                let line = place * strip + line;
+                write(&mut block[line], values(first + line));
+            }
+        }
+        for (line, to) in block.iter_mut().enumerate().skip(STRIPS * strip) {
+            write(to, values(first + line));
+        }
+        first += block.len();
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn fill_past_cache(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
+    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128, _mm512_loadu_si512, _mm512_stream_si512};
+
+    #[target_feature(enable = "avx512f")]
+    fn with_avx512(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
+        // SAFETY: both are 64 bytes, and a line is aligned to them; `finish` orders the stores before what follows.
+        write_all(lines, values, |line, values| unsafe {
+            _mm512_stream_si512((&raw mut *line).cast(), _mm512_loadu_si512(values.as_ptr().cast()));
+        });
+    }
+
+    if simd::level() == Level::Avx512 {
+        // SAFETY: the processor has it.
+        return unsafe { with_avx512(lines, values) };
+    }
+    write_all(lines, values, |line, values| {
+        #[expect(clippy::cast_ptr_alignment, reason = "loaded as unaligned")]
+        let from = values.as_ptr().cast::<__m128i>();
+        let to = (&raw mut *line).cast::<__m128i>();
+        for quarter in 0..4 {
+            // SAFETY: every x86-64 processor has SSE2; both are four quarters of 16 bytes, and a line is aligned to
+            // them; `finish` orders the stores before what follows.
+            unsafe { _mm_stream_si128(to.add(quarter), _mm_loadu_si128(from.add(quarter))) };
+        }
+    });
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn fill_past_cache(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
+    write_all(lines, values, |line, values| line.0 = values);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn past_the_cache_the_same_is_written() {
+        for (start, len) in [(0, 0), (0, 1), (3, 12), (0, 16), (1, 100), (15, 1000), (5, 4096), (1, 20_000)] {
+            let (mut plain, mut streamed) = (vec![0; start + len], vec![0; start + len]);
+            let value = |place| i32::try_from(7 * place).unwrap() - 50;
+            let values = |place| std::array::from_fn(|next| value(place + next));
+            fill(&mut plain[start..], false, value, values);
+            fill(&mut streamed[start..], true, value, values);
+            finish();
+            assert_eq!(plain, streamed);
+            assert!(plain[start..].iter().copied().eq((0..len).map(value)));
+        }
+    }
+}
