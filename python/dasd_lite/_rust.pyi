@@ -14,7 +14,8 @@ __all__ = [
     "quantiles",
     "repeated_ngrams",
     "sentence_ends",
-    "sentence_logprobs",
+    "sentence_spans",
+    "sentence_stats",
     "text_repetition",
 ]
 
@@ -68,13 +69,21 @@ def text_repetition(
 def repeated_ngrams(
     ids: NDArray[np.int32] | NDArray[np.uint32], offsets: NDArray[np.int64], n: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
-def sentence_logprobs(
-    logprobs: NDArray[np.float32],
+def sentence_spans(
     token_bytes: NDArray[np.int32] | NDArray[np.uint16],
     token_offsets: NDArray[np.int64],
     ends: NDArray[np.int64],
     end_offsets: NDArray[np.int64],
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]: ...
+    first_bytes: NDArray[np.int64] | None,
+) -> NDArray[np.int64]: ...
+def sentence_stats(
+    teacher_logprobs: NDArray[np.float32],
+    teacher_spans: NDArray[np.int64],
+    student_logprobs: NDArray[np.float32],
+    student_spans: NDArray[np.int64],
+    response_offsets: NDArray[np.int64],
+    beta: float,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int8], NDArray[np.int64]]: ...
 def classify(p_teacher: NDArray[np.float32], p_student: NDArray[np.float32], beta: float) -> NDArray[np.int8]: ...
 def class_counts(classes: NDArray[np.int8], offsets: NDArray[np.int64]) -> NDArray[np.int64]: ...
 def logprob_histogram(logprobs: NDArray[np.float32], num_bins: int, low: float) -> NDArray[np.int64]: ...

@@ -1,7 +1,7 @@
 """Sentence statistics and classes against the plain-Python reference; what bad columns get."""
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -19,10 +19,13 @@ LOGPROBS = st.floats(-30, 0, width=32)
 PROBABILITIES = st.one_of(st.floats(0, 1, width=32), st.just(math.nan))
 
 
+Response: TypeAlias = tuple[list[float], list[int], list[int]]
+
+
 @st.composite
-def responses(draw: st.DrawFn) -> tuple[list[float], list[int], list[int]]:
+def responses(draw: st.DrawFn) -> Response:
     """Log-probabilities and byte lengths of tokens, and sentence ends over the same bytes."""
-    token_bytes = draw(st.lists(st.integers(0, 5), max_size=25))
+    token_bytes = draw(st.lists(st.integers(0, 5), max_size=25).filter(lambda lengths: not lengths or sum(lengths)))
     logprobs = draw(st.lists(LOGPROBS, min_size=len(token_bytes), max_size=len(token_bytes)))
     length = sum(token_bytes)
     ends = sorted({*draw(st.lists(st.integers(1, length), max_size=10)), length}) if length else []
@@ -34,17 +37,26 @@ def flat(rows: list[Any], dtype: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(rows=st.lists(responses(), max_size=4), dtype=st.sampled_from([np.int32, np.uint16]))
-def test_means_of_the_reference(rows: list[tuple[list[float], list[int], list[int]]], dtype: Any) -> None:
+@given(rows=st.lists(responses(), max_size=4), dtype=st.sampled_from([np.int32, np.uint16]), beta=st.floats(0, 0.5))
+def test_stats_of_the_reference(rows: list[Response], dtype: Any, beta: float) -> None:
     logprobs, token_offsets = flat([row[0] for row in rows], np.float32)
     token_bytes, _ = flat([row[1] for row in rows], dtype)
     ends, end_offsets = flat([row[2] for row in rows], np.int64)
-    mean, num_tokens = divergence.sentence_logprobs(logprobs, token_bytes, token_offsets, ends, end_offsets)
-    assert [mean.dtype.name, num_tokens.dtype.name] == ["float32", "int32"]
+    spans = divergence.sentence_spans(token_bytes, token_offsets, ends, end_offsets)
     inside = [tokens for row in rows for tokens in reference.sentence_logprobs(*row)]
-    assert num_tokens.tolist() == [len(tokens) for tokens in inside]
-    expected = [math.fsum(tokens) / len(tokens) if tokens else math.nan for tokens in inside]
-    np.testing.assert_allclose(mean, np.array(expected, np.float64), rtol=2e-7, atol=1e-30)
+    assert np.diff(spans).tolist() == [len(tokens) for tokens in inside]
+    assert spans[0] == 0 and spans.dtype == np.int64
+
+    # The teacher as drawn; the student finds every token half as likely.
+    student = logprobs - np.float32(math.log(2))
+    stats = divergence.sentence_stats(logprobs, spans, student, spans, end_offsets, beta)
+    assert [column.dtype.name for column in stats] == ["float32", "float32", "int8", "int64"]
+    expected = [math.exp(math.fsum(tokens) / len(tokens)) if tokens else math.nan for tokens in inside]
+    np.testing.assert_allclose(stats.p_teacher, expected, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(stats.p_student, np.array(expected) / 2, rtol=0, atol=2e-7)
+    pairs = zip(stats.p_teacher.tolist(), stats.p_student.tolist(), strict=True)
+    assert stats.classes.tolist() == [reference.classify(*pair, beta) for pair in pairs]
+    assert stats.counts.tolist() == divergence.class_counts(stats.classes, end_offsets).tolist()
 
 
 def test_tokens_that_cut_characters() -> None:
@@ -52,11 +64,21 @@ def test_tokens_that_cut_characters() -> None:
     data = text.encode()
     ends = sentence_ends(text)
     token_bytes = np.ones(len(data), np.uint16)  # a token per byte: most begin inside a character
-    found = divergence.sentence_logprobs(
-        np.full(len(data), -1, np.float32), token_bytes, np.array([0, len(data)]), ends, np.array([0, len(ends)])
-    )
-    assert found.num_tokens.tolist() == np.diff(ends, prepend=0).tolist()
-    assert found.mean.tolist() == [-1.0] * len(ends)
+    spans = divergence.sentence_spans(token_bytes, np.array([0, len(data)]), ends, np.array([0, len(ends)]))
+    assert spans.tolist() == [0, *ends]
+
+
+def test_a_text_that_the_template_opened() -> None:
+    # "<think>\nA b.\nC." of which the first 8 bytes were written by no token.
+    ends, token_bytes = np.array([8, 13, 15]), np.array([2, 3, 2, 0], np.int32)
+    edges = np.array([0, 4]), np.array([0, 3])
+    spans = divergence.sentence_spans(token_bytes, edges[0], ends, edges[1], np.array([8]))
+    assert spans.tolist() == [0, 0, 2, 4]
+    logprobs = np.array([-1, -3, -0.5, -1.5], np.float32)
+    stats = divergence.sentence_stats(logprobs, spans, logprobs[::-1], spans, edges[1], 0.1)
+    np.testing.assert_allclose(stats.p_teacher, [math.nan, math.exp(-2), math.exp(-1)], rtol=1e-6)
+    assert stats.classes.tolist() == [SentenceClass.NONE, SentenceClass.STUDENT, SentenceClass.TEACHER]
+    assert stats.counts.tolist() == [[0, 1, 1]]
 
 
 @given(pairs=st.lists(st.tuples(PROBABILITIES, PROBABILITIES), max_size=30), beta=st.floats(0, 1))
@@ -102,29 +124,22 @@ def test_quantiles_of_numpy(values: list[float], q: list[float]) -> None:
     np.testing.assert_allclose(divergence.quantiles(column, q), expected, rtol=1e-9, atol=1e-9)
 
 
-def columns(**changes: Any) -> dict[str, Any]:
-    """Two responses of two tokens and two sentences each."""
-    good: dict[str, Any] = {
-        "logprobs": np.array([-1, -2, -3, -4], np.float32),
-        "token_bytes": np.array([2, 3, 1, 1], np.int32),
-        "token_offsets": np.array([0, 2, 4]),
-        "ends": np.array([2, 5, 1, 2]),
-        "end_offsets": np.array([0, 2, 4]),
-    }
-    return good | {name: np.array(value, good[name].dtype) for name, value in changes.items()}
+SPANS: dict[str, Any] = {  # of two responses of two tokens and two sentences each
+    "token_bytes": np.array([2, 3, 1, 1], np.int32),
+    "token_offsets": np.array([0, 2, 4]),
+    "ends": np.array([2, 5, 1, 2]),
+    "end_offsets": np.array([0, 2, 4]),
+    "first_bytes": np.array([0, 0]),
+}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"logprobs": [-1, -2, -3, math.nan]}, "response 1, token 1: log-probability NaN; it must be a number"),
-        ({"logprobs": [-1, math.inf, -3, -4]}, "response 0, token 1: log-probability inf; it must be a number"),
-        ({"logprobs": [-1, -2, 0.5, -4]}, "response 1, token 0: log-probability 0.5; it must be a number of at most 0"),
         (
-            {"logprobs": [-1, -2, -3]},
-            r"token_offsets\[2\] is 4, but there are 3 values; the last",
+            {"token_bytes": [2, 3, 1]},
+            r"token_offsets\[2\] is 4, but there are 3 values; the last offset is their number",
         ),
-        ({"token_bytes": [2, 3, 1]}, "logprobs has 4 elements and token_bytes 3; they must be equally many"),
         ({"token_bytes": [2, 3, 1, 7]}, "response 1: its tokens have 8 bytes, its sentences 2; they must agree"),
         ({"token_bytes": [2, 3, 3, -1]}, "response 1, token 1: its length is -1 bytes; lengths are at least 0"),
         ({"ends": [2, 5, 2, 2]}, "response 1: sentence end 1 is 2, after 2; ends strictly increase from 0"),
@@ -132,23 +147,58 @@ def columns(**changes: Any) -> dict[str, Any]:
         ({"token_offsets": [0, 5, 4]}, r"token_offsets\[2\] is 4, less than the 5 before it; offsets never decrease"),
         ({"token_offsets": [0, 4]}, "token_offsets has 2 elements and end_offsets 3; they must be equally many"),
         ({"end_offsets": [0, 2, 9]}, r"end_offsets\[2\] is 9, but there are 4 values"),
-        ({"end_offsets": []}, "end_offsets is empty; offsets of n rows have n \\+ 1 elements"),
+        ({"end_offsets": []}, "token_offsets has 3 elements and end_offsets 0|end_offsets is empty"),
+        ({"first_bytes": [0]}, "first_bytes has 1 elements and responses 2; they must be equally many"),
+        ({"first_bytes": [0, -1]}, r"first_bytes\[1\] is -1; it must be at least 0"),
+        ({"first_bytes": [1, 0]}, "response 0: its tokens have 6 bytes, its sentences 5; they must agree"),
     ],
 )
-def test_bad_columns(changes: dict[str, Any], message: str) -> None:
-    divergence.sentence_logprobs(**columns())
+def test_bad_spans(changes: dict[str, Any], message: str) -> None:
+    divergence.sentence_spans(**SPANS)
+    changed = {name: np.array(value, SPANS[name].dtype) for name, value in changes.items()}
     with pytest.raises(DataError, match=message):
-        divergence.sentence_logprobs(**columns(**changes))
+        divergence.sentence_spans(**SPANS | changed)
+
+
+STATS: dict[str, Any] = {
+    "teacher_logprobs": np.array([-1, -2, -3], np.float32),
+    "teacher_spans": np.array([0, 1, 3]),
+    "student_logprobs": np.array([-1, -2], np.float32),
+    "student_spans": np.array([0, 2, 2]),
+    "response_offsets": np.array([0, 2]),
+    "beta": 0.1,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher_logprobs": [-1, -2, math.nan]}, r"teacher_logprobs\[2\] is NaN; it must be a log-probability"),
+        ({"student_logprobs": [-1, math.inf]}, r"student_logprobs\[1\] is inf; it must be a log-probability: a number"),
+        ({"student_logprobs": [0.5, -2]}, r"student_logprobs\[0\] is 0.5; it must be a log-probability: a number"),
+        ({"teacher_spans": [0, 4, 3]}, r"teacher_spans\[2\] is 3, less than the 4 before it; offsets never decrease"),
+        ({"teacher_spans": [1, 1, 3]}, r"teacher_spans\[0\] is 1; offsets start at 0"),
+        ({"student_spans": [0, 2, 3]}, r"student_spans\[2\] is 3, but there are 2 values"),
+        ({"student_spans": [0, 2]}, "teacher_spans has 3 elements and student_spans 2; they must be equally many"),
+        ({"response_offsets": [0, 3]}, r"response_offsets\[1\] is 3, but there are 2 values"),
+    ],
+)
+def test_bad_stats(changes: dict[str, Any], message: str) -> None:
+    divergence.sentence_stats(**STATS)
+    changed = {name: np.array(value, STATS[name].dtype) for name, value in changes.items()}
+    with pytest.raises(DataError, match=message):
+        divergence.sentence_stats(**STATS | changed)
 
 
 def test_wrong_dtypes_and_shapes() -> None:
-    good = columns()
-    with pytest.raises(TypeError, match="logprobs has dtype float64; it must be float32"):
-        divergence.sentence_logprobs(**good | {"logprobs": good["logprobs"].astype(np.float64)})
+    with pytest.raises(TypeError, match="teacher_logprobs has dtype float64; it must be float32"):
+        divergence.sentence_stats(**STATS | {"teacher_logprobs": STATS["teacher_logprobs"].astype(np.float64)})
+    with pytest.raises(ValueError, match="beta is -1; it must be a number of at least 0"):
+        divergence.sentence_stats(**STATS | {"beta": -1.0})
     with pytest.raises(TypeError, match="token_bytes has dtype int64; it must be int32 or uint16"):
-        divergence.sentence_logprobs(**good | {"token_bytes": good["token_bytes"].astype(np.int64)})
+        divergence.sentence_spans(**SPANS | {"token_bytes": SPANS["token_bytes"].astype(np.int64)})
     with pytest.raises(ValueError, match=r"ends has shape \[2, 2\]; it must be one-dimensional"):
-        divergence.sentence_logprobs(**good | {"ends": good["ends"].reshape(2, 2)})
+        divergence.sentence_spans(**SPANS | {"ends": SPANS["ends"].reshape(2, 2)})
 
 
 def test_other_bad_values() -> None:

@@ -19,7 +19,7 @@ from dasd_lite.chat import Chat, model_folder
 from dasd_lite.config import ScoreConfig, Student, semantic
 from dasd_lite.console import progress
 from dasd_lite.dataset import batches, identify, is_finished, num_rows, read_manifest
-from dasd_lite.divergence import sentence_logprobs
+from dasd_lite.divergence import sentence_spans, sentence_stats
 from dasd_lite.errors import DataError
 from dasd_lite.journal import Journal
 from dasd_lite.records import SCORE
@@ -111,13 +111,13 @@ def _score(
     lengths = np.array([len(item["ids"]) for item in group])
     logprobs = target_logprobs(model, ids, lengths, chunk_tokens=chunk_tokens)
     for item, scored in zip(group, np.split(logprobs, np.cumsum(lengths)[:-1]), strict=True):
+        answer = slice(item["num_context"], -1)  # without the end token
         ends = sentence_ends(item["completion"])
-        target = scored[item["num_context"] : -1]  # without the end token
         try:
-            student_bytes = chat.token_bytes(item["ids"][item["num_context"] : -1], item["completion"])
-            of_teacher = _without_end(item["logprobs"], item["token_bytes"])
-            teacher_mean, teacher_all = _means(item["completion"], *of_teacher, ends)
-            student_mean, student_all = _means(item["completion"], target, student_bytes, ends)
+            teacher = _without_end(item["logprobs"], item["token_bytes"])
+            student = scored[answer], chat.token_bytes(item["ids"][answer], item["completion"])
+            spans = [_spans(item["completion"], token_bytes, ends) for _, token_bytes in (teacher, student)]
+            stats = sentence_stats(teacher[0], spans[0], student[0], spans[1], np.array([0, len(ends)]), 0.0)
         except DataError as error:
             raise DataError(f"{item['where']}: {error}") from error
         yield (
@@ -125,11 +125,11 @@ def _score(
             {
                 "uid": item["uid"],
                 "sentence_ends": ends,
-                "p_teacher": np.exp(teacher_mean),
-                "p_student": np.exp(student_mean),
-                "teacher_mean_logprob": teacher_all,
-                "student_mean_logprob": student_all,
-                "num_teacher_tokens": len(of_teacher[0]),
+                "p_teacher": stats.p_teacher,
+                "p_student": stats.p_student,
+                "teacher_mean_logprob": _mean(teacher[0]),
+                "student_mean_logprob": _mean(student[0]),
+                "num_teacher_tokens": len(teacher[0]),
                 "ids": item["ids"],
                 "num_context_tokens": item["num_context"],
             },
@@ -144,27 +144,18 @@ def _without_end(
     return logprobs[:length], token_bytes[:length]
 
 
-def _means(
-    text: str,
-    logprobs: npt.NDArray[np.float32],
-    token_bytes: npt.NDArray[np.int32],
-    ends: npt.NDArray[np.int64],
-) -> tuple[npt.NDArray[np.float32], float]:
-    """Return the mean log-probability of each sentence, and that of the whole text.
+def _spans(text: str, token_bytes: npt.NDArray[np.int32], ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return which tokens begin in which sentence.
 
     A `<think>` that the template wrote stands before all tokens: no token begins in it.
     """
     raw = text.encode()
-    skipped = len(raw) - int(token_bytes.sum())
-    if skipped < 0 or raw[:skipped].strip() not in (b"", b"<think>"):
+    opened = len(raw) - int(token_bytes.sum())
+    if opened < 0 or raw[:opened].strip() not in (b"", b"<think>"):
         raise DataError(f"its tokens are {token_bytes.sum()} bytes of a text of {len(raw)}; they should spell it")
-    inside = ends > skipped
-    mean = np.full(len(ends), np.nan, dtype=np.float32)
-    mean[inside] = sentence_logprobs(
-        logprobs,
-        token_bytes,
-        np.array([0, len(logprobs)], dtype=np.int64),
-        ends[inside] - skipped,
-        np.array([0, inside.sum()], dtype=np.int64),
-    )[0]
-    return mean, float(np.mean(logprobs, dtype=np.float64)) if len(logprobs) else float("nan")
+    edges = (np.array([0, len(rows)], dtype=np.int64) for rows in (token_bytes, ends))
+    return sentence_spans(token_bytes, next(edges), ends, next(edges), np.array([opened], dtype=np.int64))
+
+
+def _mean(logprobs: npt.NDArray[np.float32]) -> float:
+    return float(np.mean(logprobs, dtype=np.float64)) if len(logprobs) else float("nan")

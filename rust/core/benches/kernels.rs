@@ -5,9 +5,9 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use dasd_lite_core::Interrupt;
 use dasd_lite_core::pack::{Method, Options, Overlong, pack};
 use dasd_lite_core::random::Random;
+use dasd_lite_core::{Interrupt, Ragged, simd, stats};
 
 static QUIET: Interrupt = Interrupt::new();
 
@@ -35,7 +35,7 @@ fn packing(criterion: &mut Criterion) {
             });
         }
         group.bench_function(format!("counting_sort/{num}"), |bencher| {
-            bencher.iter(|| counting_sort(black_box(&lengths)))
+            bencher.iter(|| counting_sort(black_box(&lengths)));
         });
     }
 }
@@ -59,5 +59,32 @@ fn counting_sort(lengths: &[i32]) -> Vec<u32> {
     sorted
 }
 
-criterion_group!(kernels, packing);
+fn statistics(criterion: &mut Criterion) {
+    let mut random = Random::new(1);
+    let num_sentences = 1_000_000;
+    let mut model = || {
+        let mut spans = vec![0_i64];
+        for _ in 0..num_sentences {
+            let normal = (0..12).map(|_| uniform(&mut random)).sum::<f64>() - 6.0;
+            spans.push(spans[spans.len() - 1] + ((18_f64.ln() + 0.6 * normal).exp() as i64).max(1));
+        }
+        let logprobs: Vec<f32> = (0..spans[spans.len() - 1]).map(|_| -uniform(&mut random) as f32).collect();
+        (logprobs, spans)
+    };
+    let (teacher, student) = (model(), model());
+    let responses: Vec<i64> = (0..=num_sentences).step_by(500).collect();
+    let mut group = criterion.benchmark_group("sentence_stats");
+    group.throughput(Throughput::Elements((teacher.0.len() + student.0.len()) as u64)).sample_size(10);
+    for level in simd::levels() {
+        group.bench_function(format!("{level:?}"), |bencher| {
+            bencher.iter(|| {
+                let teacher = Ragged::new("teacher_spans", &teacher.0, &teacher.1).unwrap();
+                let student = Ragged::new("student_spans", &student.0, &student.1).unwrap();
+                stats::sentence_stats_at(level, teacher, student, black_box(&responses), 0.1, &QUIET).unwrap()
+            });
+        });
+    }
+}
+
+criterion_group!(kernels, packing, statistics);
 criterion_main!(kernels);

@@ -162,15 +162,13 @@ pub enum Error {
         /// The last sentence end.
         text_bytes: i64,
     },
-    /// A log-probability that is none.
-    #[error("response {response}, token {token}: log-probability {value}; it must be a number of at most 0")]
-    BadLogprob {
+    /// Tokens that no sentence can take.
+    #[error("response {response}: {num_tokens} tokens, but no sentence that they could begin in")]
+    NoSentence {
         /// Which response.
         response: usize,
-        /// Which token of it.
-        token: usize,
-        /// What stands there.
-        value: f32,
+        /// How many tokens it has.
+        num_tokens: usize,
     },
     /// A value of a flat array that is not allowed there.
     #[error("{name}[{index}] is {value}; it must be {must}")]

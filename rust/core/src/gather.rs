@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use crate::error::{Error, Result, equally_many};
 use crate::interrupt::Interrupt;
-use crate::parallel::{self, GRAIN};
-use crate::ragged::{Ragged, to_offset};
+use crate::parallel::{self, GRAIN, take};
+use crate::ragged::{Ragged, place, to_offset};
 use crate::stream;
 
 /// The label of a token that is no target.
@@ -142,27 +142,21 @@ pub fn gather<'b>(
             let length = place(edges[document + 1]) - place(edges[document]);
             let found = source.document(sequences, document, length)?;
             let tokens = &source.tokens.values()[found.clone()];
-            let (copy, padding) = next(&mut ids, length).split_at_mut(tokens.len());
+            let (copy, padding) = take(&mut ids, length).split_at_mut(tokens.len());
             stream::fill(copy, past_cache, |place| tokens[place], |place| stream::at(tokens, place));
             padding.fill(pad_id);
             if let Some(position_ids) = &mut position_ids {
-                count_up(next(position_ids, length), past_cache);
+                count_up(take(position_ids, length), past_cache);
             }
             if let Some(labels) = &mut labels {
                 let mask = source.loss_mask.map_or(&[][..], |mask| &mask[found]);
-                label(next(labels, length), tokens, mask, past_cache);
+                label(take(labels, length), tokens, mask, past_cache);
             }
         }
         stream::finish();
         Ok(())
     })?;
     Ok(())
-}
-
-/// Takes the next `length` places.
-#[expect(clippy::mut_mut, reason = "the slice itself moves on")]
-fn next<'b>(places: &mut &'b mut [i32], length: usize) -> &'b mut [i32] {
-    places.split_off_mut(..length).expect("as wide as its documents")
 }
 
 impl Source<'_> {
@@ -206,9 +200,4 @@ fn count_up(position_ids: &mut [i32], past_cache: bool) {
     let position = |place: usize| place as i32;
     let count = std::array::from_fn(position);
     stream::fill(position_ids, past_cache, position, |place| count.map(|next| next + position(place)));
-}
-
-/// An offset that has been checked.
-fn place(offset: i64) -> usize {
-    usize::try_from(offset).expect("offsets start at 0 and never decrease")
 }

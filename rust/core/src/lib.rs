@@ -6,6 +6,7 @@
 
 pub mod balance;
 mod best_fit;
+pub mod distribution;
 pub mod error;
 pub mod gather;
 mod int_set;
@@ -16,6 +17,7 @@ pub mod ragged;
 pub mod random;
 pub mod repeat;
 pub mod segment;
+mod sentence_kernel;
 pub mod simd;
 pub mod stats;
 mod stream;

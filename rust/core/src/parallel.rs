@@ -37,6 +37,12 @@ pub(crate) fn split<'v, T>(
     ranges.iter().map(take).collect()
 }
 
+/// Takes the next `len` elements of a slice that has as many.
+#[expect(clippy::mut_mut, reason = "the slice itself moves on")]
+pub(crate) fn take<'v, T>(values: &mut &'v mut [T], len: usize) -> &'v mut [T] {
+    values.split_off_mut(..len).expect("as wide as its rows")
+}
+
 /// Calls `work` for every item, on many threads if there are many; looks at the flag before each.
 ///
 /// # Errors

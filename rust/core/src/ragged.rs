@@ -104,3 +104,8 @@ impl<T> Index<usize> for Ragged<'_, T> {
 pub(crate) fn to_offset(len: usize) -> i64 {
     i64::try_from(len).expect("a slice has fewer than 2^63 elements")
 }
+
+/// An offset of a valid [`Ragged`] as an index.
+pub(crate) fn place(offset: i64) -> usize {
+    usize::try_from(offset).expect("offsets start at 0 and never decrease")
+}

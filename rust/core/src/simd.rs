@@ -2,6 +2,8 @@
 //!
 //! All levels give the same results to the bit; the tests hold them against each other.
 
+#![allow(unsafe_code, reason = "one prefetch")]
+
 use std::sync::OnceLock;
 
 /// Sets of instructions, each with all of those before it.
@@ -33,6 +35,17 @@ pub(crate) fn level() -> Level {
         };
         asked.min(best())
     })
+}
+
+/// Asks for a line of memory that will be read soon; nothing happens if it is not there.
+#[inline]
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "left to the processor"))]
+pub(crate) fn prefetch<T>(address: *const T) {
+    // SAFETY: every x86-64 processor has SSE; a prefetch of any address is allowed.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

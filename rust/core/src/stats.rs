@@ -1,18 +1,20 @@
-//! Token log-probabilities × byte spans → log-probability and class per sentence, counts per response.
+//! Token log-probabilities × sentences → probabilities and class of each sentence, counts per response.
 //!
-//! The probability of a sentence is exp(mean log-probability of the tokens that begin in it). A token
-//! begins in the sentence in which its first byte lies; a token without bytes (an end-of-text token,
-//! say) where it stands, at the end of the text in the last sentence. Sums are kept in f64.
+//! The probability of a sentence is exp(mean log-probability of the tokens that begin in it). A token begins in the
+//! sentence in which its first byte lies; a token without bytes (an end-of-text token, say) where it stands, at the end
+//! of the text in the last sentence.
+
+use std::ops::Range;
 
 use crate::error::{Error, Result, equally_many};
 use crate::interrupt::Interrupt;
-use crate::ragged::Ragged;
+use crate::parallel::{self, GRAIN, take};
+use crate::ragged::{Ragged, place, to_offset};
+use crate::sentence_kernel::{self, BLOCK, Found, Model};
+use crate::simd::{self, Level};
 
 /// Log-probabilities up to this far above 0 are rounding, not errors.
 pub const TOLERANCE: f32 = 1e-4;
-
-/// Elements between two looks at the interrupt flag.
-const CHUNK: usize = 1 << 16;
 
 /// Class of a sentence by the probabilities of teacher and student; the discriminant is what columns hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,70 +33,56 @@ pub enum SentenceClass {
 /// Number of classes that are counted: Shared, Teacher, Student.
 pub const NUM_CLASSES: usize = 3;
 
-/// Mean log-probability (NaN without tokens) and number of tokens of each sentence.
+/// The first token of each sentence, and at the end the number of tokens: sentence `s` has the tokens
+/// `spans[s]..spans[s + 1]`.
 ///
-/// `token_bytes` has one row per response beside `logprobs`, so it shares its offsets. `ends` are the
-/// sentence ends of each response as byte offsets into its text; the last is the text's length.
+/// `token_bytes` has the length of each token in bytes of the text, one row per response, and `ends` the sentence ends
+/// as byte offsets into the text; the last is the text's length. `first_bytes` has the byte at which the first token of
+/// each response begins, 0 without it: what lies before was written by no token.
 ///
 /// # Errors
-/// Columns that do not fit together, a token of negative length, token lengths that do not add up to
-/// the text's, ends that do not increase, a log-probability that is NaN or above [`TOLERANCE`].
-pub fn sentence_logprobs<B: Copy + Into<i64>>(
-    logprobs: Ragged<'_, f32>,
-    token_bytes: &[B],
+/// Columns that do not fit together, a token or first byte below 0, token lengths that do not add up to the text's,
+/// ends that do not increase, tokens of a response without a sentence.
+pub fn sentence_spans<B: Copy + Into<i64> + Sync>(
+    token_bytes: Ragged<'_, B>,
     ends: Ragged<'_, i64>,
+    first_bytes: Option<&[i64]>,
     interrupt: &Interrupt,
-) -> Result<(Vec<f32>, Vec<i32>)> {
-    equally_many("logprobs", logprobs.values().len(), "token_bytes", token_bytes.len())?;
-    equally_many("token_offsets", logprobs.offsets().len(), "end_offsets", ends.offsets().len())?;
-    let token_bytes = Ragged::new("token_offsets", token_bytes, logprobs.offsets())?;
-    let mut means = Vec::with_capacity(ends.values().len());
-    let mut counts = Vec::with_capacity(ends.values().len());
-    for (response, ((logprobs, token_bytes), ends)) in
-        logprobs.iter().zip(token_bytes.iter()).zip(ends.iter()).enumerate()
-    {
-        check_response(response, logprobs, token_bytes, ends, interrupt)?;
-        let mut tokens = logprobs.iter().zip(token_bytes);
-        let mut at = 0;
-        for (index, &end) in ends.iter().enumerate() {
-            let is_last = index + 1 == ends.len();
-            let (mut sum, mut count) = (0.0, 0_i32);
-            while at < end || is_last {
-                let Some((&logprob, &bytes)) = tokens.next() else { break };
-                sum += f64::from(logprob);
-                count += 1;
-                at += bytes.into();
-            }
-            #[expect(clippy::cast_possible_truncation, reason = "f32 is what columns hold")]
-            means.push(if count == 0 { f32::NAN } else { (sum / f64::from(count)) as f32 });
-            counts.push(count);
-        }
+) -> Result<Vec<i64>> {
+    equally_many("token_offsets", token_bytes.offsets().len(), "end_offsets", ends.offsets().len())?;
+    if let Some(first_bytes) = first_bytes {
+        equally_many("first_bytes", first_bytes.len(), "responses", ends.len())?;
     }
-    Ok((means, counts))
+    let num_sentences = ends.values().len();
+    let mut spans = vec![0; num_sentences + 1];
+    spans[num_sentences] = token_bytes.offsets()[token_bytes.len()];
+    let responses = parallel::cut(token_bytes.offsets(), GRAIN);
+    let width = |range: &Range<usize>| place(ends.offsets()[range.end]) - place(ends.offsets()[range.start]);
+    let work = responses.iter().zip(parallel::split(&mut spans[..num_sentences], &responses, width)).collect();
+    parallel::try_map(work, interrupt, |(responses, mut spans)| {
+        for response in responses.clone() {
+            let ends = &ends[response];
+            let spans = take(&mut spans, ends.len());
+            let first_byte = first_bytes.map_or(0, |first_bytes| first_bytes[response]);
+            let first_token = token_bytes.offsets()[response];
+            spans_of_response(response, &token_bytes[response], ends, first_byte, first_token, spans)?;
+        }
+        Ok(())
+    })?;
+    Ok(spans)
 }
 
-fn check_response<B: Copy + Into<i64>>(
+fn spans_of_response<B: Copy + Into<i64>>(
     response: usize,
-    logprobs: &[f32],
     token_bytes: &[B],
     ends: &[i64],
-    interrupt: &Interrupt,
+    first_byte: i64,
+    first_token: i64,
+    spans: &mut [i64],
 ) -> Result<()> {
-    let mut total = 0_i64;
-    for (chunk, (logprobs, token_bytes)) in logprobs.chunks(CHUNK).zip(token_bytes.chunks(CHUNK)).enumerate() {
-        interrupt.check()?;
-        for (index, (&logprob, &bytes)) in logprobs.iter().zip(token_bytes).enumerate() {
-            let token = || chunk * CHUNK + index;
-            let bytes = bytes.into();
-            // Not `logprob > TOLERANCE`: NaN is to fail as well.
-            if !matches!(logprob.partial_cmp(&TOLERANCE), Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal)) {
-                return Err(Error::BadLogprob { response, token: token(), value: logprob });
-            }
-            if bytes < 0 {
-                return Err(Error::NegativeTokenBytes { response, token: token(), value: bytes });
-            }
-            total += bytes;
-        }
+    if first_byte < 0 {
+        let value = as_f64(first_byte);
+        return Err(Error::BadValue { name: "first_bytes", index: response, value, must: "at least 0" });
     }
     let mut before = 0;
     for (index, &value) in ends.iter().enumerate() {
@@ -103,10 +91,136 @@ fn check_response<B: Copy + Into<i64>>(
         }
         before = value;
     }
-    if total != before {
-        return Err(Error::TokenBytesMismatch { response, token_bytes: total, text_bytes: before });
+    if ends.is_empty() && !token_bytes.is_empty() {
+        return Err(Error::NoSentence { response, num_tokens: token_bytes.len() });
+    }
+    let mut at = first_byte;
+    let mut sentence = 0;
+    for (token, &bytes) in token_bytes.iter().enumerate() {
+        // Sentences that begin at or before this token, the last one apart, which takes all that is left.
+        while sentence < spans.len() && (sentence == 0 || ends[sentence - 1] <= at) {
+            spans[sentence] = first_token + to_offset(token);
+            sentence += 1;
+        }
+        let bytes = bytes.into();
+        if bytes < 0 {
+            return Err(Error::NegativeTokenBytes { response, token, value: bytes });
+        }
+        at = at.saturating_add(bytes);
+    }
+    spans[sentence..].fill(first_token + to_offset(token_bytes.len()));
+    if at != before {
+        return Err(Error::TokenBytesMismatch { response, token_bytes: at, text_bytes: before });
     }
     Ok(())
+}
+
+/// What both models say about each sentence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SentenceStats {
+    /// Probability under the teacher, NaN without tokens.
+    pub p_teacher: Vec<f32>,
+    /// Probability under the student, NaN without tokens.
+    pub p_student: Vec<f32>,
+    /// Class of each sentence, a [`SentenceClass`].
+    pub classes: Vec<i8>,
+    /// Per response the number of its Shared, Teacher and Student sentences, row after row.
+    pub counts: Vec<i64>,
+}
+
+/// Probabilities, class and counts of all sentences. Each model has a row of log-probabilities per sentence, as
+/// [`sentence_spans`] cuts them; response `r` has the sentences `response_offsets[r]..response_offsets[r + 1]`.
+///
+/// The error of a probability is at most 1e-7 (`sentence_kernel.rs`).
+///
+/// # Errors
+/// Columns that do not fit together, a β that is negative or not a number, a log-probability that is NaN or above
+/// [`TOLERANCE`].
+pub fn sentence_stats(
+    teacher: Ragged<'_, f32>,
+    student: Ragged<'_, f32>,
+    response_offsets: &[i64],
+    beta: f64,
+    interrupt: &Interrupt,
+) -> Result<SentenceStats> {
+    sentence_stats_at(simd::level(), teacher, student, response_offsets, beta, interrupt)
+}
+
+/// [`sentence_stats`] with the instructions of one level, which the processor must have ([`simd::levels`]).
+///
+/// # Errors
+/// As there.
+///
+/// # Panics
+/// If the processor does not have it.
+pub fn sentence_stats_at<'a>(
+    level: Level,
+    teacher: Ragged<'a, f32>,
+    student: Ragged<'a, f32>,
+    response_offsets: &[i64],
+    beta: f64,
+    interrupt: &Interrupt,
+) -> Result<SentenceStats> {
+    assert!(simd::levels().contains(&level), "a processor without {level:?}");
+    equally_many("teacher_spans", teacher.offsets().len(), "student_spans", student.offsets().len())?;
+    check_beta(beta)?;
+    let num_sentences = teacher.len();
+    let mut stats = SentenceStats {
+        p_teacher: vec![0.0; num_sentences],
+        p_student: vec![0.0; num_sentences],
+        classes: vec![0; num_sentences],
+        counts: vec![],
+    };
+    // Only for its check.
+    Ragged::new("response_offsets", &stats.classes, response_offsets)?;
+    stats.counts = vec![0; NUM_CLASSES * (response_offsets.len() - 1)];
+    let responses = parallel::cut(response_offsets, GRAIN / 16);
+    let width = |range: &Range<usize>| place(response_offsets[range.end]) - place(response_offsets[range.start]);
+    let work = responses
+        .iter()
+        .zip(parallel::split(&mut stats.p_teacher, &responses, width))
+        .zip(parallel::split(&mut stats.p_student, &responses, width))
+        .zip(parallel::split(&mut stats.classes, &responses, width))
+        .zip(parallel::split(&mut stats.counts, &responses, |range| NUM_CLASSES * range.len()))
+        .collect();
+    parallel::try_map(work, interrupt, |((((responses, p_teacher), p_student), classes), counts)| {
+        let first = place(response_offsets[responses.start]);
+        let blocks = p_teacher.chunks_mut(BLOCK).zip(p_student.chunks_mut(BLOCK)).zip(classes.chunks_mut(BLOCK));
+        for (block, ((p_teacher, p_student), classes)) in blocks.enumerate() {
+            let first = first + BLOCK * block;
+            let model = |rows: Ragged<'a, f32>| Model {
+                values: rows.values(),
+                spans: &rows.offsets()[first..=first + classes.len()],
+            };
+            let models = [model(teacher), model(student)];
+            let valid = sentence_kernel::run(level, models, beta, Found { p_teacher, p_student, classes });
+            if !valid[0] {
+                return Err(bad_logprob("teacher_logprobs", models[0]));
+            }
+            if !valid[1] {
+                return Err(bad_logprob("student_logprobs", models[1]));
+            }
+        }
+        let mut rest = &*classes;
+        for (response, counts) in responses.clone().zip(counts.chunks_exact_mut(NUM_CLASSES)) {
+            let classes = rest.split_off(..width(&(response..response + 1))).expect("as wide as its responses");
+            for (class, count) in (0_i8..).zip(counts) {
+                // Bytes are added as bytes, 16 to 64 at once, as long as their sum is one.
+                let of_part = |part: &[i8]| part.iter().map(|&found| u8::from(found == class)).sum::<u8>();
+                *count = classes.chunks(255).map(|part| i64::from(of_part(part))).sum();
+            }
+        }
+        Ok(())
+    })?;
+    Ok(stats)
+}
+
+#[cold]
+fn bad_logprob(name: &'static str, Model { values, spans }: Model<'_>) -> Error {
+    let range = place(spans[0])..place(spans[spans.len() - 1]);
+    let bad = |index: &usize| values[*index].is_nan() || values[*index] > TOLERANCE;
+    let index = range.clone().find(bad).expect("the kernel found one");
+    Error::BadValue { name, index, value: values[index].into(), must: "a log-probability: a number of at most 0" }
 }
 
 /// The class of each sentence: Teacher if `p_teacher - p_student > beta`, Student if `p_student - p_teacher > beta`,
@@ -116,12 +230,10 @@ fn check_response<B: Copy + Into<i64>>(
 /// Columns of unequal length, a β that is negative or not a number, a probability outside 0…1.
 pub fn classify(p_teacher: &[f32], p_student: &[f32], beta: f64, interrupt: &Interrupt) -> Result<Vec<i8>> {
     equally_many("p_teacher", p_teacher.len(), "p_student", p_student.len())?;
-    if beta.is_nan() || beta < 0.0 {
-        return Err(Error::Argument { name: "beta", value: beta, must: "a number of at least 0" });
-    }
+    check_beta(beta)?;
     let mut classes = Vec::with_capacity(p_teacher.len());
     for (index, (&teacher, &student)) in p_teacher.iter().zip(p_student).enumerate() {
-        if index % CHUNK == 0 {
+        if index % GRAIN == 0 {
             interrupt.check()?;
         }
         for (name, value) in [("p_teacher", teacher), ("p_student", student)] {
@@ -130,19 +242,31 @@ pub fn classify(p_teacher: &[f32], p_student: &[f32], beta: f64, interrupt: &Int
                 return Err(Error::BadValue { name, index, value, must: "a probability, or NaN without tokens" });
             }
         }
-        let difference = f64::from(teacher) - f64::from(student);
-        let class = if difference.is_nan() {
-            SentenceClass::None
-        } else if difference > beta {
-            SentenceClass::Teacher
-        } else if -difference > beta {
-            SentenceClass::Student
-        } else {
-            SentenceClass::Shared
-        };
-        classes.push(class as i8);
+        classes.push(class_of(teacher, student, beta));
     }
     Ok(classes)
+}
+
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "part of the kernel")]
+pub(crate) fn class_of(p_teacher: f32, p_student: f32, beta: f64) -> i8 {
+    let difference = f64::from(p_teacher) - f64::from(p_student);
+    if difference > beta {
+        SentenceClass::Teacher as i8
+    } else if -difference > beta {
+        SentenceClass::Student as i8
+    } else if difference.is_nan() {
+        SentenceClass::None as i8
+    } else {
+        SentenceClass::Shared as i8
+    }
+}
+
+fn check_beta(beta: f64) -> Result<()> {
+    if beta.is_nan() || beta < 0.0 {
+        return Err(Error::Argument { name: "beta", value: beta, must: "a number of at least 0" });
+    }
+    Ok(())
 }
 
 /// Per response the number of its Shared, Teacher and Student sentences, row after row.
@@ -167,130 +291,7 @@ pub fn class_counts(classes: Ragged<'_, i8>, interrupt: &Interrupt) -> Result<Ve
     Ok(counts)
 }
 
-/// Counts of log-probabilities in `num_bins` equal bins from `low` to 0: bin `i` holds those of at least
-/// its lower edge and below its upper. The first bin takes also what is below `low`, the last also 0 and
-/// rounding above it.
-///
-/// # Errors
-/// No bins, a `low` that is not a negative number, a log-probability that is NaN or above [`TOLERANCE`].
-pub fn logprob_histogram(logprobs: &[f32], num_bins: u32, low: f64, interrupt: &Interrupt) -> Result<Vec<i64>> {
-    if num_bins == 0 {
-        return Err(Error::Argument { name: "num_bins", value: 0.0, must: "at least 1" });
-    }
-    if !(low.is_finite() && low < 0.0) {
-        return Err(Error::Argument { name: "low", value: low, must: "a finite number below 0" });
-    }
-    let mut counts = vec![0; num_bins as usize];
-    let width = -low / f64::from(num_bins);
-    for (index, &logprob) in logprobs.iter().enumerate() {
-        if index % CHUNK == 0 {
-            interrupt.check()?;
-        }
-        if logprob.is_nan() || logprob > TOLERANCE {
-            let value = f64::from(logprob);
-            return Err(Error::BadValue { name: "logprobs", index, value, must: "a number of at most 0" });
-        }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "casts of floats saturate")]
-        let bin = ((f64::from(logprob) - low) / width) as usize;
-        counts[bin.min(num_bins as usize - 1)] += 1;
-    }
-    Ok(counts)
-}
-
-/// Exact quantiles with linear interpolation between the two nearest ranks.
-///
-/// Two passes of counting, by the upper and the lower half of an order-preserving key: no copy, no sort.
-///
-/// # Errors
-/// No values, a NaN among them, a `q` outside 0…1.
-pub fn quantiles(values: &[f32], qs: &[f64], interrupt: &Interrupt) -> Result<Vec<f64>> {
-    if let Some((index, &value)) = qs.iter().enumerate().find(|(_, q)| !(0.0..=1.0).contains(*q)) {
-        return Err(Error::BadValue { name: "q", index, value, must: "from 0 to 1" });
-    }
-    if values.is_empty() {
-        return Err(Error::Argument { name: "the number of values", value: 0.0, must: "at least 1" });
-    }
-    let mut ranks = vec![];
-    for &q in qs {
-        #[expect(clippy::cast_precision_loss, reason = "the definition is in floating point")]
-        let position = q * (values.len() - 1) as f64;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to len - 1")]
-        let below = position.floor() as usize;
-        ranks.push((below, (below + 1).min(values.len() - 1), position.fract()));
-    }
-    let wanted: Vec<usize> = ranks.iter().flat_map(|&(below, above, _)| [below, above]).collect();
-    let found = order_statistics(values, &wanted, interrupt)?;
-    Ok(ranks
-        .iter()
-        .zip(found.chunks_exact(2))
-        .map(|(&(_, _, weight), pair)| {
-            let (below, above) = (f64::from(pair[0]), f64::from(pair[1]));
-            // Between −∞ and anything lies −∞, not NaN.
-            if weight == 0.0 || below == f64::NEG_INFINITY { below } else { below + (above - below) * weight }
-        })
-        .collect())
-}
-
-/// For each rank the value that would stand there if `values` were sorted.
-fn order_statistics(values: &[f32], ranks: &[usize], interrupt: &Interrupt) -> Result<Vec<f32>> {
-    const HALF: usize = 1 << 16;
-    let mut upper = vec![0_usize; HALF];
-    for (chunk, part) in values.chunks(CHUNK).enumerate() {
-        interrupt.check()?;
-        for (index, &value) in part.iter().enumerate() {
-            if value.is_nan() {
-                let (index, value) = (chunk * CHUNK + index, f64::from(value));
-                return Err(Error::BadValue { name: "values", index, value, must: "a number" });
-            }
-            upper[(order_key(value) >> 16) as usize] += 1;
-        }
-    }
-    // Which upper halves hold a wanted rank, and a table of lower halves for each of those.
-    let mut tables: Vec<Vec<usize>> = vec![];
-    let mut table_of = vec![usize::MAX; HALF];
-    let places: Vec<(usize, usize)> = ranks
-        .iter()
-        .map(|&rank| {
-            let (half, before) = bin_of_rank(&upper, rank);
-            if table_of[half] == usize::MAX {
-                table_of[half] = tables.len();
-                tables.push(vec![0; HALF]);
-            }
-            (half, rank - before)
-        })
-        .collect();
-    for part in values.chunks(CHUNK) {
-        interrupt.check()?;
-        for &value in part {
-            let key = order_key(value);
-            if let Some(table) = tables.get_mut(table_of[(key >> 16) as usize]) {
-                table[(key & 0xFFFF) as usize] += 1;
-            }
-        }
-    }
-    let value_at = |&(half, rank): &(usize, usize)| {
-        let (low, _) = bin_of_rank(&tables[table_of[half]], rank);
-        #[expect(clippy::cast_possible_truncation, reason = "both halves are below 2^16")]
-        let key = (half << 16 | low) as u32;
-        f32::from_bits(if key >> 31 == 1 { key ^ (1 << 31) } else { !key })
-    };
-    Ok(places.iter().map(value_at).collect())
-}
-
-/// The bin in which the value of this rank lies, and how many lie before that bin.
-fn bin_of_rank(counts: &[usize], rank: usize) -> (usize, usize) {
-    let mut before = 0;
-    for (bin, &count) in counts.iter().enumerate() {
-        if rank < before + count {
-            return (bin, before);
-        }
-        before += count;
-    }
-    unreachable!("rank {rank} of {before} values")
-}
-
-/// An integer that is ordered as the number is.
-fn order_key(value: f32) -> u32 {
-    let bits = value.to_bits();
-    if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
+#[expect(clippy::cast_precision_loss, reason = "for a message")]
+fn as_f64(value: i64) -> f64 {
+    value as f64
 }

@@ -6,7 +6,7 @@ use std::env;
 
 use dasd_lite_core::pack::{self, Method, Options, Overlong};
 use dasd_lite_core::random::Random;
-use dasd_lite_core::{Interrupt, Ragged, balance, gather, repeat, segment, stats};
+use dasd_lite_core::{Interrupt, Ragged, balance, distribution, gather, repeat, segment, simd, stats};
 
 /// Random input.
 struct Input(Random);
@@ -204,6 +204,42 @@ fn repetition_of_ids() {
 }
 
 #[test]
+fn statistics() {
+    fuzz(9, |random, interrupt| {
+        let token_bytes = random.vec(30, |random| i32::try_from(random.number().clamp(-9, 9)).unwrap());
+        let token_offsets = random.offsets(token_bytes.len());
+        let num_bytes = usize::try_from(token_bytes.iter().sum::<i32>().max(0)).unwrap();
+        let ends = random.ends(num_bytes);
+        let end_offsets = random.offsets(ends.len());
+        let first_bytes = random.vec(8, Input::number);
+        let columns = (Ragged::new("t", &token_bytes, &token_offsets), Ragged::new("e", &ends, &end_offsets));
+        if let (Ok(tokens), Ok(ends)) = columns {
+            let first_bytes = if random.below(2) == 0 { Some(&first_bytes[..]) } else { None };
+            if let Ok(spans) = stats::sentence_spans(tokens, ends, first_bytes, interrupt) {
+                assert!(spans.is_sorted());
+            }
+        }
+        let logprobs = random.vec(120, Input::logprob);
+        let (teacher_spans, student_spans) = (random.offsets(logprobs.len()), random.offsets(logprobs.len()));
+        let responses = random.offsets(teacher_spans.len().saturating_sub(1));
+        let beta = random.one_of(&[0.1, 0.0, -1.0, f64::NAN, f64::INFINITY]);
+        let models = (Ragged::new("t", &logprobs, &teacher_spans), Ragged::new("s", &logprobs, &student_spans));
+        if let (Ok(teacher), Ok(student)) = models {
+            let mut found = simd::levels().into_iter().map(|level| {
+                let found = stats::sentence_stats_at(level, teacher, student, &responses, beta, interrupt);
+                let bits = |p: &[f32]| p.iter().map(|p| p.to_bits()).collect::<Vec<u32>>();
+                // As text: an error that holds a NaN is not even equal to itself.
+                found
+                    .map(|found| (bits(&found.p_teacher), bits(&found.p_student), found.classes, found.counts))
+                    .map_err(|error| error.to_string())
+            });
+            let first = found.next();
+            assert!(found.all(|other| Some(other) == first));
+        }
+    });
+}
+
+#[test]
 fn classes() {
     fuzz(5, |random, interrupt| {
         let p_teacher = random.vec(20, |random| random.logprob().exp());
@@ -227,10 +263,10 @@ fn distributions() {
         let values = random.vec(50, Input::logprob);
         let num_bins = random.one_of(&[0, 1, 2, 100]);
         let low = random.one_of(&[-10.0, -1e-300, f64::MIN, 0.0, 1.0, f64::NAN, f64::NEG_INFINITY]);
-        if let Ok(counts) = stats::logprob_histogram(&values, num_bins, low, interrupt) {
+        if let Ok(counts) = distribution::logprob_histogram(&values, num_bins, low, interrupt) {
             assert_eq!(usize::try_from(counts.iter().sum::<i64>()).unwrap(), values.len());
         }
         let qs = random.vec(4, |random| random.one_of(&[0.0, 0.5, 1.0, 0.3, -0.0, 1.5, f64::NAN, -1.0]));
-        let _ = stats::quantiles(&values, &qs, interrupt);
+        let _ = distribution::quantiles(&values, &qs, interrupt);
     });
 }

@@ -26,5 +26,5 @@ mod _rust {
     #[pymodule_export]
     use crate::segment::sentence_ends;
     #[pymodule_export]
-    use crate::stats::{class_counts, classify, logprob_histogram, quantiles, sentence_logprobs};
+    use crate::stats::{class_counts, classify, logprob_histogram, quantiles, sentence_spans, sentence_stats};
 }

@@ -1,7 +1,7 @@
 //! Front of `dasd_lite_core::stats`.
 
 use dasd_lite_core::stats::{self, NUM_CLASSES};
-use dasd_lite_core::{Ragged, Result};
+use dasd_lite_core::{Ragged, distribution};
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
 
@@ -13,40 +13,69 @@ pub enum TokenBytes<'py> {
     U16(PyReadonlyArray1<'py, u16>),
 }
 
-type Means<'py> = (Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<i32>>);
-
 #[pyfunction]
-pub fn sentence_logprobs<'py>(
+#[pyo3(signature = (token_bytes, token_offsets, ends, end_offsets, first_bytes))]
+pub fn sentence_spans<'py>(
     py: Python<'py>,
-    logprobs: PyReadonlyArray1<'py, f32>,
     token_bytes: TokenBytes<'py>,
     token_offsets: PyReadonlyArray1<'py, i64>,
     ends: PyReadonlyArray1<'py, i64>,
     end_offsets: PyReadonlyArray1<'py, i64>,
-) -> PyResult<Means<'py>> {
-    let (logprobs, token_offsets) = (logprobs.as_slice()?, token_offsets.as_slice()?);
+    first_bytes: Option<PyReadonlyArray1<'py, i64>>,
+) -> PyResult<Bound<'py, PyArray1<i64>>> {
+    let token_offsets = token_offsets.as_slice()?;
     let (ends, end_offsets) = (ends.as_slice()?, end_offsets.as_slice()?);
-    let columns = || -> Result<_> {
-        Ok((Ragged::new("token_offsets", logprobs, token_offsets)?, Ragged::new("end_offsets", ends, end_offsets)?))
-    };
-    let num_elements = logprobs.len() + ends.len() + token_offsets.len();
-    let (means, counts) = match &token_bytes {
+    let first_bytes = first_bytes.as_ref().map(PyReadonlyArray1::as_slice).transpose()?;
+    let spans = match &token_bytes {
         TokenBytes::I32(token_bytes) => {
-            let token_bytes = token_bytes.as_slice()?;
-            detached(py, num_elements, |interrupt| {
-                let (logprobs, ends) = columns()?;
-                stats::sentence_logprobs(logprobs, token_bytes, ends, interrupt)
-            })
+            spans_of(py, token_bytes.as_slice()?, token_offsets, ends, end_offsets, first_bytes)
         }
         TokenBytes::U16(token_bytes) => {
-            let token_bytes = token_bytes.as_slice()?;
-            detached(py, num_elements, |interrupt| {
-                let (logprobs, ends) = columns()?;
-                stats::sentence_logprobs(logprobs, token_bytes, ends, interrupt)
-            })
+            spans_of(py, token_bytes.as_slice()?, token_offsets, ends, end_offsets, first_bytes)
         }
     }?;
-    Ok((means.into_pyarray(py), counts.into_pyarray(py)))
+    Ok(spans.into_pyarray(py))
+}
+
+fn spans_of<B: Copy + Into<i64> + Sync>(
+    py: Python<'_>,
+    token_bytes: &[B],
+    token_offsets: &[i64],
+    ends: &[i64],
+    end_offsets: &[i64],
+    first_bytes: Option<&[i64]>,
+) -> PyResult<Vec<i64>> {
+    detached(py, token_bytes.len() + ends.len() + token_offsets.len(), |interrupt| {
+        let token_bytes = Ragged::new("token_offsets", token_bytes, token_offsets)?;
+        let ends = Ragged::new("end_offsets", ends, end_offsets)?;
+        stats::sentence_spans(token_bytes, ends, first_bytes, interrupt)
+    })
+}
+
+type Stats<'py> =
+    (Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<i8>>, Bound<'py, PyArray2<i64>>);
+
+#[pyfunction]
+pub fn sentence_stats<'py>(
+    teacher_logprobs: PyReadonlyArray1<'py, f32>,
+    teacher_spans: PyReadonlyArray1<'py, i64>,
+    student_logprobs: PyReadonlyArray1<'py, f32>,
+    student_spans: PyReadonlyArray1<'py, i64>,
+    response_offsets: PyReadonlyArray1<'py, i64>,
+    beta: f64,
+) -> PyResult<Stats<'py>> {
+    let py = teacher_logprobs.py();
+    let (teacher_logprobs, teacher_spans) = (teacher_logprobs.as_slice()?, teacher_spans.as_slice()?);
+    let (student_logprobs, student_spans) = (student_logprobs.as_slice()?, student_spans.as_slice()?);
+    let response_offsets = response_offsets.as_slice()?;
+    let num_elements = teacher_logprobs.len() + student_logprobs.len() + teacher_spans.len() + response_offsets.len();
+    let found = detached(py, num_elements, |interrupt| {
+        let teacher = Ragged::new("teacher_spans", teacher_logprobs, teacher_spans)?;
+        let student = Ragged::new("student_spans", student_logprobs, student_spans)?;
+        stats::sentence_stats(teacher, student, response_offsets, beta, interrupt)
+    })?;
+    let counts = found.counts.into_pyarray(py).reshape([response_offsets.len() - 1, NUM_CLASSES])?;
+    Ok((found.p_teacher.into_pyarray(py), found.p_student.into_pyarray(py), found.classes.into_pyarray(py), counts))
 }
 
 #[pyfunction]
@@ -83,7 +112,7 @@ pub fn logprob_histogram(
     let py = logprobs.py();
     let logprobs = logprobs.as_slice()?;
     let counts =
-        detached(py, logprobs.len(), |interrupt| stats::logprob_histogram(logprobs, num_bins, low, interrupt))?;
+        detached(py, logprobs.len(), |interrupt| distribution::logprob_histogram(logprobs, num_bins, low, interrupt))?;
     Ok(counts.into_pyarray(py))
 }
 
@@ -94,6 +123,6 @@ pub fn quantiles<'py>(
 ) -> PyResult<Bound<'py, PyArray1<f64>>> {
     let py = values.py();
     let (values, q) = (values.as_slice()?, q.as_slice()?);
-    let quantiles = detached(py, values.len(), |interrupt| stats::quantiles(values, q, interrupt))?;
+    let quantiles = detached(py, values.len(), |interrupt| distribution::quantiles(values, q, interrupt))?;
     Ok(quantiles.into_pyarray(py))
 }
