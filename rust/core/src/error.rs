@@ -170,6 +170,14 @@ pub enum Error {
         /// How many tokens it has.
         num_tokens: usize,
     },
+    /// A response too long to number its ids.
+    #[error("response {response} has {len} ids; it must have fewer than 2147483648")]
+    TooManyIds {
+        /// Which response.
+        response: usize,
+        /// Its length.
+        len: usize,
+    },
     /// A value of a flat array that is not allowed there.
     #[error("{name}[{index}] is {value}; it must be {must}")]
     BadValue {

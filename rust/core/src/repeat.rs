@@ -6,6 +6,7 @@ use std::collections::HashSet;
 
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
+use crate::parallel::{self, GRAIN};
 use crate::ragged::{Ragged, to_offset};
 
 /// Lines and sentences of at most this many bytes, white space around them apart, are too short to count.
@@ -27,8 +28,8 @@ pub struct Repetition {
 /// Repeated n-grams of each response; responses shorter than `n` have none.
 ///
 /// # Errors
-/// An `n` of 0.
-pub fn repeated_ngrams<I: Copy + Eq + Into<i64>>(
+/// An `n` of 0; a response of 2^31 ids or more.
+pub fn repeated_ngrams<I: Copy + Eq + Into<i64> + Sync>(
     ids: Ragged<'_, I>,
     n: usize,
     interrupt: &Interrupt,
@@ -36,15 +37,29 @@ pub fn repeated_ngrams<I: Copy + Eq + Into<i64>>(
     if n == 0 {
         return Err(Error::Argument { name: "n", value: 0.0, must: "at least 1" });
     }
-    let mut finder = GramFinder::default();
-    ids.iter().map(|ids| finder.repetition(ids, n, interrupt)).collect()
+    let found = parallel::try_map(parallel::cut(ids.offsets(), 4 * GRAIN), interrupt, |responses| {
+        let mut finder = GramFinder::default();
+        responses
+            .map(|response| {
+                let ids = &ids[response];
+                if i32::try_from(ids.len()).is_err() {
+                    return Err(Error::TooManyIds { response, len: ids.len() });
+                }
+                finder.repetition(ids, n, interrupt)
+            })
+            .collect::<Result<Vec<_>>>()
+    })?;
+    Ok(found.concat())
 }
 
 /// Finds equal n-grams by a rolling hash and an open-addressing table of first positions.
 #[derive(Default)]
 struct GramFinder {
-    /// Hash and 1 + position of the first occurrence; 0 is a free slot.
-    slots: Vec<(u64, usize)>,
+    /// The upper half of a hash, and above 0 the number of the gram that occurred first. Grams are numbered through all
+    /// calls: those of earlier calls have small numbers and count as free, so that nothing has to be cleared.
+    slots: Vec<u64>,
+    /// The number of the last gram of the last call.
+    last: u32,
 }
 
 impl GramFinder {
@@ -97,9 +112,8 @@ impl GramFinder {
         mut visit: impl FnMut(Found) -> bool,
     ) -> Result<()> {
         let Some(num_grams) = (ids.len() + 1).checked_sub(n).filter(|&grams| grams > 0) else { return Ok(()) };
-        let mask = (2 * num_grams).next_power_of_two() - 1;
-        self.slots.clear();
-        self.slots.resize(mask + 1, (0, 0));
+        let before = self.begin(num_grams);
+        let slots = &mut self.slots[..(2 * num_grams).next_power_of_two()];
         let mut hash = RollingHash::new(&ids[..n]);
         // Of the last gram: where it began before, and how long the match with that place is by now.
         let mut last: Option<(usize, usize)> = None;
@@ -113,7 +127,7 @@ impl GramFinder {
             last = match last {
                 // The earlier place goes on as this one does: no need to look it up.
                 Some((source, matched)) if ids[source + n] == ids[at + n - 1] => Some((source + 1, matched + 1)),
-                _ => self.first_occurrence(ids, n, at, hash.value, mask).map(|source| (source, n)),
+                _ => first_occurrence(slots, before, ids, n, at, hash.value()).map(|source| (source, n)),
             };
             let found = last.map_or(Found::New, |(_, matched)| Found::Repeated { matched });
             if !visit(found) {
@@ -123,30 +137,51 @@ impl GramFinder {
         Ok(())
     }
 
-    /// Where the gram at `at` occurred first, if before; else it is entered.
-    fn first_occurrence<I: Copy + Eq>(
-        &mut self,
-        ids: &[I],
-        n: usize,
-        at: usize,
-        hash: u64,
-        mask: usize,
-    ) -> Option<usize> {
-        #[expect(clippy::cast_possible_truncation, reason = "only the low bits choose the slot")]
-        let mut slot = (hash ^ hash >> 32) as usize & mask;
-        loop {
-            let entry = &mut self.slots[slot];
-            match *entry {
-                (_, 0) => {
-                    *entry = (hash, at + 1);
-                    return None;
-                }
-                (known, first) if known == hash && ids[first - 1..first - 1 + n] == ids[at..at + n] => {
-                    return Some(first - 1);
-                }
-                _ => slot = (slot + 1) & mask,
+    /// Makes room for so many grams and numbers them; the number before the first.
+    fn begin(&mut self, num_grams: usize) -> u32 {
+        let num_slots = (2 * num_grams).next_power_of_two();
+        if self.slots.len() < num_slots {
+            self.slots.resize(num_slots, 0);
+        }
+        let num_grams = u32::try_from(num_grams).expect("a response has fewer than 2^31 ids");
+        let before = self.last;
+        if let Some(last) = before.checked_add(num_grams) {
+            self.last = last;
+            return before;
+        }
+        self.slots.fill(0);
+        self.last = num_grams;
+        0
+    }
+}
+
+/// Where the gram at `at` occurred first, if before; else it is entered.
+#[inline]
+fn first_occurrence<I: Copy + Eq>(
+    slots: &mut [u64],
+    before: u32,
+    ids: &[I],
+    n: usize,
+    at: usize,
+    hash: u64,
+) -> Option<usize> {
+    let mask = slots.len() - 1;
+    #[expect(clippy::cast_possible_truncation, reason = "at is below 2^31, and of the hash only some bits are needed")]
+    let (number, tag, mut slot) = (before + at as u32 + 1, (hash >> 29) as u32, hash as usize & mask);
+    loop {
+        #[expect(clippy::cast_possible_truncation, reason = "these are the two halves")]
+        let (known_tag, known) = ((slots[slot] >> 32) as u32, slots[slot] as u32);
+        if known <= before {
+            slots[slot] = u64::from(tag) << 32 | u64::from(number);
+            return None;
+        }
+        if known_tag == tag {
+            let first = (known - before - 1) as usize;
+            if ids[first..first + n] == ids[at..at + n] {
+                return Some(first);
             }
         }
+        slot = (slot + 1) & mask;
     }
 }
 
@@ -158,39 +193,56 @@ enum Found {
     },
 }
 
-/// Polynomial hash modulo the prime 2^61 − 1.
+/// Polynomial hash modulo the prime 2^61 − 1. Its terms are kept below 2^61 + 8, not below the prime, as long as only
+/// the next term is made of them.
 struct RollingHash {
-    value: u64,
-    /// `BASE` to the power n − 1: the weight of the id that leaves.
+    term: u64,
+    /// `BASE` to the power n: the weight of the id that leaves.
     leaving: u64,
 }
 
 const PRIME: u64 = (1 << 61) - 1;
 const BASE: u64 = 0x0B9A_76F3_5E21_D4C7;
 
-fn multiply(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    #[expect(clippy::cast_possible_truncation, reason = "the two halves of a number below 2^122")]
-    let (low, high) = (product as u64 & PRIME, (product >> 61) as u64);
-    let sum = low + high;
-    if sum >= PRIME { sum - PRIME } else { sum }
+/// The same modulo the prime, below 2^61 + 8.
+#[inline]
+fn fold(sum: u64) -> u64 {
+    (sum & PRIME) + (sum >> 61)
 }
 
-/// An id as a number of 61 bits; those of 32 bits stay different from each other and from 0.
+/// The product modulo the prime, below 2^62 + 2^61 for factors below 2^61 + 8.
+#[inline]
+fn multiply(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves of a number below 2^123")]
+    let (low, high) = (product as u64 & PRIME, (product >> 61) as u64);
+    low + high
+}
+
+/// An id as a number below 2^61; those of 32 bits stay different from each other and from 0.
+#[inline]
 fn digit(id: impl Into<i64>) -> u64 {
-    id.into().wrapping_add(1 << 32).unsigned_abs() & PRIME
+    id.into().wrapping_add(1 << 32).unsigned_abs() & (PRIME >> 1)
 }
 
 impl RollingHash {
     fn new(gram: &[impl Copy + Into<i64>]) -> Self {
-        let leaving = (1..gram.len()).fold(1, |power, _| multiply(power, BASE));
-        let value = gram.iter().fold(0, |value, &id| (multiply(value, BASE) + digit(id)) % PRIME);
-        Self { value, leaving }
+        let leaving = gram.iter().fold(1, |power, _| fold(multiply(power, BASE)));
+        let term = gram.iter().fold(0, |term, &id| fold(fold(multiply(term, BASE)) + digit(id)));
+        Self { term, leaving }
     }
 
+    #[inline]
     fn roll<I: Copy + Into<i64>>(&mut self, old: I, new: I) {
-        let kept = self.value + PRIME - multiply(digit(old), self.leaving);
-        self.value = (multiply(kept % PRIME, BASE) + digit(new)) % PRIME;
+        // What does not depend on the last term comes first: a processor works on several of them at once.
+        let change = fold(digit(new) + (4 * PRIME - multiply(digit(old), self.leaving)));
+        self.term = fold(multiply(self.term, BASE) + change);
+    }
+
+    /// The hash, below the prime.
+    #[inline]
+    fn value(&self) -> u64 {
+        if self.term >= PRIME { self.term - PRIME } else { self.term }
     }
 }
 
@@ -218,18 +270,22 @@ pub fn text_repetition(
         let (left, right) = ("offsets", "end_offsets");
         return Err(Error::UnequalLengths { left, left_len: texts.len() + 1, right, right_len: ends.len() + 1 });
     }
-    let rows = texts.iter().zip(ends.iter()).enumerate();
-    rows.map(|(response, (text, ends))| {
-        let sentences = spans(response, text, ends)?;
-        #[expect(clippy::cast_precision_loss, reason = "shares need no more than 53 bits")]
-        let share = |repeated: usize| if text.is_empty() { 0.0 } else { repeated as f64 / text.len() as f64 };
-        let lines = text.split(|&byte| byte == b'\n');
-        Ok(TextRepetition {
-            lines: share(repeated_bytes(lines, interrupt)?),
-            sentences: share(repeated_bytes(sentences.into_iter(), interrupt)?),
-        })
+    let found = parallel::try_map(parallel::cut(texts.offsets(), 4 * GRAIN), interrupt, |responses| {
+        let one = |response| repetition_of_text(response, &texts[response], &ends[response], interrupt);
+        responses.map(one).collect::<Result<Vec<_>>>()
+    })?;
+    Ok(found.concat())
+}
+
+fn repetition_of_text(response: usize, text: &[u8], ends: &[i64], interrupt: &Interrupt) -> Result<TextRepetition> {
+    let sentences = spans(response, text, ends)?;
+    #[expect(clippy::cast_precision_loss, reason = "shares need no more than 53 bits")]
+    let share = |repeated: usize| if text.is_empty() { 0.0 } else { repeated as f64 / text.len() as f64 };
+    let lines = text.split(|&byte| byte == b'\n');
+    Ok(TextRepetition {
+        lines: share(repeated_bytes(lines, interrupt)?),
+        sentences: share(repeated_bytes(sentences.into_iter(), interrupt)?),
     })
-    .collect()
 }
 
 fn spans<'t>(response: usize, text: &'t [u8], ends: &[i64]) -> Result<Vec<&'t [u8]>> {

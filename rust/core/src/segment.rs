@@ -22,6 +22,7 @@
 
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
+use crate::parallel::{self, GRAIN};
 use crate::ragged::{Ragged, to_offset};
 
 /// How many bytes may lie between the opening and the closing mark of a formula.
@@ -32,16 +33,26 @@ pub const MATH_REACH: usize = 4096;
 /// # Errors
 /// A text that is not UTF-8.
 pub fn sentence_ends(texts: Ragged<'_, u8>, interrupt: &Interrupt) -> Result<(Vec<i64>, Vec<i64>)> {
-    let mut ends = vec![];
+    let parts = parallel::try_map(parallel::cut(texts.offsets(), 4 * GRAIN), interrupt, |range| {
+        let (mut ends, mut counts) = (vec![], Vec::with_capacity(range.len()));
+        for index in range {
+            let text = std::str::from_utf8(&texts[index])
+                .map_err(|error| Error::NotUtf8 { text: index, byte: error.valid_up_to() })?;
+            let before = ends.len();
+            push_sentence_ends(text, &mut ends, interrupt)?;
+            counts.push(ends.len() - before);
+        }
+        Ok((ends, counts))
+    })?;
     let mut offsets = Vec::with_capacity(texts.len() + 1);
+    let mut end = 0;
     offsets.push(0);
-    for (index, bytes) in texts.iter().enumerate() {
-        let text =
-            std::str::from_utf8(bytes).map_err(|error| Error::NotUtf8 { text: index, byte: error.valid_up_to() })?;
-        push_sentence_ends(text, &mut ends, interrupt)?;
-        offsets.push(to_offset(ends.len()));
+    for count in parts.iter().flat_map(|(_, counts)| counts) {
+        end += to_offset(*count);
+        offsets.push(end);
     }
-    Ok((ends, offsets))
+    let ends: Vec<Vec<i64>> = parts.into_iter().map(|(ends, _)| ends).collect();
+    Ok((ends.concat(), offsets))
 }
 
 /// Appends the sentence ends of one text.
