@@ -1,8 +1,8 @@
 """Pack rollouts into rows of at most seq_len tokens.
 
 Reads what select kept (and, for replay, what the phase before kept); writes rows: ids, loss mask and
-document lengths. No document is cut. The ids are copied through a flat file on disk, so memory holds
-a few numbers per rollout whatever their length.
+document lengths. No document is cut. The ids are copied through a flat file on disk, which is mapped, so memory
+has to hold a few numbers per rollout whatever their length.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from dasd_lite.console import progress
 from dasd_lite.dataset import batches, disk_errors, identify, is_finished, num_rows, read_manifest
 from dasd_lite.errors import DataError
 from dasd_lite.journal import ShardWriter
-from dasd_lite.packing import Plan, pack_rows
+from dasd_lite.packing import Plan, gather_rows, pack_rows
+from dasd_lite.ragged import offsets_of
 from dasd_lite.records import ROW, derive_seed
 
 VERSION = 1
@@ -113,25 +114,25 @@ def _rows(
     lengths: npt.NDArray[np.int64],
     contexts: npt.NDArray[np.int64],
 ) -> Iterator[pa.RecordBatch]:
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    rows: dict[str, list[Any]] = {name: [] for name in ROW.names}
-    size = 0
-    for number in range(plan.num_rows):
-        items = plan.row(number)
-        ids = np.empty(int(lengths[items].sum()), dtype=_ID)
-        targets = np.ones(len(ids), dtype=bool)
-        edge = 0
-        for item in items:
-            document = ids[edge : edge + lengths[item]]
-            flat.seek(int(starts[item]) * _ID.itemsize)
-            flat.readinto(document.data)  # type: ignore[attr-defined]  # a raw file has it
-            targets[edge : edge + contexts[item]] = False
-            edge += len(document)
-        rows["ids"].append(ids)
-        rows["loss_mask"].append(targets)
-        rows["doc_lengths"].append(lengths[items].astype(np.int32))
-        rows["uids"].append([uids[item] for item in items])
-        size += len(ids)
-        if size >= _BATCH_TOKENS or number == plan.num_rows - 1:
-            yield pa.RecordBatch.from_arrays([pa.array(rows[n], ROW.field(n).type) for n in ROW.names], schema=ROW)
-            rows, size = {name: [] for name in ROW.names}, 0
+    flat.flush()
+    tokens = np.memmap(flat, dtype=_ID, mode="r")
+    offsets, names = offsets_of(lengths), pa.array(uids)
+    ends = np.cumsum(lengths[plan.items])[plan.offsets[1:] - 1]  # tokens of all rows up to each
+    first = 0
+    while first < plan.num_rows:
+        before = ends[first - 1] if first else 0
+        last = int(np.searchsorted(ends, before + _BATCH_TOKENS)) + 1
+        rows = np.arange(first, min(last, plan.num_rows))
+        batch = gather_rows(tokens, offsets, plan, rows)
+        documents = plan.items[plan.offsets[first] : plan.offsets[rows[-1] + 1]]
+        edges = plan.offsets[first : rows[-1] + 2] - plan.offsets[first]
+        assert batch.position_ids is not None, "they come unless one says no"
+        is_target = batch.position_ids >= np.repeat(contexts[documents], lengths[documents])
+        columns = [
+            pa.LargeListArray.from_arrays(batch.row_offsets, batch.ids),
+            pa.LargeListArray.from_arrays(batch.row_offsets, is_target),
+            pa.LargeListArray.from_arrays(edges, lengths[documents].astype(np.int32)),
+            pa.ListArray.from_arrays(edges.astype(np.int32), names.take(pa.array(documents))),
+        ]
+        yield pa.RecordBatch.from_arrays(columns, schema=ROW)
+        first = int(rows[-1]) + 1

@@ -49,7 +49,7 @@ pub fn balance<T: Copy + Into<i64>>(
     let step_rows = check(options)?;
     let mut random = Random::new(options.seed);
     let mut keyed = row_costs(items, lengths, options, interrupt)?;
-    random.shuffle(&mut keyed);
+    random.shuffle(&mut keyed, interrupt)?;
     let left = keyed.split_off(keyed.len() - keyed.len() % step_rows);
     let mut left_over: Vec<u32> = left.into_iter().map(|(_, row)| row).collect();
     left_over.sort_unstable();
@@ -66,9 +66,9 @@ pub fn balance<T: Copy + Into<i64>>(
         rest = tail;
         keyed.sort_unstable();
         let mut micro_steps: Vec<&mut [(u64, u32)]> = keyed.chunks_exact_mut(options.num_ranks).collect();
-        random.shuffle(&mut micro_steps);
+        random.shuffle(&mut micro_steps, interrupt)?;
         for micro_step in micro_steps {
-            random.shuffle(micro_step);
+            random.shuffle(micro_step, interrupt)?;
             rows.extend(micro_step.iter().map(|&(_, row)| row));
         }
     }

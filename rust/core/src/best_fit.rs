@@ -10,6 +10,9 @@
 use crate::error::Result;
 use crate::interrupt::Interrupt;
 
+/// Between two looks at the interrupt flag.
+const CHUNK: usize = 1 << 16;
+
 /// The next `num_rows * per_row` sequences, longest first, go into these rows, `per_row` into each.
 #[derive(Clone, Copy)]
 pub(crate) struct Move {
@@ -71,29 +74,33 @@ pub(crate) fn write_items(
     let mut offsets = Vec::with_capacity(cursors.len() + 1);
     let (mut size, mut next) = (0_u32, 0);
     offsets.push(0);
-    for cursor in &mut cursors {
-        size = size.wrapping_add(std::mem::replace(cursor, next));
-        next += size;
-        offsets.push(i64::from(next));
+    for cursors in cursors.chunks_mut(CHUNK) {
+        interrupt.check()?;
+        for cursor in cursors {
+            size = size.wrapping_add(std::mem::replace(cursor, next));
+            next += size;
+            offsets.push(i64::from(next));
+        }
     }
     let mut items = vec![0; longest_first.len()];
-    let mut source = longest_first.iter();
-    for (number, step) in moves.iter().enumerate() {
-        if number % 1024 == 0 {
-            interrupt.check()?;
-        }
+    let mut source = longest_first;
+    for step in moves {
+        let (taken, rest) = source.split_at((step.num_rows * step.per_row) as usize);
+        source = rest;
         // One loop over items instead of two over rows and items: most moves have one or two, and the processor cannot
         // guess how many.
-        let mut row = step.first_row as usize;
-        let mut in_row = 0;
-        for &item in source.by_ref().take((step.num_rows * step.per_row) as usize) {
-            let cursor = &mut cursors[row];
-            items[*cursor as usize] = item;
-            *cursor += 1;
-            in_row += 1;
-            let full = in_row == step.per_row;
-            row += usize::from(full);
-            in_row = if full { 0 } else { in_row };
+        let (mut row, mut in_row) = (step.first_row as usize, 0);
+        for taken in taken.chunks(CHUNK) {
+            interrupt.check()?;
+            for &item in taken {
+                let cursor = &mut cursors[row];
+                items[*cursor as usize] = item;
+                *cursor += 1;
+                in_row += 1;
+                let full = in_row == step.per_row;
+                row += usize::from(full);
+                in_row = if full { 0 } else { in_row };
+            }
         }
     }
     Ok((items, offsets))

@@ -1,5 +1,11 @@
 //! A small generator of random numbers (splitmix64), the same on every platform.
 
+use crate::error::Result;
+use crate::interrupt::Interrupt;
+
+/// Between two looks at the interrupt flag.
+const CHUNK: usize = 1 << 16;
+
 /// A stream of numbers that its seed decides.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
@@ -28,9 +34,16 @@ impl Random {
     }
 
     /// Puts the values into a random order.
-    pub fn shuffle<T>(&mut self, values: &mut [T]) {
+    ///
+    /// # Errors
+    /// [`crate::Error::Interrupted`].
+    pub fn shuffle<T>(&mut self, values: &mut [T], interrupt: &Interrupt) -> Result<()> {
         for last in (1..values.len()).rev() {
+            if last % CHUNK == 0 {
+                interrupt.check()?;
+            }
             values.swap(last, self.below(last + 1));
         }
+        Ok(())
     }
 }

@@ -87,7 +87,7 @@ fn large_batches_take_the_way_past_the_cache() {
     let tokens: Vec<i32> = (0..num).map(|_| i32::try_from(random.below(1 << 31)).unwrap()).collect();
     let mask: Vec<bool> = (0..num).map(|_| random.below(2) == 1).collect();
     let mut items: Vec<u32> = (0..1000).collect();
-    random.shuffle(&mut items);
+    random.shuffle(&mut items, &QUIET).unwrap();
     let edges: Vec<i64> = (0..=1000).collect();
     let rows: Vec<i64> = (0..1000).rev().collect();
     let found = layout(&offsets, Ragged::new("plan.offsets", &items, &edges).unwrap(), &rows, 20_000, 1, &QUIET);
