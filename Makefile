@@ -50,6 +50,8 @@ fmt: .venv/.dev  ## format all code
 	cargo fmt --all
 
 bench: .venv/.dev .venv/.built  ## every benchmark, as ratios to what one would use instead
+	sh benchmarks/peers/install.sh
+	cargo bench --quiet
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 docs: .venv/.built  ## write docs/options.md anew from the config

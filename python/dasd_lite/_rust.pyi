@@ -56,6 +56,7 @@ def gather_rows(
     *,
     pad_id: int,
     check: bool,
+    reused: bool,
     ids: NDArray[np.int32],
     position_ids: NDArray[np.int32] | None,
     labels: NDArray[np.int32] | None,

@@ -273,6 +273,7 @@ def gather_rows(
         cu_seqlens,
         pad_id=pad_id,
         check=ids.dtype == np.uint32,
+        reused=out is not None,
         ids=batch.ids,
         position_ids=batch.position_ids,
         labels=batch.labels,

@@ -100,6 +100,8 @@ pub struct Buffers<'a> {
     pub position_ids: Option<&'a mut [i32]>,
     /// The id where it is a target, else [`IGNORE`]; never a document's first token, which nothing predicts.
     pub labels: Option<&'a mut [i32]>,
+    /// Whether they were written before: fresh memory lies in the cache anyway when the system hands it out.
+    pub reused: bool,
 }
 
 /// Copies the documents that [`layout`] laid out.
@@ -125,7 +127,7 @@ pub fn gather<'b>(
     let documents = parallel::cut(&edges, GRAIN);
     let width = |range: &Range<usize>| place(edges[range.end]) - place(edges[range.start]);
     let num_places = buffers.ids.len();
-    let past_cache = size_of_val(buffers.ids) >= stream::MIN_BYTES;
+    let past_cache = buffers.reused && size_of_val(buffers.ids) >= stream::MIN_BYTES;
     let split = |name, values: Option<&'b mut [i32]>| match values {
         None => Ok(documents.iter().map(|_| None).collect::<Vec<_>>()),
         Some(values) => {
@@ -143,7 +145,11 @@ pub fn gather<'b>(
             let found = source.document(sequences, document, length)?;
             let tokens = &source.tokens.values()[found.clone()];
             let (copy, padding) = take(&mut ids, length).split_at_mut(tokens.len());
-            stream::fill(copy, past_cache, |place| tokens[place], |place| stream::at(tokens, place));
+            if past_cache {
+                stream::fill(copy, true, |place| tokens[place], |place| stream::at(tokens, place));
+            } else {
+                copy.copy_from_slice(tokens);
+            }
             padding.fill(pad_id);
             if let Some(position_ids) = &mut position_ids {
                 count_up(take(position_ids, length), past_cache);

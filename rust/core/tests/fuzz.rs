@@ -153,7 +153,7 @@ fn gathering() {
         let [mut ids, mut labels] = [num_places, num_places + random.one_of(&[0, 0, 1])].map(|len| vec![0; len]);
         let Ok(tokens) = Ragged::new("offsets", &tokens, &offsets) else { return };
         let source = gather::Source { tokens, loss_mask: Some(&mask), check: random.below(2) == 0 };
-        let buffers = gather::Buffers { ids: &mut ids, position_ids: None, labels: Some(&mut labels) };
+        let buffers = gather::Buffers { ids: &mut ids, position_ids: None, labels: Some(&mut labels), reused: true };
         let _ = gather::gather(&source, &found.sequences, &found.cu_seqlens, 0, buffers, interrupt);
     });
 }

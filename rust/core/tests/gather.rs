@@ -22,7 +22,8 @@ fn run(tokens: &[i32], offsets: &[i64], mask: &[bool], found: &Layout) -> Result
     let num_places = usize::try_from(*found.row_offsets.last().unwrap()).unwrap();
     let [mut ids, mut position_ids, mut labels] = [const { Vec::new() }; 3].map(|_: Vec<i32>| vec![7; num_places]);
     let source = Source { tokens: Ragged::new("offsets", tokens, offsets)?, loss_mask: Some(mask), check: true };
-    let buffers = Buffers { ids: &mut ids, position_ids: Some(&mut position_ids), labels: Some(&mut labels) };
+    let buffers =
+        Buffers { ids: &mut ids, position_ids: Some(&mut position_ids), labels: Some(&mut labels), reused: true };
     gather(&source, &found.sequences, &found.cu_seqlens, -1, buffers, &QUIET)?;
     Ok([ids, position_ids, labels])
 }

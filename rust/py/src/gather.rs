@@ -30,7 +30,7 @@ pub fn gather_layout<'py>(
 }
 
 #[pyfunction]
-#[pyo3(signature = (tokens, offsets, loss_mask, sequences, cu_seqlens, *, pad_id, check, ids, position_ids, labels))]
+#[pyo3(signature = (tokens, offsets, loss_mask, sequences, cu_seqlens, *, pad_id, check, reused, ids, position_ids, labels))]
 #[expect(clippy::too_many_arguments, reason = "they are named")]
 pub fn gather_rows<'py>(
     tokens: PyReadonlyArray1<'py, i32>,
@@ -40,6 +40,7 @@ pub fn gather_rows<'py>(
     cu_seqlens: PyReadonlyArray1<'py, i32>,
     pad_id: i32,
     check: bool,
+    reused: bool,
     mut ids: PyReadwriteArray1<'py, i32>,
     mut position_ids: Option<PyReadwriteArray1<'py, i32>>,
     mut labels: Option<PyReadwriteArray1<'py, i32>>,
@@ -53,6 +54,6 @@ pub fn gather_rows<'py>(
     let labels = labels.as_mut().map(PyReadwriteArray1::as_slice_mut).transpose()?;
     detached(py, ids.len() + offsets.len(), |interrupt| {
         let source = Source { tokens: Ragged::new("offsets", tokens, offsets)?, loss_mask, check };
-        gather::gather(&source, sequences, cu_seqlens, pad_id, Buffers { ids, position_ids, labels }, interrupt)
+        gather::gather(&source, sequences, cu_seqlens, pad_id, Buffers { ids, position_ids, labels, reused }, interrupt)
     })
 }
