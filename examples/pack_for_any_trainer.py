@@ -16,7 +16,8 @@ from dasd_lite.packing import balance_rows, gather_rows, pack_rows
 rng = np.random.default_rng(0)
 lengths = rng.lognormal(np.log(1500), 0.8, 20_000).clip(16, 16_384).astype(np.int32)
 offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-file = Path(tempfile.mkdtemp()) / "ids.npy"
+folder = tempfile.TemporaryDirectory()
+file = Path(folder.name) / "ids.npy"
 np.save(file, rng.integers(0, 150_000, offsets[-1], dtype=np.int32))
 loss_mask = np.ones(offsets[-1], dtype=np.bool_)  # false on the tokens of prompts
 
@@ -26,9 +27,12 @@ print(f"{len(lengths):,} sequences in {plan.num_rows:,} rows, {plan.fill:.2%} fu
 
 # A layer of hidden size h costs about 6 h per token and 1 per pair of tokens that attend to each other.
 order = balance_rows(plan, lengths, num_ranks=8, micro_steps=4, cost=(24_576, 1), seed=0)
-print(f"{len(order.rows):,} micro-steps on 8 ranks; rows {order.left_over.tolist()} wait for the next epoch")
+print(f"{len(order.rows):,} micro-steps on 8 ranks; {len(order.left_over)} rows make no whole step in this epoch")
 
 tokens = np.load(file, mmap_mode="r")  # nothing of it is read before it is needed
-for step, rows in enumerate(order.rows[:3]):
-    batch = gather_rows(tokens, offsets, plan, rows[:1], loss_mask=loss_mask)  # the row of rank 0
+rank = 0
+for step, row in enumerate(order.rows[:3, rank]):
+    # labels are those of the tokens themselves: a model that predicts the next one shifts them, or you do.
+    batch = gather_rows(tokens, offsets, plan, row, loss_mask=loss_mask)
     print(f"step {step}: {len(batch.ids):,} tokens, documents end at {batch.cu_seqlens[1:].tolist()}")
+folder.cleanup()

@@ -50,7 +50,7 @@ def gather_layout(
 def gather_rows(
     tokens: NDArray[np.int32],
     offsets: NDArray[np.int64],
-    loss_mask: NDArray[np.bool_] | None,
+    loss_mask: NDArray[np.uint8] | None,
     sequences: NDArray[np.uint32],
     cu_seqlens: NDArray[np.int32],
     *,

@@ -187,7 +187,7 @@ class PackConfig(Table):
     seq_len: Annotated[PositiveInt, Field(le=1 << 24)] = 65536
     """Tokens in one row."""
     method: Literal["best_fit", "tight", "in_order"] = "best_fit"
-    """best_fit: the longest first; tight: fewer rows yet, in four times the time; in_order: as the data come."""
+    """best_fit: the longest first; tight: often fewer rows yet, more slowly; in_order: as the data come."""
     replay: NonNegativeFloat = 0.0
     """Rollouts of the phase before that are joined, per rollout of this one (the paper's mixed ablation: 20/7.7)."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dasd_lite import _rust
-from dasd_lite.ragged import column
+from dasd_lite.ragged import column, whole
 
 
 class SentenceClass(IntEnum):
@@ -53,7 +53,8 @@ class Histogram(NamedTuple):
 
     Attributes:
         counts: int64 `[num_bins]`.
-        edges: Bin i goes from `edges[i]` up to, but without, `edges[i + 1]`; float64 `[num_bins + 1]`.
+        edges: Bin i goes from `edges[i]` up to, but without, `edges[i + 1]`, but for the rounding of the edges; float64
+            `[num_bins + 1]`.
     """
 
     counts: NDArray[np.int64]
@@ -206,8 +207,7 @@ def logprob_histogram(logprobs: NDArray[np.float32], *, num_bins: int = 100, low
         TypeError: A wrong dtype.
         ValueError: `num_bins` or `low` is out of range, or the array is not one-dimensional.
     """
-    if not 1 <= num_bins < 2**32:
-        raise ValueError(f"num_bins is {num_bins}; it must be at least 1 and fit into 32 bits")
+    num_bins = whole("num_bins", num_bins, 1, 2**32 - 1)
     counts = _rust.logprob_histogram(column("logprobs", logprobs, np.float32), num_bins, low)
     return Histogram(counts, np.linspace(low, 0.0, num_bins + 1))
 
@@ -215,9 +215,11 @@ def logprob_histogram(logprobs: NDArray[np.float32], *, num_bins: int = 100, low
 def quantiles(values: NDArray[np.float32], q: ArrayLike) -> NDArray[np.float64]:
     """Exact quantiles, linear between the two nearest ranks (numpy's default), without a sort or a copy.
 
+    Meant for a few quantiles of many values: each takes up to 1 MB while it works.
+
     Args:
         values: At least one, none NaN; float32 `[n]`.
-        q: Which quantiles, 0 to 1; `[num_quantiles]`.
+        q: Which quantiles, 0 to 1; `[num_quantiles]`, or one number.
 
     Returns:
         float64 `[num_quantiles]`.
@@ -227,5 +229,5 @@ def quantiles(values: NDArray[np.float32], q: ArrayLike) -> NDArray[np.float64]:
         TypeError: A wrong dtype.
         ValueError: There are no values, or an array is not one-dimensional.
     """
-    wanted = np.asarray(q, np.float64)
+    wanted = np.atleast_1d(np.asarray(q, np.float64))
     return _rust.quantiles(column("values", values, np.float32), column("q", wanted, np.float64))

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasd_lite import _rust
-from dasd_lite.ragged import column
+from dasd_lite.errors import DataError
+from dasd_lite.ragged import column, whole
 
 Lengths: TypeAlias = NDArray[np.integer[Any]] | Sequence[int]
 Method: TypeAlias = Literal["best_fit", "tight", "in_order"]
@@ -80,15 +81,15 @@ def pack_rows(
             contiguous int32, uint32 or int64.
         seq_len: Tokens that a row can hold, 1 to 16,777,216.
         method: `best_fit`: global best-fit-decreasing (the longest first, each into the fullest row that has room).
-            `tight`: fewer rows yet, never more, in about four times the time: each row is completed as exactly as
-            possible by a search among singles, pairs and triples.
+            `tight`: often fewer rows yet, never more, in three to nine times the time: each row is completed as exactly
+            as possible by a search among singles, pairs and triples.
             `in_order`: in the given order, a new row as soon as the next one does not fit.
         alignment: Every sequence takes a multiple of this many tokens of its row, as context parallelism needs it
             (twice its size); divides `seq_len`.
         overlong: What becomes of a sequence longer than `seq_len`: an error, or listed in `Plan.dropped`.
 
     Returns:
-        The plan. With `best_fit` and `tight` the longest sequence of a row comes first.
+        The plan. With `best_fit` and `tight` the longest sequence of a row, rounded up to the alignment, comes first.
 
     Raises:
         DataError: A length is below 1, or above `seq_len` with `overlong="error"`; names its index and value.
@@ -97,9 +98,8 @@ def pack_rows(
 
     Source: Johnson (1973) for best-fit-decreasing; the DASD report (arXiv 2601.09088, §6.4) packs greedily into 65,536.
     """
-    for name, value in (("seq_len", seq_len), ("alignment", alignment)):
-        if not 1 <= value < 2**32:
-            raise ValueError(f"{name} is {value}; it must be at least 1 and fit into 32 bits")
+    seq_len = whole("seq_len", seq_len, 1, 2**24)
+    alignment = whole("alignment", alignment, 1, 2**24)
     if method not in get_args(Method):
         raise ValueError(f"method is {method!r}; it must be best_fit, tight or in_order")
     if overlong not in ("error", "drop"):
@@ -165,20 +165,21 @@ def balance_rows(
 
     Source: balanced micro-batches are ours; the DASD report (arXiv 2601.09088, §6.4) trains 64 rows of 65,536 a step.
     """
-    for name, value in (("num_ranks", num_ranks), ("micro_steps", micro_steps), ("window", window)):
-        if not 1 <= value < 2**32:
-            raise ValueError(f"{name} is {value}; it must be at least 1 and fit into 32 bits")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed is {seed}; it must be at least 0 and fit into 64 bits")
+    lengths = _as_lengths(lengths)
+    _check_plan(plan, "lengths", len(lengths))
+    try:
+        linear, quadratic = map(float, cost)
+    except (TypeError, ValueError):
+        raise TypeError(f"cost is {cost!r}; it must be two numbers") from None
     rows, left_over = _rust.balance_rows(
         column("plan.items", plan.items, np.uint32),
         column("plan.offsets", plan.offsets, np.int64),
-        _as_lengths(lengths),
-        num_ranks=num_ranks,
-        micro_steps=micro_steps,
-        window=window,
-        cost=cost,
-        seed=seed,
+        lengths,
+        num_ranks=whole("num_ranks", num_ranks, 1, 2**32 - 1),
+        micro_steps=whole("micro_steps", micro_steps, 1, 2**32 - 1),
+        window=whole("window", window, 1, 2**32 - 1),
+        cost=(linear, quadratic),
+        seed=whole("seed", seed, 0, 2**64 - 1),
     )
     return Order(rows, left_over)
 
@@ -195,7 +196,8 @@ class Batch:
             shifts the labels must not let the document before predict it.
         cu_seqlens: Document d is `ids[cu_seqlens[d]:cu_seqlens[d + 1]]`, padding included, as flash-attention takes
             it; int32 `[num_documents + 1]`, starts at 0.
-        row_offsets: The r-th row is `ids[row_offsets[r]:row_offsets[r + 1]]`; int64 `[num_rows + 1]`.
+        row_offsets: The r-th row is `ids[row_offsets[r]:row_offsets[r + 1]]`, which is not padded to seq_len; int64
+            `[num_rows + 1]`.
     """
 
     ids: NDArray[np.int32]
@@ -204,12 +206,17 @@ class Batch:
     cu_seqlens: NDArray[np.int32]
     row_offsets: NDArray[np.int64]
 
+    @property
+    def max_seqlen(self) -> int:
+        """Length of the longest document, padding included, as flash-attention wants it; 0 without documents."""
+        return int(np.diff(self.cu_seqlens).max(initial=0))
+
 
 def gather_rows(
     tokens: NDArray[Any],
     offsets: NDArray[np.int64],
     plan: Plan,
-    rows: Sequence[int] | NDArray[np.integer[Any]],
+    rows: int | Sequence[int] | NDArray[np.integer[Any]],
     *,
     loss_mask: NDArray[np.bool_] | None = None,
     position_ids: bool = True,
@@ -220,15 +227,17 @@ def gather_rows(
 
     Args:
         tokens: Ids of all sequences, one behind the other, below 2^31; int32 or uint32 `[num_all]`, read where they
-            lie, also from a memory-mapped file.
+            lie, also from a memory-mapped file. Other dtypes are refused, since all of them would have to be copied.
         offsets: Sequence s is `tokens[offsets[s]:offsets[s + 1]]`; int64 `[num_sequences + 1]`.
-        plan: Which sequences lie in which row. With an alignment each document is padded to a multiple of it.
-        rows: Which rows, in which order; `[num_rows]`. A row may be asked for more than once.
+        plan: Which sequences lie in which row. With an alignment each document is padded to a multiple of it; position
+            ids go on through the padding, labels are -100 there.
+        rows: Which rows, in which order; `[num_rows]`, or one. A row may be asked for more than once.
         loss_mask: True where the token is a target; bool `[num_all]`.
         position_ids: Whether to write position ids as well.
         pad_id: What documents are padded with.
         out: A batch of at least as many tokens, with the columns that are asked for: its arrays are written to, and
-            the batch that comes back has views of them.
+            the batch that comes back has views of them. Keep the large one for the next call, and one for each thread;
+            after an error it is partly written.
 
     Returns:
         The rows.
@@ -237,23 +246,22 @@ def gather_rows(
         DataError: A row or sequence does not exist; a row is longer than `plan.seq_len`; offsets or loss mask do not
             fit the tokens; an id is 2^31 or more. Names index and value.
         TypeError: A wrong dtype.
-        ValueError: An array has another number of dimensions, or `out` is too small or lacks a column.
+        ValueError: An array has another number of dimensions; or a column of `out` is missing, too small, not
+            contiguous, read-only, or lies in the memory of another argument.
 
     Source: documents that do not see each other need their borders (`cu_seqlens`) and position ids that start anew; the
     public configs of the DASD report (arXiv 2601.09088) train without either.
     """
     ids = column("tokens", tokens, np.int32, np.uint32)
     offsets = column("offsets", offsets, np.int64)
-    wanted = np.asarray(rows)
-    if wanted.size == 0:
-        wanted = wanted.astype(np.int64)
-    elif wanted.dtype.kind not in "iu":
-        raise TypeError(f"rows have dtype {wanted.dtype}; they must be integers")
+    mask = None if loss_mask is None else column("loss_mask", loss_mask, np.bool_).view(np.uint8)
+    pad_id = whole("pad_id", pad_id, -(2**31), 2**31 - 1)
+    _check_plan(plan, "offsets", max(len(offsets) - 1, 0))
     sequences, cu_seqlens, row_offsets = _rust.gather_layout(
         offsets,
         column("plan.items", plan.items, np.uint32),
         column("plan.offsets", plan.offsets, np.int64),
-        column("rows", wanted.astype(np.int64), np.int64),
+        _as_int64("rows", np.atleast_1d(rows)),
         seq_len=plan.seq_len,
         alignment=plan.alignment,
     )
@@ -265,10 +273,12 @@ def gather_rows(
         cu_seqlens,
         row_offsets,
     )
+    if out is not None:
+        _check_apart({"tokens": ids, "loss_mask": mask}, batch)
     _rust.gather_rows(
         ids.view(np.int32),
         offsets,
-        None if loss_mask is None else column("loss_mask", loss_mask, np.bool_),
+        mask,
         sequences,
         cu_seqlens,
         pad_id=pad_id,
@@ -284,23 +294,57 @@ def gather_rows(
 def _buffer(name: str, num_tokens: int, out: Batch | None) -> NDArray[np.int32]:
     if out is None:
         return np.empty(num_tokens, np.int32)
-    given: NDArray[np.int32] | None = getattr(out, name)
-    if given is None or len(given) < num_tokens:
-        found = "missing" if given is None else f"of {len(given)} tokens"
-        raise ValueError(f"out.{name} is {found}; this batch needs {num_tokens}")
+    given = getattr(out, name)
+    if given is None:
+        raise ValueError(f"out.{name} is missing; this batch needs {num_tokens} tokens")
+    if not isinstance(given, np.ndarray) or given.dtype != np.int32:
+        raise TypeError(
+            f"out.{name} is {getattr(given, 'dtype', type(given).__name__)}; it must be a numpy array of int32"
+        )
+    if given.ndim != 1 or not given.flags.carray:
+        found = (
+            "read-only" if not given.flags.writeable else f"of shape {list(given.shape)} and strides {given.strides}"
+        )
+        raise ValueError(f"out.{name} is {found}; it must be one-dimensional, contiguous and writeable")
+    if len(given) < num_tokens:
+        raise ValueError(f"out.{name} is of {len(given)} tokens; this batch needs {num_tokens}")
     return given[:num_tokens]
+
+
+def _check_apart(inputs: dict[str, NDArray[Any] | None], batch: Batch) -> None:
+    """Refuse to write where something else is read or written."""
+    columns = [(name, array) for name, array in inputs.items() if array is not None]
+    for name in ("ids", "position_ids", "labels"):
+        array = getattr(batch, name)
+        if array is None:
+            continue
+        for other, taken in columns:
+            if np.may_share_memory(array, taken):
+                raise ValueError(f"out.{name} lies in the memory of {other}; each needs its own")
+        columns.append((f"out.{name}", array))
+
+
+def _check_plan(plan: Plan, name: str, num_sequences: int) -> None:
+    planned = len(plan.items) + len(plan.dropped)
+    if planned != num_sequences:
+        raise DataError(f"the plan is of {planned} sequences, {name} of {num_sequences}; they must be the same ones")
 
 
 def _as_lengths(lengths: Lengths) -> NDArray[np.int32] | NDArray[np.uint32] | NDArray[np.int64]:
     array = np.asarray(lengths)
-    if array.ndim != 1:
-        raise ValueError(f"lengths have shape {list(array.shape)}; they must be one-dimensional")
-    if array.size == 0 and not isinstance(lengths, np.ndarray):
-        return np.empty(0, np.int64)  # an empty list says nothing about its type
+    return (
+        column("lengths", array, array.dtype.type)
+        if array.dtype in (np.int32, np.uint32)
+        else _as_int64("lengths", array)
+    )
+
+
+def _as_int64(name: str, values: NDArray[Any]) -> NDArray[np.int64]:
+    array = np.asarray(values)
+    if array.size == 0:
+        array = array.astype(np.int64)  # an empty list says nothing about its type
     if array.dtype.kind not in "iu":
-        raise TypeError(f"lengths have dtype {array.dtype}; they must be integers")
-    if array.dtype == np.uint64:
-        array = np.minimum(array, np.uint64(2**63 - 1))  # what int64 cannot hold is too long for any row anyway
-    if array.dtype not in (np.int32, np.uint32, np.int64):
-        array = array.astype(np.int64)
-    return np.ascontiguousarray(array)
+        raise TypeError(f"{name} have dtype {array.dtype}; they must be integers")
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
+        array = np.minimum(array, 2**63 - 1)  # what int64 cannot hold is too large for anything anyway
+    return column(name, array.astype(np.int64, copy=False), np.int64)

@@ -4,8 +4,9 @@ Input: an Arrow column of lists. Output: a `Ragged`. Invariant: row i is `values
 offsets start at 0, never decrease and end at the number of values.
 """
 
+import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,15 +43,35 @@ def offsets_of(lengths: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
 
 
 def column(name: str, values: NDArray[Any], *dtypes: type[np.generic]) -> NDArray[Any]:
-    """Hold a one-dimensional array of one of these dtypes against what it should be; copied only if not contiguous.
+    """Hold a one-dimensional array of one of these dtypes against what it should be.
+
+    It is copied only if it does not lie in memory in one piece, or if int64 is asked for and it has narrower integers.
 
     Raises:
         TypeError: Another dtype.
         ValueError: Another number of dimensions.
     """
     array = np.asarray(values)
+    if np.int64 in dtypes and array.dtype.kind in "iu" and np.can_cast(array.dtype, np.int64):
+        array = array.astype(np.int64, copy=False)
     if array.dtype not in dtypes:
         raise TypeError(f"{name} has dtype {array.dtype}; it must be {' or '.join(dtype.__name__ for dtype in dtypes)}")
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {list(array.shape)}; it must be one-dimensional")
-    return np.ascontiguousarray(array)
+    return np.require(array, requirements=("C", "A"))
+
+
+def whole(name: str, value: SupportsIndex, low: int, high: int) -> int:
+    """Hold a number against what it should be: an integer from `low` to `high`.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is out of range.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; it must be an integer") from None
+    if not low <= number <= high:
+        raise ValueError(f"{name} is {number}; it must be from {low} to {high}")
+    return number

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dasd_lite import _rust
 from dasd_lite.errors import DataError
-from dasd_lite.ragged import Ragged
+from dasd_lite.ragged import Ragged, column, whole
 
 TextColumn: TypeAlias = "pa.Array[Any] | pa.ChunkedArray[Any]"  # quoted: they are generic for type checkers only
 
@@ -64,27 +64,27 @@ def sentence_ends(text: "str | bytes | TextColumn") -> NDArray[np.int64] | Ragge
     return Ragged(*_rust.sentence_ends(*_column(text)))
 
 
-def text_repetition(column: TextColumn, sentences: Ragged | None = None) -> TextRepetition:
+def text_repetition(texts: TextColumn, sentences: Ragged | None = None) -> TextRepetition:
     """How much of each text lies in lines, and in sentences, that it contains earlier already.
 
     White space around a line or sentence does not count, neither when compared nor as bytes; those of at most 8 bytes
     are passed over; the first of several equal ones is not a repetition. An empty text has shares of 0.
 
     Args:
-        column: The texts, an Arrow column.
-        sentences: `sentence_ends(column)`, if it is at hand.
+        texts: An Arrow column.
+        sentences: `sentence_ends(texts)`, if it is at hand.
 
     Returns:
         Two shares per text.
 
     Raises:
-        DataError: As `sentence_ends`; or `sentences` does not fit the column.
-        TypeError: `column` is no column of texts.
+        DataError: As `sentence_ends`; or `sentences` does not fit the texts.
+        TypeError: `texts` is no column of texts.
 
     Source: duplicate-line fractions of Gopher (arXiv 2112.11446, table A1); that repeated sentences and paragraphs are
     filtered: the DASD report (arXiv 2601.09088, §6.3).
     """
-    text, offsets = _column(column)
+    text, offsets = _column(texts)
     ends, end_offsets = _rust.sentence_ends(text, offsets) if sentences is None else sentences
     return TextRepetition(*_rust.text_repetition(text, offsets, ends, end_offsets))
 
@@ -114,28 +114,23 @@ def repeated_ngrams(ids: NDArray[np.integer[Any]], offsets: NDArray[np.int64], n
         Two numbers per sequence.
 
     Raises:
-        DataError: The offsets do not fit, or an id needs more than 32 bits; names index and value.
+        DataError: The offsets do not fit, or an id of another dtype than these two is below 0 or 2^31 or more; names
+            index and value.
         TypeError: A wrong dtype.
         ValueError: `n` is below 1, or an array is not one-dimensional.
 
     Source: n-gram repetition as a filter: DASD report (arXiv 2601.09088, §6.3).
     """
-    if n < 1:
-        raise ValueError(f"n is {n}; it must be at least 1")
-    ids, offsets = np.asarray(ids), np.asarray(offsets)
-    for name, array in (("ids", ids), ("offsets", offsets)):
-        if array.ndim != 1:
-            raise ValueError(f"{name} has shape {list(array.shape)}; it must be one-dimensional")
-    if ids.dtype.kind not in "iu":
+    n = whole("n", n, 1, 2**63 - 1)
+    ids, offsets = np.asarray(ids), column("offsets", offsets, np.int64)
+    if ids.size and ids.dtype.kind not in "iu":
         raise TypeError(f"ids have dtype {ids.dtype}; they must be integers")
-    if offsets.dtype != np.int64:
-        raise TypeError(f"offsets has dtype {offsets.dtype}; it must be int64")
     if ids.dtype not in (np.int32, np.uint32):
         bad = np.flatnonzero((ids < 0) | (ids >= 2**31))
         if len(bad):
             raise DataError(f"ids[{bad[0]}] is {ids[bad[0]]}; an id is from 0 to 2147483647")
         ids = ids.astype(np.int32)
-    return NgramRepetition(*_rust.repeated_ngrams(np.ascontiguousarray(ids), np.ascontiguousarray(offsets), n))
+    return NgramRepetition(*_rust.repeated_ngrams(column("ids", ids, np.int32, np.uint32), offsets, n))
 
 
 def _utf8(text: str | bytes) -> NDArray[np.uint8]:
@@ -146,13 +141,13 @@ def _utf8(text: str | bytes) -> NDArray[np.uint8]:
     return np.frombuffer(encoded, np.uint8)
 
 
-def _column(column: TextColumn) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _column(texts: TextColumn) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The bytes of a column, without a copy, and their 64-bit offsets from 0."""
-    array: Any = column
-    if isinstance(column, pa.ChunkedArray):
-        array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    array: Any = texts
+    if isinstance(texts, pa.ChunkedArray):
+        array = texts.chunk(0) if texts.num_chunks == 1 else texts.combine_chunks()
     if not isinstance(array, pa.StringArray | pa.LargeStringArray):
-        raise TypeError(f"texts are {type(array).__name__}; they must be str, bytes, or a column of strings")
+        raise TypeError(f"texts are {type(array).__name__}; they must be an Arrow column of string or large_string")
     if array.null_count:
         index = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
         raise DataError(f"text {index} is missing (null)")

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
+from dasd_lite.divergence import logprob_histogram, quantiles, sentence_spans, sentence_stats
 from dasd_lite.packing import balance_rows, gather_rows, pack_rows
 from dasd_lite.ragged import offsets_of
 from dasd_lite.text import repeated_ngrams, sentence_ends, text_repetition
@@ -57,6 +58,34 @@ def lines() -> Callable[[], object]:
     return lambda: text_repetition(texts)
 
 
+def statistics() -> Callable[[], object]:
+    spans = np.arange(0, 60_000_001, 20)
+    logprobs, one_response = np.full(spans[-1], -1, np.float32), np.array([0, len(spans) - 1])
+    return lambda: sentence_stats(logprobs, spans, logprobs, spans, one_response, 0.1)
+
+
+def spans() -> Callable[[], object]:
+    num_tokens = 100_000_000
+    token_bytes, edges = np.ones(num_tokens, np.uint16), np.array([0, num_tokens])
+    ends = np.arange(20, num_tokens + 1, 20)
+    return lambda: sentence_spans(token_bytes, edges, ends, np.array([0, len(ends)]))
+
+
+def distributions() -> Callable[[], object]:
+    values = np.full(100_000_000, -1, np.float32)
+    return lambda: (logprob_histogram(values), quantiles(values, [0.5]))
+
+
+def an_open_fence() -> Callable[[], object]:
+    text = "```\n" + "a line of code\n" * 12_000_000
+    return lambda: sentence_ends(text)
+
+
+def tiny_sequences() -> Callable[[], object]:
+    lengths = np.random.default_rng(0).integers(1, 3, 20_000_000, np.int32)
+    return lambda: pack_rows(lengths, 1 << 24, method="tight", alignment=2)
+
+
 def ngrams() -> Callable[[], object]:
     ids, offsets = slow_ids()
     return lambda: repeated_ngrams(ids, offsets, 8)
@@ -83,7 +112,11 @@ def test_other_threads_run_meanwhile() -> None:
     assert len(during) > (end - start) / 0.1
 
 
-@pytest.mark.parametrize("prepare", [packing, one_long_move, balancing, gathering, splitting, lines, ngrams])
+PREPARED = [packing, one_long_move, tiny_sequences, balancing, gathering, statistics, spans, distributions, splitting]
+PREPARED += [an_open_fence, lines, ngrams]
+
+
+@pytest.mark.parametrize("prepare", PREPARED)
 def test_ctrl_c_stops_a_long_call(prepare: Callable[[], Callable[[], object]]) -> None:
     call = prepare()
     raised_at: list[float] = []
@@ -119,7 +152,11 @@ offsets = offsets_of(lengths)
 ids = rng.integers(0, 50, offsets[-1], np.int32)
 plan = packing.pack_rows(lengths, 4096, method="tight")
 order = packing.balance_rows(plan, lengths, num_ranks=4, micro_steps=2, cost=(1, 1), seed=0)
-batch = packing.gather_rows(ids, offsets, plan, order.rows.ravel(), loss_mask=ids < 25)
+rows = np.tile(order.rows.ravel(), 12)  # large enough to be written past the cache, the second time
+batch = packing.gather_rows(ids, offsets, plan, rows, loss_mask=ids < 25)
+batch.ids[:] = 0
+batch = packing.gather_rows(ids, offsets, plan, rows, loss_mask=ids < 25, out=batch)
+assert batch.ids.nbytes > 32 << 20
 texts = pa.array(["".join(rng.choice(["One. ", "Two! ", "$3.1$ ", "4. 5\\n", "<think>"], 900)) for _ in range(300)])
 ends = text.sentence_ends(texts)
 sizes = [len(one.as_py()) for one in texts]
@@ -144,4 +181,28 @@ def test_threads_and_instructions_change_no_byte() -> None:
     first = run(RAYON_NUM_THREADS="1")
     assert first.startswith("18 ")
     assert run(RAYON_NUM_THREADS="7") == first
-    assert run(DASD_LITE_SIMD="portable") == first
+    assert run(DASD_LITE_SIMD="portable", RAYON_NUM_THREADS="2") == first
+    assert run(DASD_LITE_SIMD="avx2", RAYON_NUM_THREADS="3") == first
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("num_sentences", [10_000, 200_000])
+def test_a_forked_process_works_on(num_sentences: int) -> None:
+    spans, logprobs = np.arange(num_sentences + 1), np.full(num_sentences, -1, np.float32)
+    responses = np.arange(0, num_sentences + 1, 100)
+
+    def call() -> int:
+        return int(sentence_stats(logprobs, spans, logprobs, spans, responses, 0.1).counts.sum())
+
+    assert call() == num_sentences
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if call() == num_sentences else 1)
+    deadline = time.monotonic() + 20
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            pytest.fail("the forked process hangs")
+        time.sleep(0.01)

@@ -140,7 +140,7 @@ SPANS: dict[str, Any] = {  # of two responses of two tokens and two sentences ea
             {"token_bytes": [2, 3, 1]},
             r"token_offsets\[2\] is 4, but there are 3 values; the last offset is their number",
         ),
-        ({"token_bytes": [2, 3, 1, 7]}, "response 1: its tokens have 8 bytes, its sentences 2; they must agree"),
+        ({"token_bytes": [2, 3, 1, 7]}, "response 1: its tokens end at byte 8, its sentences at 2; they must agree"),
         ({"token_bytes": [2, 3, 3, -1]}, "response 1, token 1: its length is -1 bytes; lengths are at least 0"),
         ({"ends": [2, 5, 2, 2]}, "response 1: sentence end 1 is 2, after 2; ends strictly increase from 0"),
         ({"ends": [0, 5, 1, 2]}, "response 0: sentence end 0 is 0, after 0; ends strictly increase from 0"),
@@ -150,7 +150,7 @@ SPANS: dict[str, Any] = {  # of two responses of two tokens and two sentences ea
         ({"end_offsets": []}, "token_offsets has 3 elements and end_offsets 0|end_offsets is empty"),
         ({"first_bytes": [0]}, "first_bytes has 1 elements and responses 2; they must be equally many"),
         ({"first_bytes": [0, -1]}, r"first_bytes\[1\] is -1; it must be at least 0"),
-        ({"first_bytes": [1, 0]}, "response 0: its tokens have 6 bytes, its sentences 5; they must agree"),
+        ({"first_bytes": [1, 0]}, "response 0: its tokens end at byte 6, its sentences at 5; they must agree"),
     ],
 )
 def test_bad_spans(changes: dict[str, Any], message: str) -> None:

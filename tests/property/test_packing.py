@@ -84,6 +84,17 @@ def test_nothing_to_pack() -> None:
         plan.row(0)
 
 
+def test_numbers_of_numpy_do_not_overflow() -> None:
+    plan = pack_rows(np.full(40_000, 65_536), np.int32(65_536))
+    assert (plan.fill, type(plan.seq_len)) == (1.0, int)
+
+
+def test_big_endian_and_misaligned_lengths() -> None:
+    assert rows(pack_rows(np.array([2**64 - 1, 2], ">u8"), 4, overlong="drop")) == [[1]]
+    odd = np.frombuffer(b"x" + np.array([3, 1], np.int32).tobytes(), np.uint8)[1:].view(np.int32)
+    assert rows(pack_rows(odd, 4)) == [[0, 1]]
+
+
 def test_rows_from_the_end() -> None:
     plan = pack_rows([3, 3, 3], 4)
     assert plan.row(-1).tolist() == plan.row(2).tolist() == [2]
@@ -98,7 +109,8 @@ def test_rows_from_the_end() -> None:
         ([5, -2], {"overlong": "drop"}, DataError, r"lengths\[1\] is -2; a sequence has at least 1 token"),
         ([5, 9], {}, DataError, r"lengths\[1\] is 9, more than seq_len 8"),
         ([1.5], {}, TypeError, "lengths have dtype float64; they must be integers"),
-        ([[1], [2]], {}, ValueError, r"lengths have shape \[2, 1\]; they must be one-dimensional"),
+        ([[1], [2]], {}, ValueError, r"lengths has shape \[2, 1\]; it must be one-dimensional"),
+        ([1], {"seq_len": 2.0}, TypeError, "seq_len is 2.0; it must be an integer"),
         ([1], {"seq_len": 0}, ValueError, "seq_len is 0; it must be"),
         ([1], {"seq_len": -1}, ValueError, "seq_len is -1; it must be"),
         ([1], {"seq_len": 2**25}, ValueError, "seq_len is 33554432; it must be from 1 to 16777216"),

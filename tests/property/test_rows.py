@@ -72,6 +72,12 @@ def small() -> tuple[Plan, Any, Any]:
     return pack_rows([3, 2, 1], 4), np.arange(6, dtype=np.int32), offsets_of([3, 2, 1])
 
 
+def out(**changes: Any) -> Batch:
+    """A batch of nine tokens to write to, with something wrong."""
+    columns: dict[str, Any] = {name: np.empty(9, np.int32) for name in ("ids", "position_ids", "labels")}
+    return Batch(**columns | changes, cu_seqlens=np.zeros(1, np.int32), row_offsets=np.zeros(1, np.int64))
+
+
 def test_a_mapped_column_and_a_batch_that_is_used_again(tmp_path: Path) -> None:
     plan, tokens, offsets = small()
     np.save(tmp_path / "tokens.npy", tokens)
@@ -82,6 +88,27 @@ def test_a_mapped_column_and_a_batch_that_is_used_again(tmp_path: Path) -> None:
     second = gather_rows(mapped, offsets, plan, [1], out=first)
     assert np.shares_memory(second.ids, first.ids)
     assert second.ids.tolist() == [3, 4] and second.labels is None
+
+
+def test_what_counts_as_a_target() -> None:
+    plan, tokens, offsets = small()
+    mask = np.array([0, 2, 255, 1, 0, 0], np.uint8).view(np.bool_)  # a mapped file may hold any byte
+    batch = gather_rows(tokens, offsets, plan, np.array([0, 1]), loss_mask=mask)
+    assert batch.labels is not None and batch.labels.tolist() == [-100, 1, 2, -100, -100, -100]
+
+
+def test_one_row_and_the_longest_document() -> None:
+    plan, tokens, offsets = small()
+    batch = gather_rows(tokens, offsets, plan, 0)
+    assert (batch.ids.tolist(), batch.max_seqlen) == ([0, 1, 2, 5], 3)
+
+
+def test_out_in_the_memory_of_the_tokens() -> None:
+    plan, _, offsets = small()
+    memory = bytearray(48)  # two arrays whose common owner numpy does not know
+    tokens, ids = np.frombuffer(memory, np.int32)[:6], np.frombuffer(memory, np.int32)[3:]
+    with pytest.raises(ValueError, match=r"out\.ids lies in the memory of tokens; each needs its own"):
+        gather_rows(tokens, offsets, plan, [0, 1], out=out(ids=ids))
 
 
 def test_a_batch_without_rows() -> None:
@@ -95,8 +122,9 @@ def test_a_batch_without_rows() -> None:
     [
         ({"rows": [2]}, DataError, r"rows\[0\] is 2; it must be from 0 and below 2"),
         ({"rows": [1.5]}, TypeError, "rows have dtype float64; they must be integers"),
-        ({"rows": np.array([2**63 + 5], np.uint64)}, DataError, r"rows\[0\] is -\d+; it must be from 0 and below 2"),
-        ({"offsets": offsets_of([3, 2])}, DataError, r"plan.items\[1\] is 2; it must be from 0 and below 2"),
+        ({"rows": np.array([2**63 + 5], np.uint64)}, DataError, r"rows\[0\] is 9223372036854775807; it must be"),
+        ({"offsets": offsets_of([3, 3])}, DataError, "the plan is of 3 sequences, offsets of 2; they must be the same"),
+        ({"offsets": offsets_of([5, 0, 1])}, DataError, "sequence 0 has 5 tokens, more than seq_len 4; is the plan"),
         ({"offsets": offsets_of([3, 2, 2])}, DataError, "row 0 has 5 tokens, more than seq_len 4; is the plan made of"),
         ({"offsets": np.array([0, 3, 2, 3])}, DataError, r"offsets\[2\] is 2, less than the 3 before it"),
         ({"tokens": np.arange(5, dtype=np.int32)}, DataError, r"offsets\[3\] is 6, but there are 5 values"),
@@ -105,7 +133,22 @@ def test_a_batch_without_rows() -> None:
         ({"loss_mask": np.ones(5, np.bool_)}, DataError, "loss_mask has 5 elements and tokens 6"),
         ({"loss_mask": np.ones(6)}, TypeError, "loss_mask has dtype float64; it must be bool"),
         ({"out": Batch(*[np.empty(2, np.int32)] * 4, offsets_of([2]))}, ValueError, "out.ids is of 2 tokens; this"),
-        ({"out": Batch(np.empty(9, np.int32), None, None, *[offsets_of([9])] * 2)}, ValueError, "out.position_ids is"),
+        ({"out": out(position_ids=None)}, ValueError, "out.position_ids is missing; this batch needs 6 tokens"),
+        ({"out": out(ids=np.empty(9))}, TypeError, "out.ids is float64; it must be a numpy array of int32"),
+        ({"out": out(ids=[1, 2, 3])}, TypeError, "out.ids is list; it must be a numpy array of int32"),
+        ({"out": out(ids=np.empty((9, 9), np.int32))}, ValueError, r"out.ids is of shape \[9, 9\] and strides"),
+        (
+            {"out": out(ids=np.empty(18, np.int32)[::2])},
+            ValueError,
+            r"out.ids is of shape \[9\] and strides \(8,\); it",
+        ),
+        ({"out": out(ids=np.frombuffer(bytes(36), np.int32))}, ValueError, "out.ids is read-only; it must be"),
+        (
+            {"out": Batch(*[np.empty(9, np.int32)] * 4, offsets_of([9]))},
+            ValueError,
+            "out.position_ids lies in the memory",
+        ),
+        ({"pad_id": 2**31}, ValueError, "pad_id is 2147483648; it must be from -2147483648 to 2147483647"),
     ],
 )
 def test_what_gather_refuses(change: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -117,11 +160,13 @@ def test_what_gather_refuses(change: dict[str, Any], error: type[Exception], mes
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"num_ranks": 0}, ValueError, "num_ranks is 0; it must be at least 1"),
-        ({"micro_steps": -1}, ValueError, "micro_steps is -1; it must be at least 1"),
-        ({"seed": -1}, ValueError, "seed is -1; it must be at least 0"),
+        ({"num_ranks": 0}, ValueError, "num_ranks is 0; it must be from 1 to 4294967295"),
+        ({"micro_steps": -1}, ValueError, "micro_steps is -1; it must be from 1 to"),
+        ({"seed": -1}, ValueError, "seed is -1; it must be from 0 to 18446744073709551615"),
         ({"cost": (1.0, -1.0)}, ValueError, "the quadratic cost is -1; it must be from 0 to 1e15"),
-        ({"lengths": [3, 2]}, DataError, r"items\[1\] is 2; it must be from 0 and below 2"),
+        ({"cost": 1.0}, TypeError, "cost is 1.0; it must be two numbers"),
+        ({"lengths": [3, 2]}, DataError, "the plan is of 3 sequences, lengths of 2; they must be the same ones"),
+        ({"lengths": [3, 2, -1]}, DataError, r"lengths\[2\] is -1; a length is at least 0"),
         ({"lengths": [3.0]}, TypeError, "lengths have dtype float64; they must be integers"),
     ],
 )

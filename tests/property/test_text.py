@@ -120,7 +120,7 @@ def test_ngrams_of_the_reference(sequences: list[list[int]], n: int, dtype: Any)
         (b"ab\xff", DataError, "text 0 is not UTF-8 at its byte 2"),
         ("ab\ud800", DataError, "the text is not UTF-8: a lone surrogate at character 2"),
         (pa.array(["a", None]), DataError, r"text 1 is missing \(null\)"),
-        (pa.array([1]), TypeError, "texts are Int64Array; they must be str, bytes, or a column of strings"),
+        (pa.array([1]), TypeError, "texts are Int64Array; they must be an Arrow column of string"),
         (["a"], TypeError, "texts are list; they must be"),
     ],
 )
@@ -149,7 +149,7 @@ def test_sentences_of_another_column() -> None:
         ([1, 2], [0, 3], 2, DataError, r"offsets\[1\] is 3, but there are 2 values; the last offset is their number"),
         ([1, 2], [0, 2, 1, 2], 2, DataError, r"offsets\[2\] is 1, less than the 2 before it; offsets never decrease"),
         ([1, 2], [1, 2], 2, DataError, r"offsets\[0\] is 1; offsets start at 0"),
-        ([1, 2], [0, 2], 0, ValueError, "n is 0; it must be at least 1"),
+        ([1, 2], [0, 2], 0, ValueError, "n is 0; it must be from 1 to"),
         ([1, 2**31], [0, 2], 1, DataError, r"ids\[1\] is 2147483648; an id is from 0 to 2147483647"),
         ([1.0], [0, 1], 1, TypeError, "ids have dtype float64; they must be integers"),
         ([1], [0.0, 1.0], 1, TypeError, "offsets has dtype float64; it must be int64"),

@@ -25,7 +25,7 @@ from dasd_lite.journal import Journal
 from dasd_lite.records import SCORE
 from dasd_lite.text import sentence_ends
 
-VERSION = 1
+VERSION = 2  # 1 rounded the mean to float32 before its exp
 _COLUMNS = ("uid", "messages", "completion", "logprobs", "token_bytes")
 
 
@@ -117,7 +117,7 @@ def _score(
             teacher = _without_end(item["logprobs"], item["token_bytes"])
             student = scored[answer], chat.token_bytes(item["ids"][answer], item["completion"])
             spans = [_spans(item["completion"], token_bytes, ends) for _, token_bytes in (teacher, student)]
-            stats = sentence_stats(teacher[0], spans[0], student[0], spans[1], np.array([0, len(ends)]), 0.0)
+            stats = sentence_stats(teacher[0], spans[0], student[0], spans[1], np.array([0, len(ends)], np.int64), 0.0)
         except DataError as error:
             raise DataError(f"{item['where']}: {error}") from error
         yield (

@@ -114,7 +114,7 @@ fn rows(criterion: &mut Criterion) {
     let offsets: Vec<i64> = [0].into_iter().chain(ends).take_while(|&end| end < 10_000_000).collect();
     let num_tokens = *offsets.last().unwrap() as usize;
     let tokens = vec![1; num_tokens];
-    let mask = vec![true; num_tokens];
+    let mask = vec![1; num_tokens];
     let tokens = Ragged::new("offsets", &tokens, &offsets).unwrap();
     let sequences: Vec<u32> = (0..tokens.len() as u32).rev().collect();
     let widths = sequences.iter().scan(0, |end, &sequence| {

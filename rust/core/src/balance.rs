@@ -10,6 +10,9 @@ use crate::interrupt::Interrupt;
 use crate::ragged::Ragged;
 use crate::random::Random;
 
+/// Items between two looks at the interrupt flag.
+const CHECK: usize = 1 << 14;
+
 /// How to balance.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -39,7 +42,7 @@ pub struct Order {
 /// Orders the rows of a plan: `items` has the indices of the sequences of each row, `lengths` their tokens.
 ///
 /// # Errors
-/// An option out of its range; an item without a length; a negative length; more than 2^32 − 1 rows.
+/// An option out of its range; an item without a length; a negative length.
 pub fn balance<T: Copy + Into<i64>>(
     items: Ragged<'_, u32>,
     lengths: &[T],
@@ -105,13 +108,13 @@ fn row_costs<T: Copy + Into<i64>>(
     let mut costs = Vec::with_capacity(items.len());
     let mut index = 0;
     for (row, items) in (0_u32..).zip(items.iter()) {
-        if row % 4096 == 0 {
-            interrupt.check()?;
-        }
         let mut cost = 0.0;
         for &item in items {
+            if index % CHECK == 0 {
+                interrupt.check()?;
+            }
             let length = *lengths.get(item as usize).ok_or_else(|| Error::BadIndex {
-                name: "items",
+                name: "plan.items",
                 index,
                 value: item.into(),
                 len: lengths.len(),

@@ -82,6 +82,18 @@ pub enum Error {
         /// The room of a row.
         seq_len: u32,
     },
+    /// A sequence that fits into no row of the plan.
+    #[error(
+        "sequence {sequence} has {value} tokens, more than seq_len {seq_len}; is the plan made of these sequences?"
+    )]
+    SequenceTooLong {
+        /// Which sequence.
+        sequence: usize,
+        /// Its tokens.
+        value: i64,
+        /// The room of a row.
+        seq_len: u32,
+    },
     /// Sequences of one row that together do not fit into it.
     #[error("row {row} has {value} tokens, more than seq_len {seq_len}; is the plan made of these sequences?")]
     RowTooLong {
@@ -153,11 +165,13 @@ pub enum Error {
         value: i64,
     },
     /// Tokens and text disagree about the number of bytes.
-    #[error("response {response}: its tokens have {token_bytes} bytes, its sentences {text_bytes}; they must agree")]
+    #[error(
+        "response {response}: its tokens end at byte {token_bytes}, its sentences at {text_bytes}; they must agree"
+    )]
     TokenBytesMismatch {
         /// Which response.
         response: usize,
-        /// Sum over tokens.
+        /// Where the last token ends.
         token_bytes: i64,
         /// The last sentence end.
         text_bytes: i64,

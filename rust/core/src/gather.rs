@@ -59,7 +59,7 @@ pub fn layout(
             }
             let length = offsets[place + 1].wrapping_sub(offsets[place]).max(0);
             if length > i64::from(seq_len) {
-                return Err(Error::LengthTooLong { index: place, value: length, seq_len });
+                return Err(Error::SequenceTooLong { sequence: place, value: length, seq_len });
             }
             let alignment = i64::from(alignment.max(1));
             end += (length + alignment - 1) / alignment * alignment;
@@ -85,8 +85,8 @@ pub fn layout(
 pub struct Source<'a> {
     /// Token ids of each sequence.
     pub tokens: Ragged<'a, i32>,
-    /// Which tokens are targets, beside the ids.
-    pub loss_mask: Option<&'a [bool]>,
+    /// Which tokens are targets, beside the ids: those where it is not 0.
+    pub loss_mask: Option<&'a [u8]>,
     /// Whether the ids are to be checked for being below 2^31, that is at least 0 here.
     pub check: bool,
 }
@@ -159,7 +159,6 @@ pub fn gather<'b>(
                 label(take(labels, length), tokens, mask, past_cache);
             }
         }
-        stream::finish();
         Ok(())
     })?;
     Ok(())
@@ -187,9 +186,9 @@ impl Source<'_> {
 }
 
 /// Labels of one document; those of its first token and of its padding are [`IGNORE`].
-fn label(labels: &mut [i32], tokens: &[i32], mask: &[bool], past_cache: bool) {
+fn label(labels: &mut [i32], tokens: &[i32], mask: &[u8], past_cache: bool) {
     let (labels, padding) = labels.split_at_mut(tokens.len());
-    let label = |token, target| if target { token } else { IGNORE };
+    let label = |token, target| if target == 0 { IGNORE } else { token };
     let labels_at = |place| {
         let (tokens, mask) = (stream::at(tokens, place), stream::at(mask, place));
         std::array::from_fn(|next| label(tokens[next], mask[next]))

@@ -204,7 +204,8 @@ fn by_length<T: Copy + Into<i64>>(lengths: &[T], options: &Options, interrupt: &
     let row_units = options.row_units();
     let (moves, num_rows) = best_fit::moves(&counts, row_units, interrupt)?;
     if options.method == Method::Tight {
-        let bound = num_tokens.div_ceil(u64::from(options.seq_len));
+        let units = counts.iter().zip(0_u64..).map(|(&count, units)| u64::from(count) * units);
+        let bound = units.sum::<u64>().div_ceil(u64::from(row_units));
         let mut fewest = num_rows as usize;
         let mut tightest = None;
         for pairs in [Pairs::Alike, Pairs::Apart] {

@@ -1,6 +1,7 @@
-//! Work over the rows of a column, on the threads of rayon's current pool, with results that do not
-//! depend on how many there are: rows are cut into ranges by their sizes alone, results come back in
-//! the order of the ranges, and of several errors the first row's is returned.
+//! Work over the rows of a column, on the threads of the rayon pool that the caller runs in, with results
+//! that do not depend on how many there are: rows are cut into ranges by their sizes alone, results come
+//! back in the order of the ranges, and of several errors the first row's is returned. A caller outside of
+//! any pool does the work itself: rayon's global pool would be dead in a process that was forked.
 
 use std::ops::Range;
 
@@ -56,7 +57,7 @@ pub(crate) fn try_map<I: Send, T: Send>(
         interrupt.check()?;
         work(item)
     };
-    if items.len() < 2 {
+    if items.len() < 2 || rayon::current_thread_index().is_none() {
         return items.into_iter().map(work).collect();
     }
     let results: Vec<Result<T>> = items.into_par_iter().map(work).collect();

@@ -60,10 +60,11 @@ pub fn sentence_ends(texts: Ragged<'_, u8>, interrupt: &Interrupt) -> Result<(Ve
 /// # Errors
 /// Only [`Error::Interrupted`].
 pub fn push_sentence_ends(text: &str, ends: &mut Vec<i64>, interrupt: &Interrupt) -> Result<()> {
-    Scanner::new(text, ends).run(interrupt)
+    Scanner::new(text, ends, interrupt).run()
 }
 
 struct Scanner<'t, 'e> {
+    interrupt: &'e Interrupt,
     text: &'t str,
     bytes: &'t [u8],
     ends: &'e mut Vec<i64>,
@@ -106,9 +107,10 @@ const NOTABLE: [bool; 256] = {
 const CHUNK: usize = 1 << 20;
 
 impl<'t, 'e> Scanner<'t, 'e> {
-    fn new(text: &'t str, ends: &'e mut Vec<i64>) -> Self {
+    fn new(text: &'t str, ends: &'e mut Vec<i64>, interrupt: &'e Interrupt) -> Self {
         let (start, _) = skip_white(text, 0);
         Self {
+            interrupt,
             text,
             bytes: text.as_bytes(),
             first_end: ends.len(),
@@ -121,11 +123,11 @@ impl<'t, 'e> Scanner<'t, 'e> {
         }
     }
 
-    fn run(mut self, interrupt: &Interrupt) -> Result<()> {
+    fn run(mut self) -> Result<()> {
         let len = self.bytes.len();
         while self.at < len {
-            interrupt.check()?;
-            if std::mem::take(&mut self.at_line_start) && self.take_line_start() {
+            self.interrupt.check()?;
+            if std::mem::take(&mut self.at_line_start) && self.take_line_start()? {
                 continue;
             }
             let stop = len.min(self.at + CHUNK);
@@ -151,30 +153,31 @@ impl<'t, 'e> Scanner<'t, 'e> {
     }
 
     /// A fence or the number of a list item; whether there was a fence.
-    fn take_line_start(&mut self) -> bool {
+    fn take_line_start(&mut self) -> Result<bool> {
         let line = &self.bytes[self.at..];
         let ticks = line.iter().take_while(|&&byte| byte == b'`').count();
         if ticks >= 3
-            && let Some(end) = self.fence_end(ticks.min(MAX_FENCE))
+            && let Some(end) = self.fence_end(ticks.min(MAX_FENCE))?
         {
             self.end_sentence(end);
-            return true;
+            return Ok(true);
         }
         let digits = line.iter().take_while(|byte| byte.is_ascii_digit()).count();
         if (1..=3).contains(&digits) && matches!(line.get(digits..digits + 2), Some([b'.' | b')', b' ' | b'\t'])) {
             self.at += digits + 1;
         }
-        false
+        Ok(false)
     }
 
     /// Where the line that closes the fence opened at `at` ends.
-    fn fence_end(&mut self, ticks: usize) -> Option<usize> {
+    fn fence_end(&mut self, ticks: usize) -> Result<Option<usize>> {
         let (unclosed, until) = self.unclosed_fence;
         if ticks >= unclosed && self.at < until {
-            return None;
+            return Ok(None);
         }
         let mut from = self.at;
         while let Some(length) = self.bytes[from..].iter().position(|&byte| byte == b'\n') {
+            self.interrupt.check()?;
             from += length + 1;
             let line = &self.bytes[from..];
             let line = &line[line.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count()..];
@@ -184,11 +187,11 @@ impl<'t, 'e> Scanner<'t, 'e> {
             let closing = line.iter().take_while(|&&byte| byte == b'`').count();
             let blank = line[closing..].iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\r')).count();
             if closing >= ticks && line.get(closing + blank).is_none_or(|&byte| byte == b'\n') {
-                return Some(self.bytes.len() - line.len() + closing);
+                return Ok(Some(self.bytes.len() - line.len() + closing));
             }
         }
         self.unclosed_fence = (ticks, from.max(self.at + 1));
-        None
+        Ok(None)
     }
 
     fn take_notable(&mut self) {

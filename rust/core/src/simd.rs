@@ -24,7 +24,7 @@ pub fn levels() -> Vec<Level> {
 }
 
 /// The level to use: the highest, or that of the environment variable `DASD_LITE_SIMD` (`portable`, `avx2` or `avx512`)
-/// at the first call, if the processor has it.
+/// at the first call, if the processor has it. Another value is as none: a library must not end a program over it.
 pub(crate) fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| {

@@ -65,7 +65,7 @@ pub fn sentence_spans<B: Copy + Into<i64> + Sync>(
             let spans = take(&mut spans, ends.len());
             let first_byte = first_bytes.map_or(0, |first_bytes| first_bytes[response]);
             let first_token = token_bytes.offsets()[response];
-            spans_of_response(response, &token_bytes[response], ends, first_byte, first_token, spans)?;
+            spans_of_response(response, &token_bytes[response], ends, first_byte, first_token, spans, interrupt)?;
         }
         Ok(())
     })?;
@@ -79,6 +79,7 @@ fn spans_of_response<B: Copy + Into<i64>>(
     first_byte: i64,
     first_token: i64,
     spans: &mut [i64],
+    interrupt: &Interrupt,
 ) -> Result<()> {
     if first_byte < 0 {
         let value = as_f64(first_byte);
@@ -97,6 +98,9 @@ fn spans_of_response<B: Copy + Into<i64>>(
     let mut at = first_byte;
     let mut sentence = 0;
     for (token, &bytes) in token_bytes.iter().enumerate() {
+        if token % GRAIN == 0 {
+            interrupt.check()?;
+        }
         // Sentences that begin at or before this token, the last one apart, which takes all that is left.
         while sentence < spans.len() && (sentence == 0 || ends[sentence - 1] <= at) {
             spans[sentence] = first_token + to_offset(token);
@@ -188,6 +192,9 @@ pub fn sentence_stats_at<'a>(
         let blocks = p_teacher.chunks_mut(BLOCK).zip(p_student.chunks_mut(BLOCK)).zip(classes.chunks_mut(BLOCK));
         for (block, ((p_teacher, p_student), classes)) in blocks.enumerate() {
             let first = first + BLOCK * block;
+            if block % 16 == 0 {
+                interrupt.check()?;
+            }
             let model = |rows: Ragged<'a, f32>| Model {
                 values: rows.values(),
                 spans: &rows.offsets()[first..=first + classes.len()],

@@ -2,8 +2,6 @@
 //! line by line, to be overwritten. Small buffers are better left in the cache.
 #![allow(unsafe_code, reason = "a view as lines and the stores, each with its argument; the portable twin is a loop")]
 
-use crate::simd::{self, Level};
-
 /// Buffers of fewer bytes are written through the cache.
 pub(crate) const MIN_BYTES: usize = 32 << 20;
 
@@ -53,15 +51,6 @@ pub(crate) fn at<T: Copy>(values: &[T], place: usize) -> [T; WIDTH] {
     values[place..place + WIDTH].try_into().expect("as many elements as asked for")
 }
 
-/// Makes what [`fill`] wrote on this thread visible to all others.
-pub(crate) fn finish() {
-    // SAFETY: every x86-64 processor has SSE.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        std::arch::x86_64::_mm_sfence();
-    }
-}
-
 /// Writes every line, in [`STRIPS`] places in turn.
 #[inline]
 fn write_all(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH], write: impl Fn(&mut Line, [i32; WIDTH])) {
@@ -83,30 +72,37 @@ fn write_all(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH], write: 
 
 #[cfg(target_arch = "x86_64")]
 fn fill_past_cache(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
-    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128, _mm512_loadu_si512, _mm512_stream_si512};
+    use std::arch::x86_64::{
+        __m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128, _mm512_loadu_si512, _mm512_stream_si512,
+    };
+
+    use crate::simd::{Level, level};
 
     #[target_feature(enable = "avx512f")]
     fn with_avx512(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
-        // SAFETY: both are 64 bytes, and a line is aligned to them; `finish` orders the stores before what follows.
+        // SAFETY: both are 64 bytes, and a line is aligned to them; the fence below orders the stores.
         write_all(lines, values, |line, values| unsafe {
             _mm512_stream_si512((&raw mut *line).cast(), _mm512_loadu_si512(values.as_ptr().cast()));
         });
     }
 
-    if simd::level() == Level::Avx512 {
+    if level() == Level::Avx512 {
         // SAFETY: the processor has it.
-        return unsafe { with_avx512(lines, values) };
+        unsafe { with_avx512(lines, values) };
+    } else {
+        write_all(lines, values, |line, values| {
+            #[expect(clippy::cast_ptr_alignment, reason = "loaded as unaligned")]
+            let from = values.as_ptr().cast::<__m128i>();
+            let to = (&raw mut *line).cast::<__m128i>();
+            for quarter in 0..4 {
+                // SAFETY: every x86-64 processor has SSE2; both are four quarters of 16 bytes, and a line is aligned to
+                // them; the fence below orders the stores.
+                unsafe { _mm_stream_si128(to.add(quarter), _mm_loadu_si128(from.add(quarter))) };
+            }
+        });
     }
-    write_all(lines, values, |line, values| {
-        #[expect(clippy::cast_ptr_alignment, reason = "loaded as unaligned")]
-        let from = values.as_ptr().cast::<__m128i>();
-        let to = (&raw mut *line).cast::<__m128i>();
-        for quarter in 0..4 {
-            // SAFETY: every x86-64 processor has SSE2; both are four quarters of 16 bytes, and a line is aligned to
-            // them; `finish` orders the stores before what follows.
-            unsafe { _mm_stream_si128(to.add(quarter), _mm_loadu_si128(from.add(quarter))) };
-        }
-    });
+    // SAFETY: every x86-64 processor has SSE. Whatever follows, on any thread, comes after these stores.
+    unsafe { _mm_sfence() };
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -126,7 +122,6 @@ mod tests {
             let values = |place| std::array::from_fn(|next| value(place + next));
             fill(&mut plain[start..], false, value, values);
             fill(&mut streamed[start..], true, value, values);
-            finish();
             assert_eq!(plain, streamed);
             assert!(plain[start..].iter().copied().eq((0..len).map(value)));
         }

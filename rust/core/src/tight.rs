@@ -17,6 +17,9 @@ const MAX_PAIRS: usize = 64;
 /// A row with room for more than this many of the longest gets one of them without a search.
 const FAR: u32 = 4;
 
+/// Items between two looks at the interrupt flag.
+const CHECK: usize = 1 << 13;
+
 /// Which of the pairs that fill a space exactly is found first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pairs {
@@ -39,12 +42,14 @@ pub(crate) fn rows(
     let mut left = Left::new(counts, pairs);
     let (mut items, mut offsets) = (Vec::with_capacity(longest_first.len()), vec![0]);
     let mut row = vec![];
+    let mut next_check = 0;
     while let Some(longest) = left.at_most(row_units) {
-        if offsets.len() % 1024 == 0 {
+        if items.len() >= next_check {
             interrupt.check()?;
+            next_check = items.len() + CHECK;
         }
         left.take(longest, &mut row);
-        left.complete(row_units - longest, &mut row);
+        left.complete(row_units - longest, &mut row, interrupt)?;
         for units in row.drain(..) {
             let start = &mut starts[units as usize];
             items.push(longest_first[*start as usize]);
@@ -104,7 +109,7 @@ impl Left {
     }
 
     /// Fills up a row that has this much space left.
-    fn complete(&mut self, mut space: u32, row: &mut Vec<u32>) {
+    fn complete(&mut self, mut space: u32, row: &mut Vec<u32>, interrupt: &Interrupt) -> Result<()> {
         while let Some(single) = self.at_most(space) {
             let mut best = Best { total: single, parts: [single, 0, 0] };
             if single < space && space / FAR < single {
@@ -117,7 +122,11 @@ impl Left {
                 self.take(units, row);
             }
             space -= best.total;
+            if row.len().is_multiple_of(CHECK) {
+                interrupt.check()?;
+            }
         }
+        Ok(())
     }
 
     /// Looks for a pair that fills more than `best`, but not over `space`, together with `third` (0: alone).

@@ -73,7 +73,7 @@ fn errors_name_index_and_value() {
     let items = [0, 3];
     let rows = Ragged::new("offsets", &items, &[0, 2]).unwrap();
     let message = |lengths: &[i64], options: &Options| balance(rows, lengths, options, &QUIET).unwrap_err().to_string();
-    assert_eq!(message(&[1, 1], &OPTIONS), "items[1] is 3; it must be from 0 and below 2");
+    assert_eq!(message(&[1, 1], &OPTIONS), "plan.items[1] is 3; it must be from 0 and below 2");
     assert_eq!(message(&[1, 1, 1, -4], &OPTIONS), "lengths[3] is -4; a length is at least 0");
     assert_eq!(message(&[], &Options { num_ranks: 0, ..OPTIONS }), "num_ranks is 0; it must be at least 1");
     assert_eq!(message(&[], &Options { micro_steps: 0, ..OPTIONS }), "micro_steps is 0; it must be at least 1");

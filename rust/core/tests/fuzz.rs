@@ -149,11 +149,17 @@ fn gathering() {
         if random.below(9) == 0 && !found.sequences.is_empty() {
             found.sequences[0] = random.one_of(&[0, 1, 99]);
         }
-        let mask = vec![true; tokens.len() + random.one_of(&[0, 0, 0, 1])];
+        let mask = vec![1; tokens.len() + random.one_of(&[0, 0, 0, 1])];
+        let mut position_ids = vec![0; num_places];
         let [mut ids, mut labels] = [num_places, num_places + random.one_of(&[0, 0, 1])].map(|len| vec![0; len]);
         let Ok(tokens) = Ragged::new("offsets", &tokens, &offsets) else { return };
         let source = gather::Source { tokens, loss_mask: Some(&mask), check: random.below(2) == 0 };
-        let buffers = gather::Buffers { ids: &mut ids, position_ids: None, labels: Some(&mut labels), reused: true };
+        let buffers = gather::Buffers {
+            ids: &mut ids,
+            position_ids: Some(&mut position_ids),
+            labels: Some(&mut labels),
+            reused: true,
+        };
         let _ = gather::gather(&source, &found.sequences, &found.cu_seqlens, 0, buffers, interrupt);
     });
 }

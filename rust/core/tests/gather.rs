@@ -18,7 +18,7 @@ fn offsets(lengths: &[usize]) -> Vec<i64> {
 /// Ids, position ids and labels.
 type Columns = [Vec<i32>; 3];
 
-fn run(tokens: &[i32], offsets: &[i64], mask: &[bool], found: &Layout) -> Result<Columns> {
+fn run(tokens: &[i32], offsets: &[i64], mask: &[u8], found: &Layout) -> Result<Columns> {
     let num_places = usize::try_from(*found.row_offsets.last().unwrap()).unwrap();
     let [mut ids, mut position_ids, mut labels] = [const { Vec::new() }; 3].map(|_: Vec<i32>| vec![7; num_places]);
     let source = Source { tokens: Ragged::new("offsets", tokens, offsets)?, loss_mask: Some(mask), check: true };
@@ -29,7 +29,7 @@ fn run(tokens: &[i32], offsets: &[i64], mask: &[bool], found: &Layout) -> Result
 }
 
 /// The same, one document after the other; `items` are the sequences of all rows.
-fn reference(tokens: &[i32], offsets: &[i64], mask: &[bool], items: &[u32], alignment: usize) -> Columns {
+fn reference(tokens: &[i32], offsets: &[i64], mask: &[u8], items: &[u32], alignment: usize) -> Columns {
     let [mut ids, mut position_ids, mut labels] = [const { Vec::new() }; 3];
     for &item in items {
         let edge = |index: u32| usize::try_from(offsets[index as usize]).unwrap();
@@ -40,7 +40,7 @@ fn reference(tokens: &[i32], offsets: &[i64], mask: &[bool], items: &[u32], alig
             let inside = place < document.len();
             ids.push(if inside { tokens[at] } else { -1 });
             position_ids.push(i32::try_from(place).unwrap());
-            labels.push(if inside && place > 0 && mask[at] { tokens[at] } else { IGNORE });
+            labels.push(if inside && place > 0 && mask[at] != 0 { tokens[at] } else { IGNORE });
         }
     }
     [ids, position_ids, labels]
@@ -58,7 +58,7 @@ proptest! {
         let mut random = Random::new(seed);
         let num = usize::try_from(offsets[lengths.len()]).unwrap();
         let tokens: Vec<i32> = (0..num).map(|_| i32::try_from(random.below(1 << 31)).unwrap()).collect();
-        let mask: Vec<bool> = (0..num).map(|_| random.below(2) == 1).collect();
+        let mask: Vec<u8> = (0..num).map(|_| u8::try_from(random.below(3)).unwrap()).collect();
         // Two sequences a row, and rows picked at random.
         let items: Vec<u32> = (0..u32::try_from(lengths.len()).unwrap()).collect();
         let mut edges: Vec<i64> = (0..=lengths.len()).step_by(2).map(|edge| i64::try_from(edge).unwrap()).collect();
@@ -86,7 +86,7 @@ fn large_batches_take_the_way_past_the_cache() {
     let mut random = Random::new(3);
     let num = usize::try_from(offsets[lengths.len()]).unwrap();
     let tokens: Vec<i32> = (0..num).map(|_| i32::try_from(random.below(1 << 31)).unwrap()).collect();
-    let mask: Vec<bool> = (0..num).map(|_| random.below(2) == 1).collect();
+    let mask: Vec<u8> = (0..num).map(|_| u8::try_from(random.below(3)).unwrap()).collect();
     let mut items: Vec<u32> = (0..1000).collect();
     random.shuffle(&mut items, &QUIET).unwrap();
     let edges: Vec<i64> = (0..=1000).collect();
@@ -104,14 +104,17 @@ fn errors_name_index_and_value() {
     assert_eq!(message(&[0, 1, 2, 3], &[0, 2]), "rows[1] is 2; it must be from 0 and below 2");
     assert_eq!(message(&[0, 1, 2, 3], &[-1]), "rows[0] is -1; it must be from 0 and below 2");
     assert_eq!(message(&[0, 1, 2], &[1]), "plan.items[0] is 2; it must be from 0 and below 2");
-    assert_eq!(message(&[0, 1, 10, 11], &[0]), "lengths[1] is 9, more than seq_len 8");
+    assert_eq!(
+        message(&[0, 1, 10, 11], &[0]),
+        "sequence 1 has 9 tokens, more than seq_len 8; is the plan made of these sequences?"
+    );
     let fits_not = "row 0 has 9 tokens, more than seq_len 8; is the plan made of these sequences?";
     assert_eq!(message(&[0, 4, 9, 10], &[0]), fits_not);
 
     let found = layout(&[0, 2, 3, 4], plan, &[0, 1], 8, 1, &QUIET).unwrap();
     let message =
-        |tokens: &[i32], offsets: &[i64], mask: &[bool]| run(tokens, offsets, mask, &found).unwrap_err().to_string();
-    let mask = [true; 4];
+        |tokens: &[i32], offsets: &[i64], mask: &[u8]| run(tokens, offsets, mask, &found).unwrap_err().to_string();
+    let mask = [1; 4];
     assert_eq!(
         message(&[1, 2, -3, 4], &[0, 2, 3, 4], &mask),
         "tokens[2] is 4294967293; it must be an id below 2147483648"

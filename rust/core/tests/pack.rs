@@ -88,6 +88,14 @@ fn hard_lengths() {
                 for count in [0, 1, 7, 500] {
                     let plan = check(&vec![length; count], options);
                     let per_row = usize::try_from(full / length).unwrap();
+                    for alignment in [2, 8, 64].into_iter().filter(|&alignment| seq_len % alignment == 0) {
+                        let padded = (length + i64::from(alignment) - 1) / i64::from(alignment) * i64::from(alignment);
+                        let per_row = usize::try_from(full / padded).unwrap();
+                        for method in [Method::BestFit, Method::Tight] {
+                            let plan = check(&vec![length; count], Options { alignment, method, ..options });
+                            assert_eq!(plan.offsets.len() - 1, count.div_ceil(per_row));
+                        }
+                    }
                     assert_eq!(plan.offsets.len() - 1, count.div_ceil(per_row));
                     let tight = check(&vec![length; count], Options { method: Method::Tight, ..options });
                     assert_eq!(tight.offsets, plan.offsets);

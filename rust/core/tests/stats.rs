@@ -189,7 +189,7 @@ fn errors_of_spans_name_response_index_and_value() {
         sentence_spans(tokens, ends, Some(first), &QUIET).unwrap_err().to_string()
     };
     let two = |bytes, end, first| message(&[1, 2, bytes], &[0, 1, 3], &[1, 2, end], &[0, 1, 3], &[0, first]);
-    assert_eq!(two(5, 3, 0), "response 1: its tokens have 7 bytes, its sentences 3; they must agree");
+    assert_eq!(two(5, 3, 0), "response 1: its tokens end at byte 7, its sentences at 3; they must agree");
     assert_eq!(two(-1, 3, 0), "response 1, token 1: its length is -1 bytes; lengths are at least 0");
     assert_eq!(two(0, 2, 0), "response 1: sentence end 1 is 2, after 2; ends strictly increase from 0");
     assert_eq!(two(1, 4, -1), "first_bytes[1] is -1; it must be at least 0");

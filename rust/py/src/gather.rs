@@ -35,7 +35,7 @@ pub fn gather_layout<'py>(
 pub fn gather_rows<'py>(
     tokens: PyReadonlyArray1<'py, i32>,
     offsets: PyReadonlyArray1<'py, i64>,
-    loss_mask: Option<PyReadonlyArray1<'py, bool>>,
+    loss_mask: Option<PyReadonlyArray1<'py, u8>>,
     sequences: PyReadonlyArray1<'py, u32>,
     cu_seqlens: PyReadonlyArray1<'py, i32>,
     pad_id: i32,
