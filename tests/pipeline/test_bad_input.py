@@ -262,7 +262,7 @@ def test_a_log_probability_that_is_none(finished, tmp_path, cli):
         journal.publish(manifest["counts"])
     shutil.rmtree(tmp_path / "run" / "low" / "score")
     ended = cli("score", "run.toml", cwd=tmp_path)
-    assert_told(ended, f"run/low/sample: rollout {rows[11]['uid']}: ", "token 1: log-probability NaN; it must be")
+    assert_told(ended, f"run/low/sample: rollout {rows[11]['uid']}: ", "teacher_logprobs[1] is NaN; it must be")
     assert not (tmp_path / "run" / "low" / "score" / "manifest.json").exists()
 
 
