@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from common import best, measure
+from timing import best, measure
 
 COSTS = np.load(sys.argv[1]).tolist()
 NUM_RANKS = int(sys.argv[2])

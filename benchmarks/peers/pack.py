@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from common import best, measure
+from timing import best, measure
 
 LENGTHS = np.load(sys.argv[1])
 SEQ_LEN = int(sys.argv[2])

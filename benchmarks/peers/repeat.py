@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import best, measure
+from timing import best, measure
 
 FOLDER = Path(sys.argv[1])
 N, SAMPLE = int(sys.argv[2]), int(sys.argv[3])

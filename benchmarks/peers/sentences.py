@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import measure
+from timing import measure
 
 FOLDER = Path(sys.argv[1])
 OFFSETS = np.load(FOLDER / "offsets.npy")

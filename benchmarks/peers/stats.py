@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import best, measure
+from timing import best, measure
 
 FOLDER = Path(sys.argv[1])
 BETA = float(sys.argv[2])

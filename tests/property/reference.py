@@ -28,6 +28,28 @@ def best_fit_decreasing(lengths: Sequence[int], seq_len: int, alignment: int = 1
     return rows
 
 
+def fewest_rows(lengths: Sequence[int], seq_len: int, alignment: int = 1) -> int:
+    """The fewest rows that any packing needs, by trying all: for a handful of sequences."""
+    longest_first = sorted((_aligned(length, alignment) for length in lengths), reverse=True)
+    fewest = len(longest_first)
+
+    def place(number: int, spaces: list[int]) -> None:
+        nonlocal fewest
+        if len(spaces) >= fewest:
+            return
+        if number == len(longest_first):
+            fewest = len(spaces)
+            return
+        length = longest_first[number]
+        for row, space in enumerate(spaces):
+            if space >= length and space not in spaces[:row]:  # rows with equal space are all the same
+                place(number + 1, [*spaces[:row], space - length, *spaces[row + 1 :]])
+        place(number + 1, [*spaces, seq_len - length])
+
+    place(0, [])
+    return fewest
+
+
 def next_fit(lengths: Sequence[int], seq_len: int, alignment: int = 1) -> list[list[int]]:
     """Rows of indices in the given order: a new row as soon as the next one does not fit."""
     rows: list[list[int]] = []

@@ -59,6 +59,16 @@ def test_rows_of_the_reference(seq_len: int, data: st.DataObject) -> None:
     assert rows(in_order) == reference.next_fit(lengths, seq_len, alignment)
 
 
+@given(seq_len=st.integers(1, 6).map(lambda units: 4 * units), alignment=st.sampled_from([1, 2, 4]), data=st.data())
+def test_tight_lies_between_the_fewest_rows_and_those_of_best_fit(
+    seq_len: int, alignment: int, data: st.DataObject
+) -> None:
+    lengths = data.draw(st.lists(st.integers(1, seq_len), max_size=8))
+    tight = pack_rows(lengths, seq_len, method="tight", alignment=alignment)
+    best_fit = reference.best_fit_decreasing(lengths, seq_len, alignment)
+    assert reference.fewest_rows(lengths, seq_len, alignment) <= tight.num_rows <= len(best_fit)
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32), sigma=st.floats(0.1, 1.5))
 def test_long_tails_need_no_more_rows_than_the_reference(seed: int, sigma: float) -> None:
