@@ -43,23 +43,19 @@ pub fn layout(
     let mut end = 0_i64;
     for (index, &row) in rows.iter().enumerate() {
         interrupt.check()?;
-        let documents = usize::try_from(row).ok().and_then(|row| items.get(row));
-        let documents = documents.ok_or(Error::BadIndex { name: "rows", index, value: row, len: items.len() })?;
+        let number = usize::try_from(row).ok().filter(|&number| number < items.len());
+        let number = number.ok_or(Error::BadIndex { name: "rows", index, value: row, len: items.len() })?;
         let start = end;
-        for &sequence in documents {
-            let place = sequence as usize;
-            if place >= num_sequences {
-                let value = i64::from(sequence);
-                return Err(Error::BadIndex {
-                    name: "plan.items",
-                    index: found.sequences.len(),
-                    value,
-                    len: num_sequences,
-                });
-            }
-            let length = offsets[place + 1].wrapping_sub(offsets[place]).max(0);
+        for (item, &sequence) in (place(items.offsets()[number])..).zip(&items[number]) {
+            let Some(&[from, to]) =
+                offsets.get(sequence as usize..sequence as usize + 2).and_then(|edges| edges.first_chunk())
+            else {
+                let (name, value) = ("plan.items", i64::from(sequence));
+                return Err(Error::BadIndex { name, index: item, value, len: num_sequences });
+            };
+            let length = to.wrapping_sub(from).max(0);
             if length > i64::from(seq_len) {
-                return Err(Error::SequenceTooLong { sequence: place, value: length, seq_len });
+                return Err(Error::SequenceTooLong { sequence: sequence as usize, value: length, seq_len });
             }
             let alignment = i64::from(alignment.max(1));
             end += (length + alignment - 1) / alignment * alignment;

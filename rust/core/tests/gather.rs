@@ -103,7 +103,7 @@ fn errors_name_index_and_value() {
     let message = |offsets: &[i64], rows: &[i64]| layout(offsets, plan, rows, 8, 1, &QUIET).unwrap_err().to_string();
     assert_eq!(message(&[0, 1, 2, 3], &[0, 2]), "rows[1] is 2; it must be from 0 and below 2");
     assert_eq!(message(&[0, 1, 2, 3], &[-1]), "rows[0] is -1; it must be from 0 and below 2");
-    assert_eq!(message(&[0, 1, 2], &[1]), "plan.items[0] is 2; it must be from 0 and below 2");
+    assert_eq!(message(&[0, 1, 2], &[1]), "plan.items[2] is 2; it must be from 0 and below 2");
     assert_eq!(
         message(&[0, 1, 10, 11], &[0]),
         "sequence 1 has 9 tokens, more than seq_len 8; is the plan made of these sequences?"
