@@ -317,3 +317,20 @@ fn repeated_bytes<'t>(units: impl Iterator<Item = &'t [u8]>, interrupt: &Interru
     }
     Ok(repeated)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_grams_start_anew_when_they_run_out() {
+        let ids: Vec<i32> = (0..40).chain(10..30).collect();
+        let quiet = Interrupt::new();
+        let expected = Repetition { num_repeated: 16, longest: 20 };
+        let mut finder = GramFinder { slots: vec![], last: u32::MAX - 200 };
+        for _ in 0..20 {
+            assert_eq!(finder.repetition(&ids, 5, &quiet), Ok(expected));
+        }
+        assert!(finder.last < 2000, "they have run out once");
+    }
+}
