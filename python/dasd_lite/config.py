@@ -1,116 +1,64 @@
 """Every option, one frozen model per table of the recipe, each documented under its field.
 
-Input: the raw tables of a TOML file (see recipe.py, which reads them). Invariant: a validator may
-reject, never rewrite; what is resolved is exactly what was written plus these defaults. Options
-marked `EXECUTION` say how fast or in what portions the work is done and do not change its result,
-so they are left out of fingerprints.
+Input: the raw tables of a TOML file (see load.py, which reads them). Invariant: a validator may reject, never
+rewrite; what is resolved is exactly what was written plus these defaults. Tables of models are in models.py.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from dasd_lite.models import (
+    EXECUTION,
+    Budget,
+    Dtype,
+    EndpointModel,
+    FilePath,
+    Fraction,
+    Prices,
+    Probability,
+    Student,
+    Table,
+    Teacher,
+    Temperature,
+    TransformersModel,
+    VllmModel,
+    engine,
+    semantic,
+)
 
-class _Execution:
-    """Marks an option that cannot change a result."""
+__all__ = [
+    "EXECUTION",
+    "SCORED_RULES",
+    "Budget",
+    "Dtype",
+    "EndpointModel",
+    "EvaluateConfig",
+    "Full",
+    "IngestConfig",
+    "Lora",
+    "MixConfig",
+    "PackConfig",
+    "Phase",
+    "Prices",
+    "PromptsConfig",
+    "RecipeConfig",
+    "SampleConfig",
+    "ScoreConfig",
+    "SelectConfig",
+    "Student",
+    "Table",
+    "Teacher",
+    "TrainConfig",
+    "TransformersModel",
+    "VllmModel",
+    "engine",
+    "semantic",
+]
 
-
-EXECUTION = _Execution()
-Probability = Annotated[float, Field(gt=0, le=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Temperature = Annotated[float, Field(ge=0, le=2)]
 SCORED_RULES = ("count", "ratio", "length_matched")  # selection rules that rank by both models' probabilities
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-FilePath = Annotated[Path, Field(strict=False)]  # TOML has no paths, so a text is one
-
-
-class Table(BaseModel):
-    """A table of the recipe: frozen, and an unknown key or a value of another type is an error."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
-
-
-def semantic(table: BaseModel) -> dict[str, Any]:
-    """Return the options of `table` that can change a result, as plain JSON values."""
-    values = table.model_dump(mode="json")
-    fields = type(table).model_fields
-    for name, field in fields.items():
-        if any(isinstance(mark, _Execution) for mark in field.metadata):
-            del values[name]
-        elif isinstance(inner := getattr(table, name), BaseModel):
-            values[name] = semantic(inner)
-    return values
-
-
-class TransformersModel(Table):
-    """A model run by transformers in this process: on a CPU or one GPU."""
-
-    kind: Literal["transformers"] = "transformers"
-    model: str
-    """Local folder or hub id."""
-    dtype: Dtype = "auto"
-    """Number format of the weights; auto: bfloat16 on a GPU that has it, float16 on another, float32 on a CPU."""
-    batch_size: Annotated[PositiveInt, EXECUTION] = 64
-    """Answers that are sampled side by side."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
-
-
-class VllmModel(Table):
-    """A model run by vLLM in this process."""
-
-    kind: Literal["vllm"]
-    model: str
-    """Local folder or hub id."""
-    dtype: Dtype = "auto"
-    """Number format of the weights."""
-    tensor_parallel_size: Annotated[PositiveInt, EXECUTION] = 1
-    """GPUs that share one copy of the model."""
-    gpu_memory_utilization: Annotated[Probability, EXECUTION] = 0.9
-    """Share of the GPU's memory that the engine may take."""
-    max_model_len: PositiveInt | None = None
-    """Longest prompt plus completion in tokens; none takes the model's own."""
-    enforce_eager: Annotated[bool, EXECUTION] = False
-    """Start faster, run slower: no compilation."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
-
-
-class EndpointModel(Table):
-    """A model behind OpenAI-compatible servers."""
-
-    kind: Literal["endpoint"]
-    model: str
-    """Name that the server knows the model by."""
-    base_urls: Annotated[list[str], Field(min_length=1), EXECUTION]
-    """Servers that all serve this model, each up to and with /v1; the least busy one is asked."""
-    api_key_env: Annotated[str, EXECUTION] = "OPENAI_API_KEY"
-    """Environment variable that holds the key; the key itself is never written anywhere."""
-    concurrency: Annotated[PositiveInt, EXECUTION] = 32
-    """Requests in flight at one server."""
-    timeout_s: Annotated[PositiveFloat, EXECUTION] = 600.0
-    """Seconds that one reply may take."""
-    max_retries: Annotated[int, Field(ge=0), EXECUTION] = 8
-    """Times that one request is sent again after a failure that can pass."""
-
-
-def engine(model: BaseModel) -> dict[str, Any]:
-    """Return what of a model's table can change its answers, beside the weights themselves."""
-    return {key: value for key, value in semantic(model).items() if key != "model"}
-
-
-Teacher = Annotated[TransformersModel | VllmModel | EndpointModel, Field(discriminator="kind")]
-Student = Annotated[TransformersModel | VllmModel, Field(discriminator="kind")]
 
 
 class PromptsConfig(Table):
@@ -133,6 +81,8 @@ class SampleConfig(Table):
     """Nucleus: sample from the smallest set of tokens with this probability."""
     top_k: Annotated[int, Field(ge=0)] = 0
     """Sample from so many most likely tokens only; 0 is all."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Leave out tokens less likely than this share of the likeliest; 0 is none."""
     num_samples: PositiveInt = 4
     """Candidates per question."""
     max_tokens: PositiveInt = 32768
@@ -142,19 +92,32 @@ class SampleConfig(Table):
 class IngestConfig(Table):
     """Answers that exist already, in place of a teacher."""
 
-    paths: list[FilePath] = []
+    paths: list[FilePath] = Field(default=[])
     """JSONL or Parquet with `input`/`output` or `messages`; `uid`, `domain`, `answer`, `finish_reason` are kept."""
     limit: PositiveInt | None = None
     """Take only the first so many of all files."""
 
 
 class ScoreConfig(Table):
-    """How the student scores the teacher's answers (paper section 4)."""
+    """How given answers are scored: by the student, and where they came without log-probabilities by the teacher."""
 
+    by: Literal["student", "teacher"] = "student"
+    """student: the teacher's log-probabilities are those that came with the answers (paper section 4); teacher: the
+    teacher reads the answers too, for those that came without."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What runs the student here; with vllm a few answers are read by transformers as well, and the noise is told."""
+    four_bit: bool = False
+    """Read the student's weights in 4 bits (NF4), with transformers."""
     batch_tokens: Annotated[PositiveInt, EXECUTION] = 8192
     """Tokens in one forward pass; a longer answer is a pass of its own."""
-    chunk_tokens: Annotated[PositiveInt, EXECUTION] = 1024
-    """Positions whose logits exist at once: memory is this × vocabulary × 4 bytes."""
+    chunk_tokens: Annotated[PositiveInt | None, EXECUTION] = None
+    """Positions whose logits exist at once: memory is this × vocabulary × 4 bytes; none: as many as make 128 MiB."""
+
+    @model_validator(mode="after")
+    def _four_bits_have_their_engine(self) -> ScoreConfig:
+        if self.four_bit and self.engine != "transformers":
+            raise ValueError(f"four_bit = true needs engine = 'transformers', not {self.engine!r}")
+        return self
 
 
 class SelectConfig(Table):
@@ -167,7 +130,7 @@ class SelectConfig(Table):
     """Candidates kept per question."""
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """A sentence is the teacher's when p_T − p_S is over this, the student's when p_S − p_T is."""
-    budget: dict[str, PositiveInt] = {}
+    budget: dict[str, PositiveInt] = Field(default={})
     """Most rollouts kept of a domain, e.g. { math = 45400, code = 20100 }; domains not named are not limited."""
     max_tokens: PositiveInt | None = None
     """Longest question plus answer in the student's tokens, at most its context; none is the phase's pack.seq_len."""
@@ -316,7 +279,7 @@ class Phase(Table):
 
 
 # Folders of a run that are no phase's, and tables that an override like select.keep=2 begins with.
-_RESERVED = ("base", "report", "seed", "out", "prompts", "student", "teacher", "phase", *Phase.model_fields)
+_RESERVED = ("base", "report", "trial", "seed", "out", "prompts", "student", "teacher", "phase", *Phase.model_fields)
 
 
 class RecipeConfig(Table):
@@ -331,6 +294,22 @@ class RecipeConfig(Table):
     teacher: Teacher | None = None
     phase: Annotated[list[Phase], Field(min_length=1)]
 
+    def _silent_teacher(self, phase: Phase) -> bool:
+        """Tell whether the phase's answers come without log-probabilities, and nobody reads them afterwards."""
+        silent = self.teacher is not None and self.teacher.kind == "endpoint" and not self.teacher.logprobs
+        return silent and phase.score.by == "student"
+
+    def _check_reader(self, phase: Phase) -> None:
+        """Refuse a phase whose answers the teacher is to read, and cannot."""
+        if self.teacher is None:
+            raise ValueError(
+                f"phase {phase.name!r}: score.by = 'teacher' asks a teacher, but there is no [teacher] table"
+            )
+        if self.teacher.kind == "endpoint" and self.teacher.tokenizer is None:
+            raise ValueError(
+                f"phase {phase.name!r}: score.by = 'teacher' needs teacher.tokenizer: servers read by token ids"
+            )
+
     @model_validator(mode="after")
     def _phases_fit(self) -> RecipeConfig:
         names = [phase.name for phase in self.phase]
@@ -344,6 +323,13 @@ class RecipeConfig(Table):
                 raise ValueError(f"phase {phase.name!r} asks a teacher, but there is no [teacher] table")
             if phase.source == "sample" and self.prompts.path is None:
                 raise ValueError(f"phase {phase.name!r} samples, but prompts.path names no questions")
+            if phase.source == "sample" and phase.select.rule in SCORED_RULES and self._silent_teacher(phase):
+                raise ValueError(
+                    f"phase {phase.name!r}: select.rule = {phase.select.rule!r} needs log-probabilities, but"
+                    " teacher.logprobs = false; use 'random' or 'all'"
+                )
+            if phase.score.by == "teacher" and phase.select.rule in SCORED_RULES:
+                self._check_reader(phase)
             if phase.source == "mix" and i == 0:
                 raise ValueError(f"phase {phase.name!r} needs the student of the phase before, but it is the first")
             if phase.pack.replay and i == 0:

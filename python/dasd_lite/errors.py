@@ -21,6 +21,10 @@ class EndpointError(DasdError, ConnectionError):
     """A model server that does not answer, or not as the method needs."""
 
 
+class EngineError(DasdError, RuntimeError):
+    """An inference engine in a process of its own that ends again and again; the message has its last words."""
+
+
 class TrainError(DasdError, RuntimeError):
     """Training that must not go on: no target token, a loss that is not a number, leaking documents."""
 

@@ -1,28 +1,29 @@
-"""The real vLLM engine against transformers, on a tiny Qwen3 with random weights.
-
-The engine changes the environment, torch's threads and the logging of the process that it runs in, so
-this file runs itself as a program in a process of its own; the tests look at what it wrote.
-"""
+"""The real vLLM engine in child processes against transformers, on a tiny Qwen3 with random weights."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import dasd_lite
 from dasd_lite.config import VllmModel
-from dasd_lite.errors import ConfigError, DataError, MissingExtraError
+from dasd_lite.errors import ConfigError, DataError, EngineError, MissingExtraError
 from dasd_lite.sampler import Completion, Request, SamplingParams, open_sampler
+from dasd_lite.sampler.vllm import VllmSampler, gpu_groups, visible_gpus
 
 CONTEXT, MAX_TOKENS, NUM = 256, 120, 24
+PARAMS = SamplingParams(temperature=0.6)
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -77,157 +78,290 @@ def requests() -> list[Request]:
     ]
 
 
-def reference(folder: Path, done: list[Completion]) -> dict[int, list[float]]:
-    """Return transformers' log-softmax of the sampled ids, in fp32."""
+def by_position(done: list[Completion]) -> list[list[int]]:
+    assert sorted(c.position for c in done) == list(range(len(done)))
+    return [c.token_ids.tolist() for c in sorted(done, key=lambda c: c.position)]
+
+
+def reference(folder: Path, sequences: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+    """Return transformers' log-softmax of each token but the first of each sequence, in fp32."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    from dasd_lite.chat import Chat
-
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    chat, found = Chat(folder), {}
-    for completion in done:
-        request = requests()[completion.position]
-        prompt = chat.prompt_ids(request.messages, request.prefix)
-        ids = torch.from_numpy(np.concatenate([prompt, completion.token_ids])).long()
+    found = []
+    for sequence in sequences:
+        ids = torch.from_numpy(sequence).long()
         with torch.inference_mode():
             logprobs = model(ids[None]).logits[0].float().log_softmax(-1)
-        rows = torch.arange(len(prompt) - 1, len(ids) - 1)
-        found[completion.position] = logprobs[rows, ids[len(prompt) :]].tolist()
+        found.append(logprobs[torch.arange(len(ids) - 1), ids[1:]].numpy())
     return found
 
 
-def as_json(done: list[Completion]) -> list[dict[str, Any]]:
-    return [
-        {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(completion).items()}
-        for completion in sorted(done, key=lambda c: c.position)
-    ]
-
-
-def main(folder: Path) -> None:
-    """Sample in every way that the tests ask about; write what came out."""
-    make_model(folder)
-    options: dict[str, Any] = {"kind": "vllm", "model": str(folder), "dtype": "float32", "enforce_eager": True}
-    wanted = requests()
-    found: dict[str, Any] = {}
-    sampler = open_sampler(VllmModel(**options))
-    try:
-        done = list(sampler.complete(wanted, SamplingParams(temperature=0.6)))
-        found["order"] = [c.position for c in done]
-        found["sampled"] = as_json(done)
-        found["reversed"] = as_json(list(sampler.complete(wanted[::-1], SamplingParams(temperature=0.6))))
-        found["top_k_1"] = as_json(list(sampler.complete(wanted, SamplingParams(top_k=1))))
-        found["greedy"] = as_json(list(sampler.complete(wanted, SamplingParams(temperature=0.0))))
-        left = sampler.complete(wanted, SamplingParams())
-        found["first"] = next(left).position
-        left.close()  # type: ignore[attr-defined]
-        found["after leaving"] = as_json(list(sampler.complete(wanted[:2], SamplingParams(temperature=0.6))))
-        long = Request(7, ({"role": "user", "content": "one " * 300},), 5, seed=0)
+def engines(parent: int) -> list[int]:
+    """Return the engines that are children of a process, the oldest first."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            list(sampler.complete([*wanted[:1], long], SamplingParams()))
-        except DataError as error:
-            found["too long"] = str(error)
-    finally:
-        sampler.close()
-    again = open_sampler(VllmModel(**options, max_model_len=64), folder)
-    found["short context"] = as_json(list(again.complete(wanted[:1], SamplingParams())))
-    again.close()
+            ppid = int(stat.read_text().rpartition(")")[2].split()[1])
+            if ppid == parent and b"vllm_engine" in (stat.parent / "cmdline").read_bytes():
+                found.append(int(stat.parent.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+    return sorted(found)
+
+
+def is_gone(pid: int) -> bool:
     try:
-        open_sampler(VllmModel(**options, max_model_len=10 * CONTEXT))
-    except ConfigError as error:
-        found["too much"] = str(error)
-    found["reference"] = reference(folder, done)
-    (folder / "found.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """What a VllmModel of the tiny model takes; the environment of its engines."""
     if importlib.util.find_spec("vllm") is None:  # importing it here is what must not happen
         pytest.skip("vllm is not installed")
     folder = tmp_path_factory.mktemp("model")
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(dasd_lite.__path__[0]).parent),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "TORCHDYNAMO_DISABLE": "1",  # or the first token costs 20 s
-    }
-    run = subprocess.run(
-        [sys.executable, __file__, str(folder)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    result: dict[str, Any] = json.loads((folder / "found.json").read_text())
-    return result
+    make_model(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv("TORCHDYNAMO_DISABLE", "1")  # or the first token costs 20 s
+        yield {"kind": "vllm", "model": str(folder), "dtype": "float32", "enforce_eager": True, "data_parallel_size": 1}
 
 
-def test_every_request_once_as_it_finishes(found: dict[str, Any]) -> None:
-    assert sorted(found["order"]) == list(range(NUM))
-    assert found["order"] != list(range(NUM))
-    lengths = [len(found["sampled"][i]["token_ids"]) for i in found["order"]]
+@pytest.fixture(scope="module")
+def folder(options: dict[str, Any]) -> Path:
+    return Path(options["model"])
+
+
+@pytest.fixture(scope="module")
+def sampler(options: dict[str, Any]) -> Iterator[VllmSampler]:
+    sampler = VllmSampler(VllmModel(**options))
+    yield sampler
+    sampler.close()
+
+
+@pytest.fixture(scope="module")
+def sampled(sampler: VllmSampler) -> list[Completion]:
+    """An answer to every request, in the order in which they came."""
+    return list(sampler.complete(requests(), PARAMS))
+
+
+@pytest.fixture(scope="module")
+def others(sampler: VllmSampler) -> list[int]:
+    """The engines that are not those of `pair`."""
+    return engines(os.getpid())
+
+
+@pytest.fixture(scope="module")
+def pair(options: dict[str, Any], others: list[int]) -> Iterator[VllmSampler]:
+    """Two engines."""
+    sampler = VllmSampler(VllmModel(**options | {"data_parallel_size": 2, "stall_s": 5.0}))
+    yield sampler
+    sampler.close()
+
+
+def test_every_request_once_as_it_finishes(sampled: list[Completion]) -> None:
+    order = [c.position for c in sampled]
+    assert sorted(order) == list(range(NUM))
+    assert order != list(range(NUM))
+    lengths = [len(c.token_ids) for c in sampled]
     assert lengths == sorted(lengths)
 
 
-def test_logprobs_are_those_of_transformers_at_temperature_1(found: dict[str, Any]) -> None:
-    for completion in found["sampled"]:
-        np.testing.assert_allclose(
-            completion["logprobs"], found["reference"][str(completion["position"])], rtol=0, atol=1e-4
-        )
+def test_this_process_knows_nothing_of_vllm(sampled: list[Completion]) -> None:
+    assert "vllm" not in sys.modules
 
 
-def test_token_bytes_add_up(found: dict[str, Any]) -> None:
-    for completion in found["sampled"]:
-        assert len(completion["token_bytes"]) == len(completion["token_ids"]) == len(completion["logprobs"])
-        assert sum(completion["token_bytes"]) == len(completion["text"].encode())
+def test_logprobs_are_those_of_transformers_at_temperature_1(
+    sampler: VllmSampler, sampled: list[Completion], folder: Path
+) -> None:
+    asked = requests()
+    prompts = [sampler.chat.prompt_ids(asked[c.position].messages, asked[c.position].prefix) for c in sampled]
+    whole = [np.concatenate([prompt, c.token_ids]) for prompt, c in zip(prompts, sampled, strict=True)]
+    for completion, prompt, wanted in zip(sampled, prompts, reference(folder, whole), strict=True):
+        assert completion.logprobs.dtype == np.float32
+        np.testing.assert_allclose(completion.logprobs, wanted[len(prompt) - 1 :], rtol=0, atol=1e-4)
 
 
-def test_stop_and_length(found: dict[str, Any]) -> None:
-    reasons = [c["finish_reason"] for c in found["sampled"]]
-    assert set(reasons) == {"stop", "length"}
-    for completion in found["sampled"]:
-        ends = [i for i, token in enumerate(completion["token_ids"]) if token == 0]  # <|im_end|>
-        if completion["finish_reason"] == "stop":
-            assert ends == [len(completion["token_ids"]) - 1]
-            assert completion["token_bytes"][-1] == 0
+def test_token_bytes_add_up(sampled: list[Completion]) -> None:
+    for completion in sampled:
+        assert len(completion.token_bytes) == len(completion.token_ids) == len(completion.logprobs)
+        assert sum(completion.token_bytes) == len(completion.text.encode())
+
+
+def test_stop_and_length(sampled: list[Completion]) -> None:
+    assert {c.finish_reason for c in sampled} == {"stop", "length"}
+    for completion in sampled:
+        ends = [i for i, token in enumerate(completion.token_ids) if token == 0]  # <|im_end|>
+        if completion.finish_reason == "stop":
+            assert ends == [len(completion.token_ids) - 1]
+            assert completion.token_bytes[-1] == 0
         else:
-            assert not ends and len(completion["token_ids"]) == MAX_TOKENS
-        assert "<|im_end|>" not in completion["text"]
+            assert not ends and len(completion.token_ids) == MAX_TOKENS
+        assert "<|im_end|>" not in completion.text
 
 
-def test_same_seed_same_tokens_in_any_order(found: dict[str, Any]) -> None:
-    assert [c["token_ids"] for c in found["reversed"]] == [c["token_ids"] for c in found["sampled"]]
-    assert len({tuple(c["token_ids"]) for c in found["sampled"]}) == NUM
+def test_same_seed_same_tokens_in_any_order(sampler: VllmSampler, sampled: list[Completion]) -> None:
+    reversed_order = list(sampler.complete(requests()[::-1], PARAMS))
+    assert by_position(reversed_order) == by_position(sampled)
+    assert len({tuple(ids) for ids in by_position(sampled)}) == NUM
 
 
-def test_top_k(found: dict[str, Any]) -> None:
-    assert [c["token_ids"] for c in found["top_k_1"]] == [c["token_ids"] for c in found["greedy"]]
+@pytest.mark.parametrize("one", [SamplingParams(top_k=1), SamplingParams(min_p=1.0), SamplingParams(top_p=1e-6)])
+def test_what_leaves_one_token_is_greedy(sampler: VllmSampler, one: SamplingParams) -> None:
+    greedy = list(sampler.complete(requests(), SamplingParams(temperature=0.0)))
+    assert by_position(list(sampler.complete(requests(), one))) == by_position(greedy)
 
 
-def test_leaving_early_leaves_nothing_behind(found: dict[str, Any]) -> None:
-    assert [c["token_ids"] for c in found["after leaving"]] == [c["token_ids"] for c in found["sampled"][:2]]
+def test_leaving_early_leaves_nothing_behind(sampler: VllmSampler, sampled: list[Completion]) -> None:
+    left: Any = sampler.complete(requests(), SamplingParams())
+    next(left)
+    with pytest.raises(RuntimeError, match="at work already"):
+        next(sampler.complete(requests(), SamplingParams()))
+    left.close()
+    again = list(sampler.complete(requests()[:2], PARAMS))
+    assert by_position(again) == by_position(sampled)[:2]
 
 
-def test_a_prompt_that_is_too_long_is_named(found: dict[str, Any]) -> None:
-    assert f"leaves no room for an answer in the model's context of {CONTEXT}" in found["too long"]
-    assert "request 7: its prompt of" in found["too long"]
+def test_a_prompt_that_is_too_long_is_named(sampler: VllmSampler) -> None:
+    long = Request(7, ({"role": "user", "content": "one " * 300},), 5, seed=0)
+    with pytest.raises(DataError, match=f"request 7: its prompt of .* the model's context of {CONTEXT}"):
+        next(sampler.complete([*requests()[:1], long], SamplingParams()))
 
 
-def test_a_second_engine_after_the_first_and_a_short_context(found: dict[str, Any]) -> None:
-    (completion,) = found["short context"]
-    assert completion["finish_reason"] == "length"
-    assert 0 < len(completion["token_ids"]) < 64
+def test_scores_are_those_of_transformers_in_any_order(sampler: VllmSampler, folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(1, 282, size=num).astype(np.int32) for num in (1, 2, 40, 200, CONTEXT, 17, 90)]
+    found = {}
+    for position, logprobs, ranks in sampler.score(enumerate(sequences)):
+        assert ranks is None
+        assert logprobs.dtype == np.float32
+        found[position] = logprobs
+    for position, wanted in enumerate(reference(folder, sequences)):
+        assert np.isnan(found[position][0])
+        np.testing.assert_allclose(found[position][1:], wanted, rtol=0, atol=1e-4)
+    for position, logprobs, _ in sampler.score(reversed(list(enumerate(sequences)))):
+        np.testing.assert_allclose(logprobs, found.pop(position), rtol=0, atol=1e-5)
+    assert not found
 
 
-def test_what_the_engine_refuses_is_one_error(found: dict[str, Any]) -> None:
-    assert "vLLM cannot start" in found["too much"]
-    assert str(10 * CONTEXT) in found["too much"]
-    assert "\n" not in found["too much"]
+def test_what_cannot_be_scored_is_named(sampler: VllmSampler) -> None:
+    with pytest.raises(DataError, match="sequence 3: 0 tokens cannot be scored, 1 to the model's context of 256"):
+        list(sampler.score([(3, np.zeros(0, dtype=np.int32))]))
+    with pytest.raises(DataError, match="sequence 4: 257 tokens cannot be scored"):
+        list(sampler.score([(4, np.ones(CONTEXT + 1, dtype=np.int32))]))
+    with pytest.raises(DataError, match="sequence 5: token ids from 1 to 5000; the model has 0 to 281"):
+        list(sampler.score([(5, np.array([1, 5000], dtype=np.int32))]))
+
+
+def test_two_engines_give_the_same_answers(pair: VllmSampler, others: list[int], sampled: list[Completion]) -> None:
+    assert len(engines(os.getpid())) == 2 + len(others)
+    assert by_position(list(pair.complete(requests(), PARAMS))) == by_position(sampled)
+    assert pair.status().startswith("2 vLLM engines, ")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [(signal.SIGKILL, "ended by SIGKILL"), (signal.SIGSTOP, "made no step for 5 s and was killed")]
+)
+def test_a_child_that_dies_or_hangs_is_started_again(
+    pair: VllmSampler,
+    others: list[int],
+    sampled: list[Completion],
+    capsys: pytest.CaptureFixture[str],
+    how: signal.Signals,
+    said: str,
+) -> None:
+    running = pair.complete(requests(), PARAMS)
+    done = [next(running)]
+    os.kill(next(pid for pid in engines(os.getpid()) if pid not in others), how)
+    assert by_position([*done, *running]) == by_position(sampled)
+    told = capsys.readouterr().err
+    assert said in told and "it is started again" in told
+
+
+def test_nothing_is_left_of_a_sampler_that_is_closed(options: dict[str, Any]) -> None:
+    before = len(os.listdir("/proc/self/fd")), threading.active_count(), engines(os.getpid())
+    short = open_sampler(VllmModel(**options, max_model_len=64))
+    assert len(engines(os.getpid())) == len(before[2]) + 1
+    (completion,) = short.complete(requests()[:1], SamplingParams())
+    assert completion.finish_reason == "length"
+    assert 0 < len(completion.token_ids) < 64
+    short.close()
+    short.close()
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count(), engines(os.getpid())) == before
+    with pytest.raises(RuntimeError, match="closed"):
+        list(short.complete(requests()[:1], SamplingParams()))
+
+
+def test_scoring_in_small_steps(options: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dasd_lite.sampler.vllm._SCORING_LOGITS", 0)  # the smallest steps: 128 tokens
+    sampler = VllmSampler(VllmModel(**options), scoring=True)
+    rng = np.random.default_rng(1)
+    sequences = [rng.integers(1, 282, size=num).astype(np.int32) for num in (250, 3, CONTEXT, 120, 129, 128)]
+    found = {position: logprobs for position, logprobs, _ in sampler.score(enumerate(sequences))}
+    sampler.close()
+    for position, wanted in enumerate(reference(folder, sequences)):
+        np.testing.assert_allclose(found[position][1:], wanted, rtol=0, atol=1e-4)
+
+
+def test_children_end_with_a_parent_that_is_killed(options: dict[str, Any]) -> None:
+    program = (
+        "import json, sys; from dasd_lite.config import VllmModel; from dasd_lite.sampler.vllm import VllmSampler\n"
+        "from dasd_lite.sampler import Request, SamplingParams\n"
+        "sampler = VllmSampler(VllmModel(**json.loads(sys.argv[1])))\n"
+        "request = Request(0, ({'role': 'user', 'content': 'one'},), 200, seed=0)\n"
+        "while True:\n list(sampler.complete([request], SamplingParams())); print('sampled', flush=True)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, json.dumps(options)], stdout=subprocess.PIPE)
+    with parent:
+        assert parent.stdout is not None and parent.stdout.readline()
+        (child,) = engines(parent.pid)
+        parent.kill()
+    until = time.monotonic() + 5
+    while not is_gone(child):
+        assert time.monotonic() < until, "the engine outlives its parent"
+        time.sleep(0.1)
+
+
+def test_an_engine_that_ends_again_and_again_is_an_error_with_its_last_words(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vllm.py").write_text("raise RuntimeError('the card has fallen off the bus')\n")
+    monkeypatch.syspath_prepend(tmp_path)  # children find modules where their parent does
+    with pytest.raises(
+        EngineError, match=r"3 times .* ended with code 1; .* the card has fallen off the bus$"
+    ) as error:
+        VllmSampler(VllmModel(**options))
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_engine_refuses_is_one_error(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="vLLM cannot start") as error:
+        open_sampler(VllmModel(**options, max_model_len=10 * CONTEXT))
+    assert str(10 * CONTEXT) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'dasd-lite\[vllm\]'"):
         open_sampler(VllmModel(kind="vllm", model="nowhere"))
+
+
+def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_groups(["0", "1", "2", "3", "4"], 2, None) == ["0,1", "2,3"]
+    assert gpu_groups(["GPU-a", "GPU-b"], 1, 1) == ["GPU-a"]
+    assert gpu_groups([], 1, None) == [None]
+    assert gpu_groups([], 1, 2) == [None, None]
+    with pytest.raises(ConfigError, match=r"data_parallel_size = 3 × tensor_parallel_size = 2 .* 6 GPUs, and 4 are"):
+        gpu_groups(["0", "1", "2", "3"], 2, 3)
+    with pytest.raises(ConfigError, match="8 GPUs, and 4 are visible"):
+        gpu_groups(["0", "1", "2", "3"], 8, None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 1")
+    assert visible_gpus() == ["3", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []

@@ -173,7 +173,7 @@ def test_the_lines_of_keys():
     [
         # unknown keys: the nearest, or none
         ("num_samples", "num_sample", 16, ["sample.num_sample", "unknown key", "did you mean 'num_samples'?"]),
-        ("num_samples", "zzz", 16, ["sample.zzz", "unknown key; sample has max_tokens, num_samples, temperature"]),
+        ("num_samples", "zzz", 16, ["sample.zzz", "unknown key; sample has max_tokens, min_p, num_samples,"]),
         ("[sample]", "[smaple]", 15, ["smaple", "did you mean 'sample'?"]),
         ("seed", "sed", 2, ["sed", "did you mean 'seed'?"]),
         ("rank", "rnk", 23, ["train.method.rnk", "did you mean 'rank'?"]),

@@ -12,24 +12,28 @@ import dasd_lite
 PACKAGE = Path(dasd_lite.__file__).parent
 # From the ground up; a module may import what stands in a line above its own, or in its own.
 LEVELS = [
-    {"errors"},
+    {"errors", "models"},
     {"config", "console", "ragged", "records", "load"},
     {"dataset", "journal", "prompts", "rows"},
     {
         "attention",
         "chat",
+        "harmony",
         "divergence",
         "selection",
+        "sentence_scores",
         "text",
         "packing",
         "grading",
         "checkpoint",
+        "logprobs",
         "student",
         "self_check",
     },
     {"sampler", "plots", "report_data", "report_rollouts", "report_tables", "show_pieces", "summary"},
     {"stages"},
     {"recipe", "show"},
+    {"rehearsal"},
     {"check"},
     {"cli"},
     {"__main__"},
@@ -107,7 +111,12 @@ def test_only_four_modules_know_the_rust_core():
 def test_torch_is_imported_at_the_top_only_where_it_is_the_work():
     torches = {"torch", "transformers", "peft", "bitsandbytes", "vllm", "safetensors", "safetensors.torch"}
     at_top = {name for name, path in MODULES.items() if imports_of(path, inside=False) & torches}
-    assert at_top <= {"student", "attention", "checkpoint", "stages.train", "sampler.transformers", "sampler.vllm"}
+    assert at_top <= {"student", "logprobs", "attention", "checkpoint", "stages.train", "sampler.transformers"}
+
+
+def test_only_the_program_of_the_engine_knows_vllm():
+    knowing = {name for name, path in MODULES.items() if any(room(i) == "vllm" for i in imports_of(path))}
+    assert knowing == {"sampler.vllm_engine"}
 
 
 def loaded_by(code):
