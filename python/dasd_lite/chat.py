@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dasd_lite import harmony
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.records import Message, digest
 
 Ids = npt.NDArray[np.int32]
+Lengths = npt.NDArray[np.int32]
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -74,6 +76,7 @@ class Chat:
         self._config = _read_json(folder / "tokenizer_config.json")
         self._template = self._read_template()
         self._pieces = _piece_reader(pieces)
+        self._marks = self._find_marks()
         self.eos_id = self._find_eos()
         self._check_round_trip()
 
@@ -88,7 +91,8 @@ class Chat:
         """Ids that end a turn: the template's, and those that the model's generation config names."""
         named = _read_json(self.folder / "generation_config.json").get("eos_token_id")
         ids = named if isinstance(named, list) else [] if named is None else [named]
-        return tuple(sorted({self.eos_id, *ids}))
+        ends = [token_id for token_id, mark in self._marks.items() if mark in ("return", "call")]
+        return tuple(sorted({self.eos_id, *ids, *ends}))
 
     @cached_property
     def vocab_size(self) -> int:
@@ -121,7 +125,7 @@ class Chat:
 
     def prompt_ids(self, messages: Sequence[Message], prefix: str = "") -> Ids:
         """Return the ids to continue from: the conversation, and what of the answer is there already."""
-        return np.concatenate([self.encode(self.render(messages)), self.encode(self._after_opener(prefix))])
+        return np.concatenate([self.encode(self.render(messages)), self.encode(self._as_written(prefix))])
 
     def example(self, messages: Sequence[Message], completion: str) -> tuple[Ids, int]:
         """Return the ids of a training example and how many of them are the question.
@@ -133,13 +137,19 @@ class Chat:
 
     def target_ids(self, completion: str) -> Ids:
         """Return the ids that the model is to write: the completion without the opener, and the end token."""
-        return np.append(self.encode(self._after_opener(completion)), np.int32(self.eos_id))
+        return np.append(self.encode(self._as_written(completion)), np.int32(self.eos_id))
 
     def token_bytes(self, ids: npt.NDArray[np.integer[Any]], text: str) -> npt.NDArray[np.int32]:
         """Return the length in bytes of each token of `text`, which `ids` spell after the opener.
 
         The lengths add up to the text's without the opener, which no token of the model's spells.
         """
+        if self._marks:
+            tags = harmony.parts(text)
+            pieces, _ = harmony.Rewriter(self._marks, self.piece, (tags.opening, tags.closing)).rewrite(ids.tolist())
+            if b"".join(pieces) != text.encode():
+                raise DataError(f"{self.folder}: {text[:40]!r} cannot be written in harmony channels and read again")
+            return np.array([len(piece) for piece in pieces], dtype=np.int32)
         lengths = np.array([len(self.piece(int(i))) for i in ids], dtype=np.int32)
         if len(lengths) and len(self._after_opener(text).encode()) != int(lengths.sum()):
             lengths = self._bytes_by_place(ids, text)  # a tokenizer that changes text
@@ -162,20 +172,28 @@ class Chat:
         ends[-1] = bytes_before[-1]
         return np.diff(ends, prepend=0).astype(np.int32)
 
-    def spell(self, ids: Sequence[int], *, continued: bool = False) -> tuple[str, npt.NDArray[np.int32]]:
-        """Return the text of sampled ids, end tokens left out, and each token's bytes of it.
+    def read(self, ids: Sequence[int], finish_reason: str, prefix: str = "") -> tuple[str, Lengths, str]:
+        """Return the text of sampled ids behind `prefix`, each token's bytes of it, and why it ended.
 
-        The opener stands before the text, and no token has its bytes; not so when the ids continue an
-        answer. Bytes that are no UTF-8 become U+FFFD, and the lengths are those of the text as returned.
+        End tokens spell nothing. The opener stands before the text, and no token has its bytes; not so behind a prefix.
+        Bytes that are no UTF-8 become U+FFFD, and the lengths are those of the text as returned. Harmony's channels are
+        rewritten; a tool call or a malformed header in them becomes the reason.
         """
         pieces = [b"" if i in self.stop_ids else self.piece(i) for i in ids]
-        edges = np.cumsum([0, *map(len, pieces)])
-        raw = b"".join(pieces)
-        text, replaced = _decode(raw)
-        for start, end in reversed(replaced):  # edges inside a replaced range move to its end
-            edges = np.where(edges >= end, edges + 3 - (end - start), np.where(edges > start, start + 3, edges))
-        lengths = np.diff(edges).astype(np.int32)
-        return text if continued else self.opener + text, lengths
+        if self._marks:
+            rewriter = harmony.Rewriter(self._marks, self.piece)
+            found, verdict = rewriter.rewrite(ids, prefix)
+            if finish_reason == "stop" and not verdict and rewriter.in_header:
+                verdict = "malformed"
+            if verdict != "malformed":
+                pieces = [b"" if i in self.stop_ids else piece for i, piece in zip(ids, found, strict=True)]
+            finish_reason = verdict or finish_reason
+        text, lengths = _spell(pieces)
+        return (text if prefix else self.opener + text), lengths, finish_reason
+
+    def _as_written(self, completion: str) -> str:
+        """Return an answer, or its beginning, as the model writes it behind a prompt."""
+        return harmony.write(completion) if self._marks else self._after_opener(completion)
 
     def _after_opener(self, completion: str) -> str:
         if not self.opener or not completion.startswith("<think>"):
@@ -210,14 +228,29 @@ class Chat:
         template = path.read_text(encoding="utf-8") if path.exists() else self._config.get("chat_template")
         if isinstance(template, list):  # several named ones
             template = next((t["template"] for t in template if t["name"] == "default"), None)
-        if isinstance(template, str) and "<|channel|>" in template:
-            raise ConfigError(f"{self.folder}: writes in harmony channels (gpt-oss), which are not read yet")
         if not isinstance(template, str):
             raise ConfigError(
                 f"{self.folder}: the tokenizer has no chat template; use an instruction-tuned model,"
                 " or put a chat_template.jinja into the folder"
             )
         return template
+
+    def _find_marks(self) -> dict[int, str]:
+        """Return the ids of harmony's special tokens, none for a template without channels."""
+        if "<|channel|>" not in self._template:
+            return {}
+        found: dict[int, str] = {}
+        for mark in harmony.MARKS:
+            token_id = self._tokenizer.token_to_id(f"<|{mark}|>")
+            if token_id is None:
+                raise ConfigError(f"{self.folder}: its template has harmony channels, its tokenizer no <|{mark}|>")
+            found[token_id] = mark
+        return found
+
+    @cached_property
+    def thinks(self) -> bool:
+        """Tell whether template or vocabulary know of a thinking part."""
+        return bool(self._marks) or "think" in self._template or self._tokenizer.token_to_id("<think>") is not None
 
     @cached_property
     def _compiled(self) -> Any:
@@ -289,6 +322,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: {str(value)[:40]!r} is not an object of keys and values")
     return value
+
+
+def _spell(pieces: list[bytes]) -> tuple[str, Lengths]:
+    """Join what tokens spell; return the text and each one's bytes of it."""
+    edges = np.cumsum([0, *map(len, pieces)])
+    text, replaced = _decode(b"".join(pieces))
+    for start, end in reversed(replaced):  # edges inside a replaced range move to its end
+        edges = np.where(edges >= end, edges + 3 - (end - start), np.where(edges > start, start + 3, edges))
+    return text, np.diff(edges).astype(np.int32)
 
 
 def _decode(raw: bytes) -> tuple[str, list[tuple[int, int]]]:

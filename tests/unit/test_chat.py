@@ -112,7 +112,7 @@ anything = st.text(st.characters(codec="utf-8"), max_size=40)
 def test_text_comes_back_from_its_ids(chats, name, text):
     chat = chats[name]
     ids = chat.encode(text)
-    found, lengths = chat.spell(ids.tolist())
+    found, lengths, _ = chat.read(ids.tolist(), "stop")
     assert found == text
     assert lengths.sum() == len(text.encode())
     assert lengths.tolist() == chat.token_bytes(ids, text).tolist()
@@ -124,7 +124,7 @@ def test_any_text_comes_back(chats, text):
     for name in FAITHFUL:
         chat = chats[name]
         ids = chat.encode(text)
-        found, lengths = chat.spell(ids.tolist())
+        found, lengths, _ = chat.read(ids.tolist(), "stop")
         assert found == text, name
         assert lengths.sum() == len(text.encode()), name
 
@@ -146,10 +146,10 @@ def test_a_text_that_the_tokenizer_normalises_is_measured_by_place(chats):
     chat = chats["normalises"]
     text = "cafe\u0301 so. e\u0301"  # NFC makes é, of 2 bytes, of these 3
     ids = chat.target_ids(text)[:-1]
-    assert "".join(chat.spell(ids.tolist())[0]) == "café so. é"
+    assert "".join(chat.read(ids.tolist(), "stop")[0]) == "café so. é"
     edges = np.cumsum(chat.token_bytes(ids, text))
     assert edges[-1] == len(text.encode())
-    texts = [chat.spell(ids[: i + 1].tolist())[0] for i in range(len(ids))]
+    texts = [chat.read(ids[: i + 1].tolist(), "stop")[0] for i in range(len(ids))]
     for edge, said in zip(edges, texts, strict=True):
         if said.endswith("so"):
             assert text.encode()[:edge].decode() == "cafe\u0301 so"
@@ -163,7 +163,7 @@ def test_bytes_that_are_no_text_become_the_replacement_character(chats, raw):
     """A model samples any bytes; lengths are those of the text as it is written down."""
     chat = chats["byte level"]
     ids = [int(chat.encode(chr(b))[0]) if b < 128 else byte_id(chat, b) for b in raw]
-    text, lengths = chat.spell(ids)
+    text, lengths, _ = chat.read(ids, "stop")
     assert text == raw.decode(errors="replace")
     assert lengths.sum() == len(text.encode())
     assert (lengths >= 0).all()
@@ -193,7 +193,7 @@ def byte_letters():
 def test_ids_beyond_the_tokenizer_spell_nothing(chats):
     for name in ALL:
         chat = chats[name]
-        text, lengths = chat.spell([chat.vocab_size + 5, *chat.encode("a").tolist()])
+        text, lengths, _ = chat.read([chat.vocab_size + 5, *chat.encode("a").tolist()], "stop")
         assert text == chat.opener + "a"
         assert lengths.sum() == 1
 
@@ -259,16 +259,16 @@ def test_a_template_that_opens_the_thinking_itself(chats):
     assert chat.render(QUESTION).endswith("<think>\n")
     said = "<think>\nUp 3.\n</think>\nAnswer: 5"
     ids, num_context = chat.example(QUESTION, said)
-    text, lengths = chat.spell(ids[num_context:].tolist())
+    text, lengths, _ = chat.read(ids[num_context:].tolist(), "stop")
     assert text == said, "the opener is part of the text …"
     assert lengths.sum() == len(said.encode()) - len("<think>\n"), "… that no token spells …"
     whole = chat.render(QUESTION) + said.removeprefix("<think>\n") + "<|im_end|>"
     assert ids.tolist() == chat.encode(whole).tolist(), "… and once in the ids"
     assert chat.token_bytes(ids[num_context:-1], said).sum() == len(said) - len("<think>\n")
-    assert chat.spell(chat.encode(" Up 3.").tolist(), continued=True)[0] == " Up 3.", "a rest is not opened again"
+    assert chat.read(chat.encode(" Up 3.").tolist(), "stop", "x")[0] == " Up 3.", "a rest is not opened again"
     # The same answer without the line break, and one that does not think, are taken as they are.
-    assert chat.spell(chat.target_ids("<think> Up").tolist())[0] == "<think>\n Up"
-    assert chat.spell(chat.target_ids("5").tolist())[0] == "<think>\n5"
+    assert chat.read(chat.target_ids("<think> Up").tolist(), "stop")[0] == "<think>\n Up"
+    assert chat.read(chat.target_ids("5").tolist(), "stop")[0] == "<think>\n5"
 
 
 def test_a_prefix_is_continued_and_not_opened_again(chats):
@@ -283,7 +283,7 @@ def test_a_prefix_is_continued_and_not_opened_again(chats):
 def test_the_end_token_is_the_one_the_template_writes(tmp_path):
     config = {"eos_token": {"content": "<pad>"}}
     chat = Chat(write_model(tmp_path / "m", config=config, generation={"eos_token_id": [2, 7]}))
-    assert chat.spell([chat.eos_id])[0] == ""
+    assert chat.read([chat.eos_id], "stop")[0] == ""
     assert chat.encode("<|im_end|>").tolist() == [chat.eos_id]
     assert chat.stop_ids == tuple(sorted({chat.eos_id, 2, 7}))
 

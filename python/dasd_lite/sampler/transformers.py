@@ -43,6 +43,10 @@ class TransformersSampler:
         )
         self._context = self._chat.context
 
+    def status(self) -> str:
+        """Have nothing to say."""
+        return ""
+
     def close(self) -> None:
         """Free the model."""
         self._model = None
@@ -119,14 +123,15 @@ class TransformersSampler:
 
     def _completion(self, request: Request, tokens: Tensor, logprobs: Tensor, length: int, ended: bool) -> Completion:
         ids = tokens[:length].cpu().numpy()
-        text, token_bytes = self._chat.spell(ids.tolist(), continued=bool(request.prefix))
+        ending = "stop" if ended else "length"
+        text, token_bytes, finish_reason = self._chat.read(ids.tolist(), ending, request.prefix)
         return Completion(
             position=request.position,
             text=text,
             token_ids=ids,
             logprobs=logprobs[:length].cpu().numpy(),
             token_bytes=token_bytes,
-            finish_reason="stop" if ended else "length",
+            finish_reason=finish_reason,
         )
 
 
@@ -171,7 +176,8 @@ def _left_padded(prompts: list[Ids], width: int, room: int) -> tuple[np.ndarray[
 def _draw(logits_BV: Tensor, uniform_B: Tensor, params: SamplingParams, vocab_size: int) -> tuple[Tensor, Tensor]:
     """Draw one token per row; return it and its log-probability at temperature 1 over the whole vocabulary.
 
-    Rows of the embedding beyond the tokenizer's `vocab_size` (padding) are never drawn.
+    Rows of the embedding beyond the tokenizer's `vocab_size` (padding) are never drawn. Tokens are left out in vLLM's
+    order: temperature, min_p, top_k, top_p (v1/sample/sampler.py).
     """
     import torch
 
@@ -181,6 +187,8 @@ def _draw(logits_BV: Tensor, uniform_B: Tensor, params: SamplingParams, vocab_si
         drawn = logits_BV.argmax(-1)
     else:
         probs = (logits_BV / params.temperature).softmax(-1)
+        if params.min_p:
+            probs = probs.masked_fill(probs < params.min_p * probs.amax(-1, keepdim=True), 0.0)
         if params.top_k and params.top_k < probs.shape[-1]:
             smallest = probs.topk(params.top_k, dim=-1).values[:, -1:]
             probs = probs.masked_fill(probs < smallest, 0.0)
