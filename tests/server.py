@@ -2,19 +2,23 @@
 
 `with ChatServer(faults={0: "429", "question 3": "cut"}) as server:` meets the first request with a 429, cuts the
 answer to "question 3" short whenever it comes, and gives `answer(body)` to all others (-1 stands for all).
-`server.answered` holds what was answered in full.
+`server.answered` holds what was answered in full. `habits` are what some providers do all the time: "tempered",
+"no logprobs", "refuses logprobs", "no usage", "no seed", "no n", "no alternatives", "no models", "vllm", "continue",
+"forgets thinking".
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 END = b"<|im_end|>"
+_IDS = itertools.count()
 
 
 def pieces_of(text: str, size: int = 3) -> list[bytes]:
@@ -32,16 +36,38 @@ class Answer:
     reasoning: dict[str, str] = field(default_factory=dict)
     finish_reason: str = "stop"
 
-    def tokens(self) -> list[dict[str, Any]]:
+    def tokens(self, sharpness: float = 1.0, alternatives: int = 0) -> list[dict[str, Any]]:
         return [
-            {"token": p.decode(errors="replace"), "logprob": -0.25 * (i % 7), "bytes": list(p)}
+            {
+                "token": p.decode(errors="replace"),
+                "logprob": -0.25 * (i % 7) * sharpness,
+                "bytes": list(p),
+                "top_logprobs": [
+                    {"token": f"other {n}", "logprob": (-1.0 - n) * sharpness, "bytes": None}
+                    for n in range(alternatives)
+                ],
+            }
             for i, p in enumerate(self.pieces)
         ]
 
-    def reply(self, logprobs: object) -> dict[str, Any]:
+    def reply(self, logprobs: object, body: dict[str, Any] | None = None) -> dict[str, Any]:
         message = {"role": "assistant", "content": self.content, **self.reasoning}
         choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": self.finish_reason}
-        return {"id": "x", "object": "chat.completion", "choices": [choice]}
+        usage = {"prompt_tokens": prompt_tokens(body or {}), "completion_tokens": len(self.pieces)}
+        return {
+            "id": f"chatcmpl-{next(_IDS)}",
+            "object": "chat.completion",
+            "model": (body or {}).get("model", "teacher"),
+            "choices": [choice],
+            "usage": usage,
+        }
+
+
+def prompt_tokens(body: dict[str, Any]) -> int:
+    """Count words, two for each message's frame, and two for the beginning of an answer unless one is continued."""
+    messages = body.get("messages", [])
+    words = sum(len(m["content"].split()) + 2 for m in messages)
+    return words + (2 if body.get("add_generation_prompt", True) else -1)
 
 
 def plain(body: dict[str, Any]) -> Answer:
@@ -54,9 +80,14 @@ class ChatServer:
     """The server: an address, what it was asked, and what it answered in full."""
 
     def __init__(
-        self, faults: Mapping[int | str, str] | None = None, answer: Callable[[dict[str, Any]], Answer] = plain
+        self,
+        faults: Mapping[int | str, str] | None = None,
+        answer: Callable[[dict[str, Any]], Answer] = plain,
+        habits: Iterable[str] = (),
+        delay_s: float = 0.0,
     ) -> None:
-        self.faults, self.answer = dict(faults or {}), answer
+        self.faults, self.answer, self.habits, self.delay_s = dict(faults or {}), answer, set(habits), delay_s
+        self.model = "teacher"
         self.asked: list[dict[str, Any]] = []
         self.answered: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
@@ -95,6 +126,16 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Say nothing."""
 
+    def do_GET(self) -> None:
+        chat = self.server.chat
+        if self.path != "/v1/models" or "no models" in chat.habits:
+            self._error(404, f"no such path: {self.path}")
+            return
+        model = {"id": chat.model, "owned_by": "someone"}
+        if "vllm" in chat.habits:
+            model |= {"owned_by": "vllm", "root": "/models/teacher", "max_model_len": 4096}
+        self._send(200, json.dumps({"data": [model]}).encode())
+
     def do_POST(self) -> None:
         chat = self.server.chat
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -104,19 +145,21 @@ class _Handler(BaseHTTPRequestHandler):
             chat.keys.add(self.headers["Authorization"])
             chat.busy += 1
             chat.most_busy = max(chat.most_busy, chat.busy)
-        asked_for = (number, body["messages"][-1]["content"], -1)
+        question = body["messages"][-1]["content"] if "messages" in body else ""
+        fault = next((chat.faults[key] for key in (number, question, -1) if key in chat.faults), "")
         try:
-            self._answer(chat, body, next((chat.faults[key] for key in asked_for if key in chat.faults), ""))
+            if chat.delay_s:
+                chat.closing.wait(chat.delay_s)
+            self._answer(chat, body, fault)
         finally:
             with chat.lock:
                 chat.busy -= 1
 
     def _answer(self, chat: ChatServer, body: dict[str, Any], fault: str) -> None:
-        answer = chat.answer(body)
-        tokens = answer.tokens()
-        whole = json.dumps(answer.reply({"content": tokens})).encode()
         if self.path != "/v1/chat/completions":
             self._error(404, f"no such path: {self.path}")
+        elif body["model"] != chat.model:
+            self._error(404, f"The model `{body['model']}` does not exist.")
         elif fault.startswith("429"):  # "429 0.2" asks to wait
             self._error(429, "slow down", {"Retry-After": fault[4:]} if fault[4:] else {})
         elif fault in ("400", "401", "403", "404", "500", "502", "503"):
@@ -124,25 +167,104 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "hang":
             chat.closing.wait(30)
             self.close_connection = True
-        elif fault == "cut":
-            self._send(200, whole, length=2 * len(whole))
-            self.close_connection = True
-        elif fault == "garbage":
-            self._send(200, whole[: len(whole) // 2])
-        elif fault == "empty":
-            self._send(200, b'{"choices": []}')
-        elif fault == "null":
-            self._send(200, json.dumps(answer.reply(None)).encode())
-        elif fault == "short":
-            self._send(200, json.dumps(answer.reply({"content": tokens[: len(tokens) // 2]})).encode())
-        elif fault == "wrong bytes":
-            tokens[1]["bytes"] = [*tokens[1]["bytes"], 33]
-            self._send(200, json.dumps(answer.reply({"content": tokens})).encode())
+        elif "refuses logprobs" in chat.habits and "logprobs" in body:
+            self._error(400, "this model does not support logprobs")
+        elif body["messages"][-1]["role"] == "assistant" and "continue" not in chat.habits:
+            self._error(400, "the last message must be the user's")
         else:
-            assert not fault, fault
-            self._send(200, whole)
+            self._reply(chat, body, fault)
+
+    def _reply(self, chat: ChatServer, body: dict[str, Any], fault: str) -> None:
+        if "no seed" in chat.habits:
+            body = {**body, "seed": len(chat.asked)}
+        answer = chat.answer(body)
+        if fault == "refusal":
+            answer.content, answer.reasoning = None, {"refusal": answer.content or ""}
+        if fault == "length":
+            answer.finish_reason, answer.pieces = "length", answer.pieces[:-1]
+        reply = answer.reply({"content": self._tokens(chat, body, answer, fault)}, body)
+        for path in [fault, *chat.habits]:
+            self._spoil(reply, path, body)
+        raw = json.dumps(reply).encode()
+        if fault == "big":  # 50 MB of white space in valid JSON
+            raw = raw[:-1] + b" " * 50_000_000 + b"}"
+        if fault == "cut":
+            self._send(200, raw, length=2 * len(raw))
+            self.close_connection = True
+            return
+        if fault == "garbage":
+            self._send(200, raw[: len(raw) // 2])
+            return
+        if body.get("stream"):
+            self._stream(reply, cut=fault == "cut stream")
+        else:
+            self._send(200, raw)
+        if fault == "twice":
+            self._send(200, raw)
+        if fault not in ("empty", "null", "short", "wrong bytes", "positive", "placeholder", "cut stream"):
             with chat.lock:
                 chat.answered.append(body)
+
+    def _tokens(self, chat: ChatServer, body: dict[str, Any], answer: Answer, fault: str) -> list[dict[str, Any]]:
+        tempered = "tempered" in chat.habits and body["temperature"] > 0
+        alternatives = 0 if "no alternatives" in chat.habits else body.get("top_logprobs", 0)
+        tokens = answer.tokens(1 / body["temperature"] if tempered else 1.0, alternatives)
+        if fault == "short":
+            return tokens[: len(tokens) // 2]
+        if fault == "wrong bytes":
+            tokens[1]["bytes"] = [*tokens[1]["bytes"], 33]
+        if fault == "positive":
+            tokens[1]["logprob"] = 0.5
+        if fault == "placeholder":
+            tokens[1]["logprob"] = -9999.0
+        return tokens
+
+    def _spoil(self, reply: dict[str, Any], how: str, body: dict[str, Any]) -> None:
+        """Take something out of a reply, or put another thing in."""
+        choice = reply["choices"][0]
+        if "logprobs" not in body:
+            choice["logprobs"] = None
+        if how == "empty":
+            reply["choices"] = []
+        elif how in ("null", "no logprobs"):
+            choice["logprobs"] = None
+        elif how == "no usage":
+            del reply["usage"]
+        elif how == "another model":
+            reply["model"] = "cheaper-teacher"
+        elif how == "refusal":
+            choice["logprobs"] = {"content": None, "refusal": choice["logprobs"]["content"]}
+        elif how == "forgets thinking":
+            reply["usage"]["prompt_tokens"] = 20
+        if how == "" and body.get("n", 1) > 1 and "no n" not in self.server.chat.habits:
+            reply["choices"] = reply["choices"] * body["n"]
+
+    def _stream(self, reply: dict[str, Any], *, cut: bool) -> None:
+        """Send the reply a few tokens at a time, as server-sent events."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        choice = reply["choices"][0]
+        tokens = (choice["logprobs"] or {"content": []})["content"]
+        events: list[dict[str, Any]] = [
+            {"id": reply["id"], "choices": [{"delta": {"content": choice["message"]["content"]}}]},
+            *(
+                {"model": reply["model"], "choices": [{"delta": {}, "logprobs": {"content": tokens[i : i + 4]}}]}
+                for i in range(0, len(tokens), 4)
+            ),
+        ]
+        if not cut:
+            events += [
+                {"choices": [{"delta": {}, "finish_reason": choice["finish_reason"]}]},
+                {"choices": [], "usage": reply["usage"]},
+            ]
+        for event in events:
+            self.wfile.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+            self.wfile.flush()
+        if not cut:
+            self.wfile.write(b"data: [DONE]\n\n")
 
     def _error(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         self._send(status, json.dumps({"error": {"message": message}}).encode(), headers)

@@ -1,27 +1,27 @@
 """Look a recipe over before it costs anything: a ladder whose every rung tells all its faults at once.
 
 Rungs: `config` (load.py has climbed it when this starts), `models` (questions readable, models and
-tokenizers there, packages installed, the card fit for it, space on the disk), `trial` (the first 16
-prompts through the whole chain, in a temporary folder). Printed with it: what the run will cost.
+tokenizers there, an endpoint probed, packages installed, the card fit for it, space on the disk),
+`trial` (the first 16 prompts through the whole chain). Printed with it: what the run will cost.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from dasd_lite.chat import Chat, model_folder
-from dasd_lite.config import SCORED_RULES, Phase, RecipeConfig
+from dasd_lite.config import SCORED_RULES, EndpointModel, Phase, RecipeConfig
 from dasd_lite.console import out
 from dasd_lite.dataset import free_bytes
 from dasd_lite.errors import ConfigError, DasdError
 from dasd_lite.prompts import read_prompts
 from dasd_lite.records import Prompt
+from dasd_lite.rehearsal import probe_teacher, trial
+from dasd_lite.sampler import Tally
 
-TRIAL_PROMPTS = 16
 _BYTES_PER_TOKEN = 20  # on disk: ids, log-probability, byte length and text, with a margin over what zstd makes of it
 
 
@@ -36,7 +36,7 @@ def check(recipe: RecipeConfig, until: str) -> None:
         raise ConfigError("\n".join(faults))
     _print_costs(recipe)
     if until == "trial":
-        _trial(recipe)
+        trial(recipe)
 
 
 def unread(recipe: RecipeConfig) -> Iterator[str]:
@@ -52,7 +52,8 @@ def unread(recipe: RecipeConfig) -> Iterator[str]:
                 yield f"phase {phase.name!r} has source = {phase.source!r}: its [{stage}] settings are not read"
         if phase.select.rule == "all" and phase.select.keep != defaults.select.keep:
             yield f"phase {phase.name!r}: select.keep = {phase.select.keep} is not read, select.rule = 'all' keeps all"
-    if recipe.teacher is not None and all(phase.source == "ingest" for phase in recipe.phase):
+    read = any(phase.score.by == "teacher" and phase.select.rule in SCORED_RULES for phase in recipe.phase)
+    if recipe.teacher is not None and not read and all(phase.source == "ingest" for phase in recipe.phase):
         yield "[teacher] is not read: every phase ingests its answers"
 
 
@@ -99,23 +100,34 @@ def _models(recipe: RecipeConfig) -> Iterator[str]:
         if table is None:
             continue
         if table.kind == "endpoint":
-            if name == "teacher" and not os.environ.get(table.api_key_env):
-                out().print(f"note: the environment has no {table.api_key_env}; servers are asked without a key")
-            if any(phase.source == "mix" for phase in recipe.phase):
-                yield (
-                    f"teacher: source = 'mix' needs one that continues a given answer, which {table.base_urls[0]}"
-                    " cannot; run it here (kind = 'vllm' or 'transformers') or leave that phase out"
-                )
+            yield from _endpoint(recipe, table)
             continue
         try:
             chat = Chat(model_folder(table.model))
             rows = max(phase.pack.seq_len for phase in recipe.phase)
             if name == "student" and rows > chat.context:
                 out().print(f"note: answers over the student's context of {chat.context} tokens will be rejected")
+            if name == "teacher" and not chat.thinks and any(phase.select.require_think for phase in recipe.phase):
+                yield (
+                    f"teacher: neither its template nor its vocabulary in {chat.folder} knows <think> or channels;"
+                    " take a teacher that thinks, or set select.require_think = false"
+                )
             if _asks(recipe) and (too_long := _too_long(recipe, chat)):
                 yield f"{name}: {too_long}"
         except DasdError as error:
             yield f"{name}: {error}"
+
+
+def _endpoint(recipe: RecipeConfig, teacher: EndpointModel) -> Iterator[str]:
+    """Probe the teacher's servers with the recipe's first question; a few hundred tokens."""
+    if not os.environ.get(teacher.api_key_env):
+        out().print(f"note: the environment has no {teacher.api_key_env}; servers are asked without a key")
+    try:
+        if teacher.tokenizer and (too_long := _too_long(recipe, Chat(model_folder(teacher.tokenizer)))):
+            yield f"teacher: {too_long}"
+        yield from probe_teacher(recipe, teacher)
+    except DasdError as error:
+        yield f"teacher: {error}"
 
 
 def _too_long(recipe: RecipeConfig, chat: Chat) -> str:
@@ -137,7 +149,8 @@ def _machine(recipe: RecipeConfig) -> Iterator[str]:
     kinds = {phase.train.method.kind for phase in recipe.phase}
     needed |= {"peft": "train"} if kinds & {"lora", "qlora"} else {}
     needed |= {"bitsandbytes": "train", "accelerate": "train"} if "qlora" in kinds else {}
-    if "vllm" in (recipe.student.kind, recipe.teacher.kind if recipe.teacher else None):
+    engines = {phase.score.engine for phase in recipe.phase if phase.select.rule in SCORED_RULES}
+    if "vllm" in {recipe.student.kind, recipe.teacher.kind if recipe.teacher else None, *engines}:
         needed |= {"vllm": "vllm"}
     for package, extra in needed.items():
         if importlib.util.find_spec(package) is None:
@@ -155,6 +168,29 @@ def _machine(recipe: RecipeConfig) -> Iterator[str]:
 
 
 # --- costs ------------------------------------------------------------------------------------------
+
+
+def _print_price(recipe: RecipeConfig) -> None:
+    """Say the most that sampling can cost at the teacher's prices, and where the budget stops it."""
+    teacher = recipe.teacher
+    if teacher is None or teacher.kind != "endpoint":
+        return
+    limits = [f"{name} = {value:g}" for name, value in teacher.budget.model_dump().items() if value is not None]
+    stops = f"; the run stops at teacher.budget.{' or '.join(limits)}" if limits else ""
+    if teacher.prices is None:
+        hint = "" if limits else "; with teacher.prices their cost is told, with teacher.budget it has a limit"
+        out().print(f"price: not known{hint}{stops}", soft_wrap=True)
+        return
+    answers = _num_prompts(recipe) * sum(p.sample.num_samples for p in recipe.phase if p.source == "sample")
+    written = sum(
+        _num_prompts(recipe) * p.sample.num_samples * p.sample.max_tokens for p in recipe.phase if p.source == "sample"
+    )
+    read = sum(len(m["content"]) for prompt in _prompts(recipe) for m in prompt.messages) / 4  # characters a token
+    read *= answers / max(_num_prompts(recipe), 1)
+    cost = Tally(round(read), written).cost(teacher.prices)
+    out().print(
+        f"price: at most {cost:,.2f} for sampling, if every answer is as long as it may be{stops}", soft_wrap=True
+    )
 
 
 def _num_prompts(recipe: RecipeConfig) -> int:
@@ -197,34 +233,10 @@ def _print_costs(recipe: RecipeConfig) -> None:
                 f" at most {answers * phase.sample.max_tokens:,} tokens",
                 soft_wrap=True,
             )
+    _print_price(recipe)
     weights = sum(f.stat().st_size for f in _weights(recipe))
     out().print(f"disk: at most {_size(_disk_bytes(recipe))} in {recipe.out}", soft_wrap=True)
     if weights:
         # Full training: weights, gradients and two moments, in the weights' own format or fp32.
         full = any(phase.train.method.kind == "full" for phase in recipe.phase)
         out().print(f"memory for training, without activations: about {_size(weights * (4 if full else 1))}")
-
-
-# --- the trial --------------------------------------------------------------------------------------
-
-
-def _trial(recipe: RecipeConfig) -> None:
-    """Send the first prompts through every stage in a folder that is thrown away."""
-    from dasd_lite import recipe as recipes
-
-    with tempfile.TemporaryDirectory(prefix="dasd-trial-") as folder:
-        phases = [_small(phase) for phase in recipe.phase if phase.source != "mix"]
-        limit = min(recipe.prompts.limit or TRIAL_PROMPTS, TRIAL_PROMPTS)
-        prompts = recipe.prompts.model_copy(update={"limit": limit})
-        small = recipe.model_copy(update={"out": Path(folder), "prompts": prompts, "phase": phases})
-        recipes.run(small, announce=lambda step, done: out().print(f"trial: {step.name}") if done else None)
-
-
-def _small(phase: Phase) -> Phase:
-    return phase.model_copy(
-        update={
-            "ingest": phase.ingest.model_copy(update={"limit": TRIAL_PROMPTS}),
-            "train": phase.train.model_copy(update={"epochs": 1e-9}),  # one step
-            "evaluate": phase.evaluate.model_copy(update={"limit": TRIAL_PROMPTS, "num_samples": 1}),
-        }
-    )

@@ -93,7 +93,11 @@ def check(recipe: Path, overrides: tuple[str, ...], until: str) -> None:
 @_force
 def run(recipe: Path, overrides: tuple[str, ...], force: bool) -> None:
     """Run what is missing, in order; the same command goes on after anything."""
-    _run_all(_load(recipe, overrides), force=force)
+    from dasd_lite.rehearsal import before_paying
+
+    config = _load(recipe, overrides)
+    before_paying(config)
+    _run_all(config, force=force)
 
 
 def _run_all(config: RecipeConfig, *, force: bool = False) -> None:
@@ -116,8 +120,10 @@ def _stage_command(stage: str, text: str) -> None:
     @_force
     def command(recipe: Path, overrides: tuple[str, ...], phase: str | None, force: bool) -> None:
         from dasd_lite import recipe as recipes
+        from dasd_lite.rehearsal import before_paying
 
         config = _load(recipe, overrides)
+        before_paying(config, only_stage=stage, only_phase=phase)
         if not recipes.run(config, only_stage=stage, only_phase=phase, force=force, announce=_announce):
             click.echo("Nothing to do.")
         _next(f"Next: dasd-lite run {_quoted(recipe, overrides)}, or look: dasd-lite show {config.out}/PHASE/{stage}")

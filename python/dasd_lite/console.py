@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
@@ -45,12 +45,14 @@ def err() -> Console:
 
 
 @contextmanager
-def progress(description: str, total: float, unit: str, done: float = 0) -> Iterator[Progress]:
-    """Show the progress of `total` units of work, of which `done` were done by an earlier run."""
-    if not err().is_terminal:
-        yield _Lines(description, total, unit, done)
-        return
-    bar = _Bar(description, total, unit, done)
+def progress(
+    description: str, total: float, unit: str, done: float = 0, status: Callable[[], str] = str
+) -> Iterator[Progress]:
+    """Show the progress of `total` units of work, of which `done` were done by an earlier run.
+
+    `status` is asked for what else there is to say whenever something is shown.
+    """
+    bar = (_Bar if err().is_terminal else _Lines)(description, total, unit, done, status)
     try:
         yield bar
     finally:
@@ -60,9 +62,24 @@ def progress(description: str, total: float, unit: str, done: float = 0) -> Iter
 class _Bar:
     """A rich bar that appears once the work has taken two seconds."""
 
-    def __init__(self, description: str, total: float, unit: str, done: float) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    def __init__(self, description: str, total: float, unit: str, done: float, status: Callable[[], str]) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            ProgressColumn,
+            Task,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as RichProgress
+        from rich.text import Text
+
+        class Status(ProgressColumn):
+            max_refresh = 0.5
+
+            def render(self, task: Task) -> Text:
+                return Text(str(task.fields["note"]) or status(), style="dim", no_wrap=True, overflow="ellipsis")
 
         self._bar = RichProgress(
             TextColumn("{task.description}"),
@@ -71,7 +88,7 @@ class _Bar:
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            Status(),
             console=err(),
             transient=True,
         )
@@ -93,20 +110,37 @@ class _Bar:
 
 
 class _Lines:
-    """A line every ten seconds."""
+    """A line every ten seconds, also while nothing gets done."""
 
-    def __init__(self, description: str, total: float, unit: str, done: float) -> None:
-        self._description, self._total, self._unit = description, total, unit
-        self._start, self._done = done, 0.0
-        self._began = self._last = time.monotonic()
+    def __init__(self, description: str, total: float, unit: str, done: float, status: Callable[[], str]) -> None:
+        self._description, self._total, self._unit, self._status = description, total, unit, status
+        self._start, self._done, self._note = done, 0.0, ""
+        self._began = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._print, name="progress", daemon=True)
+        self._thread.start()
 
     def advance(self, amount: float = 1, note: str = "") -> None:
         self._done += amount
-        now = time.monotonic()
-        if now - self._last < _LINE_EVERY:
-            return
-        self._last = now
-        rate = self._done / (now - self._began)
-        left = max(self._total - self._start - self._done, 0) / max(rate, 1e-9)
-        line = f"{self._description}: {self._start + self._done:,.0f}/{self._total:,.0f} {self._unit}"
-        err().print(f"{line}, {rate:,.1f} {self._unit}/s, {left:,.0f} s left {note}".rstrip())
+        self._note = note
+
+    def _print(self) -> None:
+        while not self._over.wait(_LINE_EVERY):
+            rate = self._done / (time.monotonic() - self._began)
+            line = f"{self._description}: {self._start + self._done:,.0f}/{self._total:,.0f} {self._unit}"
+            if self._done:
+                left = max(self._total - self._start - self._done, 0) / rate
+                line += f", {rate:,.1f} {self._unit}/s, {duration(left)} left"
+            err().print(", ".join(filter(None, [line, self._note or self._status()])), markup=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as a person reads them: "45 s", "12 min", "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

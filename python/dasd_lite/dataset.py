@@ -131,6 +131,12 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def read_timing(folder: Path) -> dict[str, float]:
+    """Read what a finished folder's stage took; nothing where it was not kept."""
+    path = folder / "timing.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
 def shards(folder: Path, table: str) -> list[Path]:
     """Return the shard files of one table of a finished folder, in order."""
     tables = read_manifest(folder)["tables"]

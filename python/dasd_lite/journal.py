@@ -141,6 +141,7 @@ class Journal(FolderWriter):
             self._db.execute("PRAGMA synchronous = NORMAL")  # a commit survives a kill; a shard also a power cut
             self._db.execute("CREATE TABLE IF NOT EXISTS items (position INTEGER PRIMARY KEY, row BLOB)")
             self._db.execute("CREATE TABLE IF NOT EXISTS shards (number INTEGER PRIMARY KEY, file TEXT, rows INTEGER)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS tally (name TEXT PRIMARY KEY, amount INTEGER)")
         for number, file in self._db.execute("SELECT number, file FROM shards").fetchall():
             if not (folder / file).exists():  # removed by hand: its items are to be made again
                 self._db.execute("DELETE FROM shards WHERE number = ?", (number,))
@@ -161,8 +162,12 @@ class Journal(FolderWriter):
             finished.update(range(*self._span(number)))
         return finished
 
-    def commit(self, rows: Mapping[int, Mapping[str, Any]]) -> None:
-        """Commit finished items, position → row, in one transaction."""
+    def tally(self) -> dict[str, int]:
+        """Return what was counted beside the items, over all calls that worked on this folder."""
+        return dict(self._db.execute("SELECT name, amount FROM tally").fetchall())
+
+    def commit(self, rows: Mapping[int, Mapping[str, Any]], counts: Mapping[str, int] | None = None) -> None:
+        """Commit finished items, position → row, and what they add to the tally, in one transaction."""
         with disk_errors(self.folder):
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -170,6 +175,9 @@ class Journal(FolderWriter):
                     batch = pa.RecordBatch.from_pylist([dict(row)], schema=self._schema)
                     payload = batch.serialize().to_pybytes()
                     self._db.execute("INSERT INTO items VALUES (?, ?)", (position, payload))
+                for name, amount in (counts or {}).items():
+                    self._db.execute("INSERT OR IGNORE INTO tally VALUES (?, 0)", (name,))
+                    self._db.execute("UPDATE tally SET amount = amount + ? WHERE name = ?", (amount, name))
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:

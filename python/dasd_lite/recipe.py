@@ -15,8 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from dasd_lite.config import SCORED_RULES, Phase, RecipeConfig
-from dasd_lite.dataset import disk_errors, run_lock, write_atomic
+from dasd_lite.dataset import disk_errors, read_timing, run_lock, write_atomic
 from dasd_lite.errors import ConfigError
+from dasd_lite.sampler import Tally
+
+TRIAL = "trial"
+"""Folder of a run in which the first prompts go through the whole chain before the rest is paid for."""
+ASKING = ("sample", "mix")
+"""Stages that ask the teacher."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,10 @@ class Step:
         path = self.folder / "manifest.json"
         return path.stat().st_mtime_ns if path.exists() else None
 
-    def run(self, *, force: bool = False) -> dict[str, Any]:
+    def run(self, *, force: bool = False, **more: Any) -> dict[str, Any]:
         """Run the stage, or skip it when its folder holds the same already."""
         stage: Callable[..., dict[str, Any]] = importlib.import_module(f"dasd_lite.stages.{self.stage}").run
-        return stage(out=self.folder, force=force, **self.arguments)
+        return stage(out=self.folder, force=force, **self.arguments, **more)
 
 
 def plan(recipe: RecipeConfig) -> list[Step]:
@@ -75,7 +81,15 @@ def _phase_steps(
         return Step(phase.name, stage, folder / stage, arguments)
 
     if phase.source == "sample":
-        yield step("sample", prompts=recipe.prompts, teacher=recipe.teacher, config=phase.sample, seed=seed)
+        yield step(
+            "sample",
+            prompts=recipe.prompts,
+            teacher=recipe.teacher,
+            config=phase.sample,
+            phase=phase.name,
+            seed=seed,
+            trial=recipe.out / TRIAL / phase.name / "sample",
+        )
     elif phase.source == "ingest":
         yield step("ingest", config=phase.ingest, system=recipe.prompts.system)
     else:
@@ -92,7 +106,8 @@ def _phase_steps(
     scores = None
     if phase.select.rule in SCORED_RULES:
         scores = folder / "score"
-        yield step("score", rollouts=rollouts, student=recipe.student, config=phase.score)
+        reader = recipe.teacher if phase.score.by == "teacher" else None
+        yield step("score", rollouts=rollouts, student=recipe.student, config=phase.score, teacher=reader)
     yield step(
         "select",
         rollouts=rollouts,
@@ -121,6 +136,17 @@ def _evaluate(recipe: RecipeConfig, phase: Phase, name: str, model: Path) -> Ste
     return Step(name, "evaluate", recipe.out / name / "evaluate", arguments | {"system": recipe.prompts.system})
 
 
+def _spent(recipe: RecipeConfig, step: Step) -> Tally:
+    """Return what the run's other stages have asked of the teacher: a budget is one for all of them."""
+    tally = Tally()
+    for phase in recipe.phase:
+        folder = recipe.out / phase.name / phase.source
+        if phase.source in ASKING and folder != step.folder:
+            took = read_timing(folder) or read_timing(recipe.out / TRIAL / phase.name / phase.source)
+            tally += Tally(int(took.get("prompt_tokens", 0)), int(took.get("completion_tokens", 0)))
+    return tally
+
+
 def run(
     recipe: RecipeConfig,
     *,
@@ -146,7 +172,8 @@ def run(
             before = step.finished_at
             if before is None:
                 announce(step, None)
-            manifest = step.run(force=force)
+            more = {"spent": _spent(recipe, step)} if step.stage in ASKING else {}
+            manifest = step.run(force=force, **more)
             if step.finished_at != before:
                 if not ran:  # only now is it sure that the folder takes this recipe
                     written = json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n"

@@ -6,29 +6,26 @@ folder, none is computed anew.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from dasd_lite.dataset import read_timing
 
 
 def summary(folder: Path, manifest: dict[str, Any]) -> str:
     """Say what a stage made, in one line."""
-    counts, timing = manifest["counts"], _timing(folder)
-    if manifest["stage"] == "mix":  # the student's part is a folder of its own
-        timing["seconds"] += _timing(folder / "student").get("seconds", 0)
+    counts, timing = manifest["counts"], read_timing(folder)
+    if inner := _INNER.get(manifest["stage"]):  # another model's part is a folder of its own
+        timing["seconds"] += read_timing(folder / inner).get("seconds", 0)
     parts = _PARTS[manifest["stage"]](counts, timing)
     if manifest["stage"] == "train" and manifest["config"]["method"]["kind"] != "full":
         parts.append(f"merged to within {counts['export_gap']:.1e} nat")
     return ", ".join([*parts, f"{timing.get('seconds', 0):.1f} s"])
 
 
-def _timing(folder: Path) -> dict[str, float]:
-    path = folder / "timing.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-
-
 def _rate(timing: dict[str, float]) -> list[str]:
-    return [f"{timing['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in timing else []
+    rate = [f"{timing['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in timing else []
+    return rate + ([f"cost {timing['cost']:,.2f}"] if "cost" in timing else [])
 
 
 def _sample(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
@@ -36,7 +33,8 @@ def _sample(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
 
 
 def _score(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
-    return [f"{counts['rollouts']:,} rollouts", *_rate(timing)]
+    over = [f"{counts['over_context']:,} over the student's context"] if counts.get("over_context") else []
+    return [f"{counts['rollouts']:,} rollouts", *over, *_rate(timing)]
 
 
 def _select(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
@@ -70,6 +68,7 @@ def _evaluate(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
     ]
 
 
+_INNER = {"mix": "student", "score": "teacher"}
 _PARTS = {
     "sample": _sample,
     "ingest": _sample,

@@ -122,6 +122,17 @@ def test_questions_to_evaluate_on_without_answers(place, cli):
         assert_told(ended, "q.jsonl", "b", "answer", run=place.run)
 
 
+def test_a_teacher_that_knows_of_no_thinking(place, cli, demo):
+    silent = place.folder / "silent"
+    shutil.copytree(demo / "teacher", silent)
+    for path in (*silent.glob("*.json"), *silent.glob("*.jinja")):
+        path.write_text(path.read_text(encoding="utf-8").replace("think", "mutter"), encoding="utf-8")
+    overrides = ("teacher.model='silent'", "select.require_think=true", "evaluate={}")
+    ended = cli("check", "run.toml", *overrides, cwd=place.folder)
+    assert_told(ended, "teacher: neither its template nor its vocabulary", "select.require_think = false")
+    assert cli("check", "run.toml", *overrides[:1], "evaluate={}", cwd=place.folder).rc == 0
+
+
 def test_a_prompt_longer_than_the_context(place, cli):
     override = place.questions(GOOD, {"uid": "long one", "prompt": "far too long " * 500})
     ended = cli("check", "run.toml", override, "evaluate={}", cwd=place.folder)

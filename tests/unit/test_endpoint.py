@@ -14,15 +14,15 @@ from tests.server import END, Answer, ChatServer, pieces_of, plain
 
 from dasd_lite.config import EndpointModel
 from dasd_lite.errors import ConfigError, EndpointError
-from dasd_lite.sampler import Completion, Request, SamplingParams, endpoint, open_sampler
-from dasd_lite.sampler.endpoint import align
+from dasd_lite.sampler import Completion, Request, SamplingParams, endpoint, open_sampler, servers
+from dasd_lite.sampler.replies import align
 
 KEY = "sk-very-secret"
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "_BACKOFF_S", 0.01)
+    monkeypatch.setattr(servers, "BACKOFF_S", 0.01)
     monkeypatch.setattr(endpoint, "_POLL_S", 0.01)
     monkeypatch.setenv("TEST_KEY", KEY)
 
@@ -133,7 +133,7 @@ def test_a_request_that_never_passes() -> None:
     with ChatServer({-1: "500"}) as server, pytest.raises(EndpointError) as caught:
         run(config(server.url, max_retries=2), num=1)
     reason = "500 Internal Server Error: fault 500 for Bearer [key]; tried 3 times"
-    assert str(caught.value) == f"{server.url}/chat/completions: {reason}"
+    assert str(caught.value) == f"{server.url}: {reason}"
     assert len(server.asked) == 3
 
 
@@ -183,9 +183,9 @@ def test_not_an_address(url: str) -> None:
 
 
 def test_waiting_has_an_upper_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "_BACKOFF_S", 1.0)
-    assert 0.5 <= endpoint._backoff(1) <= 1.0
-    assert 30 <= endpoint._backoff(10_000) <= 60
+    monkeypatch.setattr(servers, "BACKOFF_S", 1.0)
+    assert 0.5 <= servers.backoff(1) <= 1.0
+    assert 30 <= servers.backoff(10_000) <= 60
 
 
 def test_a_key_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,8 +197,8 @@ def test_a_key_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_prefix_is_refused() -> None:
     request = Request(0, ({"role": "user", "content": "q"},), 5, seed=0, prefix="<think>\nWell")
-    with pytest.raises(EndpointError, match="cannot go on from a half-written answer"):
-        open_sampler(config("http://127.0.0.1:9/v1")).complete([request], SamplingParams())
+    with ChatServer() as server, pytest.raises(EndpointError, match="cannot go on from a half-written answer"):
+        list(open_sampler(config(server.url)).complete([request], SamplingParams()))
 
 
 def test_leaving_early_stops_the_thread() -> None:
@@ -307,7 +307,7 @@ def test_bytes_that_are_no_character_as_vllm_sends_them() -> None:
 def test_a_token_without_bytes_is_its_text() -> None:
     answer = plain({"messages": [{"content": "q"}], "seed": 1})
     answer.pieces = [c.encode() for c in answer.content or ""]
-    answer.tokens = lambda: [{"token": p.decode(), "logprob": -1.0, "bytes": None} for p in answer.pieces]  # type: ignore[method-assign]
+    answer.tokens = lambda *_: [{"token": p.decode(), "logprob": -1.0, "bytes": None} for p in answer.pieces]  # type: ignore[method-assign]
     done = answered(answer)
     assert done.token_bytes.tolist() == [len(p) for p in answer.pieces]
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dasd_lite.records import Message
+from dasd_lite.records import Message, digest
 
 if TYPE_CHECKING:
-    from dasd_lite.config import EndpointModel, TransformersModel, VllmModel
+    from dasd_lite.config import EndpointModel, Prices, TransformersModel, VllmModel
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,42 @@ class Completion:
     """Length of each token in bytes of `text` (0 for the end token); what no token spells stands before them all."""
     finish_reason: str
     """stop: the model ended its turn; length: it was cut at max_tokens."""
+    prompt_tokens: int = 0
+    """Tokens read for this answer as their source counts them, 0 where it does not say."""
+
+
+@dataclass
+class Tally:
+    """Tokens that were read and written, which is what providers charge for."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    answers: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        """Return both together."""
+        return Tally(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.answers + other.answers,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Return how many in all."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def add(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Count one answer more."""
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+        self.answers += 1
+
+    def cost(self, prices: Prices | None) -> float | None:
+        """Return what these tokens cost, or none without prices."""
+        if prices is None:
+            return None
+        return (self.prompt_tokens * prices.input + self.completion_tokens * prices.output) / 1e6
 
 
 class Sampler(Protocol):
@@ -67,17 +104,39 @@ class Sampler(Protocol):
         """Sample every request once; completions come as they finish, in any order."""
         ...
 
+    def status(self) -> str:
+        """Say in a few words what goes on inside: servers, engines; "" when there is nothing to say."""
+        ...
+
     def close(self) -> None:
         """Free the model or the connections."""
         ...
 
 
-def open_sampler(model: TransformersModel | VllmModel | EndpointModel, folder: Path | None = None) -> Sampler:
-    """Open the sampler that `model` names; `folder` stands in for its weights (a student after training)."""
+def source(model: TransformersModel | VllmModel | EndpointModel) -> Path | str:
+    """Return what stands for a model in fingerprints: its folder, or of one behind an endpoint a hash.
+
+    The hash is of its name and, where they are known, its tokenizer and template. Every stage that asks the teacher
+    uses this one, so that two teachers in one run are noticed.
+    """
+    from dasd_lite.chat import Chat, model_folder
+
+    if model.kind == "endpoint":
+        return digest(model.model, Chat(model_folder(model.tokenizer)).fingerprint if model.tokenizer else "")
+    return model_folder(model.model, weights=True)
+
+
+def open_sampler(
+    model: TransformersModel | VllmModel | EndpointModel, folder: Path | None = None, spent: Tally | None = None
+) -> Sampler:
+    """Open the sampler that `model` names; `folder` stands in for its weights (a student after training).
+
+    `spent` is what was read and written before and counts against an endpoint's budget.
+    """
     if model.kind == "endpoint":
         from dasd_lite.sampler.endpoint import EndpointSampler
 
-        return EndpointSampler(model)
+        return EndpointSampler(model, spent)
     if model.kind == "vllm":
         from dasd_lite.sampler.vllm import VllmSampler
 

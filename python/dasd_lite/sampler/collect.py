@@ -1,59 +1,86 @@
 """Sample what a journal does not have yet: the loop that sample, mix and evaluate share.
 
 Input: a journal, and how a position of its plan becomes a request and a completion becomes a row.
-Invariant: every finished answer is committed, also when an error or Ctrl-C ends the loop.
+Invariant: every finished answer is committed, with the tokens that it took, also when an error or
+Ctrl-C ends the loop.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from dasd_lite.config import Prices
 from dasd_lite.console import progress
 from dasd_lite.journal import Journal
-from dasd_lite.sampler import Completion, Request, Sampler, SamplingParams
+from dasd_lite.sampler import Completion, Request, Sampler, SamplingParams, Tally
 
 
 def collect(
     journal: Journal,
     request: Callable[[int], Request],
     row: Callable[[Completion], Mapping[str, Any]],
-    opened: Callable[[], Sampler],
+    opened: Callable[[Tally], Sampler],
     params: SamplingParams,
     label: str,
+    *,
+    prices: Prices | None = None,
+    spent: Tally | None = None,
 ) -> dict[str, float]:
-    """Fill the journal; return what this call sampled: tokens, answers, and tokens per second of sampling.
+    """Fill the journal; return what the stage took: tokens, answers, cost, and tokens per second of this call.
 
-    The sampler is opened only when there is something to do, and closed in any case.
+    The sampler is opened only when there is something to do, and closed in any case; it is told what this stage, and
+    `spent` outside of it, have read and written before.
     """
     done = journal.done()
     requests = [request(position) for position in range(journal.total) if position not in done]
-    if not requests:
-        return {}
-    sampler = opened()
-    start, tokens = time.perf_counter(), 0
-    try:
-        with progress(label, journal.total, "answers", len(done)) as bar:
+    start, here, before = time.perf_counter(), Tally(), journal_tally(journal)
+    if requests:
+        sampler = opened(before + (spent or Tally()))
 
-            def rows() -> Iterator[tuple[int, Mapping[str, Any]]]:
-                nonlocal tokens
+        def status() -> str:
+            return _status(before + here, here, time.perf_counter() - start, prices, sampler.status())
+
+        try:
+            with progress(label, journal.total, "answers", len(done), status) as bar:
                 for completion in sampler.complete(requests, params):
-                    tokens += len(completion.logprobs)
-                    yield completion.position, row(completion)
+                    took = {"prompt_tokens": completion.prompt_tokens, "completion_tokens": len(completion.logprobs)}
+                    journal.commit({completion.position: row(completion)}, took)
+                    here.add(**took)
                     bar.advance()
-
-            journal.commit_each(rows())
-    finally:
-        sampler.close()
+        finally:
+            sampler.close()
     seconds = time.perf_counter() - start
-    return {"sampled_tokens": tokens, "sampled_answers": len(requests), "tokens_per_second": tokens / seconds}
+    whole = before + here
+    timing: dict[str, float] = {
+        "prompt_tokens": whole.prompt_tokens,
+        "completion_tokens": whole.completion_tokens,
+    }
+    if (cost := whole.cost(prices)) is not None:
+        timing["cost"] = cost
+    if requests:
+        timing |= {"sampled_answers": here.answers, "tokens_per_second": here.completion_tokens / seconds}
+    return timing
+
+
+def journal_tally(journal: Journal) -> Tally:
+    """Return the tokens that the journal's items took."""
+    found = journal.tally()
+    return Tally(found.get("prompt_tokens", 0), found.get("completion_tokens", 0))
+
+
+def _status(whole: Tally, here: Tally, seconds: float, prices: Prices | None, sampler: str) -> str:
+    rates = f"{here.prompt_tokens / seconds:,.0f} tokens/s in, {here.completion_tokens / seconds:,.0f} out"
+    cost = whole.cost(prices)
+    return ", ".join(filter(None, [rates, "" if cost is None else f"cost {cost:,.2f}", sampler]))
 
 
 def token_columns(completion: Completion) -> dict[str, Any]:
-    """Return the columns of a rollout that hold its tokens; ids that the source did not tell are null."""
+    """Return the columns of a rollout that hold its tokens; what the source did not tell is null."""
+    told = len(completion.logprobs) > 0 or not completion.text
     return {
         "token_ids": completion.token_ids if len(completion.token_ids) else None,
-        "logprobs": completion.logprobs,
-        "token_bytes": completion.token_bytes,
+        "logprobs": completion.logprobs if told else None,
+        "token_bytes": completion.token_bytes if told else None,
     }

@@ -1,12 +1,9 @@
 """Models behind OpenAI-compatible servers, asked many at a time over HTTP.
 
-Input: requests; each becomes one call of /chat/completions with log-probabilities. Invariants: every
-request is done once; log-probabilities and bytes are the server's own, nothing is filled in; the key is
-never part of a message. What can pass (429, 5xx, a time-out, a cut connection, broken JSON) is tried again;
-the first failure that cannot pass ends the run, after what the servers are still writing was delivered.
-
-At a temperature other than 1 some servers return log-probabilities of the tempered distribution, and
-a single reply cannot tell. vLLM returns the raw ones unless its `--logprobs-mode` says otherwise.
+Input: requests; each becomes one call, by token ids or through chat (dialect.py). Invariants: every
+request is done once; log-probabilities and bytes are the server's own, nothing is filled in. What can
+pass is tried again (servers.py); the first failure that cannot, or the end of the budget, ends the
+run after what the servers are still writing was delivered.
 """
 
 from __future__ import annotations
@@ -19,130 +16,217 @@ import random
 import re
 import threading
 import time
-from codecs import getincrementaldecoder
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from typing import Any
+from itertools import chain
+from typing import Any, Generic, TypeVar
 
-import httpx
 import numpy as np
 import numpy.typing as npt
 
+from dasd_lite.chat import Chat, Ids, model_folder
 from dasd_lite.config import EndpointModel
-from dasd_lite.errors import ConfigError, EndpointError
-from dasd_lite.sampler import Completion, Request, SamplingParams
+from dasd_lite.errors import ConfigError, DasdError, EndpointError
+from dasd_lite.sampler import Completion, Request, SamplingParams, Tally
+from dasd_lite.sampler.continuation import find_continuation
+from dasd_lite.sampler.dialect import Continuation, Dialect
+from dasd_lite.sampler.replies import Reply, checked
+from dasd_lite.sampler.servers import Caller, Passing, Server, backoff, trusted
 
-Lengths = npt.NDArray[np.int32]
-
-_BACKOFF_S = 1.0  # before the first retry, twice as long before each further one
-_BACKOFF_MAX_S = 60.0
 _POLL_S = 0.1  # how soon a worker without work looks again
-_CONNECT_S = 15.0
-_FAULTS = 4  # in a row, after which a server is left alone for a while
-_BAD = "\ufffd"  # what a decoder writes for bytes that are no character
-_SPACE = " \t\n\r\f\v"
+_FAULTS = 8  # in a row, after which a server is left alone for a while
 _ADDRESS = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[^\s?#]*)?")
-_OPENED = re.compile(rb"\s*(?:<think>\s*)?")
-_CLOSED = re.compile(rb"\s*(?:(</think>)\s*)?")
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+Scores = tuple[int, npt.NDArray[np.float32], None]
+
+
+def api_key(config: EndpointModel) -> str:
+    """Return the key from the environment, or ""; raises ConfigError for what is no address or no key."""
+    for url in config.base_urls:
+        if not _ADDRESS.fullmatch(url):
+            raise ConfigError(f"base_urls: {url!r} is no address; one looks like http://localhost:8000/v1")
+    key = os.environ.get(config.api_key_env, "").strip()
+    if not re.fullmatch(r"[!-~]*", key):
+        raise ConfigError(f"api_key_env: the variable {config.api_key_env} holds characters that no key has")
+    return key
 
 
 class EndpointSampler:
     """A model behind one or more servers."""
 
-    def __init__(self, config: EndpointModel) -> None:
-        """Take the servers' addresses and the key; nothing is sent yet. Raises ConfigError for what is no address."""
-        for url in config.base_urls:
-            if not _ADDRESS.fullmatch(url):
-                raise ConfigError(f"base_urls: {url!r} is no address; one looks like http://localhost:8000/v1")
-        self._config = config
-        self._key = os.environ.get(config.api_key_env, "").strip()
-        if not re.fullmatch(r"[!-~]*", self._key):
-            raise ConfigError(f"api_key_env: the variable {config.api_key_env} holds characters that no key has")
+    def __init__(self, config: EndpointModel, spent: Tally | None = None) -> None:
+        """Take the servers' addresses and the key; nothing is sent yet. `spent` counts against the budget.
+
+        Raises ConfigError for what is no address, no key, or no tokenizer.
+        """
+        self._config, self._key = config, api_key(config)
+        self._spent = spent or Tally()
+        self.chat = Chat(model_folder(config.tokenizer)) if config.tokenizer else None
+        self._run: _Run[Any, Any] | None = None
 
     def complete(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
         """Sample every request once; completions come as they finish.
 
-        Raises EndpointError when a server refuses, stays away, or answers without what the method needs.
+        Raises EndpointError when a server refuses, stays away, or answers without what the method needs, and when the
+        budget ends; DataError before anything is sampled when a prompt leaves no room for an answer.
         """
-        if any(request.prefix for request in requests):
-            reason = "a chat endpoint cannot go on from a half-written answer"
-            remedy = "use a teacher of kind = 'transformers' or 'vllm' for mix"
-            raise EndpointError(f"{self._config.base_urls[0]}: {reason}; {remedy}")
-        return _Run(self._config, self._key, requests, params).completions()
+        dialect = Dialect(self._config, self.chat)
+
+        async def prepare(caller: Caller, servers: list[Server]) -> None:
+            await _describe(caller, servers)
+            if self.chat is None and any(request.prefix for request in requests):
+                dialect.continuation = await _continuation(caller, servers)
+            if self.chat is not None and not all(server.is_vllm for server in servers):
+                dialect.prompt_as_text = not await _takes_ids(caller, servers[0], dialect)
+            if any(server.context is not None for server in servers) and self.chat is not None:
+                for request in requests:
+                    dialect.body(request, params, min(servers, key=lambda s: s.context or 1 << 62))
+
+        async def ask(caller: Caller, server: Server, request: Request) -> tuple[Reply, Completion]:
+            reply = await caller.post(server, dialect.path, dialect.body(request, params, server))
+            return reply, dialect.read(request, reply, f"{server.base_url}{dialect.path}: {self._config.model!r}")
+
+        yield from self._all(requests, prepare, ask)
+
+    def score(self, sequences: Iterable[tuple[int, Ids]]) -> Iterator[Scores]:
+        """Return the log-probability of each token [T] of given sequences, NaN for the first, in any order.
+
+        Servers read a prompt and echo it with log-probabilities (`echo`). They do not tell strict ranks.
+        Raises EndpointError where a server cannot.
+        """
+        if self.chat is None:
+            raise EndpointError(
+                f"{self._config.base_urls[0]}: reading given answers works by token ids; set teacher.tokenizer"
+            )
+
+        async def ask(caller: Caller, server: Server, job: tuple[int, Ids]) -> tuple[Reply, Scores]:
+            source = f"{server.base_url}/completions: {self._config.model!r}"
+            room = 0 if server.context == len(job[1]) else 1  # 1 where it fits, for not every server takes 0
+            body = {"prompt": job[1].tolist(), "echo": True, "max_tokens": room, "logprobs": 1, "temperature": 0.0}
+            reply = await caller.post(server, "/completions", {"model": self._config.model, **body})
+            found = reply.choices[0].logprobs
+            values = (found and found.token_logprobs) or []
+            if len(values) < len(job[1]) or values[0] is not None:
+                raise EndpointError(
+                    f"{source} does not echo the prompt's log-probabilities ({len(values)} for {len(job[1])} tokens);"
+                    " score.by = 'teacher' needs a server that does (vLLM), or the teacher here"
+                )
+            logprobs = checked(values[1 : len(job[1])], source, expected=len(job[1]) > 1)
+            return reply, (job[0], np.concatenate([np.full(1, np.nan, np.float32), logprobs]), None)
+
+        yield from self._all(sequences, _describe, ask)
+
+    def _all(
+        self,
+        jobs: Iterable[Job],
+        prepare: Callable[[Caller, list[Server]], Awaitable[None]],
+        ask: Callable[[Caller, Server, Job], Awaitable[tuple[Reply, Result]]],
+    ) -> Iterator[Result]:
+        waiting = iter(jobs)
+        if (first := next(waiting, None)) is None:
+            return  # and nobody is asked anything
+        run = self._run = _Run(self._config, self._key, chain([first], waiting), prepare, ask, self._spent)
+        yield from run.results()
+
+    def status(self) -> str:
+        """Say in a few words what the servers do: requests tried again, and each server's state."""
+        return self._run.status() if self._run else ""
 
     def close(self) -> None:
         """Do nothing: connections live no longer than an iterator of `complete`."""
 
 
-class _Passing(Exception):
-    """A failure that can pass."""
-
-    def __init__(self, reason: str, *, wait_s: float | None = None, unreachable: bool = False) -> None:
-        super().__init__(reason)
-        self.wait_s = wait_s  # what the server asks for
-        self.unreachable = unreachable  # the request never arrived
+async def _describe(caller: Caller, servers: list[Server]) -> None:
+    await asyncio.gather(*(caller.describe(server) for server in servers))
 
 
-class _Server:
-    """What is known about one server."""
+async def _continuation(caller: Caller, servers: list[Server]) -> Continuation:
+    """Return how these servers of one model continue a given answer; one of them may be dead."""
+    for server in servers[:-1]:
+        with suppress(EndpointError):
+            return await find_continuation(caller, server)
+    return await find_continuation(caller, servers[-1])
 
-    def __init__(self, base_url: str) -> None:
-        self.base_url = base_url
-        self.url = base_url.rstrip("/") + "/chat/completions"
-        self.rests_until = 0.0
-        self.rests = self.faults = 0  # in a row, without a good reply between
-        self.reason = ""
 
-    def rest(self, now: float) -> None:
-        """Leave the server alone for a while, the longer the more often; requests that fail together count as one."""
-        if now >= self.rests_until:
-            self.rests += 1
-            self.rests_until = now + _backoff(self.rests)
+async def _takes_ids(caller: Caller, server: Server, dialect: Dialect) -> bool:
+    """Tell whether the server takes token ids as a prompt; raises EndpointError when it completes none at all."""
+    request = Request(0, ({"role": "user", "content": "Hi"},), 1, seed=0)
+    for attempt in range(3):
+        try:
+            await caller.post(server, dialect.path, dialect.body(request, SamplingParams(), server))
+            return True
+        except EndpointError as error:
+            if ": 400 " not in str(error) and ": 422 " not in str(error):
+                raise
+            return False
+        except Passing:
+            await asyncio.sleep(backoff(attempt + 1))
+    return True  # it has other troubles, which the run will tell
 
 
 @dataclass(order=True)
-class _Retry:
+class _Retry(Generic[Job]):
     ready: float
     order: int
-    request: Request
+    job: Job
     failures: int
 
 
-class _Run:
-    """One call of `complete`: an event loop in a thread, `concurrency` workers per server, one queue of requests.
+class _Run(Generic[Job, Result]):
+    """One call: an event loop in a thread, `concurrency` workers per server, one queue of jobs.
 
-    Any free worker takes the next request, so the least busy server is asked, and a slow one gets fewer.
+    Any free worker takes the next job, so the least busy server is asked, and a slow one gets fewer.
     """
 
-    def __init__(self, config: EndpointModel, key: str, requests: Sequence[Request], params: SamplingParams) -> None:
-        self._config, self._key, self._params = config, key, params
-        self._servers = [_Server(url) for url in config.base_urls]
-        self._fresh = iter(requests)
-        self._retries: list[_Retry] = []
-        self._left = len(requests)
-        self._most_waiting = 2 * config.concurrency * len(self._servers)
-        self._finished: queue.SimpleQueue[Completion | BaseException | None] = queue.SimpleQueue()
+    def __init__(
+        self,
+        config: EndpointModel,
+        key: str,
+        jobs: Iterable[Job],
+        prepare: Callable[[Caller, list[Server]], Awaitable[None]],
+        ask: Callable[[Caller, Server, Job], Awaitable[tuple[Reply, Result]]],
+        spent: Tally,
+    ) -> None:
+        self._config, self._key, self._prepare, self._ask, self._spent = config, key, prepare, ask, spent
+        self._servers = [Server(url) for url in config.base_urls]
+        self._fresh = enumerate(jobs)
+        self._retries: list[_Retry[Job]] = []
+        self._taken = self._delivered = self._tried_again = 0
+        self._drained = False  # no fresh jobs are left
+        self._here = Tally()  # of this run alone
+        self._finished: queue.SimpleQueue[Result | _End] = queue.SimpleQueue()
         self._started = threading.Event()
         self._task: asyncio.Task[None] | None = None
-        self._error: EndpointError | None = None
+        self._error: DasdError | None = None
+        self._answers_as: str | None = None
 
-    def completions(self) -> Iterator[Completion]:
-        """Yield completions as they finish, then raise what ended the run early."""
+    def results(self) -> Iterator[Result]:
+        """Yield results as they finish, then raise what ended the run early."""
         thread = threading.Thread(target=self._serve, name="endpoint", daemon=True)
         thread.start()
         try:
-            while (item := self._finished.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
+            while not isinstance(item := self._finished.get(), _End):
                 yield item
+                # Asked for the next one, the consumer has stored this one: only now may another request be in hand, so
+                # that a kill loses no more of them than `concurrency`.
+                with suppress(RuntimeError):  # the loop has ended by itself
+                    self._loop.call_soon_threadsafe(self._permits.release)
+            if item.error is not None:
+                raise item.error
         finally:
             self._started.wait()
             if self._task is not None:
                 with suppress(RuntimeError):  # the loop has ended by itself
                     self._task.get_loop().call_soon_threadsafe(self._task.cancel)
             thread.join()
+
+    def status(self) -> str:
+        """Say how many requests were sent again, and how each server is."""
+        now = time.monotonic()
+        return ", ".join([f"{self._tried_again} tried again", *(server.state(now) for server in self._servers)])
 
     def _serve(self) -> None:
         end: BaseException | None = None
@@ -151,50 +235,72 @@ class _Run:
         except (Exception, asyncio.CancelledError) as error:  # handed to the thread that asked
             end = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
         finally:
-            self._finished.put(end)
+            self._finished.put(_End(end))
             self._started.set()
 
     async def _work_all(self) -> None:
-        self._over, self._task = asyncio.Event(), asyncio.current_task()
+        self._over, self._task, self._loop = asyncio.Event(), asyncio.current_task(), asyncio.get_running_loop()
+        self._permits = asyncio.Semaphore(self._config.concurrency * len(self._servers))
         self._started.set()
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        timeout = httpx.Timeout(None, connect=min(_CONNECT_S, self._config.timeout_s))
-        client = httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout)
-        async with client, asyncio.TaskGroup() as group:
-            for _ in range(min(self._config.concurrency, self._left)):
+        trust = trusted()
+        caller = Caller(self._config, self._key, trust)
+        try:
+            await self._prepare(caller, self._servers)
+        finally:
+            await caller.close()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._config.concurrency):
                 for server in self._servers:  # in turn, so that few requests spread over all
-                    group.create_task(self._work(client, server))
+                    group.create_task(self._work(Caller(self._config, self._key, trust), server))
         if self._error is not None:
             raise self._error
 
-    async def _work(self, client: httpx.AsyncClient, server: _Server) -> None:
-        while (job := await self._next(server)) is not None:
-            try:
-                completion = await self._ask(client, server, job.request)
-            except _Passing as failure:
-                self._put_back(job, server, failure)
-            except EndpointError as error:
-                self._end(error)
-            else:
-                self._finished.put(completion)
-                self._left -= 1
-                if not self._left:
-                    self._over.set()
+    async def _work(self, caller: Caller, server: Server) -> None:
+        try:
+            while (job := await self._next(server)) is not None:
+                server.busy += 1
+                try:
+                    await self._do(caller, server, job)
+                finally:
+                    server.busy -= 1
+        finally:
+            await caller.close()
 
-    async def _next(self, server: _Server) -> _Retry | None:
-        """Wait for a request that `server` may be asked now; none when the run is over."""
+    async def _do(self, caller: Caller, server: Server, job: _Retry[Job]) -> None:
+        try:
+            reply, result = await self._ask(caller, server, job.job)
+            self._account(reply, server)
+        except Passing as failure:
+            self._put_back(job, server, failure)
+            self._permits.release()
+        except DasdError as error:
+            self._end(error)
+        else:
+            server.rests = server.faults = 0
+            server.done += 1
+            self._finished.put(result)
+            self._delivered += 1
+            if self._drained and self._delivered == self._taken:
+                self._finish()
+
+    async def _next(self, server: Server) -> _Retry[Job] | None:
+        """Wait for a job that `server` may be asked now; none when the run is over."""
+        await self._permits.acquire()
         while not self._over.is_set():
             now = time.monotonic()
             if now < server.rests_until:  # its workers come back one by one, not all at once
-                await self._pause(server.rests_until - now + random.uniform(0, _BACKOFF_S))
-            elif self._finished.qsize() > self._most_waiting:
-                await self._pause(_POLL_S)
+                await self._pause((server.rests_until - now) * random.uniform(1.0, 1.25))
+            elif reason := self._over_budget():
+                self._end(EndpointError(reason))
             elif self._retries and self._retries[0].ready <= now:
                 return heapq.heappop(self._retries)
-            elif (request := next(self._fresh, None)) is not None:
-                return _Retry(now, request.position, request, failures=0)
+            elif (fresh := next(self._fresh, None)) is not None:
+                self._taken += 1
+                return _Retry(now, fresh[0], fresh[1], failures=0)
             else:
+                self._drained = True
+                if self._delivered == self._taken:
+                    self._finish()
                 await self._pause(_POLL_S)
         return None
 
@@ -202,10 +308,11 @@ class _Run:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._over.wait(), seconds)
 
-    def _put_back(self, job: _Retry, server: _Server, failure: _Passing) -> None:
+    def _put_back(self, job: _Retry[Job], server: Server, failure: Passing) -> None:
         """Let `job` be tried again, later, by whichever server is free; end the run when that is hopeless."""
         now = time.monotonic()
         server.reason = str(failure)
+        self._tried_again += 1
         if failure.unreachable:  # no fault of the request, so it does not count against it
             server.rest(now)
             if all(s.rests > self._config.max_retries for s in self._servers):
@@ -213,187 +320,63 @@ class _Run:
                 self._end(EndpointError(f"no server can be reached, tried {server.rests} times: {reasons}"))
         else:
             job.failures += 1
-            job.ready = now + _backoff(job.failures)
+            job.ready = now + backoff(job.failures)
             server.faults += 1
             if failure.wait_s is not None:
                 server.rests_until = max(server.rests_until, now + failure.wait_s)
             elif server.faults >= _FAULTS:  # else one that fails at once would draw all requests to itself
                 server.rest(now)
             if job.failures > self._config.max_retries:
-                self._end(EndpointError(f"{server.url}: {failure}; tried {job.failures} times"))
+                self._end(EndpointError(f"{server.base_url}: {failure}; tried {job.failures} times"))
         heapq.heappush(self._retries, job)
 
-    def _end(self, error: EndpointError) -> None:
+    def _account(self, reply: Reply, server: Server) -> None:
+        """Count what a reply cost, and hold the model's name in it against those before."""
+        if reply.model and self._answers_as not in (None, reply.model):
+            raise EndpointError(
+                f"{server.base_url}: answers as {reply.model!r}, earlier replies came from {self._answers_as!r};"
+                " one run has one teacher"
+            )
+        self._answers_as = reply.model or self._answers_as
+        budget = self._config.budget
+        if reply.usage is not None:
+            self._spent.add(reply.usage.prompt_tokens, reply.usage.completion_tokens)
+            self._here.add(reply.usage.prompt_tokens, reply.usage.completion_tokens)
+        elif budget.max_tokens is not None or budget.max_cost is not None:
+            raise EndpointError(
+                f"{server.base_url}: its replies do not tell `usage`, so no budget can be held: leave it out"
+            )
+
+    def _over_budget(self) -> str:
+        """Say which limit is reached, requests in flight counted as what one has cost so far."""
+        budget, spent = self._config.budget, self._spent
+        if budget.max_tokens is None and budget.max_cost is None:
+            return ""
+        # What is in flight will cost about what those before it did, and so will one more.
+        ahead = 1 + sum(server.busy for server in self._servers)
+        mean = ahead / self._here.answers if self._here.answers else 0.0
+        expected = Tally(
+            spent.prompt_tokens + round(mean * self._here.prompt_tokens),
+            spent.completion_tokens + round(mean * self._here.completion_tokens),
+        )
+        remedy = "raise it and run the same command to go on; what is done is kept"
+        if budget.max_tokens is not None and expected.tokens > budget.max_tokens:
+            return f"teacher.budget.max_tokens = {budget.max_tokens:,}: {spent.tokens:,} are used; {remedy}"
+        cost, expected_cost = spent.cost(self._config.prices), expected.cost(self._config.prices)
+        if budget.max_cost is not None and expected_cost is not None and expected_cost > budget.max_cost:
+            return f"teacher.budget.max_cost = {budget.max_cost:g}: {cost:.4g} is spent; {remedy}"
+        return ""
+
+    def _end(self, error: DasdError) -> None:
         self._error = self._error or error
+        self._finish()
+
+    def _finish(self) -> None:
         self._over.set()
-
-    async def _ask(self, client: httpx.AsyncClient, server: _Server, request: Request) -> Completion:
-        try:
-            async with asyncio.timeout(self._config.timeout_s):
-                response = await client.post(server.url, json=self._body(request))
-        except TimeoutError as error:
-            raise _Passing(f"no reply within timeout_s = {self._config.timeout_s:g}") from error
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise _Passing(str(error) or "no connection", unreachable=True) from error
-        except httpx.RequestError as error:
-            raise _Passing(f"the connection was cut: {error or type(error).__name__}") from error
-        if response.status_code != 200:
-            self._raise_status(server, response, request)
-        try:
-            answer = _read(response.json())
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise _Passing(f"the reply is not a chat completion: {self._says(response)}") from error
-        server.rests = server.faults = 0
-        return _completion(request.position, answer, f"{server.url}: {self._config.model!r}")
-
-    def _body(self, request: Request) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "model": self._config.model,
-            "messages": list(request.messages),
-            "max_tokens": request.max_tokens,
-            "temperature": self._params.temperature,
-            "top_p": self._params.top_p,
-            "seed": request.seed % 2**31,  # some servers read 32 bits, some a double
-            "logprobs": True,
-        }
-        if self._params.top_k:  # no part of OpenAI's interface
-            body["top_k"] = self._params.top_k
-        return body
-
-    def _raise_status(self, server: _Server, response: httpx.Response, request: Request) -> None:
-        status = f"{response.status_code} {response.reason_phrase}: {self._says(response)}"
-        if response.status_code in (408, 425, 429) or response.status_code >= 500:
-            wait_s = _retry_after(response)
-            if wait_s is None or wait_s <= self._config.timeout_s:
-                raise _Passing(status, wait_s=wait_s)
-            status += f"; it asks to wait {wait_s:.0f} s, which is over timeout_s = {self._config.timeout_s:g}"
-        elif response.status_code in (401, 403):
-            status += f"; the key is read from the environment variable {self._config.api_key_env}"
-            status += "" if self._key else ", which is not set"
-        elif response.status_code == 404:
-            status += f"; base_urls end with /v1, and the server must know model = {self._config.model!r}"
-        elif response.status_code in (400, 413, 422):
-            status += f"; it was asked {request.messages[-1]['content'][:40]!r}"
-        raise EndpointError(f"{server.url}: {status}")
-
-    def _says(self, response: httpx.Response) -> str:
-        """Return the server's message on one line, without the key, which some servers repeat."""
-        text = response.text
-        with suppress(ValueError, LookupError, TypeError):
-            error = response.json()["error"]
-            text = error if isinstance(error, str) else error["message"]
-        text = " ".join(str(text).split())
-        return (text.replace(self._key, "[key]") if self._key else text)[:300] or "(no message)"
-
-
-def _backoff(failures: int) -> float:
-    """Seconds to wait after the n-th failure: doubling, with jitter so that requests do not come back in step."""
-    return min(_BACKOFF_S * 2.0 ** min(failures - 1, 60), _BACKOFF_MAX_S) * random.uniform(0.5, 1.0)
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    value = response.headers.get("retry-after", "")
-    with suppress(ValueError):
-        return max(float(value), 0.0)
-    with suppress(ValueError):
-        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    return None
+        for _ in range(self._config.concurrency * len(self._servers)):  # wake who waits for a permit
+            self._permits.release()
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """A reply, read but not judged."""
-
-    reasoning: str
-    content: str
-    pieces: list[bytes]
-    logprobs: list[float | None]
-    finish_reason: str
-
-
-def _read(reply: Any) -> _Answer:
-    choice = reply["choices"][0]
-    message = choice["message"]
-    tokens = (choice.get("logprobs") or {}).get("content") or []
-    return _Answer(
-        reasoning=(message.get("reasoning_content") or message.get("reasoning") or "").strip(_SPACE),
-        content=message.get("content") or "",
-        pieces=[bytes(b) if (b := t.get("bytes")) is not None else t["token"].encode() for t in tokens],
-        logprobs=[t.get("logprob") for t in tokens],
-        finish_reason=str(choice.get("finish_reason") or "unknown"),
-    )
-
-
-def _completion(position: int, answer: _Answer, source: str) -> Completion:
-    """Turn a reply into a completion; raises EndpointError where it lacks what the method needs."""
-    logprobs = np.array([np.nan if p is None else p for p in answer.logprobs], dtype=np.float32)
-    if not np.isfinite(logprobs).all() or (not answer.pieces and (answer.reasoning or answer.content)):
-        raise EndpointError(
-            f"{source} returns no log-probabilities; the method needs them: switch `logprobs` on at the server,"
-            " take a provider that supports it, or run the model here with kind = 'vllm'"
-        )
-    text, token_bytes = align(answer.pieces, answer.reasoning, answer.content, ended=answer.finish_reason == "stop")
-    if token_bytes is None:
-        raise EndpointError(
-            f"{source}: its tokens spell {sum(map(len, answer.pieces))} bytes, its text has {len(text.encode())};"
-            " the server must give `logprobs` with `bytes` for the whole answer, reasoning included"
-        )
-    return Completion(position, text, np.zeros(0, np.int32), logprobs, token_bytes, answer.finish_reason)
-
-
-def align(pieces: list[bytes], reasoning: str, content: str, *, ended: bool) -> tuple[str, Lengths | None]:
-    """Join an answer that the server has split; return each token's bytes of it, or none if the tokens spell another.
-
-    The text is `<think>`, reasoning, `</think>`, content, with the line breaks usual between them. Tokens may spell
-    the tags in this way, otherwise, or not at all: then the tags' bytes belong to the token before (the opening's to
-    the first). A last token behind the text has no bytes: one that `ended` the turn, or half a character.
-    """
-    text, lengths = _fit(pieces, reasoning, content, ended=ended)
-    if lengths is None and _BAD in text:
-        # vLLM's server gives no bytes to a token that is none or half of a character, and U+FFFD to the text.
-        bare, found = _fit(pieces, reasoning.replace(_BAD, ""), content.replace(_BAD, ""), ended=ended)
-        if found is not None and bare == text.replace(_BAD, ""):
-            gaps = np.cumsum([len(part.encode()) for part in text.split(_BAD)[:-1]])
-            edges = np.cumsum([0, *found])
-            last = np.append(edges[1:] > edges[:-1], True)  # of several edges at one place
-            before = np.where(last, np.searchsorted(gaps, edges, "right"), np.searchsorted(gaps, edges))
-            before[0] = 0
-            lengths = np.diff(edges + len(_BAD.encode()) * before).astype(np.int32)
-    return text, lengths
-
-
-def _fit(pieces: list[bytes], reasoning: str, content: str, *, ended: bool) -> tuple[str, Lengths | None]:
-    pieces = _whole_characters(pieces)
-    raw = b"".join(pieces)
-    think, answer = reasoning.encode(), content.encode()
-    think_at = closing_at = answer_at = 0
-    opening = closing = b""
-    if think:
-        opening, answer = b"<think>\n", content.lstrip(_SPACE).encode()
-        think_at = found.end() if (found := _OPENED.match(raw)) else 0
-        closing_at = answer_at = think_at + len(think)
-        found = _CLOSED.match(raw, closing_at)
-        # Where neither an answer nor a tag shows that the thought was ended, the text does not say so.
-        if found and (answer or found.group(1)):
-            closing, answer_at = b"\n</think>\n\n", found.end()
-    end, text = answer_at + len(answer), opening + think + closing + answer
-    rest = raw[end:].strip()
-    fits = raw[think_at:closing_at] == think and raw[answer_at:end] == answer
-    if not fits or rest not in (b"", _BAD.encode(), *([pieces[-1].strip()] if ended and pieces else [])):
-        return text.decode(), None
-    raw_bounds = np.array([0, think_at, closing_at, answer_at, end])
-    text_bounds = np.cumsum([0, len(opening), len(think), len(closing), len(answer), 0])
-    edges = np.cumsum([0, *map(len, pieces)])
-    part = np.searchsorted(raw_bounds, edges, side="right") - 1
-    moved = np.minimum(text_bounds[part] + edges - raw_bounds[part], text_bounds[part + 1])
-    moved[0] = 0
-    return text.decode(), np.diff(moved).astype(np.int32)
-
-
-def _whole_characters(pieces: list[bytes]) -> list[bytes]:
-    """Write bytes that are no UTF-8 as U+FFFD, as servers do in the text; a split character goes to its last token."""
-    with suppress(UnicodeDecodeError):
-        b"".join(pieces).decode()
-        return pieces
-    decoder = getincrementaldecoder("utf-8")(errors="replace")
-    return [decoder.decode(p, final=i + 1 == len(pieces)).encode() for i, p in enumerate(pieces)]
+class _End:
+    error: BaseException | None

@@ -63,7 +63,7 @@ def run(
 
         params = SamplingParams(config.temperature, config.top_p)
         label = f"{out.parent.name}: evaluate"
-        timing = collect(journal, request, row, lambda: open_sampler(student, model), params, label)
+        timing = collect(journal, request, row, lambda _: open_sampler(student, model), params, label)
         return journal.publish(_accuracy(journal, len(questions), config.num_samples), **timing)
 
 

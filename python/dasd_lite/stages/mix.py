@@ -22,7 +22,7 @@ from dasd_lite.dataset import Identity, batches, begin, identify, is_finished, r
 from dasd_lite.errors import DataError
 from dasd_lite.journal import Journal
 from dasd_lite.records import ROLLOUT, derive_seed, digest
-from dasd_lite.sampler import Completion, Request, SamplingParams, open_sampler
+from dasd_lite.sampler import Completion, Request, SamplingParams, Tally, open_sampler, source
 from dasd_lite.sampler.collect import collect, token_columns
 
 VERSION = 1
@@ -41,16 +41,17 @@ def run(
     *,
     seed: int,
     sampled: Path | None = None,
+    spent: Tally | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
     """Write mixed-policy rollouts into `out`; returns its manifest.
 
     `selected` holds the teacher's kept answers, `model` the trained student's weights. `sampled`, where
-    those answers come from, is held against the teacher: it must be the same. Raises DataError when no
-    answer of the student is cut off.
+    those answers come from, is held against the teacher: it must be the same. `spent` is what other
+    stages have asked of the teacher, and counts against its budget. Raises DataError when no answer of
+    the student is cut off.
     """
-    source = digest(semantic(teacher)) if teacher.kind == "endpoint" else model_folder(teacher.model, weights=True)
-    inputs = {"selected": selected, "model": model, "teacher": source}
+    inputs = {"selected": selected, "model": model, "teacher": source(teacher)}
     options = {**semantic(config), "seed": seed, "student": engine(student), "teacher": engine(teacher)}
     identity = identify("mix", VERSION, options, inputs)
     if is_finished(out, identity, force=force):
@@ -64,7 +65,8 @@ def run(
     questions = _questions(selected, config, seed)
     started = _student_answers(questions, model, student, config, out / "student", identity, seed, out.parent.name)
     placed = [pair for row in started if (pair := _cut_off(row, seed))]
-    cut = placed if isinstance(source, str) else _with_room(placed, Chat(source))
+    tokenizer = teacher.tokenizer if teacher.kind == "endpoint" else teacher.model
+    cut = _with_room(placed, Chat(model_folder(tokenizer))) if tokenizer else placed
     counts = {
         "prompts": len(questions),
         "cut_off": len(started),
@@ -97,7 +99,16 @@ def run(
     with Journal(out, identity, ROLLOUT, len(cut), config=config) as journal:
         label = f"{out.parent.name}: teacher ends"
         params = SamplingParams(config.temperature, config.top_p)
-        timing = collect(journal, request, row, lambda: open_sampler(teacher), params, label)
+        timing = collect(
+            journal,
+            request,
+            row,
+            lambda tally: open_sampler(teacher, spent=tally),
+            params,
+            label,
+            prices=teacher.prices if teacher.kind == "endpoint" else None,
+            spent=spent,
+        )
         return journal.publish(counts, **timing)
 
 
@@ -152,7 +163,7 @@ def _student_answers(
 
             params = SamplingParams(config.temperature, config.top_p)
             label = f"{phase}: student begins"
-            timing = collect(journal, request, row, lambda: open_sampler(student, model), params, label)
+            timing = collect(journal, request, row, lambda _: open_sampler(student, model), params, label)
             journal.publish({"prompts": len(questions)}, **timing)
     cut = (batch.filter(pc.field("finish_reason") == "length") for batch in batches(folder, "rollouts", columns))
     return [row for batch in cut for row in batch.to_pylist()]

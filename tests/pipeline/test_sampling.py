@@ -1,0 +1,266 @@
+"""`dasd-lite run` and `sample` against a real server that misbehaves: every answer once, nothing paid for twice."""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tests.conftest import ENVIRONMENT
+from tests.server import END, Answer, ChatServer, pieces_of
+
+KILLS = int(os.environ.get("DASD_KILLS", "20"))
+FAULTS = ["429 0.2", "500", "503", "cut", "garbage", "empty", "twice", "hang"]
+
+
+def thinks(body):
+    """A thought and an answer that depend on question and seed alone; half a thought to who asks for half."""
+    if "seed" not in body:  # what asks whether a prefix is continued
+        return Answer("x", [b"x"])
+    question = body["messages"][-1]["content"]
+    rng = random.Random(f"{question} {body['seed']}")
+    steps = " ".join(f"Step {i} gives {rng.randrange(10)}." for i in range(rng.randrange(3, 9)))
+    pieces = [*pieces_of(f"<think>\n{steps}\n</think>\n\nAnswer: {rng.randrange(10)}"), END]
+    content = b"".join(pieces[:-1]).decode().split("</think>\n\n")[1]
+    return Answer(content, pieces, {"reasoning_content": steps})
+
+
+RECIPE = """\
+seed = 3
+out = "run"
+[prompts]
+path = "questions.jsonl"
+[teacher]
+kind = "endpoint"
+model = "teacher"
+base_urls = {urls}
+api_key_env = "NO_SUCH_KEY"
+concurrency = 8
+timeout_s = 1.0
+prices = {{ input = 1.0, output = 10.0 }}
+[student]
+kind = "transformers"
+model = "demo:student"
+[sample]
+num_samples = 2
+max_tokens = 192
+[select]
+max_duplicate_lines = 1.0
+max_duplicate_sentences = 1.0
+[pack]
+seq_len = 512
+[train]
+epochs = 1
+learning_rate = 1e-3
+[[phase]]
+name = "low"
+sample.temperature = 0.6
+"""
+
+
+def write(folder, num, *servers):
+    """Write a recipe and `num` questions."""
+    (folder / "run.toml").write_text(RECIPE.format(urls=json.dumps([server.url for server in servers])))
+    questions = [json.dumps({"prompt": f"How much is {i} + {i}?"}) for i in range(num)]
+    (folder / "questions.jsonl").write_text("\n".join(questions))
+
+
+def rollouts(folder):
+    """Every row of the finished folder, after a look at what it names."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    names = [shard["file"] for shard in manifest["tables"]["rollouts"]]
+    assert sorted(names) == sorted(p.name for p in folder.glob("rollouts-*"))
+    return [row for name in names for row in pq.read_table(folder / name).to_pylist()]
+
+
+def assert_all_once(rows, num):
+    assert len(rows) == 2 * num
+    assert len({(row["prompt_uid"], row["index"]) for row in rows}) == 2 * num
+    assert len({row["uid"] for row in rows}) == 2 * num
+    for row in rows:
+        body = {"messages": row["messages"], "seed": 0}
+        assert row["completion"].startswith("<think>\nStep 0 gives"), body
+        assert sum(row["token_bytes"]) == len(row["completion"].encode())
+        assert len(row["token_bytes"]) == len(row["logprobs"]) and np.isfinite(row["logprobs"]).all()
+
+
+def of_the_run(bodies, temperature=0.6, max_tokens=192):
+    """The requests that are no part of the probe."""
+    return [b for b in bodies if b["temperature"] == temperature and b["max_tokens"] == max_tokens]
+
+
+def test_probe_trial_run_and_nothing_paid_twice(tmp_path, cli):
+    with ChatServer(answer=thinks) as server:
+        write(tmp_path, 40, server)
+        ended = cli("run", "run.toml", cwd=tmp_path)
+        assert ended.rc == 0, ended.stderr
+        asked = len(server.asked)
+        assert cli("run", "run.toml", cwd=tmp_path).stdout.startswith("Nothing to do.")
+        assert len(server.asked) == asked
+    lines = ended.stdout.splitlines()
+    assert lines[0].split() == [
+        *("endpoint", "logprobs", "raw", "bytes", "thinking", "seed", "n", "=", "2"),
+        *("noise", "continues", "answers", "as"),
+    ]
+    assert "teacher" in lines[1] and "own field" in lines[1]
+    order = [line.split()[1] for line in lines if line.startswith("trial: ")]
+    order += [line.split()[0] for line in lines if line.startswith("low/")]
+    assert order == [f"low/{stage}" for stage in ("sample", "score", "select", "pack", "train")] * 2
+    assert_all_once(rollouts(tmp_path / "run/low/sample"), 40)
+    real = of_the_run(server.asked)
+    assert len(real) == 80, "the trial's answers are taken over"
+    assert len({(b["messages"][-1]["content"], b["seed"]) for b in real}) == 80
+    assert re.search(r"low/sample +80 rollouts of 40 prompts, .*cost 0\.\d\d", ended.stdout)
+    tokens = sum(len(row["logprobs"]) for row in rollouts(tmp_path / "run/low/sample"))
+    timing = json.loads((tmp_path / "run/low/sample/timing.json").read_text())
+    assert timing["completion_tokens"] == tokens
+    assert timing["cost"] == pytest.approx((timing["prompt_tokens"] + 10 * tokens) / 1e6)
+
+
+def test_a_fatal_finding_stops_before_the_first_answer(tmp_path, cli):
+    for habit, words in (("no logprobs", "switch `logprobs` on"), ("tempered", "--logprobs-mode raw_logprobs")):
+        with ChatServer(answer=thinks, habits=[habit]) as server:
+            write(tmp_path, 40, server)
+            for command in ("run", "sample", "check"):
+                ended = cli(command, "run.toml", cwd=tmp_path)
+                assert ended.rc == 2
+                (line,) = ended.stderr.splitlines()
+                assert words in line and server.url in line
+            assert not of_the_run(server.asked)
+        assert not (tmp_path / "run/low").exists()
+
+
+def test_a_budget_is_one_for_the_whole_run_and_raising_it_goes_on(tmp_path, cli):
+    with ChatServer(answer=thinks) as server:
+        write(tmp_path, 60, server)
+        ended = cli("sample", "run.toml", "teacher.budget={ max_tokens = 3000 }", cwd=tmp_path)
+        assert ended.rc == 2
+        assert re.search(r"teacher\.budget\.max_tokens = 3,000: [\d,]+ are used; raise it", ended.stderr)
+        first = len(of_the_run(server.asked))
+        assert 0 < first < 120
+        ended = cli("sample", "run.toml", "teacher.budget={ max_cost = 100.0 }", cwd=tmp_path)
+        assert ended.rc == 0, ended.stderr
+    assert len(of_the_run(server.answered)) == 120
+    assert_all_once(rollouts(tmp_path / "run/low/sample"), 60)
+
+
+def sample_seconds(folder, cli, faults, num=400):
+    """Sample with 30 % of the requests at fault; how long the stage took, the server, and its rows."""
+    rng = random.Random(1)
+    chosen = {i: rng.choice(FAULTS) for i in range(20, 3 * num) if rng.random() < 0.3} if faults else {}
+    chosen |= {100: "big", 500: "big"} if faults else {}
+    with ChatServer(chosen, answer=thinks, delay_s=0.1) as server:
+        write(folder, num, server)
+        ended = cli("sample", "run.toml", cwd=folder)
+        assert ended.rc == 0, ended.stderr
+    seconds = json.loads((folder / "run/low/sample/timing.json").read_text())["seconds"]
+    return seconds, server, rollouts(folder / "run/low/sample")
+
+
+def test_faults_on_30_percent_of_the_requests(tmp_path, cli):
+    """Every answer once, none twice, in at most three times the time without faults."""
+    found = {}
+    for name in ("without", "with"):
+        (tmp_path / name).mkdir()
+        seconds, server, rows = sample_seconds(tmp_path / name, cli, faults=name == "with")
+        assert_all_once(rows, 400)
+        found[name] = seconds
+        answered = Counter((b["messages"][-1]["content"], b["seed"]) for b in of_the_run(server.answered))
+        assert len(answered) == 800
+        if name == "without":
+            assert set(answered.values()) == {1}
+    assert len(of_the_run(server.asked)) > 1000, "the faults were met"
+    assert found["with"] <= 3 * found["without"], found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_again_and_again_nothing_is_lost_twice_or_paid_twice(tmp_path):
+    """kill -9 in the middle of 400 prompts: at most `concurrency` requests are paid for again per kill."""
+    rng, kills = random.Random(2), 0
+    environment = os.environ | ENVIRONMENT
+    with ChatServer(answer=thinks, delay_s=0.02) as server:
+        write(tmp_path, 400, server)
+        command = [sys.executable, "-m", "dasd_lite", "sample", "run.toml"]
+        while kills < KILLS:
+            wanted = len(of_the_run(server.asked)) + 1 + rng.randrange(1100 // KILLS)
+            process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+            while process.poll() is None and len(of_the_run(server.asked)) < wanted:
+                time.sleep(0.001)
+            time.sleep(rng.random() * 0.02)
+            process.send_signal(signal.SIGKILL)
+            if process.wait() != -signal.SIGKILL:
+                break
+            kills += 1
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert kills == KILLS, f"the run ended after {kills} kills"
+    assert_all_once(rollouts(tmp_path / "run/low/sample"), 400)
+    assert len({(b["messages"][-1]["content"], b["seed"]) for b in of_the_run(server.asked)}) == 800
+    assert len(of_the_run(server.asked)) - 800 <= 8 * kills
+
+
+def test_two_servers_one_of_them_dead(tmp_path, cli):
+    with socket.socket() as taken, ChatServer(answer=thinks) as server:
+        taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        dead = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        write(tmp_path, 20, server)
+        urls = f"teacher.base_urls={json.dumps([server.url, dead])}"
+        ended = cli("sample", "run.toml", urls, cwd=tmp_path)
+        assert ended.rc == 0, ended.stderr
+        assert_all_once(rollouts(tmp_path / "run/low/sample"), 20)
+        assert f"{dead}" in ended.stdout and "not now" in ended.stdout
+        ended = cli("sample", "run.toml", f'teacher.base_urls=["{dead}"]', "out='other'", cwd=tmp_path)
+    assert ended.rc == 2 and f"teacher: no server can be reached: {dead}: " in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "faults", "words"),
+    [
+        ((), {-1: "401"}, ["401 Unauthorized", "the environment variable NO_SUCH_KEY, which is not set"]),
+        (("teacher.model='techer'",), {}, ["the server must know model = 'techer'; it has teacher"]),
+        (("teacher.base_urls=['{url}/v1']",), {}, ["base_urls has /v1 twice; write {url}"]),
+        (("teacher.base_urls=['{host}']",), {}, ["base_urls end with /v1 at most servers; try {url}"]),
+        (("teacher.base_urls=['{tls}']",), {}, ["no TLS connection", "write http:// if the server speaks no TLS"]),
+        (("teacher.base_urls=['localhost:8000/v1']",), {}, ["is no address; one looks like http://localhost:8000/v1"]),
+        (("teacher.tokenizer='nowhere'",), {}, ["model = 'nowhere': no such folder"]),
+        (("teacher.logprobs=false",), {}, ["select.rule = 'count' needs log-probabilities", "use 'random' or 'all'"]),
+        (("teacher.budget.max_cost=5.0", "teacher.prices=0"), {}, ["teacher.prices"]),
+    ],
+)
+def test_what_is_wrong_with_an_endpoint_is_one_line_before_anything_is_spent(tmp_path, cli, overrides, faults, words):
+    with ChatServer(faults, answer=thinks) as server:
+        write(tmp_path, 20, server)
+        names = {
+            "url": server.url,
+            "host": server.url.removesuffix("/v1"),
+            "tls": server.url.replace("http:", "https:"),
+        }
+        for command in ("run", "check"):
+            ended = cli(command, "run.toml", *(override.format(**names) for override in overrides), cwd=tmp_path)
+            assert ended.rc == 2, ended.stdout
+            assert "Traceback" not in ended.stderr
+            for word in words:
+                assert word.format(**names) in ended.stderr, ended.stderr
+            assert all(line.startswith("dasd-lite: ") for line in ended.stderr.splitlines())
+        assert not of_the_run(server.asked)
+    assert not list((tmp_path / "run").rglob("*.parquet"))
+
+
+def test_a_provider_without_logprobs_serves_a_phase_that_needs_none(tmp_path, cli):
+    with ChatServer(answer=thinks, habits=["refuses logprobs"]) as server:
+        write(tmp_path, 20, server)
+        ended = cli("run", "run.toml", "teacher.logprobs=false", "select.rule='random'", cwd=tmp_path)
+    assert ended.rc == 0, ended.stderr
+    assert "not asked for" in ended.stdout
+    rows = rollouts(tmp_path / "run/low/sample")
+    assert len(rows) == 40 and all(row["logprobs"] is None for row in rows)
+    assert all(row["completion"].startswith("<think>\nStep 0 gives") for row in rows)

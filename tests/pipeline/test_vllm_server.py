@@ -1,0 +1,213 @@
+"""Two real vLLM servers behind one `base_urls`: the demo's teacher served, asked by token ids and through chat."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tests.conftest import ENVIRONMENT
+
+from dasd_lite.config import EndpointModel
+from dasd_lite.sampler import Request, SamplingParams, open_sampler
+from dasd_lite.sampler.probe import Needs, probe
+
+NUM = 24
+READY_S = 300
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def answers(url):
+    try:
+        with urllib.request.urlopen(f"{url}/models", timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def urls(demo, tmp_path_factory):
+    """Base URLs of two servers of the demo's teacher, started side by side; they end with the tests."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vllm is not installed")
+    environment = os.environ | ENVIRONMENT
+    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(demo / "teacher")]
+    command += ["--served-model-name", "teacher", "--enforce-eager", "--dtype", "float32", "--host", "127.0.0.1"]
+    log = tmp_path_factory.mktemp("servers") / "log"
+    servers, found = [], []
+    try:
+        with log.open("wb") as file:
+            for port in (free_port(), free_port()):
+                started = [*command, "--port", str(port)]
+                # A session of its own: the engine is a process beside the server and must end with it.
+                servers.append(
+                    subprocess.Popen(started, env=environment, stdout=file, stderr=file, start_new_session=True)
+                )
+                found.append(f"http://127.0.0.1:{port}/v1")
+        deadline = time.monotonic() + READY_S
+        while not all(answers(url) for url in found):
+            ended = any(server.poll() is not None for server in servers)
+            assert not ended and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.5)
+        yield found
+    finally:
+        for server in servers:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def model(urls, **options):
+    return EndpointModel(kind="endpoint", model="teacher", base_urls=urls, api_key_env="NO_SUCH_KEY", **options)
+
+
+@pytest.fixture(scope="module")
+def questions(demo):
+    with (demo / "train.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(next(file))["prompt"] for _ in range(NUM)]
+
+
+def requests(questions, prefixes=()):
+    prefixes = prefixes or [""] * len(questions)
+    return [
+        Request(i, ({"role": "user", "content": question},), 160, seed=i, prefix=prefix)
+        for i, (question, prefix) in enumerate(zip(questions, prefixes, strict=True))
+    ]
+
+
+def complete(sampler, asked, temperature=0.6):
+    return sorted(sampler.complete(asked, SamplingParams(temperature)), key=lambda c: c.position)
+
+
+@pytest.fixture(scope="module")
+def sampled(urls, demo, questions):
+    return complete(open_sampler(model(urls, tokenizer=str(demo / "teacher"))), requests(questions))
+
+
+@pytest.mark.parametrize("by_ids", [True, False])
+def test_the_probe_finds_nothing_to_mend(urls, demo, questions, by_ids):
+    teacher = model(urls, tokenizer=str(demo / "teacher") if by_ids else None)
+    for server in probe(teacher, ({"role": "user", "content": questions[0]},), Needs(prefix=True, reading=by_ids)):
+        found = {item.name: item.found for item in server.items}
+        assert not [item for item in server.items if item.fatal]
+        assert found["raw"] == found["logprobs"] == "yes"
+        assert found["bytes"] == ("token ids" if by_ids else "add up")
+        assert found["seed"] == "works"
+        assert found.get("reads") == ("yes" if by_ids else None)
+        assert found["continues"] == ("token ids" if by_ids else "chat: continue_final_message")
+
+
+def test_token_ids_give_what_chat_gives(urls, questions, sampled):
+    by_chat = complete(open_sampler(model(urls)), requests(questions))
+    assert [c.text for c in by_chat] == [c.text for c in sampled]
+    for one, other in zip(by_chat, sampled, strict=True):
+        np.testing.assert_array_equal(one.token_bytes, other.token_bytes)
+        np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=1e-5)
+        assert one.finish_reason == other.finish_reason == "stop"
+        assert one.prompt_tokens == other.prompt_tokens > 0
+
+
+def test_a_stream_gives_the_same(urls, demo, questions, sampled):
+    streamed = complete(open_sampler(model(urls, tokenizer=str(demo / "teacher"), stream=True)), requests(questions))
+    for one, other in zip(streamed, sampled, strict=True):
+        assert one.text == other.text
+        np.testing.assert_array_equal(one.token_ids, other.token_ids)
+        np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=1e-5)
+    through_chat = complete(open_sampler(model(urls, stream=True)), requests(questions))
+    assert [c.text for c in through_chat] == [c.text for c in sampled]
+
+
+def test_logprobs_are_raw_and_reading_gives_the_same(urls, demo, questions, sampled):
+    from dasd_lite.student import load_model, plain_logprobs
+
+    sampler = open_sampler(model(urls, tokenizer=str(demo / "teacher")))
+    prompts = [sampler.chat.prompt_ids(request.messages) for request in requests(questions)]
+    sequences = [(c.position, np.concatenate([prompts[c.position], c.token_ids])) for c in sampled]
+    read = {position: logprobs for position, logprobs, _ in sampler.score(sequences)}
+    reference = load_model(demo / "teacher", dtype="float32", device="cpu")
+    assert sorted(read) == list(range(NUM))
+    for position, ids in sequences:
+        expected = plain_logprobs(reference, ids)
+        np.testing.assert_allclose(read[position], expected, rtol=0, atol=1e-4)
+        answer = expected[len(prompts[position]) :]
+        np.testing.assert_allclose(sampled[position].logprobs, answer, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("by_ids", [True, False])
+def test_a_given_prefix_is_continued_where_it_ends(urls, demo, questions, sampled, by_ids):
+    prefixes = [c.text[: c.text.index(" ", len(c.text) // 2)] for c in sampled]
+    sampler = open_sampler(model(urls, tokenizer=str(demo / "teacher") if by_ids else None))
+    done = complete(sampler, requests(questions, prefixes))
+    for completion, prefix in zip(done, prefixes, strict=True):
+        assert completion.text.startswith(" ") and not completion.text.lstrip().startswith("<think>")
+        assert (prefix + completion.text).count("<think>") == 1
+        assert completion.token_bytes.sum() == len(completion.text.encode())
+        assert len(completion.logprobs) == len(completion.token_bytes)
+
+
+def test_a_prompt_over_the_context_is_named_before_anything_is_sampled(urls, demo, questions):
+    from dasd_lite.errors import DataError
+
+    sampler = open_sampler(model(urls, tokenizer=str(demo / "teacher")))
+    asked = requests([*questions[:1], "and " * 600])
+    with pytest.raises(DataError, match=r"request 1: its prompt of \d+ tokens leaves no room"):
+        complete(sampler, asked)
+
+
+RECIPE = """
+seed = 1
+out = "run"
+prompts = {{ path = "demo:train.jsonl", limit = 24 }}
+teacher = {teacher}
+student = {{ kind = "transformers", model = "demo:student", batch_size = 8 }}
+sample = {{ num_samples = 2, max_tokens = 160 }}
+select = {{ max_duplicate_lines = 1.0, max_duplicate_sentences = 1.0 }}
+pack = {{ seq_len = 256 }}
+train = {{ epochs = 2, grad_accum_steps = 1, learning_rate = 1e-3 }}
+[[phase]]
+name = "low"
+sample.temperature = 0.6
+[[phase]]
+name = "mixed"
+source = "mix"
+mix = {{ cap = 0.6, num_prompts = 12, max_tokens = 160 }}
+select.rule = "all"
+train.epochs = 1
+"""
+
+
+@pytest.mark.slow
+def test_one_recipe_with_vllm_here_and_with_vllm_behind_a_server(urls, demo, tmp_path, cli):
+    """The same seeds, the same engine: the same answers, whether the teacher runs here or is served."""
+    teachers = {
+        "vllm": '{ kind = "vllm", model = "demo:teacher", dtype = "float32", enforce_eager = true }',
+        "endpoint": f'{{ kind = "endpoint", model = "teacher", base_urls = {json.dumps(urls)},'
+        f' tokenizer = "{demo / "teacher"}", api_key_env = "NO_SUCH_KEY" }}',
+    }
+    found = {}
+    for name, teacher in teachers.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "run.toml").write_text(RECIPE.format(teacher=teacher))
+        ended = cli("run", "run.toml", cwd=folder, VLLM_CPU_KVCACHE_SPACE="1", TORCHDYNAMO_DISABLE="1")
+        assert ended.rc == 0, ended.stderr
+        assert (folder / "run/mixed/train/model/model.safetensors").exists()
+        rows = pq.read_table(folder / "run/low/sample/rollouts-00000.parquet").to_pylist()
+        found[name] = [(row["prompt_uid"], row["index"], row["completion"]) for row in rows]
+        mixed = pq.read_table(folder / "run/mixed/mix/rollouts-00000.parquet").to_pylist()
+        assert mixed and all(row["prefix_bytes"] > 0 for row in mixed)
+    same = sum(one == other for one, other in zip(*found.values(), strict=True))
+    assert len(found["vllm"]) == 48 and same >= 46, f"{same} of 48 answers are the same"

@@ -1,0 +1,151 @@
+"""The probe: what it finds out about servers of many habits, in a few hundred tokens, and what it lets pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.server import END, Answer, ChatServer, pieces_of
+
+from dasd_lite.config import Budget, EndpointModel
+from dasd_lite.sampler import servers
+from dasd_lite.sampler.probe import Finding, Needs, probe, spread
+
+QUESTION = ({"role": "user", "content": "How much is 2 + 2?"},)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "BACKOFF_S", 0.01)
+
+
+def thinks(body: dict[str, Any]) -> Answer:
+    """Answer with a thought in a field of its own; the seed changes it, nothing else does."""
+    seed = body["seed"] if body["temperature"] else 0
+    text = f"two and two, seed {seed}"
+    pieces = [*pieces_of(f"<think>\n{text}\n</think>\n\n4"), END]
+    return Answer("4", pieces[: body["max_tokens"]], {"reasoning_content": text})
+
+
+def answer(body: dict[str, Any]) -> Answer:
+    if "seed" not in body:  # what asks whether a prefix is continued
+        return Answer("x", [b"x"])
+    return thinks(body)
+
+
+def found(server: ChatServer, needs: Needs | None = None, **options: Any) -> dict[str, Finding]:
+    defaults = {"api_key_env": "NO_SUCH_KEY", "timeout_s": 5.0}
+    model = EndpointModel(kind="endpoint", model="teacher", base_urls=[server.url], **{**defaults, **options})
+    (findings,) = probe(model, QUESTION, needs or Needs())
+    assert findings.base_url == server.url
+    return {item.name: item for item in findings.items}
+
+
+def fatal(items: dict[str, Finding]) -> set[str]:
+    return {name for name, item in items.items() if item.fatal}
+
+
+def test_a_good_server() -> None:
+    with ChatServer(answer=answer, habits=["continue"]) as server:
+        items = found(server, Needs(prefix=True))
+    assert {name: item.found for name, item in items.items()} == {
+        "answers as": "teacher",
+        "logprobs": "yes",
+        "bytes": "add up",
+        "raw": "yes",
+        "noise": "0",
+        "thinking": "own field",
+        "seed": "works",
+        "n = 2": "yes",
+        "continues": "chat: continue_final_message",
+    }
+    assert not fatal(items)
+    assert len(server.asked) < 30
+    assert sum(body["max_tokens"] for body in server.asked) < 500
+
+
+@pytest.mark.parametrize(
+    ("habit", "name", "word", "remedy"),
+    [
+        ("tempered", "raw", "tempered", "--logprobs-mode raw_logprobs"),
+        ("no logprobs", "logprobs", "none", "kind = 'vllm'"),
+        ("refuses logprobs", "logprobs", "refused", "take a provider that returns them"),
+    ],
+)
+def test_what_the_method_cannot_do_without_is_fatal(habit: str, name: str, word: str, remedy: str) -> None:
+    with ChatServer(answer=answer, habits=[habit]) as server:
+        items = found(server)
+    assert fatal(items) == {name}
+    assert items[name].found == word
+    assert remedy in items[name].remedy
+
+
+def test_tempered_ones_do_at_temperature_1() -> None:
+    with ChatServer(answer=answer, habits=["tempered"]) as server:
+        items = found(server, Needs(tempered=False))
+    assert items["raw"].found == "tempered" and not fatal(items)
+
+
+def test_what_cannot_be_found_out_is_unknown() -> None:
+    with ChatServer(answer=answer, habits=["no alternatives"]) as server:
+        items = found(server)
+    assert items["raw"].found == "unknown" and "temperature 1" in items["raw"].remedy
+
+
+def test_seeds_and_several_answers() -> None:
+    with ChatServer(answer=answer, habits=["no seed", "no n"]) as server:
+        items = found(server)
+    assert items["seed"].found == "ignored" and items["n = 2"].found == "ignored"
+    with ChatServer(answer=lambda body: answer({**body, "seed": 1})) as server:
+        assert found(server)["seed"].found == "no effect seen"
+
+
+def test_a_teacher_that_does_not_think() -> None:
+    with ChatServer() as server:  # no thinking part in its answers
+        assert fatal(found(server)) == {"thinking"}
+        assert "select.require_think = false" in found(server)["thinking"].remedy
+        assert not fatal(found(server, Needs(thinking=False)))
+
+
+def test_no_continuation_is_fatal_only_where_there_is_a_mixed_phase() -> None:
+    with ChatServer(answer=answer) as server:
+        assert not fatal(found(server))
+        items = found(server, Needs(prefix=True))
+    assert fatal(items) == {"continues"} and server.url in items["continues"].remedy
+
+
+def test_bytes_that_do_not_add_up() -> None:
+    with ChatServer({0: "wrong bytes"}, answer=answer) as server:
+        assert fatal(found(server)) == {"bytes"}
+
+
+def test_no_usage_and_a_budget() -> None:
+    with ChatServer(answer=answer, habits=["no usage"]) as server:
+        assert not fatal(found(server))
+        assert fatal(found(server, budget=Budget(max_tokens=1000))) == {"usage"}
+
+
+@pytest.mark.parametrize(("fault", "words"), [("401", "NO_SUCH_KEY, which is not set"), ("404", "it has teacher")])
+def test_a_server_that_does_not_answer(fault: str, words: str) -> None:
+    with ChatServer({-1: fault}, answer=answer) as server:
+        items = found(server)
+    assert fatal(items) == {"answers"} and words in items["answers"].remedy
+
+
+def test_troubles_that_pass_are_lived_through() -> None:
+    faults = {0: "503", 1: "429 0.01", 2: "cut", 5: "garbage"}
+    with ChatServer(faults, answer=answer) as server:
+        assert not fatal(found(server))
+
+
+def test_a_vllm_server_gets_the_advice_to_name_its_tokenizer() -> None:
+    with ChatServer(answer=answer, habits=["vllm"]) as server:
+        assert "teacher.tokenizer = '/models/teacher'" in found(server)["answers as"].remedy
+
+
+def test_spread() -> None:
+    raw = {"a": -0.1, "b": -2.5, "c": -5.0}
+    assert spread(raw, raw) == pytest.approx(1)
+    assert spread(raw, {name: 2 * p + 0.7 for name, p in raw.items()}) == pytest.approx(2)
+    assert spread(raw, {"a": -0.1}) is None
+    assert spread({"a": -1.0, "b": -1.01}, {"a": -1.0, "b": -1.02}) is None
