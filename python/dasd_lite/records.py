@@ -57,9 +57,21 @@ SCORE = pa.schema(
         ("num_teacher_tokens", pa.int64()),
         ("ids", TOKENS),  # prompt, completion and end token in the student's vocabulary: what was scored
         ("num_context_tokens", pa.int64()),  # ids before this one are the prompt
+        ("rank_sum", pa.int64()),  # Σ min(rank, 100) of answer and end token by the student; null: not told
+        ("surprisal_sum", pa.float64()),  # Σ −log p of the same tokens by the student
     ]
 )
-"""What score writes, one row per rollout."""
+"""What score writes, one row per rollout. One over the student's context has no p_student and nulls."""
+
+READING = pa.schema(
+    [
+        ("uid", pa.string()),  # of the rollout
+        ("token_ids", TOKENS),  # of its completion in the teacher's vocabulary
+        ("logprobs", pa.large_list(pa.float32())),  # null: over the teacher's context
+        ("token_bytes", TOKENS),
+    ]
+)
+"""What score keeps of answers that the teacher has read, in a folder of its own."""
 
 KEPT = pa.schema(
     [

@@ -1,10 +1,7 @@
-"""The student: load it, score and train on packed documents, save it.
+"""The student: load it, make it trainable, save it.
 
-Input: a model folder on disk. Invariants: documents of a row never see each other; full logits
-[T, vocabulary] never exist, only those of one chunk of positions; log-probabilities are natural and
-float32, of the model at temperature 1; a model folder appears whole or not at all.
-
-Shapes: T tokens of a flat row of documents, C targets of one chunk, V vocabulary, E hidden size.
+Input: a model folder on disk. Invariant: a model folder appears whole or not at all. What it says about packed
+documents, their log-probabilities and their loss, is in logprobs.py.
 """
 
 from __future__ import annotations
@@ -13,31 +10,31 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from dasd_lite.attention import PACKED, Documents, register
+from dasd_lite.attention import PACKED, register
 from dasd_lite.checkpoint import saving
 from dasd_lite.config import Dtype, Full, Lora
 from dasd_lite.dataset import sync_file, sync_folder
-from dasd_lite.errors import ConfigError, MissingExtraError, TrainError
+from dasd_lite.errors import ConfigError, MissingExtraError
+from dasd_lite.logprobs import causal_model as causal_model
+from dasd_lite.logprobs import loss_sum as loss_sum
+from dasd_lite.logprobs import plain_logprobs as plain_logprobs
+from dasd_lite.logprobs import target_logprobs as target_logprobs
+from dasd_lite.logprobs import target_positions as target_positions
 from dasd_lite.rows import Row
 
 try:
     import torch
-    import torch.nn.functional as F
-    from torch.utils.checkpoint import checkpoint
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
-Ids = npt.NDArray[np.integer[Any]]
 _SIDE_FILES = (".json", ".jinja", ".model", ".txt", ".py", ".tiktoken")  # what is beside the weights
-LOGIT_BYTES = 256 << 20  # of one chunk's float32 logits; the loss needs about three times this
 
 
 # It asks for a package of faster CPU kernels, for LoRA too, where nothing is in 4 bits.
@@ -147,11 +144,6 @@ def quiet() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-def causal_model(model: Any) -> Any:
-    """Return the transformers model within an adapter, or the model itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
 @dataclass(frozen=True)
 class ModelSpec:
     """What a model can read."""
@@ -178,103 +170,6 @@ def model_spec(folder: Path, *, trust_remote_code: bool = False) -> ModelSpec:
 def is_float32(model: Any) -> bool:
     """Tell whether all weights are float32; 4-bit ones are not."""
     return all(p.dtype == torch.float32 for p in model.parameters())
-
-
-# --- log-probabilities and loss ---------------------------------------------------------------------
-
-
-def target_positions(
-    loss_mask: npt.NDArray[np.bool_], doc_lengths: Sequence[int] | npt.NDArray[Any]
-) -> npt.NDArray[np.int64]:
-    """Return the positions that are trained on: masked in, and not the first of their document."""
-    lengths = np.asarray(doc_lengths, dtype=np.int64)
-    wanted = np.array(loss_mask, dtype=bool)
-    wanted[np.cumsum(lengths) - lengths] = False  # nothing predicts a first token
-    return np.flatnonzero(wanted)
-
-
-def target_logprobs(
-    model: Any, ids: Ids, doc_lengths: Sequence[int] | npt.NDArray[Any], chunk_tokens: int = 1024
-) -> npt.NDArray[np.float32]:
-    """Return the log-probability [T] of each token given those before it in its document; NaN for first tokens."""
-    positions = target_positions(np.ones(len(ids), dtype=bool), doc_lengths)
-    found = np.full(len(ids), np.nan, dtype=np.float32)
-    with torch.inference_mode():
-        hidden, target_ids = _predictions(model, ids, positions, doc_lengths)
-        head = causal_model(model).get_output_embeddings()
-        parts = [
-            -F.cross_entropy(head(h).float(), t, reduction="none")
-            for h, t in zip(hidden.split(chunk_tokens), target_ids.split(chunk_tokens), strict=True)
-        ]
-        found[positions] = torch.cat(parts).cpu().numpy()
-    return found
-
-
-def plain_logprobs(model: Any, ids: Ids) -> npt.NDArray[np.float32]:
-    """Return what target_logprobs should for one document, by way of the model's own attention and full logits.
-
-    For checks: a short document only.
-    """
-    causal = causal_model(model)
-    packed = causal.config._attn_implementation
-    causal.set_attn_implementation("sdpa")
-    try:
-        with torch.inference_mode():
-            row = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(causal.get_input_embeddings().weight.device)
-            logits = causal(input_ids=row[None], use_cache=False).logits[0]
-            found = -F.cross_entropy(logits[:-1].float(), row[1:], reduction="none").cpu().numpy()
-    finally:
-        causal.set_attn_implementation(packed)
-    return np.concatenate([np.full(1, np.nan, dtype=np.float32), found])
-
-
-def loss_sum(
-    model: Any,
-    ids: Ids,
-    loss_mask: npt.NDArray[np.bool_],
-    doc_lengths: Sequence[int] | npt.NDArray[Any],
-    chunk_tokens: int | None = None,
-) -> Any:
-    """Return Σ −log p over the target tokens, a scalar with its gradient.
-
-    With more targets than one chunk, a chunk's logits are computed again in the backward pass
-    rather than kept. `chunk_tokens` is chosen by memory when not given.
-    """
-    positions = target_positions(loss_mask, doc_lengths)
-    hidden, target_ids = _predictions(model, ids, positions, doc_lengths)
-    head = causal_model(model).get_output_embeddings()
-    chunk = chunk_tokens or max(1, LOGIT_BYTES // (4 * head.weight.shape[0]))
-    if len(positions) <= chunk:
-        return _chunk_loss(head, hidden, target_ids)
-    parts = [
-        checkpoint(_chunk_loss, head, h, t, use_reentrant=False)
-        for h, t in zip(hidden.split(chunk), target_ids.split(chunk), strict=True)
-    ]
-    return torch.stack(parts).sum()
-
-
-def _chunk_loss(head: Any, hidden_CE: Any, target_ids_C: Any) -> Any:
-    return F.cross_entropy(head(hidden_CE).float(), target_ids_C, reduction="sum")
-
-
-def _predictions(
-    model: Any, ids: Ids, positions: npt.NDArray[np.int64], doc_lengths: Sequence[int] | npt.NDArray[Any]
-) -> tuple[Any, Any]:
-    """Return the hidden states that predict `positions`, and the ids that stand there."""
-    causal = causal_model(model)
-    if causal.config._attn_implementation != PACKED:
-        # With any other attention the documents would leak into each other without a word.
-        raise TrainError(f"the model was loaded with attention {causal.config._attn_implementation!r}, not {PACKED!r}")
-    if int(np.sum(doc_lengths)) != len(ids):
-        raise TrainError(f"documents of {int(np.sum(doc_lengths))} tokens in a row of {len(ids)}")
-    device = causal.get_input_embeddings().weight.device
-    row = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(device)
-    documents = Documents.of(doc_lengths, device)
-    output = causal.base_model(
-        input_ids=row[None], position_ids=documents.position_ids, use_cache=False, documents=documents
-    )
-    at = torch.from_numpy(positions).to(device)
-    return output.last_hidden_state[0].index_select(0, at - 1), row.index_select(0, at)
 
 
 # --- training: adapters and saving ------------------------------------------------------------------

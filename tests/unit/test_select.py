@@ -283,7 +283,7 @@ def test_a_masked_prefix_is_context(run, chat):
     assert masked["ids"] == plain["ids"]
     begins = masked["num_context_tokens"]
     assert begins > plain["num_context_tokens"]
-    assert chat.spell(masked["ids"][begins:])[0] == GOOD.removeprefix(prefix)
+    assert chat.read(masked["ids"][begins:], "stop")[0] == GOOD.removeprefix(prefix)
 
 
 # --- what is refused ----------------------------------------------------------------------------------

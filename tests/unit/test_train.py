@@ -350,11 +350,11 @@ def test_a_model_folder_that_is_none(packed, tmp_path):
 
 
 def test_documents_that_leak_are_refused(tiny, packed, tmp_path, monkeypatch):
-    from dasd_lite import student
+    from dasd_lite import logprobs
 
-    of = student.Documents.of
+    of = logprobs.Documents.of
     # One document where there are several: what a wrong mask would do.
-    monkeypatch.setattr(student.Documents, "of", lambda lengths, device="cpu": of([sum(lengths)], device))
+    monkeypatch.setattr(logprobs.Documents, "of", lambda lengths, device="cpu": of([sum(lengths)], device))
     model = train.build(tiny, TrainConfig(), 0)
     with torch.no_grad():  # weights at random are next to blind to what they read
         for p in model.parameters():

@@ -1,161 +1,382 @@
-"""Score each rollout with the student: p per sentence by both models (paper section 4).
+"""Score each rollout: p per sentence by teacher and student (paper section 4).
 
 Reads rollouts and the student before training; writes one row per rollout: sentence ends, p_T and
 p_S. p of a sentence is exp(mean log-probability of the tokens that begin in it), each model on its
-own tokens of the same text. The end token belongs to no sentence.
+own tokens of the same text. The end token belongs to no sentence. The student reads every answer; the
+teacher's log-probabilities came with the answers or, with score.by = "teacher", are read by the same
+code in the folder `teacher` within this one. Both are journals, so the same call goes on after any stop.
+
+In the student's pass two sums are kept of each answer and its end token, Σ min(rank, 100) and
+Σ −log p: their ratio is the rank-surprisal ratio of arXiv 2601.14249.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from dasd_lite.chat import Chat, model_folder
-from dasd_lite.config import ScoreConfig, Student, semantic
-from dasd_lite.console import progress
-from dasd_lite.dataset import batches, identify, is_finished, num_rows, read_manifest
-from dasd_lite.divergence import sentence_spans, sentence_stats
-from dasd_lite.errors import DataError
+from dasd_lite.chat import Chat, Ids, model_folder
+from dasd_lite.config import ScoreConfig, Student, Teacher, TransformersModel, VllmModel, engine, semantic
+from dasd_lite.console import err, progress
+from dasd_lite.console import out as console
+from dasd_lite.dataset import Identity, batches, begin, identify, is_finished, num_rows, read_manifest
+from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.journal import Journal
-from dasd_lite.records import SCORE
-from dasd_lite.text import sentence_ends
+from dasd_lite.records import READING, SCORE
+from dasd_lite.sampler import source
+from dasd_lite.sampler.scorer import Scorer, context_of, open_scorer
+from dasd_lite.sentence_scores import Tokens, sentence_scores
 
-VERSION = 2  # 1 rounded the mean to float32 before its exp
-_COLUMNS = ("uid", "messages", "completion", "logprobs", "token_bytes")
+VERSION = 3  # 1 rounded the mean to float32 before its exp; 2 had no ranks
+_COLUMNS = ("uid", "messages", "completion", "prefix_bytes", "token_ids", "logprobs", "token_bytes")
+_MAX_RANK = 100  # arXiv 2601.14249 clips there
+_PROBE_ITEMS, _PROBE_TOKENS = 8, 32768  # read by a second engine to learn the noise between the two
+_NOISE_LIMIT = 0.05  # of a sentence's p: half the margin (select.beta) by which a sentence is the teacher's
+
+Logprobs = npt.NDArray[np.float32]
+Ranks = npt.NDArray[np.int64]
 
 
-def run(rollouts: Path, student: Student, config: ScoreConfig, out: Path, *, force: bool = False) -> dict[str, Any]:
-    """Score the rollouts of one folder into `out`; returns its manifest."""
+@dataclass(frozen=True)
+class _Item:
+    """One rollout as a model reads it."""
+
+    position: int
+    where: str
+    """What errors call it."""
+    row: dict[str, Any]
+    """Its columns; those of numbers are arrays, or None where there are none."""
+    ids: Ids
+    num_context: int
+
+
+def run(
+    rollouts: Path,
+    student: Student,
+    config: ScoreConfig,
+    out: Path,
+    *,
+    teacher: Teacher | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Score the rollouts of one folder into `out`; returns its manifest.
+
+    `teacher` reads the answers when `config.by` says so. Raises DataError for a rollout that the teacher has no
+    log-probabilities of, or that came from another teacher.
+    """
     folder = model_folder(student.model, weights=True)
-    options = {**semantic(config), "dtype": student.dtype}
-    identity = identify("score", VERSION, options, {"rollouts": rollouts, "student": folder})
+    options: dict[str, Any] = {**semantic(config), "dtype": student.dtype}
+    inputs: dict[str, Path | str] = {"rollouts": rollouts, "student": folder}
+    if config.by == "teacher":
+        if teacher is None:
+            raise ConfigError("score.by = 'teacher' asks a teacher, but there is no [teacher] table")
+        options["teacher"], inputs["teacher"] = engine(teacher), source(teacher)
+    identity = identify("score", VERSION, options, inputs)
     if is_finished(out, identity, force=force):
         return read_manifest(out)
 
+    phase, readings, noise = out.parent.name, None, {}
+    if teacher is not None and config.by == "teacher":
+        _check_same_teacher(rollouts, teacher, identity)
+        begin(out, identity, config)
+        readings = out / "teacher"
+        _read_by_teacher(rollouts, teacher, config, readings, identity, phase)
+        noise = _noise_of_sampling(rollouts, readings)
     total = num_rows(rollouts, "rollouts")
     with Journal(out, identity, SCORE, total, table="scores", config=config) as journal:
-        done = journal.done()
-        timing: dict[str, float] = {}
-        if len(done) < total:
-            tokens = 0
-            from dasd_lite.self_check import check_packing
-            from dasd_lite.student import load_model
-
-            chat = Chat(folder)
-            model = load_model(folder, dtype=student.dtype, trust_remote_code=student.trust_remote_code)
-            pending = _tokenized(rollouts, chat, done)
-            start = time.perf_counter()
-            with progress(f"{out.parent.name}: score", total, "rollouts", len(done)) as bar:
-
-                def rows() -> Iterator[tuple[int, dict[str, Any]]]:
-                    nonlocal tokens
-                    for number, group in enumerate(_groups(pending, config.batch_tokens)):
-                        if number == 0:
-                            check_packing(model, [item["ids"] for item in group])
-                        yield from _score(model, chat, group, config.chunk_tokens)
-                        tokens += sum(len(item["ids"]) for item in group)
-                        bar.advance(len(group))
-
-                journal.commit_each(rows())
-            timing = {"scored_tokens": tokens, "tokens_per_second": tokens / (time.perf_counter() - start)}
-        return journal.publish({"rollouts": total}, **timing)
+        timing = noise
+        if len(done := journal.done()) < total:
+            reader = _StudentReader(student, folder, config)
+            pending = _student_items(rollouts, readings, reader.chat, reader.context, done)
+            timing = noise | _fill(journal, reader.scorer, reader.watch(pending), reader.row, f"{phase}: score")
+            timing |= reader.noise_of_engines()
+        counts = {"rollouts": total, "over_context": journal.tally().get("over_context", 0)}
+        return journal.publish(counts, **timing)
 
 
-def _tokenized(rollouts: Path, chat: Chat, done: set[int]) -> Iterator[dict[str, Any]]:
-    """Yield the rollouts that are not scored yet, with the student's ids."""
-    position = 0
-    for batch in batches(rollouts, "rollouts", _COLUMNS):
-        for row in range(batch.num_rows):
-            if position + row in done:
+def _fill(
+    journal: Journal,
+    scorer: Scorer,
+    items: Iterator[_Item | tuple[int, dict[str, Any]]],
+    row: Callable[[_Item, Logprobs, Ranks | None], dict[str, Any]],
+    label: str,
+) -> dict[str, float]:
+    """Let `scorer` read the items and commit a row for each; a finished row among them is committed as it is.
+
+    Closes the scorer; returns what it took.
+    """
+    waiting: dict[int, _Item] = {}
+    unread: list[tuple[int, dict[str, Any]]] = []
+
+    def sequences() -> Iterator[tuple[int, Ids]]:
+        for item in items:
+            if isinstance(item, tuple):
+                unread.append(item)
+            else:
+                waiting[item.position] = item
+                yield item.position, item.ids
+
+    def commit_unread() -> None:
+        for position, finished in unread:
+            journal.commit({position: finished}, {"over_context": 1})
+            bar.advance()
+        unread.clear()
+
+    tokens, start = 0, time.perf_counter()
+    try:
+        with progress(label, journal.total, "rollouts", len(journal.done()), scorer.status) as bar:
+            for position, logprobs, ranks in scorer.score(sequences()):
+                item = waiting.pop(position)
+                journal.commit({position: row(item, logprobs, ranks)})
+                tokens += len(item.ids)
+                bar.advance()
+                commit_unread()
+            commit_unread()
+    finally:
+        scorer.close()
+    return {"scored_tokens": tokens, "tokens_per_second": tokens / (time.perf_counter() - start)}
+
+
+# --- what the teacher says --------------------------------------------------------------------------
+
+
+def _check_same_teacher(rollouts: Path, teacher: Teacher, identity: Identity) -> None:
+    """Refuse answers of one teacher with the probabilities of another."""
+    wrote = read_manifest(rollouts)["inputs"].get("teacher")
+    if wrote not in (None, "", identity.inputs["teacher"]):
+        raise DataError(f"{rollouts}: sampled from another teacher than {teacher.model}; score must use the same one")
+
+
+def _read_by_teacher(
+    rollouts: Path, teacher: Teacher, config: ScoreConfig, out: Path, parent: Identity, phase: str
+) -> None:
+    """Let the teacher read every answer: those that came with its token ids by these, others as it would spell them."""
+    inputs = {name: parent.inputs[name] for name in ("rollouts", "teacher")}
+    identity = identify("score.teacher", VERSION, parent.config["teacher"], inputs)
+    if is_finished(out, identity):
+        return
+    total = num_rows(rollouts, "rollouts")
+    with Journal(out, identity, READING, total, table="readings", config=config) as journal:
+        timing = {}
+        if len(done := journal.done()) < total:
+            scorer, chat = open_scorer(teacher, batch_tokens=config.batch_tokens, chunk_tokens=config.chunk_tokens)
+
+            def row(item: _Item, logprobs: Logprobs, ranks: Ranks | None) -> dict[str, Any]:
+                answer = slice(item.num_context, None)
+                token_bytes = item.row["token_bytes"]
+                if not _has_ids(item.row):
+                    spelt = chat.token_bytes(item.ids[answer][:-1], item.row["completion"])
+                    token_bytes = np.append(spelt, np.int32(0))  # the end token
+                tokens = {"token_ids": item.ids[answer], "logprobs": logprobs[answer], "token_bytes": token_bytes}
+                return {"uid": item.row["uid"], **tokens}
+
+            items = _teacher_items(rollouts, chat, context_of(teacher, chat), done)
+            timing = _fill(journal, scorer, items, row, f"{phase}: teacher reads")
+        journal.publish({"rollouts": total, "over_context": journal.tally().get("over_context", 0)}, **timing)
+
+
+def _teacher_items(
+    rollouts: Path, chat: Chat, context: int, done: set[int]
+) -> Iterator[_Item | tuple[int, dict[str, Any]]]:
+    for position, row in _pending(rollouts, None, done):
+        if _has_ids(row):
+            prompt = chat.prompt_ids(row["messages"])
+            ids, num_context = np.concatenate([prompt, row["token_ids"]]), len(prompt)
+        else:
+            ids, num_context = chat.example(row["messages"], row["completion"])
+        if len(ids) > context:  # an error only where the student can read it: see _student_items
+            yield position, {"uid": row["uid"], "token_ids": ids[num_context:]}
+        else:
+            yield _Item(position, f"{rollouts}: rollout {row['uid']}", row, ids, num_context)
+
+
+def _has_ids(row: dict[str, Any]) -> bool:
+    """Tell whether a rollout is wholly of ids that its teacher has sampled."""
+    known = all(row[name] is not None for name in ("token_ids", "logprobs", "token_bytes"))
+    return known and not row["prefix_bytes"]
+
+
+def _noise_of_sampling(rollouts: Path, readings: Path) -> dict[str, float]:
+    """Compare, where there are both, log-probabilities as sampled and as read; print and return the difference."""
+    count, total, largest = 0, 0.0, 0.0
+    columns = ("token_ids", "logprobs")
+    for sampled, read in zip(
+        batches(rollouts, "rollouts", columns), batches(readings, "readings", columns), strict=True
+    ):
+        for row in range(sampled.num_rows):
+            if not sampled["logprobs"].is_valid()[row].as_py() or sampled["token_ids"][row] != read["token_ids"][row]:
                 continue
-            item = {name: batch[name][row].as_py() for name in ("uid", "messages", "completion")}
-            for name in ("logprobs", "token_bytes"):
-                values = batch[name][row].values
-                item[name] = None if values is None else values.to_numpy(zero_copy_only=False)
-            if item["logprobs"] is None:
-                raise DataError(
-                    f"{rollouts}: rollout {item['uid']} has no teacher log-probabilities, so it cannot be scored;"
-                    " sample it from a teacher that returns them, or use select.rule = 'random' or 'all'"
-                )
-            ids, num_context = chat.example(item["messages"], item["completion"])
-            where = f"{rollouts}: rollout {item['uid']}"
-            yield {**item, "where": where, "position": position + row, "ids": ids, "num_context": num_context}
+            if (now := _numbers(read["logprobs"][row])) is None:
+                continue
+            gap = np.abs(now - _numbers(sampled["logprobs"][row]))
+            count, total, largest = (
+                count + len(gap),
+                total + float(gap.sum(dtype=np.float64)),
+                max(largest, float(gap.max())),
+            )
+    if not count:
+        return {}
+    console().print(
+        f"noise between sampling and reading by the teacher: |Δ log p| mean {total / count:.1g},"
+        f" largest {largest:.1g} of {count:,} tokens",
+        markup=False,
+        soft_wrap=True,
+    )
+    return {"sampling_noise_tokens": count, "sampling_noise_mean": total / count, "sampling_noise_largest": largest}
+
+
+# --- what the student says --------------------------------------------------------------------------
+
+
+def _student_items(
+    rollouts: Path, readings: Path | None, chat: Chat, context: int, done: set[int]
+) -> Iterator[_Item | tuple[int, dict[str, Any]]]:
+    for position, row in _pending(rollouts, readings, done):
+        where = f"{rollouts}: rollout {row['uid']}"
+        ids, num_context = chat.example(row["messages"], row["completion"])
+        item = _Item(position, where, row, ids, num_context)
+        if len(ids) > chat.context:  # select rejects it as too long, so it needs no score
+            yield position, _score(item, chat, None, None)
+            continue
+        if row["logprobs"] is None:
+            raise DataError(f"{where} {_why_silent(row, readings)}")
+        if len(ids) > context:
+            raise DataError(
+                f"{where} has {len(ids)} tokens with its question, over student.max_model_len = {context}; raise it"
+            )
+        yield item
+
+
+def _why_silent(row: dict[str, Any], readings: Path | None) -> str:
+    if readings is not None:
+        return (
+            f"has {len(row['token_ids'])} tokens without its question, over the teacher's context with it, so the"
+            " teacher cannot read it; raise its max_model_len, or leave the rollout out"
+        )
+    return (
+        "has no teacher log-probabilities, so it cannot be scored; let the teacher read it (score.by = 'teacher'),"
+        " sample it from a teacher that returns them, or use select.rule = 'random' or 'all'"
+    )
+
+
+class _StudentReader:
+    """The student's engine, what becomes of what it says, and the noise between it and another engine."""
+
+    def __init__(self, student: Student, folder: Path, config: ScoreConfig) -> None:
+        model, dtype, trust = student.model, student.dtype, student.trust_remote_code
+        self._plain = TransformersModel(model=model, dtype=dtype, trust_remote_code=trust)
+        self._folder, self._config = folder, config
+        self._model: TransformersModel | VllmModel = self._plain
+        if config.engine == "vllm":
+            other = VllmModel(kind="vllm", model=model, dtype=dtype, trust_remote_code=trust)
+            self._model = student if student.kind == "vllm" else other
+        self.scorer, self.chat = self._open(self._model, config.four_bit)
+        self.context = context_of(self._model, self.chat)
+        self._probe: dict[int, _Item] = {}
+        self._said: dict[int, tuple[Logprobs, dict[str, Any]]] = {}
+
+    def _open(self, model: TransformersModel | VllmModel, four_bit: bool = False) -> tuple[Scorer, Chat]:
+        return open_scorer(
+            model,
+            folder=self._folder,
+            batch_tokens=self._config.batch_tokens,
+            chunk_tokens=self._config.chunk_tokens,
+            four_bit=four_bit,
+        )
+
+    def watch(self, items: Iterator[_Item | tuple[int, dict[str, Any]]]) -> Iterator[Any]:
+        """Yield the items, and remember the first few for noise_of_engines."""
+        room = _PROBE_TOKENS if self._model.kind == "vllm" else 0
+        for item in items:
+            if isinstance(item, _Item) and len(item.ids) <= room and len(self._probe) < _PROBE_ITEMS:
+                self._probe[item.position] = item
+                room -= len(item.ids)
+            yield item
+
+    def row(self, item: _Item, logprobs: Logprobs, ranks: Ranks | None) -> dict[str, Any]:
+        """Return the row of SCORE."""
+        found = _score(item, self.chat, logprobs, ranks)
+        if item.position in self._probe:
+            self._said[item.position] = logprobs, found
+        return found
+
+    def noise_of_engines(self) -> dict[str, float]:
+        """Let transformers read the first few answers that vLLM has read; print and return the difference."""
+        if not self._said:
+            return {}
+        scorer, chat = self._open(self._plain)
+        token_gaps, sentence_gaps = [], []
+        try:
+            for position, logprobs, _ in scorer.score((p, self._probe[p].ids) for p in self._said):
+                said, row = self._said[position]
+                token_gaps.append(np.abs(logprobs - said)[1:])
+                again = _score(self._probe[position], chat, logprobs, None)
+                sentence_gaps.append(np.abs(again["p_student"] - row["p_student"]))
+        finally:
+            scorer.close()
+        gaps = np.concatenate(token_gaps)
+        mean, largest = float(gaps.mean(dtype=np.float64)), float(gaps.max())
+        sentence = float(np.nanmax(np.concatenate(sentence_gaps), initial=0.0))
+        console().print(
+            f"noise between vLLM and transformers, {len(token_gaps)} rollouts: |Δ log p| mean {mean:.1g}, largest"
+            f" {largest:.1g} per token; largest Δp of a sentence {sentence:.1g}",
+            markup=False,
+            soft_wrap=True,
+        )
+        if sentence > _NOISE_LIMIT:
+            err().print(
+                f"warning: the engines differ by {sentence:.2g} in the p of a sentence, over {_NOISE_LIMIT}; margins"
+                " (select.beta) of that size are noise",
+                markup=False,
+                soft_wrap=True,
+            )
+        return {"engine_noise_mean": mean, "engine_noise_largest": largest, "engine_noise_sentence": sentence}
+
+
+def _score(item: _Item, chat: Chat, logprobs: Logprobs | None, ranks: Ranks | None) -> dict[str, Any]:
+    """Return the row of SCORE; without `logprobs`, of a rollout that the student cannot read."""
+    text, answer, targets = item.row["completion"], slice(item.num_context, -1), slice(item.num_context, None)
+    try:
+        teacher = student = None
+        if item.row["logprobs"] is not None:
+            teacher = Tokens(item.row["logprobs"], item.row["token_bytes"])
+        if logprobs is not None:
+            student = Tokens(logprobs[answer], chat.token_bytes(item.ids[answer], text))
+        sentences = sentence_scores(text, teacher, student)
+    except DataError as error:
+        raise DataError(f"{item.where}: {error}") from error
+    return {
+        "uid": item.row["uid"],
+        **sentences,
+        "ids": item.ids,
+        "num_context_tokens": item.num_context,
+        "rank_sum": None if ranks is None else int(np.minimum(ranks[targets], _MAX_RANK).sum()),
+        "surprisal_sum": None if logprobs is None else float(-logprobs[targets].sum(dtype=np.float64)),
+    }
+
+
+def _pending(rollouts: Path, readings: Path | None, done: set[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield position and columns of the rollouts that are not done; with `readings` the tokens are those read."""
+    position = 0
+    read = repeat(None) if readings is None else batches(readings, "readings")
+    for batch, tokens in zip(batches(rollouts, "rollouts", _COLUMNS), read, strict=readings is not None):
+        for row in range(batch.num_rows):
+            if position + row not in done:
+                names = ("uid", "messages", "completion", "prefix_bytes")
+                values = {name: batch[name][row].as_py() for name in names}
+                where = batch if tokens is None else tokens
+                numbers = {name: _numbers(where[name][row]) for name in ("token_ids", "logprobs", "token_bytes")}
+                yield position + row, values | numbers
         position += batch.num_rows
 
 
-def _groups(items: Iterator[dict[str, Any]], batch_tokens: int) -> Iterator[list[dict[str, Any]]]:
-    """Gather rollouts of together at most `batch_tokens` student tokens; a longer one goes alone."""
-    group: list[dict[str, Any]] = []
-    size = 0
-    for item in items:
-        if group and size + len(item["ids"]) > batch_tokens:
-            yield group
-            group, size = [], 0
-        group.append(item)
-        size += len(item["ids"])
-    if group:
-        yield group
-
-
-def _score(
-    model: Any, chat: Chat, group: list[dict[str, Any]], chunk_tokens: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    from dasd_lite.student import target_logprobs
-
-    ids = np.concatenate([item["ids"] for item in group])
-    lengths = np.array([len(item["ids"]) for item in group])
-    logprobs = target_logprobs(model, ids, lengths, chunk_tokens=chunk_tokens)
-    for item, scored in zip(group, np.split(logprobs, np.cumsum(lengths)[:-1]), strict=True):
-        answer = slice(item["num_context"], -1)  # without the end token
-        ends = sentence_ends(item["completion"])
-        try:
-            teacher = _without_end(item["logprobs"], item["token_bytes"])
-            student = scored[answer], chat.token_bytes(item["ids"][answer], item["completion"])
-            spans = [_spans(item["completion"], token_bytes, ends) for _, token_bytes in (teacher, student)]
-            stats = sentence_stats(teacher[0], spans[0], student[0], spans[1], np.array([0, len(ends)], np.int64), 0.0)
-        except DataError as error:
-            raise DataError(f"{item['where']}: {error}") from error
-        yield (
-            item["position"],
-            {
-                "uid": item["uid"],
-                "sentence_ends": ends,
-                "p_teacher": stats.p_teacher,
-                "p_student": stats.p_student,
-                "teacher_mean_logprob": _mean(teacher[0]),
-                "student_mean_logprob": _mean(student[0]),
-                "num_teacher_tokens": len(teacher[0]),
-                "ids": item["ids"],
-                "num_context_tokens": item["num_context"],
-            },
-        )
-
-
-def _without_end(
-    logprobs: npt.NDArray[np.float32], token_bytes: npt.NDArray[np.int32]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """Leave out the tokens behind the text: the end token has no bytes of it."""
-    length = int(np.flatnonzero(token_bytes)[-1]) + 1 if token_bytes.any() else 0
-    return logprobs[:length], token_bytes[:length]
-
-
-def _spans(text: str, token_bytes: npt.NDArray[np.int32], ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return which tokens begin in which sentence.
-
-    A `<think>` that the template wrote stands before all tokens: no token begins in it.
-    """
-    raw = text.encode()
-    opened = len(raw) - int(token_bytes.sum())
-    if opened < 0 or raw[:opened].strip() not in (b"", b"<think>"):
-        raise DataError(f"its tokens are {token_bytes.sum()} bytes of a text of {len(raw)}; they should spell it")
-    edges = (np.array([0, len(rows)], dtype=np.int64) for rows in (token_bytes, ends))
-    return sentence_spans(token_bytes, next(edges), ends, next(edges), np.array([opened], dtype=np.int64))
-
-
-def _mean(logprobs: npt.NDArray[np.float32]) -> float:
-    return float(np.mean(logprobs, dtype=np.float64)) if len(logprobs) else float("nan")
+def _numbers(cell: pa.LargeListScalar[Any]) -> npt.NDArray[Any] | None:
+    return None if cell.values is None else cell.values.to_numpy(zero_copy_only=False)

@@ -1,0 +1,471 @@
+"""Scoring: log-probabilities and ranks in one pass, student and teacher by the same code, memory, sentence spans."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from dasd_lite import logprobs, student  # noqa: E402
+from dasd_lite.chat import Chat  # noqa: E402
+from dasd_lite.config import (  # noqa: E402
+    EndpointModel,
+    IngestConfig,
+    PromptsConfig,
+    SampleConfig,
+    ScoreConfig,
+    SelectConfig,
+    TransformersModel,
+    VllmModel,
+)
+from dasd_lite.dataset import batches, read_manifest, read_timing  # noqa: E402
+from dasd_lite.errors import ConfigError, DataError, EndpointError  # noqa: E402
+from dasd_lite.records import ROLLOUT  # noqa: E402
+from dasd_lite.sampler.scorer import context_of, open_scorer  # noqa: E402
+from dasd_lite.stages import ingest, sample, score, select  # noqa: E402
+
+BY_TEACHER = ScoreConfig(by="teacher")
+
+
+def rows_of(folder, table):
+    return [row for batch in batches(folder, table) for row in batch.to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def models(demo):
+    """The demo's student and teacher, in float32; they have different tokenizers."""
+    return [TransformersModel(model=str(demo / name), dtype="float32") for name in ("student", "teacher")]
+
+
+@pytest.fixture(scope="module")
+def sampled(demo, models, tmp_path_factory):
+    """24 answers of the teacher, some of them cut off."""
+    out = tmp_path_factory.mktemp("sampled") / "sample"
+    prompts = PromptsConfig(path=demo / "train.jsonl", limit=12)
+    sample.run(prompts, models[1], SampleConfig(num_samples=2, max_tokens=90), out, phase="low", seed=0)
+    return out
+
+
+@pytest.fixture(scope="module")
+def texts(sampled, tmp_path_factory):
+    """The same answers as plain text."""
+    folder = tmp_path_factory.mktemp("texts")
+    lines = [
+        {"uid": f"{row['prompt_uid']}.{row['index']}", "messages": row["messages"]} | {"answer": row["answer"]}
+        for row in rows_of(sampled, "rollouts")
+    ]
+    for line, row in zip(lines, rows_of(sampled, "rollouts"), strict=True):
+        line["messages"] = [*row["messages"], {"role": "assistant", "content": row["completion"]}]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    ingest.run(IngestConfig(paths=[folder / "a.jsonl"]), folder / "ingest")
+    return folder / "ingest"
+
+
+@pytest.fixture(scope="module")
+def scored(sampled, models, tmp_path_factory):
+    out = tmp_path_factory.mktemp("scored") / "score"
+    score.run(sampled, models[0], ScoreConfig(batch_tokens=300), out)
+    return rows_of(out, "scores")
+
+
+# --- log-probabilities and ranks -----------------------------------------------------------------------
+
+
+def numpy_scores(logits, targets):
+    """Log-probability and rank of each target from full logits, in float64."""
+    wide = logits.double().numpy()
+    chosen = wide[np.arange(len(targets)), targets]
+    top = wide.max(-1)
+    return chosen - top - np.log(np.exp(wide - top[:, None]).sum(-1)), 1 + (wide > chosen[:, None]).sum(-1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("vocab", [7, 400, 200_000])
+def test_a_chunk_is_scored_as_by_numpy(dtype, vocab):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(9, vocab, generator=generator) * 5
+    logits[0] = 1.5  # all tokens tie
+    logits[1] = torch.round(logits[1])  # many do
+    logits[2, 3] = 80.0
+    logits = logits.to(getattr(torch, dtype))
+    targets = torch.randint(vocab, (9,), generator=generator)
+    targets[2] = 3
+    expected, expected_ranks = numpy_scores(logits, targets.numpy())
+    found, ranks = torch.empty(9), torch.empty(9, dtype=torch.int64)
+    logprobs._score_chunk(logits, targets, found, ranks)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    assert ranks.tolist() == expected_ranks.tolist()
+    assert ranks[0] == ranks[2] == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("chunk_tokens", [3, None])
+def test_packed_documents_have_the_scores_of_each_alone(demo, dtype, chunk_tokens):
+    model = student.load_model(demo / "student", dtype=dtype)
+    plain = student.load_model(demo / "student", dtype=dtype, attention="sdpa")
+    rng = np.random.default_rng(0)
+    lengths = [40, 1, 2, 70, 41]
+    docs = [rng.integers(0, 300, n, dtype=np.int32) for n in lengths]
+    found, ranks = logprobs.target_scores(model, np.concatenate(docs), lengths, chunk_tokens)
+    assert (found.dtype, ranks.dtype) == (np.float32, np.int64)
+    edges = np.cumsum(lengths)[:-1]
+    for doc, values, doc_ranks in zip(docs, np.split(found, edges), np.split(ranks, edges), strict=True):
+        with torch.inference_mode():
+            logits = plain(input_ids=torch.from_numpy(doc).long()[None]).logits[0, :-1]
+        expected, expected_ranks = numpy_scores(logits.float(), doc[1:])
+        assert math.isnan(values[0]) and doc_ranks[0] == 0
+        if dtype == "float32":
+            np.testing.assert_allclose(values[1:], expected, atol=1e-4)
+            assert np.sum(doc_ranks[1:] != expected_ranks) <= 1  # near ties, rounded otherwise
+        elif len(doc) > 1:
+            assert np.mean(np.abs(values[1:] - expected)) < 0.1
+
+
+MEMORY = """
+import ctypes, sys
+import numpy as np, torch, transformers
+from dasd_lite import logprobs, student
+dtype, folder, num = sys.argv[1], sys.argv[2], int(sys.argv[3])
+model = student.load_model(folder, dtype=dtype)
+def status(name):
+    return int(open("/proc/self/status").read().split(name + ":")[1].split()[0]) / 1024
+ids = np.random.default_rng(0).integers(0, 151936, num, dtype=np.int32)
+logprobs.target_scores(model, ids[:64], [64])  # what is loaded and kept at the first call
+open("/proc/self/clear_refs", "w").write("5")  # the high-water mark begins anew
+before = status("VmRSS")
+found, ranks = logprobs.target_scores(model, ids, [num // 2, num - num // 2])
+print(status("VmHWM") - before)
+assert np.isfinite(found).sum() == num - 2 and ranks.max() <= 151936
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_8192_tokens_of_a_vocabulary_of_152k_take_less_than_600_megabytes(tmp_path, dtype):
+    config = transformers.Qwen3Config(
+        vocab_size=151936,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    transformers.Qwen3ForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(tmp_path)
+    command = [sys.executable, "-c", MEMORY, dtype, str(tmp_path), "8192"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    assert float(done.stdout) < 600, done.stdout  # full logits in float32: 4,748 MiB
+
+
+# --- the stage ------------------------------------------------------------------------------------------
+
+
+def test_sums_are_those_of_the_answer_and_its_end_token(scored, demo):
+    plain = student.load_model(demo / "student", dtype="float32", attention="sdpa")
+    for row in scored[:6]:
+        ids, first = np.array(row["ids"]), row["num_context_tokens"]
+        with torch.inference_mode():
+            logits = plain(input_ids=torch.from_numpy(ids)[None]).logits[0, :-1]
+        values, ranks = (column[first - 1 :] for column in numpy_scores(logits, ids[1:]))
+        assert len(values) == len(ids) - first
+        assert row["surprisal_sum"] == pytest.approx(-values.sum(), abs=1e-3)
+        assert row["rank_sum"] == pytest.approx(np.minimum(ranks, 100).sum(), abs=2)
+        assert row["student_mean_logprob"] == pytest.approx(values[:-1].mean(), abs=1e-4)
+
+
+def test_small_passes_score_as_one_large_one(scored, sampled, models, tmp_path):
+    score.run(sampled, models[0], ScoreConfig(batch_tokens=100_000, chunk_tokens=7), tmp_path / "score")
+    for one, other in zip(rows_of(tmp_path / "score", "scores"), scored, strict=True):
+        assert one["uid"] == other["uid"]
+        np.testing.assert_allclose(one["p_student"], other["p_student"], atol=1e-5)
+        assert one["surprisal_sum"] == pytest.approx(other["surprisal_sum"], abs=1e-3)
+
+
+def test_the_teacher_reads_what_it_has_sampled(scored, sampled, models, tmp_path, capsys):
+    manifest = score.run(sampled, models[0], BY_TEACHER, tmp_path / "score", teacher=models[1])
+    assert manifest["counts"] == {"rollouts": 24, "over_context": 0}
+    rollouts = rows_of(sampled, "rollouts")
+    for row, read in zip(rollouts, rows_of(tmp_path / "score" / "teacher", "readings"), strict=True):
+        assert read["uid"] == row["uid"]
+        assert (read["token_ids"], read["token_bytes"]) == (row["token_ids"], row["token_bytes"])
+        np.testing.assert_allclose(read["logprobs"], row["logprobs"], atol=1e-4)
+    for one, other in zip(rows_of(tmp_path / "score", "scores"), scored, strict=True):
+        np.testing.assert_allclose(one["p_teacher"], other["p_teacher"], atol=1e-4)
+        np.testing.assert_allclose(one["p_student"], other["p_student"], atol=1e-5)
+        assert one["num_teacher_tokens"] == other["num_teacher_tokens"]
+    timing = read_timing(tmp_path / "score")
+    assert timing["sampling_noise_tokens"] == sum(len(row["logprobs"]) for row in rollouts)
+    assert 0 < timing["sampling_noise_mean"] < timing["sampling_noise_largest"] < 1e-4
+    assert "noise between sampling and reading by the teacher" in capsys.readouterr().out
+
+
+def test_the_teacher_reads_text_that_came_without_logprobs(scored, sampled, texts, models, tmp_path, capsys):
+    score.run(texts, models[0], BY_TEACHER, tmp_path / "score", teacher=models[1])
+    finished = [row["finish_reason"] == "stop" for row in rows_of(sampled, "rollouts")]
+    assert 5 < sum(finished) < 24
+    same_tokens = 0
+    rollouts = rows_of(sampled, "rollouts")
+    read = rows_of(tmp_path / "score" / "teacher", "readings")
+    for one, other, row, reading in zip(rows_of(tmp_path / "score", "scores"), scored, rollouts, read, strict=True):
+        assert one["sentence_ends"] == other["sentence_ends"]
+        np.testing.assert_allclose(one["p_student"], other["p_student"], atol=1e-5)
+        assert reading["token_bytes"][-1] == 0  # the end token, which the text does not have
+        spelt = len(row["token_ids"]) - (row["finish_reason"] == "stop")
+        if reading["token_ids"][:-1] == row["token_ids"][:spelt]:  # tokenized as it was sampled
+            same_tokens += 1
+            np.testing.assert_allclose(one["p_teacher"], other["p_teacher"], atol=1e-4)
+    assert same_tokens > 12
+    assert "noise" not in capsys.readouterr().out  # there is nothing to compare with
+    select.run(
+        texts,
+        models[0].model,
+        SelectConfig(require_think=False, max_duplicate_lines=1.0, max_duplicate_sentences=1.0),
+        tmp_path / "select",
+        max_tokens=512,
+        seed=0,
+        scores=tmp_path / "score",
+    )
+
+
+def test_another_teacher_than_the_one_that_wrote_is_refused(sampled, models, tmp_path):
+    with pytest.raises(DataError, match=r"sampled from another teacher than .*student; score must use the same one"):
+        score.run(sampled, models[0], BY_TEACHER, tmp_path / "score", teacher=models[0])
+    with pytest.raises(ConfigError, match=r"no \[teacher\] table"):
+        score.run(sampled, models[0], BY_TEACHER, tmp_path / "score")
+    assert not (tmp_path / "score").exists()
+
+
+def test_an_unfinished_reading_goes_on(sampled, models, tmp_path, monkeypatch):
+    read, count = score._numbers, 0
+
+    def stop(cell):
+        nonlocal count
+        count += 1
+        if count == 45:
+            raise KeyboardInterrupt
+        return read(cell)
+
+    monkeypatch.setattr(score, "_numbers", stop)
+    small = ScoreConfig(by="teacher", batch_tokens=16)
+    with pytest.raises(KeyboardInterrupt):
+        score.run(sampled, models[0], small, tmp_path / "score", teacher=models[1])
+    monkeypatch.undo()
+    assert (tmp_path / "score" / "teacher" / "unfinished.json").exists()
+    score.run(sampled, models[0], small, tmp_path / "score", teacher=models[1])
+    assert [row["uid"] for row in rows_of(tmp_path / "score", "scores")] == [
+        row["uid"] for row in rows_of(sampled, "rollouts")
+    ]
+    assert read_manifest(tmp_path / "score" / "teacher")["stage"] == "score.teacher"
+
+
+def shortened(model, folder, context):
+    shutil.copytree(model.model, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": context}
+    (folder / "config.json").write_text(json.dumps(config))
+    return model.model_copy(update={"model": str(folder)})
+
+
+def test_answers_over_the_student_s_context_are_counted_and_select_rejects_them(sampled, models, tmp_path):
+    lengths = sorted(len(row["ids"]) for row in rows_of_scores(sampled, models, tmp_path))
+    small = shortened(models[0], tmp_path / "small", lengths[-5])
+    over = sum(length > lengths[-5] for length in lengths)
+    manifest = score.run(sampled, small, ScoreConfig(), tmp_path / "score")
+    assert manifest["counts"] == {"rollouts": 24, "over_context": over} and over > 0
+    for row in rows_of(tmp_path / "score", "scores"):
+        unread = len(row["ids"]) > lengths[-5]
+        assert unread == (row["surprisal_sum"] is None) == (row["rank_sum"] is None)
+        assert unread == (row["student_mean_logprob"] is None)
+        assert not unread or np.isnan(row["p_student"]).all()
+        assert np.isfinite(row["p_teacher"]).any()
+    options = {"require_think": False, "max_duplicate_lines": 1.0, "max_duplicate_sentences": 1.0, "keep": 2}
+    chosen = select.run(
+        sampled,
+        small.model,
+        SelectConfig(**options),
+        tmp_path / "select",
+        max_tokens=10_000,
+        seed=0,
+        scores=tmp_path / "score",
+    )
+    rejected = chosen["counts"]["rejected"]
+    assert rejected.get("too long", 0) + rejected.get("truncated", 0) >= over
+
+
+def rows_of_scores(sampled, models, folder):
+    score.run(sampled, models[0], ScoreConfig(), folder / "all")
+    return rows_of(folder / "all", "scores")
+
+
+def test_an_answer_that_only_the_teacher_cannot_read_is_named(texts, models, tmp_path):
+    small = shortened(models[1], tmp_path / "small", 60)
+    with pytest.raises(
+        DataError, match=r"rollout \S+ has \d+ tokens without its question, over the teacher's context"
+    ) as error:
+        score.run(texts, models[0], BY_TEACHER, tmp_path / "score", teacher=small)
+    assert "\n" not in str(error.value)
+
+
+def test_four_bits(scored, sampled, models, tmp_path):
+    score.run(sampled, models[0], ScoreConfig(four_bit=True), tmp_path / "score")
+    gaps = [
+        np.abs(np.subtract(one["p_student"], other["p_student"]))
+        for one, other in zip(rows_of(tmp_path / "score", "scores"), scored, strict=True)
+    ]
+    assert 1e-5 < np.nanmean(np.concatenate(gaps)) < 0.1  # the weights are others, and near
+    with pytest.raises(ValueError, match="four_bit = true needs engine = 'transformers'"):
+        ScoreConfig(four_bit=True, engine="vllm")
+
+
+# --- a server --------------------------------------------------------------------------------------------
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Answers /completions like vLLM: the prompt's ids come back with their log-probabilities."""
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+    def do_GET(self):
+        self.send({"data": [{"id": "teacher", "owned_by": "vllm", "max_model_len": 1024}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert body["echo"] and body["max_tokens"] == 1
+        with self.server.lock:
+            [(_, values, _)] = self.server.scorer.score([(0, np.array(body["prompt"], dtype=np.int32))])
+        values = [None, *values[1:].tolist(), -1.0]
+        if self.server.mute:
+            values = values[-1:]
+        logprobs = {"tokens": ["x"] * len(values), "token_logprobs": values}
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": 1}
+        choice = {"index": 0, "text": "", "logprobs": logprobs, "finish_reason": "length"}
+        self.send({"model": "teacher", "choices": [choice], "usage": usage})
+
+    def send(self, reply):
+        data = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def echo(models):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        server.daemon_threads = server.block_on_close = True
+        server.lock, server.mute = threading.Lock(), False
+        server.scorer, _ = open_scorer(models[1])
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def endpoint(url, tokenizer):
+    options = {"api_key_env": "NO_SUCH_KEY", "max_retries": 0, "concurrency": 2}
+    return EndpointModel(kind="endpoint", model="teacher", base_urls=[url], tokenizer=tokenizer, **options)
+
+
+def test_a_teacher_behind_a_server_reads_as_one_here(echo, texts, models, tmp_path):
+    served = endpoint(f"http://127.0.0.1:{echo.server_port}/v1", models[1].model)
+    for name, teacher in (("here", models[1]), ("served", served)):
+        score.run(texts, models[0], BY_TEACHER, tmp_path / name, teacher=teacher)
+    for one, other in zip(*(rows_of(tmp_path / name, "scores") for name in ("here", "served")), strict=True):
+        np.testing.assert_allclose(one["p_teacher"], other["p_teacher"], atol=1e-5)
+    inputs = [read_manifest(tmp_path / name)["inputs"]["teacher"] for name in ("here", "served")]
+    assert inputs[0] != inputs[1]
+
+
+def test_a_server_that_does_not_echo_is_named(echo, texts, models, tmp_path):
+    echo.mute = True
+    served = endpoint(f"http://127.0.0.1:{echo.server_port}/v1", models[1].model)
+    with pytest.raises(EndpointError, match="'teacher' does not echo the prompt's log-probabilities"):
+        score.run(texts, models[0], BY_TEACHER, tmp_path / "score", teacher=served)
+
+
+def test_a_server_without_a_tokenizer_is_refused(texts, models, tmp_path):
+    served = endpoint("http://127.0.0.1:1/v1", None)
+    with pytest.raises(ConfigError, match=r"needs teacher\.tokenizer"):
+        score.run(texts, models[0], BY_TEACHER, tmp_path / "score", teacher=served)
+
+
+# --- vLLM ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    import importlib.util
+
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vllm is not installed")
+    for name, value in (("HF_HUB_OFFLINE", "1"), ("VLLM_CPU_KVCACHE_SPACE", "1"), ("TORCHDYNAMO_DISABLE", "1")):
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.slow
+def test_vllm_agrees_and_tells_the_noise(vllm, scored, sampled, models, tmp_path, capsys):
+    engine = VllmModel(kind="vllm", model=models[0].model, dtype="float32", enforce_eager=True)
+    score.run(sampled, engine, ScoreConfig(engine="vllm"), tmp_path / "score")
+    for one, other in zip(rows_of(tmp_path / "score", "scores"), scored, strict=True):
+        assert one["ids"] == other["ids"]
+        np.testing.assert_allclose(one["p_student"], other["p_student"], atol=1e-4)
+        np.testing.assert_array_equal(one["p_teacher"], other["p_teacher"])
+        assert one["surprisal_sum"] == pytest.approx(other["surprisal_sum"], abs=1e-2)
+        assert one["rank_sum"] is None  # vLLM counts ties otherwise
+    timing = read_timing(tmp_path / "score")
+    assert 0 <= timing["engine_noise_mean"] <= timing["engine_noise_largest"] < 1e-4
+    assert timing["engine_noise_sentence"] < 1e-4
+    printed = capsys.readouterr()
+    assert "noise between vLLM and transformers, 8 rollouts: |Δ log p| mean " in printed.out
+    assert "warning" not in printed.err
+
+
+@pytest.mark.slow
+def test_a_teacher_in_vllm_reads_as_one_in_transformers(vllm, texts, models, tmp_path):
+    engine = VllmModel(kind="vllm", model=models[1].model, dtype="float32", enforce_eager=True)
+    for name, teacher in (("transformers", models[1]), ("vllm", engine)):
+        score.run(texts, models[0], BY_TEACHER, tmp_path / name, teacher=teacher)
+    for one, other in zip(
+        *(rows_of(tmp_path / n / "teacher", "readings") for n in ("transformers", "vllm")), strict=True
+    ):
+        assert one["token_ids"] == other["token_ids"]
+        np.testing.assert_allclose(one["logprobs"], other["logprobs"], atol=1e-4)
+
+
+def test_a_context_is_the_model_s_or_the_engine_s(models):
+    chat = Chat(ingest.Path(models[0].model))
+    assert context_of(models[0], chat) == chat.context
+    small = VllmModel(kind="vllm", model=models[0].model, max_model_len=77)
+    assert context_of(small, chat) == 77
+    assert context_of(endpoint("http://localhost:1/v1", models[0].model), chat) == chat.context - 1
+
+
+def test_a_scorer_takes_sequences_of_any_length_in_any_order(models):
+    scorer, chat = open_scorer(models[0], batch_tokens=50)
+    rng = np.random.default_rng(0)
+    sequences = {7 * i: rng.integers(0, chat.vocab_size, n, dtype=np.int32) for i, n in enumerate([3, 90, 1, 20, 20])}
+    found = {position: (values, ranks) for position, values, ranks in scorer.score(sequences.items())}
+    assert found.keys() == sequences.keys()
+    for position, (values, ranks) in found.items():
+        assert len(values) == len(ranks) == len(sequences[position])
+        assert np.isnan(values[0]) and np.isfinite(values[1:]).all() and (ranks[1:] > 0).all()
+    assert not list(scorer.score([]))
+    scorer.close()
+
+
+def test_the_columns_of_a_rollout_are_those_that_score_reads():
+    assert set(score._COLUMNS) <= set(ROLLOUT.names)
