@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from dasd_lite.config import (  # noqa: E402
     EndpointModel,
     IngestConfig,
     PromptsConfig,
+    RecipeConfig,
     SampleConfig,
     ScoreConfig,
     SelectConfig,
@@ -28,6 +31,7 @@ from dasd_lite.config import (  # noqa: E402
 )
 from dasd_lite.dataset import batches, read_manifest, read_timing  # noqa: E402
 from dasd_lite.errors import ConfigError, DataError, EndpointError  # noqa: E402
+from dasd_lite.recipe import plan  # noqa: E402
 from dasd_lite.records import ROLLOUT  # noqa: E402
 from dasd_lite.sampler.scorer import context_of, open_scorer  # noqa: E402
 from dasd_lite.stages import ingest, sample, score, select  # noqa: E402
@@ -165,7 +169,6 @@ def test_8192_tokens_of_a_vocabulary_of_152k_take_less_than_600_megabytes(tmp_pa
     command = [sys.executable, "-c", MEMORY, dtype, str(tmp_path), "8192"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
-    print(done.stdout)
     assert float(done.stdout) < 600, done.stdout  # full logits in float32: 4,748 MiB
 
 
@@ -446,8 +449,45 @@ def test_a_teacher_in_vllm_reads_as_one_in_transformers(vllm, texts, models, tmp
         np.testing.assert_allclose(one["logprobs"], other["logprobs"], atol=1e-4)
 
 
+def test_noise_that_reaches_into_the_margin_is_warned_of(sampled, models, capsys):
+    folder = Path(models[0].model)
+    reader = score._StudentReader(models[0], folder, ScoreConfig())
+    reader._model = VllmModel(kind="vllm", model=models[0].model)  # what it says comes from there
+    items = list(reader.watch(score._student_items(sampled, None, reader.chat, reader.context, set())))
+    assert len(items) == 24
+    for item in items:
+        [(_, said, ranks)] = reader.scorer.score([(0, item.ids)])
+        reader.row(item, said - np.float32(0.2), ranks)
+    reader.scorer.close()
+    noise = reader.noise_of_engines()
+    assert noise["engine_noise_mean"] == pytest.approx(0.2, abs=1e-4)
+    assert 0.05 < noise["engine_noise_sentence"] <= 1 - math.exp(-0.2) + 1e-4
+    printed = capsys.readouterr()
+    assert "noise between vLLM and transformers, 8 rollouts: |Δ log p| mean 0.2" in printed.out
+    assert re.search(r"warning: the engines differ by 0\.\d+ in the p of a sentence, over 0\.05", printed.err)
+
+
+def recipe(demo, **more):
+    phase = {"name": "given", "source": "ingest", "ingest": {"paths": ["a.jsonl"]}, "score": {"by": "teacher"}}
+    return RecipeConfig(
+        **{"out": "run", "student": {"kind": "transformers", "model": str(demo / "student")}, "phase": [phase]} | more
+    )
+
+
+def test_who_reads_must_be_there(demo):
+    served = {"kind": "endpoint", "model": "x", "base_urls": ["http://localhost:1/v1"]}
+    with pytest.raises(ValueError, match=r"phase 'given': score\.by = 'teacher' .* no \[teacher\] table"):
+        recipe(demo)
+    with pytest.raises(ValueError, match=r"score\.by = 'teacher' needs teacher\.tokenizer"):
+        recipe(demo, teacher=served)
+    whole = recipe(demo, teacher=served | {"tokenizer": str(demo / "teacher")})
+    [step] = [step for step in plan(whole) if step.stage == "score"]
+    assert step.arguments["teacher"] == whole.teacher
+    assert whole.phase[0].score.by == "teacher"
+
+
 def test_a_context_is_the_model_s_or_the_engine_s(models):
-    chat = Chat(ingest.Path(models[0].model))
+    chat = Chat(Path(models[0].model))
     assert context_of(models[0], chat) == chat.context
     small = VllmModel(kind="vllm", model=models[0].model, max_model_len=77)
     assert context_of(small, chat) == 77
