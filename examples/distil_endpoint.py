@@ -19,12 +19,12 @@ from pathlib import Path
 import httpx
 
 
-def first_model(url: str) -> str:
-    """Return the first model that the server lists."""
+def models_of(url: str) -> dict[str, int]:
+    """Return the models that the server lists, and the context of each where it says so (vLLM), else a large one."""
     key = os.environ.get("OPENAI_API_KEY")
     reply = httpx.get(f"{url}/models", headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=10)
     reply.raise_for_status()
-    return str(reply.json()["data"][0]["id"])
+    return {str(model["id"]): int(model.get("max_model_len") or 1 << 17) for model in reply.json()["data"]}
 
 
 def main() -> None:
@@ -41,7 +41,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/endpoint"))
     given = parser.parse_args()
 
-    teacher = {"kind": "endpoint", "base_urls": [given.url], "model": given.model or first_model(given.url)}
+    models = models_of(given.url)
+    model = given.model or next(iter(models))
+    max_tokens = min(2048, models.get(model, 1 << 17) // 2)  # leaves room for the question
+    teacher = {"kind": "endpoint", "base_urls": [given.url], "model": model}
     if given.tokenizer:
         teacher["tokenizer"] = given.tokenizer
     lines = [f"{key} = {json.dumps(value)}" for key, value in teacher.items()]
@@ -55,7 +58,7 @@ def main() -> None:
         f"out = {json.dumps(str(given.out / 'results'))}\n"
         f"prompts = {{ path = {json.dumps(given.questions)}, limit = {given.limit} }}\n"
         f'student = {{ kind = "transformers", model = {json.dumps(given.student)} }}\n'
-        "sample = { num_samples = 2, max_tokens = 2048 }\n"
+        f"sample = {{ num_samples = 2, max_tokens = {max_tokens} }}\n"
         "pack = { seq_len = 4096 }\n"
         "train = { epochs = 1, grad_accum_steps = 1 }\n"
         "[teacher]\n" + "\n".join(lines) + '\n[[phase]]\nname = "low"\nsample.temperature = 0.6\n',

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -211,3 +212,38 @@ def test_one_recipe_with_vllm_here_and_with_vllm_behind_a_server(urls, demo, tmp
         assert mixed and all(row["prefix_bytes"] > 0 for row in mixed)
     same = sum(one == other for one, other in zip(*found.values(), strict=True))
     assert len(found["vllm"]) == 48 and same >= 46, f"{same} of 48 answers are the same"
+
+
+@pytest.mark.slow
+def test_the_example_is_one_command_and_a_url(urls, tmp_path):
+    script = Path(__file__).parents[2] / "examples" / "distil_endpoint.py"
+    command = [sys.executable, str(script), urls[0], "--limit", "20", "--prices", "0.2", "0.8", "--max-cost", "1"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/endpoint/results/low/train/model/model.safetensors").exists()
+    assert "40 rollouts of 20 prompts" in done.stdout and "cost 0.00" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_served_teacher_reads_answers_that_came_without_logprobs(urls, demo, sampled, questions, tmp_path, cli):
+    """Ingested text, read by the teacher behind the servers: its p is that of the tokens as they were sampled."""
+    rows = [
+        {"input": question, "output": c.text, "domain": "x"} for question, c in zip(questions, sampled, strict=True)
+    ]
+    (tmp_path / "answers.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "run.toml").write_text(
+        'out = "run"\nstudent = { kind = "transformers", model = "demo:student" }\n'
+        f'teacher = {{ kind = "endpoint", model = "teacher", base_urls = {json.dumps(urls)},'
+        f' tokenizer = "{demo / "teacher"}", api_key_env = "NO_SUCH_KEY" }}\n'
+        'ingest.paths = ["answers.jsonl"]\nscore.by = "teacher"\n[[phase]]\nname = "low"\nsource = "ingest"\n'
+    )
+    for stage in ("ingest", "score"):
+        ended = cli(stage, "run.toml", cwd=tmp_path)
+        assert ended.rc == 0, ended.stderr
+    assert "reads" in ended.stdout  # the probe has asked for it
+    scores = pq.read_table(tmp_path / "run/low/score/scores-00000.parquet").to_pylist()
+    for score, completion in zip(scores, sampled, strict=True):
+        mean = np.mean(completion.logprobs[:-1], dtype=np.float64)  # without the end token
+        assert score["teacher_mean_logprob"] == pytest.approx(mean, abs=1e-4)

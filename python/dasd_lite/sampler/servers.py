@@ -190,6 +190,10 @@ class Caller:
             messages = body.get("messages")
             asked = f" {messages[-1]['content'][:40]!r}" if messages else f" {len(body.get('prompt', ()))} tokens"
             status += f"; it was asked{asked} with max_tokens = {body.get('max_tokens')}"
+            if server.context is not None and "prompt" not in body:
+                status += (
+                    f", its context is {server.context}: lower max_tokens, or set teacher.tokenizer, which fits them"
+                )
         raise EndpointError(f"{server.base_url}{path}: {status}")
 
     def _status(self, response: httpx.Response) -> str:
