@@ -150,10 +150,10 @@ class Chat:
             if b"".join(pieces) != text.encode():
                 raise DataError(f"{self.folder}: {text[:40]!r} cannot be written in harmony channels and read again")
             return np.array([len(piece) for piece in pieces], dtype=np.int32)
-        lengths = np.array([len(self.piece(int(i))) for i in ids], dtype=np.int32)
-        if len(lengths) and len(self._after_opener(text).encode()) != int(lengths.sum()):
-            lengths = self._bytes_by_place(ids, text)  # a tokenizer that changes text
-        return lengths
+        pieces = [self.piece(int(i)) for i in ids]
+        if pieces and b"".join(pieces) != self._after_opener(text).encode():
+            return self._bytes_by_place(ids, text)  # a tokenizer that changes text
+        return np.array([len(piece) for piece in pieces], dtype=np.int32)
 
     def _bytes_by_place(self, ids: npt.NDArray[np.integer[Any]], text: str) -> npt.NDArray[np.int32]:
         """Return the bytes of each token by where the tokenizer says that it lies in the text.
