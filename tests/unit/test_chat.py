@@ -121,6 +121,7 @@ def test_text_comes_back_from_its_ids(chats, name, text):
 @settings(max_examples=150, deadline=None)
 @given(text=anything | st.text(st.sampled_from("a \n\r\t.e\u0301é漢🙂<>"), max_size=30))
 def test_any_text_comes_back(chats, text):
+    text = text.replace("▁", "_")  # SentencePiece's sign for a space: the one character that it cannot write
     for name in FAITHFUL:
         chat = chats[name]
         ids = chat.encode(text)
