@@ -140,10 +140,12 @@ def _spent(recipe: RecipeConfig, step: Step) -> Tally:
     """Return what the run's other stages have asked of the teacher: a budget is one for all of them."""
     tally = Tally()
     for phase in recipe.phase:
-        folder = recipe.out / phase.name / phase.source
-        if phase.source in ASKING and folder != step.folder:
-            took = read_timing(folder) or read_timing(recipe.out / TRIAL / phase.name / phase.source)
-            tally += Tally(int(took.get("prompt_tokens", 0)), int(took.get("completion_tokens", 0)))
+        folder = recipe.out / phase.name
+        asked = [] if phase.source not in ASKING else [folder / phase.source]
+        for place in (*asked, folder / "score" / "teacher"):
+            if step.folder not in (place, place.parent):
+                took = read_timing(place) or read_timing(recipe.out / TRIAL / place.relative_to(recipe.out))
+                tally += Tally(int(took.get("prompt_tokens", 0)), int(took.get("completion_tokens", 0)))
     return tally
 
 
@@ -172,7 +174,8 @@ def run(
             before = step.finished_at
             if before is None:
                 announce(step, None)
-            more = {"spent": _spent(recipe, step)} if step.stage in ASKING else {}
+            asks = step.arguments.get("teacher") is not None
+            more = {"spent": _spent(recipe, step)} if asks else {}
             manifest = step.run(force=force, **more)
             if step.finished_at != before:
                 if not ran:  # only now is it sure that the folder takes this recipe

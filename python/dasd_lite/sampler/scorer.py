@@ -19,6 +19,8 @@ from dasd_lite.config import EndpointModel, TransformersModel, VllmModel
 from dasd_lite.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dasd_lite.sampler import Tally
+
     Scores = tuple[int, npt.NDArray[np.float32], npt.NDArray[np.int64] | None]
 
 _WINDOW = 16  # passes whose sequences are sorted by length together
@@ -51,15 +53,17 @@ def open_scorer(
     batch_tokens: int = 8192,
     chunk_tokens: int | None = None,
     four_bit: bool = False,
+    spent: Tally | None = None,
 ) -> tuple[Scorer, Chat]:
     """Open what reads for `model`, and the tokenizer whose ids it reads.
 
-    `folder` stands in for the model's weights; the other three are for transformers alone, as in ScoreConfig.
+    `folder` stands in for the model's weights; the next three are for transformers alone, as in ScoreConfig. `spent` is
+    what counts against an endpoint's budget already.
     """
     if model.kind == "endpoint":
         from dasd_lite.sampler.endpoint import EndpointSampler
 
-        server = EndpointSampler(model)
+        server = EndpointSampler(model, spent)
         if server.chat is None:
             raise ConfigError(
                 "score.by = 'teacher' needs teacher.tokenizer: a server reads a given answer by its token ids"

@@ -31,7 +31,8 @@ from dasd_lite.dataset import Identity, batches, begin, identify, is_finished, n
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.journal import Journal
 from dasd_lite.records import READING, SCORE
-from dasd_lite.sampler import source
+from dasd_lite.sampler import Tally, source
+from dasd_lite.sampler.collect import journal_tally
 from dasd_lite.sampler.scorer import Scorer, context_of, open_scorer
 from dasd_lite.sentence_scores import Tokens, sentence_scores
 
@@ -65,12 +66,14 @@ def run(
     out: Path,
     *,
     teacher: Teacher | None = None,
+    spent: Tally | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
     """Score the rollouts of one folder into `out`; returns its manifest.
 
-    `teacher` reads the answers when `config.by` says so. Raises DataError for a rollout that the teacher has no
-    log-probabilities of, or that came from another teacher.
+    `teacher` reads the answers when `config.by` says so; `spent` is what other stages have asked of it, and counts
+    against its budget. Raises DataError for a rollout that the teacher has no log-probabilities of, or that came from
+    another teacher.
     """
     folder = model_folder(student.model, weights=True)
     options: dict[str, Any] = {**semantic(config), "dtype": student.dtype}
@@ -88,7 +91,7 @@ def run(
         _check_same_teacher(rollouts, teacher, identity)
         begin(out, identity, config)
         readings = out / "teacher"
-        _read_by_teacher(rollouts, teacher, config, readings, identity, phase)
+        _read_by_teacher(rollouts, teacher, config, readings, identity, phase, spent or Tally())
         noise = _noise_of_sampling(rollouts, readings)
     total = num_rows(rollouts, "rollouts")
     with Journal(out, identity, SCORE, total, table="scores", config=config) as journal:
@@ -135,7 +138,7 @@ def _fill(
         with progress(label, journal.total, "rollouts", len(journal.done()), scorer.status) as bar:
             for position, logprobs, ranks in scorer.score(sequences()):
                 item = waiting.pop(position)
-                journal.commit({position: row(item, logprobs, ranks)})
+                journal.commit({position: row(item, logprobs, ranks)}, {"prompt_tokens": len(item.ids)})
                 tokens += len(item.ids)
                 bar.advance()
                 commit_unread()
@@ -156,7 +159,7 @@ def _check_same_teacher(rollouts: Path, teacher: Teacher, identity: Identity) ->
 
 
 def _read_by_teacher(
-    rollouts: Path, teacher: Teacher, config: ScoreConfig, out: Path, parent: Identity, phase: str
+    rollouts: Path, teacher: Teacher, config: ScoreConfig, out: Path, parent: Identity, phase: str, spent: Tally
 ) -> None:
     """Let the teacher read every answer: those that came with its token ids by these, others as it would spell them."""
     inputs = {name: parent.inputs[name] for name in ("rollouts", "teacher")}
@@ -167,7 +170,10 @@ def _read_by_teacher(
     with Journal(out, identity, READING, total, table="readings", config=config) as journal:
         timing = {}
         if len(done := journal.done()) < total:
-            scorer, chat = open_scorer(teacher, batch_tokens=config.batch_tokens, chunk_tokens=config.chunk_tokens)
+            spent += journal_tally(journal)
+            scorer, chat = open_scorer(
+                teacher, batch_tokens=config.batch_tokens, chunk_tokens=config.chunk_tokens, spent=spent
+            )
 
             def row(item: _Item, logprobs: Logprobs, ranks: Ranks | None) -> dict[str, Any]:
                 answer = slice(item.num_context, None)
@@ -180,7 +186,9 @@ def _read_by_teacher(
 
             items = _teacher_items(rollouts, chat, context_of(teacher, chat), done)
             timing = _fill(journal, scorer, items, row, f"{phase}: teacher reads")
-        journal.publish({"rollouts": total, "over_context": journal.tally().get("over_context", 0)}, **timing)
+        tally = journal.tally()
+        counts = {"rollouts": total, "over_context": tally.get("over_context", 0)}
+        journal.publish(counts, **timing, prompt_tokens=tally.get("prompt_tokens", 0))
 
 
 def _teacher_items(
