@@ -178,13 +178,15 @@ def _load(path: Path, overrides: tuple[str, ...]) -> RecipeConfig:
 
 def _announce(step: Any, manifest: dict[str, Any] | None) -> None:
     from dasd_lite.console import err, out
-    from dasd_lite.summary import summary
+    from dasd_lite.summary import rejections, summary
 
     if manifest is None:
         if err().is_terminal:
             err().print(f"[dim]{step.name} …[/dim]", end="\r")
     else:
         out().print(f"{step.name:<16} {summary(step.folder, manifest)}", markup=False, soft_wrap=True)
+        if (table := rejections(manifest)) is not None:
+            out().print(table)
 
 
 def _next(line: str) -> None:

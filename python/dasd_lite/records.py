@@ -32,7 +32,8 @@ _COMPLETION = [
     *_QUESTION,
     ("index", pa.int32()),  # which candidate of its prompt
     ("completion", pa.large_string()),  # text, thinking within <think>…</think>
-    ("finish_reason", pa.string()),  # "stop", "length", or "unknown" for ingested text
+    # "stop", "length", "tool_calls", "malformed" (harmony), "refusal", "content_filter"; "unknown" for ingested text
+    ("finish_reason", pa.string()),
     ("prefix_bytes", pa.int64()),  # bytes of the completion that the student wrote (mix), else 0
 ]
 

@@ -7,9 +7,12 @@ folder, none is computed anew.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dasd_lite.dataset import read_timing
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def summary(folder: Path, manifest: dict[str, Any]) -> str:
@@ -21,6 +24,24 @@ def summary(folder: Path, manifest: dict[str, Any]) -> str:
     if manifest["stage"] == "train" and manifest["config"]["method"]["kind"] != "full":
         parts.append(f"merged to within {counts['export_gap']:.1e} nat")
     return ", ".join([*parts, f"{timing.get('seconds', 0):.1f} s"])
+
+
+def rejections(manifest: dict[str, Any]) -> Table | None:
+    """Return what select's filters rejected as a table; none when there is nothing, or another stage's manifest."""
+    from rich.table import Table
+
+    counts = manifest["counts"]
+    rejected = {r: n for r, n in counts.get("rejected", {}).items() if r not in ("rank", "budget")}
+    if manifest["stage"] != "select" or not rejected:
+        return None
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("  rejected by a filter")
+    for name in ("number", "share", "value from", "to"):
+        table.add_column(name, justify="right")
+    for reason, number in rejected.items():
+        low, high = counts["rejected_values"][reason]
+        table.add_row(f"  {reason}", f"{number:,}", f"{number / counts['rollouts']:.1%}", f"{low:,.4g}", f"{high:,.4g}")
+    return table
 
 
 def _rate(timing: dict[str, float]) -> list[str]:

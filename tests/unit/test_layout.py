@@ -19,6 +19,7 @@ LEVELS = [
         "attention",
         "chat",
         "harmony",
+        "filters",
         "divergence",
         "selection",
         "sentence_scores",

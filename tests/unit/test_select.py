@@ -11,6 +11,7 @@ from dasd_lite.errors import CheckpointError, ConfigError, DataError
 from dasd_lite.journal import ShardWriter
 from dasd_lite.records import ROLLOUT, SCORE
 from dasd_lite.stages import select
+from dasd_lite.summary import rejections
 
 GOOD = "<think> Start at 3. Up 1 is 4. </think>\nAnswer: 4"
 LINE = "this line is here more than once\n"
@@ -115,6 +116,12 @@ def test_each_filter_gives_its_reason_and_the_number_behind_it(run, chat):
     rows = [
         rollout("good"),
         rollout("cut off", finish_reason="length"),
+        rollout("calls a tool", finish_reason="tool_calls"),
+        rollout("bad header", finish_reason="malformed"),
+        rollout("refuses", finish_reason="refusal"),
+        rollout("filtered", finish_reason="content_filter"),
+        rollout("stopped otherwise", finish_reason="abort"),
+        rollout("not told", finish_reason="unknown", completion=GOOD + " <function=f>"),
         rollout("no thought", "Answer: 4"),
         rollout("two thoughts", "<think> a </think> b </think> Answer: 4"),
         rollout("no answer", "<think> a </think>\n "),
@@ -134,10 +141,15 @@ def test_each_filter_gives_its_reason_and_the_number_behind_it(run, chat):
     assert kept(folder) == ["good"]
     assert reasons == {
         "cut off": "truncated",
-        **dict.fromkeys(
-            ["no thought", "two thoughts", "no answer", "empty thought", "opened twice", "text before", "empty"],
-            "structure",
-        ),
+        "calls a tool": "function call",
+        "bad header": "malformed channels",
+        "refuses": "refused",
+        "filtered": "refused",
+        "stopped otherwise": "unfinished",
+        "not told": "function call",
+        **dict.fromkeys(["no thought", "empty thought", "text before", "empty"], "no thinking"),
+        "no answer": "no answer",
+        **dict.fromkeys(["two thoughts", "opened twice"], "structure"),
         "call": "function call",
         "long": "too long",
         "lines": "repeated lines",
@@ -155,6 +167,10 @@ def test_each_filter_gives_its_reason_and_the_number_behind_it(run, chat):
     assert counts["rollouts"] == len(rows)
     assert counts["kept"] == counts["prompts_kept"] == 1
     assert sum(counts["rejected"].values()) == len(rows) - 1
+    assert counts["rejected_values"]["function call"] == [1, tokens]
+    assert counts["rejected_values"]["repeated n-grams"] == [found["grams"][1]] * 2
+    table = rejections(read_manifest(folder))
+    assert table is not None and table.row_count == len(counts["rejected"])
 
 
 def test_the_first_filter_that_fails_is_the_reason(run):
@@ -183,7 +199,7 @@ def test_all_rejected_is_one_line_with_the_counts(run, tmp_path):
         run(rows)
     told = str(error.value)
     assert told.startswith(f"{tmp_path}/rollouts: every one of 4 candidates is rejected: truncated 3 (raise max_tokens")
-    assert "structure 1 (" in told and "select.require_think = false" in told
+    assert "no thinking 1 (" in told and "select.require_think = false" in told
     assert "\n" not in str(error.value)
     assert not (tmp_path / "select").exists(), "nothing half-written"
 

@@ -8,7 +8,6 @@ memory: the first measures, the second writes.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dasd_lite import divergence, selection
+from dasd_lite import divergence, filters, selection
 from dasd_lite.chat import Chat, Ids, model_folder
 from dasd_lite.config import SCORED_RULES, SelectConfig, semantic
 from dasd_lite.console import err, progress
@@ -32,17 +31,20 @@ from dasd_lite.ragged import Ragged, from_arrow, join, offsets_of
 from dasd_lite.records import KEPT, REJECTED, TOKENS, derive_seed
 from dasd_lite.text import repeated_ngrams, text_repetition
 
-VERSION = 1
+VERSION = 2
 _NGRAM = 20
 _REMEDIES = {  # the option behind a reason, told when nothing is left
     "truncated": " (raise max_tokens of sample or mix)",
-    "structure": " (no <think>…</think> and answer; for data without: select.require_think = false)",
+    "no thinking": " (no <think>…</think>; for data without: select.require_think = false)",
+    "no answer": " (nothing behind </think>)",
+    "structure": " (<think> or </think> more than once)",
+    "function call": " (ask questions that need no tools)",
+    "malformed channels": " (gpt-oss at a high temperature; lower it)",
     "too long": " (raise select.max_tokens or pack.seq_len, up to the student's context)",
     "repeated lines": " (select.max_duplicate_lines)",
     "repeated sentences": " (select.max_duplicate_sentences)",
     "repeated n-grams": " (select.max_repeated_ngrams)",
 }
-_CALLS = re.compile(r"<tool_call>|<\|call\|>|<\|tool▁calls▁begin\|>|<function=")
 _ROLLOUT_COLUMNS = KEPT.names[: KEPT.names.index("ids")]
 
 
@@ -162,22 +164,20 @@ def _measure(
     stops = offsets_of(np.isin(answers.values, stop_ids))  # stop tokens before each place
     early = stops[np.maximum(answers.offsets[1:] - 1, 0)] - stops[answers.offsets[:-1]]
     duplicate_lines, duplicate_sentences = text_repetition(rollouts["completion"])
-    texts, finishes = rollouts["completion"].to_pylist(), rollouts["finish_reason"].to_pylist()
-    for row, (text, finish) in enumerate(zip(texts, finishes, strict=True)):
-        checks = (  # in this order; the first that holds is the reason
-            ("truncated", finish == "length", num_ids[row]),
-            ("unfinished", finish not in ("length", "stop", "unknown"), num_ids[row]),
-            ("structure", config.require_think and not has_structure(text), text.count("</think>")),
-            ("end token inside", early[row] > 0, early[row]),
-            ("function call", bool(_CALLS.search(text)), len(_CALLS.findall(text))),
-            ("too long", num_ids[row] > limit, num_ids[row]),
-            ("repeated lines", duplicate_lines[row] > config.max_duplicate_lines, duplicate_lines[row]),
-            ("repeated sentences", duplicate_sentences[row] > config.max_duplicate_sentences, duplicate_sentences[row]),
-            ("repeated n-grams", shares[row] > config.max_repeated_ngrams, shares[row]),
-        )
-        reason, value = next(((name, float(number)) for name, failed, number in checks if failed), ("", 0.0))
-        candidates.reason.append(reason)
-        candidates.value.append(value)
+    texts = rollouts["completion"]
+    failed = [
+        *filters.endings(rollouts["finish_reason"], num_ids),
+        *(filters.structure(texts) if config.require_think else ()),
+        filters.over("end token inside", early, 0),
+        filters.function_calls(texts),
+        filters.over("too long", num_ids, limit),
+        filters.over("repeated lines", duplicate_lines, config.max_duplicate_lines),
+        filters.over("repeated sentences", duplicate_sentences, config.max_duplicate_sentences),
+        filters.over("repeated n-grams", shares, config.max_repeated_ngrams),
+    ]
+    reasons, values = filters.first_failed(failed, rollouts.num_rows)
+    candidates.reason += reasons
+    candidates.value += values
     candidates.num_tokens += num_answer.tolist()
     num_sentences, counts = _count_classes(batch, config.beta)
     candidates.num_sentences += num_sentences
@@ -199,16 +199,6 @@ def _name_unknown_domains(candidates: _Candidates, config: SelectConfig) -> None
     found = sorted(set(candidates.domain))
     for domain in config.budget.keys() - set(found):
         err().print(f"note: select.budget: no rollout is of domain {domain!r}; there are {', '.join(found)}")
-
-
-def has_structure(text: str) -> bool:
-    """Tell whether an answer has one thinking part with text in it, and a final answer behind it."""
-    parts = text.split("</think>")
-    return (
-        len(parts) == 2
-        and bool(re.fullmatch(r"\s*<think>(?!.*<think>).*\S.*", parts[0], re.DOTALL))
-        and bool(parts[1].strip())
-    )
 
 
 def _rank(candidates: _Candidates, config: SelectConfig, seed: int) -> npt.NDArray[np.float32] | None:
@@ -277,6 +267,13 @@ def _counts(candidates: _Candidates, reasons: Counter[str]) -> dict[str, Any]:
         "kept": int(kept.sum()),
         "prompts_kept": len({p for p, k in zip(candidates.prompt, kept, strict=True) if k}),
         "rejected": dict(reasons.most_common()),
+        "rejected_values": {reason: _range(candidates, reason) for reason, _ in reasons.most_common()},
         "mean_tokens_kept": float(lengths[kept].mean()),
         "mean_tokens_candidates": float(lengths[ranked].mean()),
     }
+
+
+def _range(candidates: _Candidates, reason: str) -> list[float]:
+    """Return the smallest and the largest number behind a reason."""
+    values = [v for r, v in zip(candidates.reason, candidates.value, strict=True) if r == reason]
+    return [min(values), max(values)]
