@@ -52,22 +52,24 @@ def endings(finish_reasons: pa.StringArray, num_tokens: npt.NDArray[np.integer[A
 def structure(texts: Texts) -> list[Filter]:
     """Return the filters of a thinking part and a final answer behind it.
 
-    "no thinking": the text does not begin with `<think>`, or nothing is in it. "no answer": the thought is not closed,
-    or nothing is behind it. "structure": a tag is there more than once. The value is the number of `</think>`.
+    "no thinking": neither tag is there, or nothing between them. "no answer": the thought is not closed, or nothing is
+    behind it. "structure": the text does not begin with `<think>`, or a tag is there more than once. The value is the
+    number of `</think>`.
     """
+    opened = _count(texts, "<think>")
     closed = _count(texts, "</think>")
     value = closed.astype(np.float64)
     begun = _matches(texts, rf"\A[{_BLANK}]*<think>")
     empty = _matches(texts, rf"\A[{_BLANK}]*<think>[{_BLANK}]*</think>")
     ends = _matches(texts, rf"</think>[{_BLANK}]*\z")
     nested = np.zeros(len(closed), dtype=bool)
-    several = np.flatnonzero(_count(texts, "<think>") > 1)  # few: the slow pattern is for these alone
+    several = np.flatnonzero(opened > 1)  # few: the slow pattern is for these alone
     if len(several):
         nested[several] = _matches(texts.take(pa.array(several)), r"(?s)<think>.*<think>.*</think>")
     return [
-        Filter("no thinking", ~begun | empty, value),
+        Filter("no thinking", ((opened == 0) & (closed == 0)) | empty, value),
         Filter("no answer", (closed == 0) | ends, value),
-        Filter("structure", (closed > 1) | nested, value),
+        Filter("structure", ~begun | (closed > 1) | nested, value),
     ]
 
 

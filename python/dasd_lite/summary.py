@@ -40,8 +40,13 @@ def rejections(manifest: dict[str, Any]) -> Table | None:
         table.add_column(name, justify="right")
     for reason, number in rejected.items():
         low, high = counts["rejected_values"][reason]
-        table.add_row(f"  {reason}", f"{number:,}", f"{number / counts['rollouts']:.1%}", f"{low:,.4g}", f"{high:,.4g}")
+        table.add_row(f"  {reason}", f"{number:,}", f"{number / counts['rollouts']:.1%}", _figure(low), _figure(high))
     return table
+
+
+def _figure(value: float) -> str:
+    """Write a count of tokens whole, and a share with three digits."""
+    return f"{value:,.0f}" if value == round(value) else f"{value:.3g}"
 
 
 def _rate(timing: dict[str, float]) -> list[str]:

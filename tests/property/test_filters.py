@@ -41,9 +41,10 @@ def has_structure(text):
 
 def reason(text):
     """Say what is missing, in the order of the filters."""
-    begun = re.match(r"\s*<think>", text)
-    thought, closing, _ = text[begun.end() if begun else 0 :].partition("</think>")
-    if not begun or (closing and not thought.strip()):
+    if "<think>" not in text and "</think>" not in text:
+        return "no thinking"
+    before, closing, _ = text.partition("</think>")
+    if closing and before.strip().startswith("<think>") and not before.strip().removeprefix("<think>").strip():
         return "no thinking"
     if not closing or not text.rpartition("</think>")[2].strip():
         return "no answer"

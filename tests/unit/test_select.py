@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from dasd_lite.chat import Chat
 from dasd_lite.config import SelectConfig
@@ -128,6 +129,8 @@ def test_each_filter_gives_its_reason_and_the_number_behind_it(run, chat):
         rollout("empty thought", "<think> </think> Answer: 4"),
         rollout("opened twice", "<think> a <think> b </think> Answer: 4"),
         rollout("text before", "Well, <think> a </think> Answer: 4"),
+        rollout("closed, not opened", "a </think> Answer: 4"),
+        rollout("not closed", "<think> a Answer: 4"),
         rollout("empty", ""),
         rollout("call", GOOD + ' <tool_call>{"name": "f"}</tool_call><function=f>'),
         rollout("long", long),
@@ -147,9 +150,9 @@ def test_each_filter_gives_its_reason_and_the_number_behind_it(run, chat):
         "filtered": "refused",
         "stopped otherwise": "unfinished",
         "not told": "function call",
-        **dict.fromkeys(["no thought", "empty thought", "text before", "empty"], "no thinking"),
-        "no answer": "no answer",
-        **dict.fromkeys(["two thoughts", "opened twice"], "structure"),
+        **dict.fromkeys(["no thought", "empty thought", "empty"], "no thinking"),
+        **dict.fromkeys(["no answer", "not closed"], "no answer"),
+        **dict.fromkeys(["two thoughts", "opened twice", "text before", "closed, not opened"], "structure"),
         "call": "function call",
         "long": "too long",
         "lines": "repeated lines",
@@ -171,6 +174,24 @@ def test_each_filter_gives_its_reason_and_the_number_behind_it(run, chat):
     assert counts["rejected_values"]["repeated n-grams"] == [found["grams"][1]] * 2
     table = rejections(read_manifest(folder))
     assert table is not None and table.row_count == len(counts["rejected"])
+
+
+def test_the_table_tells_of_filters_only_and_writes_counts_whole():
+    counts = {
+        "rollouts": 1200,
+        "rejected": {"rank": 500, "truncated": 30, "repeated lines": 6},
+        "rejected_values": {"rank": [0.0, 2.5], "truncated": [1234.0, 32768.0], "repeated lines": [0.31234, 1.0]},
+    }
+    screen = Console(width=80)
+    with screen.capture() as told:
+        screen.print(rejections({"stage": "select", "counts": counts}))
+    lines = [line.split() for line in told.get().splitlines()]
+    assert lines[1:] == [
+        ["truncated", "30", "2.5%", "1,234", "32,768"],
+        ["repeated", "lines", "6", "0.5%", "0.312", "1"],
+    ]
+    assert rejections({"stage": "select", "counts": counts | {"rejected": {"rank": 500, "budget": 9}}}) is None
+    assert rejections({"stage": "pack", "counts": {"rollouts": 1200}}) is None
 
 
 def test_the_first_filter_that_fails_is_the_reason(run):

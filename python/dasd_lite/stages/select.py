@@ -37,7 +37,7 @@ _REMEDIES = {  # the option behind a reason, told when nothing is left
     "truncated": " (raise max_tokens of sample or mix)",
     "no thinking": " (no <think>…</think>; for data without: select.require_think = false)",
     "no answer": " (nothing behind </think>)",
-    "structure": " (<think> or </think> more than once)",
+    "structure": " (not one <think> at the beginning and one </think>)",
     "function call": " (ask questions that need no tools)",
     "malformed channels": " (gpt-oss at a high temperature; lower it)",
     "too long": " (raise select.max_tokens or pack.seq_len, up to the student's context)",
