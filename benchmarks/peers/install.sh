@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the benchmarks compare with into benchmarks/.venv-peers, and builds benchmarks/native.
+# Installs what the benchmarks compare with into benchmarks/.venv-peers and .venv-curator, and builds benchmarks/native.
 #
 #     sh benchmarks/peers/install.sh
 #
@@ -18,6 +18,12 @@ if ! test -e "$READY" || test peers/requirements.txt -nt "$READY" || test peers/
     grep -v '^#' peers/trainers.txt | while read -r trainer; do
         "$UV" pip install --quiet --no-deps "$trainer" || echo "not installed: $trainer" >&2
     done
+    touch "$READY"
+fi
+READY=.venv-curator/ready
+if ! test -e "$READY" || test peers/curator.txt -nt "$READY"; then
+    "$UV" venv --quiet --clear --python ../.venv/bin/python .venv-curator
+    VIRTUAL_ENV=.venv-curator "$UV" pip install --quiet --requirements peers/curator.txt
     touch "$READY"
 fi
 # From inside the crate, because its settings (target-cpu=native) are looked for from there.
