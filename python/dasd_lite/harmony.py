@@ -20,9 +20,10 @@ from typing import Literal, NamedTuple
 MARKS = ("channel", "message", "start", "end", "return", "call", "constrain")
 """Special tokens of the format, without their `<|` and `|>`."""
 
+_TO = r" to=(?!assistant\b)[^\s<]+"  # a message to the assistant is a tool's, never the model's
 _HEADER = re.compile(
-    r"(?P<role>assistant)?(?P<to> to=\S+?)?<\|channel\|>(?P<channel>analysis|commentary|final)(?P<too> to=\S+)?"
-    r"(?: ?(?:<\|constrain\|>)?[\w/.+-]+)?\s*"
+    rf"(?P<role>assistant)?(?P<to>{_TO})?<\|channel\|>(?P<channel>analysis|commentary|final)(?P<too>{_TO})?"
+    r"(?: ?<\|constrain\|> ?[\w/.+-]+|(?P<bare> [\w/.+-]+))?\s*"
 )
 _THOUGHT = re.compile(r"(<think>\n?)(.*?)(?:(\s*</think>\s*)(.*))?", re.DOTALL)
 OPENING, CLOSING, BETWEEN = "<think>\n", "\n</think>\n\n", "\n\n"
@@ -120,8 +121,11 @@ class Rewriter:
         found = _HEADER.fullmatch(header.decode(errors="replace"))
         if found is None or bool(found["role"]) != self._after_start:
             return None
+        calls = found["to"] or found["too"]
+        if found["bare"] and not calls:  # a content type stands behind a recipient, or is marked
+            return None
         self._where, self._channel = "message", found["channel"]
-        if found["to"] or found["too"]:
+        if calls:
             self._calls = True
             return header + b"<|message|>"
         if self._channel == "final":
