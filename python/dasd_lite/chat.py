@@ -245,6 +245,12 @@ class Chat:
             if token_id is None:
                 raise ConfigError(f"{self.folder}: its template has harmony channels, its tokenizer no <|{mark}|>")
             found[token_id] = mark
+        begun = self.render([{"role": "user", "content": _PROBE}]).rpartition(_PROBE)[2]
+        if not begun.endswith("<|start|>assistant"):  # a header that the template begins would be there twice
+            raise ConfigError(
+                f"{self.folder}: its template has harmony channels and begins an answer with {begun[-60:]!r};"
+                " it should end with <|start|>assistant"
+            )
         return found
 
     @cached_property

@@ -7,7 +7,8 @@ format is that of openai/harmony, docs/format.md: a prompt ends with `<|start|>a
 
 Invariants: every token keeps its place and its bytes; a header has none but for its `<|message|>`, which
 stands for the tag between two parts; a tool call and a header that is none are told, never mended. About 4 % of
-gpt-oss's answers at temperature 1 have such headers (llama.cpp#27720).
+gpt-oss's answers at temperature 1 have such headers (llama.cpp#27720). A `<think>` that a message spells as text
+stays what it is; select then rejects the answer for its structure.
 """
 
 from __future__ import annotations

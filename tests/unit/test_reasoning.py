@@ -125,6 +125,13 @@ def test_a_tokenizer_without_the_special_tokens(tmp_path):
         Chat(write_model(tmp_path, template=CHANNELS, tokenizer=byte_level()))
 
 
+def test_a_template_that_begins_a_channel_by_itself(tmp_path):
+    tokenizer, _ = tokenizer_of(HARMONY, MARKS)
+    template = CHANNELS.replace("'<|start|>assistant' }}", "'<|start|>assistant<|channel|>final<|message|>' }}")
+    with pytest.raises(ConfigError, match=r"begins an answer with '.*final<\|message\|>'; it should end with <\|start"):
+        Chat(write_model(tmp_path, template=template, tokenizer=tokenizer))
+
+
 words = st.text(st.characters(codec="utf-8", exclude_characters="<|>"), max_size=12)
 
 
