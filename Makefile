@@ -58,7 +58,7 @@ docs: .venv/.built  ## write docs/options.md anew from the config
 	$(BIN)/python docs/make_options.py
 
 torture: .venv/.dev .venv/.built  ## 200 random kills over all stages that resume
-	DASD_KILLS=200 $(BIN)/pytest tests/pipeline/test_kill.py
+	DASD_KILLS=200 $(BIN)/pytest tests/pipeline/test_kill.py tests/pipeline/test_sampling.py -k killed
 
 fuzz:  ## a million random inputs to every entry point of the Rust core, with overflow checks
 	FUZZ_INPUTS=1000000 cargo test --profile fuzz --test fuzz

@@ -22,9 +22,12 @@ import httpx
 def models_of(url: str) -> dict[str, int]:
     """Return the models that the server lists, and the context of each where it says so (vLLM), else a large one."""
     key = os.environ.get("OPENAI_API_KEY")
-    reply = httpx.get(f"{url}/models", headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=10)
-    reply.raise_for_status()
-    return {str(model["id"]): int(model.get("max_model_len") or 1 << 17) for model in reply.json()["data"]}
+    try:
+        reply = httpx.get(f"{url}/models", headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=10)
+        reply.raise_for_status()
+        return {str(model["id"]): int(model.get("max_model_len") or 1 << 17) for model in reply.json()["data"]}
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
+        sys.exit(f"{url}/models: {error or type(error).__name__}; a URL looks like http://localhost:8000/v1")
 
 
 def main() -> None:
@@ -41,7 +44,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/endpoint"))
     given = parser.parse_args()
 
-    models = models_of(given.url)
+    given.url = given.url.rstrip("/")
+    models = {} if given.model else models_of(given.url)
     model = given.model or next(iter(models))
     max_tokens = min(2048, models.get(model, 1 << 17) // 2)  # leaves room for the question
     teacher = {"kind": "endpoint", "base_urls": [given.url], "model": model}

@@ -18,7 +18,8 @@ teacher = TransformersModel(model=str(demo / "teacher"))
 student = TransformersModel(model=str(demo / "student"))
 rollouts, scores, chosen = out / "sample", out / "score", out / "select"
 
-sample.run(prompts, teacher, SampleConfig(temperature=1.0, num_samples=4, max_tokens=192), rollouts, seed=0)
+settings = SampleConfig(temperature=1.0, num_samples=4, max_tokens=192)
+sample.run(prompts, teacher, settings, rollouts, phase="high", seed=0)
 score.run(rollouts, student, ScoreConfig(), scores)
 rule = SelectConfig(rule="count", keep=1)
 manifest = select.run(rollouts, student.model, rule, chosen, scores=scores, max_tokens=512, seed=0)

@@ -253,6 +253,11 @@ class Chat:
             )
         return found
 
+    @property
+    def writes_channels(self) -> bool:
+        """Tell whether the model writes in harmony's channels."""
+        return bool(self._marks)
+
     @cached_property
     def thinks(self) -> bool:
         """Tell whether template or vocabulary know of a thinking part."""

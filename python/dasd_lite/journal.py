@@ -111,6 +111,16 @@ class ShardWriter(FolderWriter):
                 self._end_shard(table)
 
 
+def read_tally(folder: Path) -> dict[str, float]:
+    """Read what the journal of an unfinished folder has counted so far; nothing where there is none."""
+    path = folder / "journal.sqlite"
+    if not path.exists():
+        return {}
+    with contextlib.closing(sqlite3.connect(path)) as db, contextlib.suppress(sqlite3.OperationalError):
+        return dict(db.execute("SELECT name, amount FROM tally").fetchall())
+    return {}
+
+
 class Journal(FolderWriter):
     """Commits the items of a long stage one by one, and turns them into shards behind the front.
 

@@ -121,12 +121,15 @@ class EndpointModel(Table):
     """Ask for log-probabilities; false for a provider that has none, with select.rule = 'random' or 'all'."""
     api_key_env: Annotated[str, EXECUTION] = "OPENAI_API_KEY"
     """Environment variable that holds the key; the key itself is never written anywhere."""
-    concurrency: Annotated[PositiveInt, EXECUTION] = 32
+    concurrency: Annotated[int, Field(ge=1, le=4096), EXECUTION] = 32
     """Requests in flight at one server."""
     timeout_s: Annotated[PositiveFloat, EXECUTION] = 600.0
     """Seconds that one reply may take; with `stream`, the longest silence within one."""
     max_retries: Annotated[int, Field(ge=0), EXECUTION] = 8
     """Times that one request is sent again after a failure that can pass."""
+    max_failed: Annotated[int, Field(ge=0), EXECUTION] = 0
+    """Questions that may be left out, with an empty answer that select rejects, when a server refuses them for good or
+    answers unreadably; one more ends the run."""
     stream: Annotated[bool, EXECUTION] = False
     """Take replies piece by piece: for answers so long that something on the way cuts silent connections."""
     prices: Annotated[Prices | None, EXECUTION] = None

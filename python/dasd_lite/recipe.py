@@ -17,6 +17,7 @@ from typing import Any
 from dasd_lite.config import SCORED_RULES, Phase, RecipeConfig
 from dasd_lite.dataset import disk_errors, read_timing, run_lock, write_atomic
 from dasd_lite.errors import ConfigError
+from dasd_lite.journal import read_tally
 from dasd_lite.sampler import Tally
 
 TRIAL = "trial"
@@ -100,6 +101,7 @@ def _phase_steps(
             student=recipe.student,
             teacher=recipe.teacher,
             config=phase.mix,
+            phase=phase.name,
             seed=seed,
             sampled=sampled,
         )
@@ -144,7 +146,8 @@ def _spent(recipe: RecipeConfig, step: Step) -> Tally:
         asked = [] if phase.source not in ASKING else [folder / phase.source]
         for place in (*asked, folder / "score" / "teacher"):
             if step.folder not in (place, place.parent):
-                took = read_timing(place) or read_timing(recipe.out / TRIAL / place.relative_to(recipe.out))
+                took = read_timing(place) or read_tally(place)
+                took = took or read_timing(recipe.out / TRIAL / place.relative_to(recipe.out))
                 tally += Tally(int(took.get("prompt_tokens", 0)), int(took.get("completion_tokens", 0)))
     return tally
 

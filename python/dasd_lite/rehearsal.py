@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dasd_lite import recipe as recipes
 from dasd_lite.config import SCORED_RULES, EndpointModel, Phase, RecipeConfig
-from dasd_lite.console import out
+from dasd_lite.console import err, out
 from dasd_lite.dataset import write_atomic
 from dasd_lite.errors import EndpointError
 from dasd_lite.prompts import read_prompts
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from dasd_lite.sampler.probe import Findings, Needs
 
 TRIAL_PROMPTS = 16
+PROBED = "probed"
+"""File of a run that says of which servers and needs the probe has told: with others it is made again."""
 _WIDE = 200  # a table is not broken to fit a narrow log
 _COLUMNS = (
-    *("answers", "logprobs", "raw", "bytes", "thinking", "seed", "n = 2", "noise"),
+    *("answers", "logprobs", "raw", "bytes", "thinking", "seed", "n = 2", "noise", "context"),
     *("continues", "reads", "answers as"),
 )
 
@@ -46,15 +48,26 @@ def before_paying(recipe: RecipeConfig, *, only_stage: str | None = None, only_p
         for phase, stage in stages
         if only_phase in (None, phase) and only_stage in (None, stage)
     ]
+    if all((folder / "manifest.json").exists() for folder in asking):
+        return
     begun = any((folder / name).exists() for folder in asking for name in ("manifest.json", "journal.sqlite"))
-    if not asking or begun:
+    mark, wanted = recipe.out / PROBED, _probed(recipe, recipe.teacher)
+    if begun and mark.exists() and mark.read_text(encoding="utf-8") == wanted:
         return
     recipes.plan(recipe)  # a student that is not there costs nothing
     faults = probe_teacher(recipe, recipe.teacher)
     if faults:
         raise EndpointError("\n".join(faults))
+    recipe.out.mkdir(parents=True, exist_ok=True)
+    write_atomic(mark, wanted)
+    if begun:
+        return
     if only_stage is None and only_phase is None and _num_prompts(recipe) > TRIAL_PROMPTS:
         trial(recipe)
+
+
+def _probed(recipe: RecipeConfig, teacher: EndpointModel) -> str:
+    return digest(repr(needs(recipe)), teacher.base_urls, teacher.model, teacher.tokenizer, teacher.logprobs)
 
 
 # --- the probe --------------------------------------------------------------------------------------
@@ -64,6 +77,8 @@ def probe_teacher(recipe: RecipeConfig, teacher: EndpointModel) -> list[str]:
     """Probe each of the teacher's servers, print what was found, and return what makes the run impossible."""
     from dasd_lite.sampler.probe import probe
 
+    if err().is_terminal:
+        err().print(f"[dim]probing {len(teacher.base_urls)} server(s) …[/dim]", end="\r")
     found = probe(teacher, _question(recipe), needs(recipe))
     _print(found)
     faults = [
@@ -88,6 +103,7 @@ def needs(recipe: RecipeConfig) -> Needs:
         tempered=any(temperature != 1 for temperature in temperatures),
         thinking=any(phase.select.require_think for phase in asking),
         prefix=any(phase.source == "mix" for phase in asking),
+        max_tokens=max([p.sample.max_tokens if p.source == "sample" else p.mix.max_tokens for p in asking], default=0),
         reading=any(_is_read(phase) for phase in recipe.phase),
     )
 

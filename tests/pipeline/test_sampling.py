@@ -45,6 +45,7 @@ base_urls = {urls}
 api_key_env = "NO_SUCH_KEY"
 concurrency = 8
 timeout_s = 1.0
+max_retries = 30
 prices = {{ input = 1.0, output = 10.0 }}
 [student]
 kind = "transformers"

@@ -14,7 +14,7 @@ from tests.server import END, Answer, ChatServer, pieces_of, plain
 
 from dasd_lite.config import EndpointModel
 from dasd_lite.errors import ConfigError, EndpointError
-from dasd_lite.sampler import Completion, Request, SamplingParams, endpoint, open_sampler, servers
+from dasd_lite.sampler import Completion, Request, SamplingParams, dispatch, open_sampler, servers
 from dasd_lite.sampler.replies import align
 
 KEY = "sk-very-secret"
@@ -23,7 +23,7 @@ KEY = "sk-very-secret"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "BACKOFF_S", 0.01)
-    monkeypatch.setattr(endpoint, "_POLL_S", 0.01)
+    monkeypatch.setattr(dispatch, "POLL_S", 0.01)
     monkeypatch.setenv("TEST_KEY", KEY)
 
 

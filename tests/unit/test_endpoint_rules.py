@@ -11,14 +11,14 @@ from tests.server import END, Answer, ChatServer, pieces_of, plain
 
 from dasd_lite.config import Budget, EndpointModel, Prices
 from dasd_lite.errors import EndpointError
-from dasd_lite.sampler import Completion, Request, SamplingParams, Tally, endpoint, open_sampler, servers
+from dasd_lite.sampler import Completion, Request, SamplingParams, Tally, dispatch, open_sampler, servers
 from dasd_lite.sampler.collect import token_columns
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "BACKOFF_S", 0.01)
-    monkeypatch.setattr(endpoint, "_POLL_S", 0.01)
+    monkeypatch.setattr(dispatch, "POLL_S", 0.01)
 
 
 def config(*urls: str, **options: Any) -> EndpointModel:
@@ -159,7 +159,7 @@ def test_a_budget_of_tokens_stops_the_run_after_what_is_in_flight() -> None:
         done: list[Completion] = []
         model = config(server.url, budget=Budget(max_tokens=everything // 2))
         asked = [Request(i, ({"role": "user", "content": f"question {i}"},), 50, i) for i in range(100)]
-        with pytest.raises(EndpointError, match=r"teacher.budget.max_tokens = [\d,]+: [\d,]+ are used; raise it"):
+        with pytest.raises(EndpointError, match=r"budget.max_tokens = [\d,]+: [\d,]+ are used.*; raise it"):
             for completion in open_sampler(model).complete(asked, SamplingParams()):
                 done.append(completion)
     assert 0.8 * everything / 2 < used(done) <= everything / 2

@@ -61,6 +61,8 @@ class Completion:
     """stop: the model ended its turn; length: it was cut at max_tokens."""
     prompt_tokens: int = 0
     """Tokens read for this answer as their source counts them, 0 where it does not say."""
+    completion_tokens: int = 0
+    """Tokens written for it as their source counts and charges them; 0 where it does not say."""
 
 
 @dataclass

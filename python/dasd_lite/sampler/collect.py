@@ -1,8 +1,8 @@
 """Sample what a journal does not have yet: the loop that sample, mix and evaluate share.
 
 Input: a journal, and how a position of its plan becomes a request and a completion becomes a row.
-Invariant: every finished answer is committed, with the tokens that it took, also when an error or
-Ctrl-C ends the loop.
+Invariant: every answer that has arrived is committed, with the tokens that it took, also when an error
+or Ctrl-C ends the loop.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def collect(
         try:
             with progress(label, journal.total, "answers", len(done), status) as bar:
                 for completion in sampler.complete(requests, params):
-                    took = {"prompt_tokens": completion.prompt_tokens, "completion_tokens": len(completion.logprobs)}
+                    took = {
+                        "prompt_tokens": completion.prompt_tokens,
+                        "completion_tokens": completion.completion_tokens or len(completion.logprobs),
+                    }
                     journal.commit({completion.position: row(completion)}, took)
                     here.add(**took)
                     bar.advance()

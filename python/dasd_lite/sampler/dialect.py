@@ -17,7 +17,17 @@ from dasd_lite.chat import Chat, Ids
 from dasd_lite.config import EndpointModel
 from dasd_lite.errors import DataError, EndpointError
 from dasd_lite.sampler import Completion, Request, SamplingParams
-from dasd_lite.sampler.replies import Choice, Reply, chat_answer, id_logprobs, spoken, text_answer, token_ids
+from dasd_lite.sampler.replies import (
+    Answer,
+    Choice,
+    Reply,
+    TokenCounts,
+    chat_answer,
+    id_logprobs,
+    spoken,
+    text_answer,
+    token_ids,
+)
 from dasd_lite.sampler.servers import Server
 
 Continuation = Literal["", "continue_final_message", "prefix"]
@@ -74,12 +84,11 @@ class Dialect:
             body["max_tokens"] = min(request.max_tokens, room)
         body |= {
             "prompt": self._spell(ids) if self.prompt_as_text else ids.tolist(),
-            "return_token_ids": True,
         }
         if self.config.logprobs:
             body["logprobs"] = max(top_logprobs, 1)  # 0 would do, but some servers read it as "no"
         if server.is_vllm:
-            body["stop_token_ids"] = list(self.chat.stop_ids)
+            body |= {"return_token_ids": True, "stop_token_ids": list(self.chat.stop_ids)}
         return body
 
     def prompt(self, request: Request) -> Ids:
@@ -103,55 +112,57 @@ class Dialect:
 
     def read(self, request: Request, reply: Reply, source: str) -> Completion:
         """Turn a reply into the request's completion; raises EndpointError where it lacks what the method needs."""
-        choice = reply.choices[0]
-        prompt_tokens = reply.usage.prompt_tokens if reply.usage else 0
-        if not self.config.logprobs:
-            return self._text_alone(request, reply, prompt_tokens)
-        if self.chat is not None:
-            return self._completion(request, choice, prompt_tokens, source)
-        answer = chat_answer(choice, source, continued=bool(request.prefix))
+        choice, usage = reply.choices[0], reply.usage or TokenCounts()
+        self._check_prompt(request, usage, source)
+        ids = token_ids(choice) if self.chat is not None else None
+        if self.chat is not None and ids is None and self.chat.writes_channels:
+            raise EndpointError(f"{source} returns no token ids, without which channels (gpt-oss) cannot be read")
+        if self.chat is not None and ids is not None:
+            answer = self._by_ids(self.chat, request, choice, ids, source)
+        elif not self.config.logprobs:
+            answer = self._text_alone(request, choice)
+        elif self.chat is None:
+            answer = chat_answer(choice, source, continued=bool(request.prefix))
+        else:
+            answer = text_answer(choice, source)
+            answer.text = answer.text if request.prefix else self.chat.opener + answer.text
         return Completion(
             position=request.position,
             text=answer.text,
-            token_ids=np.zeros(0, np.int32),
+            token_ids=np.asarray(ids or [], dtype=np.int32) if len(answer.logprobs) else np.zeros(0, np.int32),
             logprobs=answer.logprobs,
             token_bytes=answer.token_bytes,
             finish_reason=answer.finish_reason,
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=usage.prompt_tokens or 0,
+            completion_tokens=usage.completion_tokens or 0,
         )
 
-    def _text_alone(self, request: Request, reply: Reply, prompt_tokens: int) -> Completion:
+    def _check_prompt(self, request: Request, usage: TokenCounts, source: str) -> None:
+        """Refuse a server that has read another prompt than it was sent: one with a second BOS, say."""
+        if self.chat is not None and usage.prompt_tokens is not None:
+            sent = len(self.prompt(request))
+            if usage.prompt_tokens != sent:
+                raise EndpointError(
+                    f"{source} has read {usage.prompt_tokens} tokens where {sent} were sent; teacher.tokenizer must be"
+                    " that of the model served, and the server must add nothing (no BOS)"
+                )
+
+    def _text_alone(self, request: Request, choice: Choice) -> Answer:
         """Take an answer whose tokens nobody asked for."""
-        choice = reply.choices[0]
         text, finish_reason = spoken(choice)
         if self.chat is not None:
-            text = choice.text or ""
-            text = text if request.prefix else self.chat.opener + text
+            text = (choice.text or "") if request.prefix else self.chat.opener + (choice.text or "")
         none = np.zeros(0, np.int32)
-        return Completion(request.position, text, none, none.astype(np.float32), none, finish_reason, prompt_tokens)
+        return Answer(text, none.astype(np.float32), none, finish_reason)
 
-    def _completion(self, request: Request, choice: Choice, prompt_tokens: int, source: str) -> Completion:
-        assert self.chat is not None
-        ids = token_ids(choice)
-        if ids is None:
-            answer = text_answer(choice, source)
-            text = answer.text if request.prefix else self.chat.opener + answer.text
-            logprobs, token_bytes, finish_reason = answer.logprobs, answer.token_bytes, answer.finish_reason
-        else:
-            logprobs = id_logprobs(choice, len(ids), source)
-            finish_reason = choice.finish_reason or "unknown"
-            if max(ids, default=0) >= self.chat.vocab_size:
-                raise EndpointError(
-                    f"{source} returns token {max(ids)}, which {self.config.tokenizer} does not have;"
-                    " teacher.tokenizer must be that of the model served"
-                )
-            text, token_bytes, finish_reason = self.chat.read(ids, finish_reason, request.prefix)
-        return Completion(
-            position=request.position,
-            text=text,
-            token_ids=np.asarray(ids or [], dtype=np.int32),
-            logprobs=logprobs,
-            token_bytes=token_bytes,
-            finish_reason=finish_reason,
-            prompt_tokens=prompt_tokens,
-        )
+    def _by_ids(self, chat: Chat, request: Request, choice: Choice, ids: list[int], source: str) -> Answer:
+        if max(ids, default=0) >= chat.vocab_size:
+            raise EndpointError(
+                f"{source} returns token {max(ids)}, which {self.config.tokenizer} does not have;"
+                " teacher.tokenizer must be that of the model served"
+            )
+        text, token_bytes, finish_reason = chat.read(ids, choice.finish_reason or "unknown", request.prefix)
+        if not self.config.logprobs:
+            none = np.zeros(0, np.int32)
+            return Answer(text, none.astype(np.float32), none, finish_reason)
+        return Answer(text, id_logprobs(choice, len(ids), source), token_bytes, finish_reason)

@@ -30,6 +30,8 @@ _SHORT = 8  # tokens where only log-probabilities are looked at
 _TRIES = 4
 _EQUAL = 10  # equal requests at once
 _COOL = 0.5  # temperature at which tempered log-probabilities show
+_PLACEHOLDER = -9000.0  # what some servers write for a value that they do not have
+_PATIENCE_S = 60.0  # for one probing answer
 _SPREAD = 0.05  # squared nats between alternatives, under which nothing can be told from them
 
 
@@ -43,6 +45,8 @@ class Needs:
     """Answers without a thinking part are rejected."""
     prefix: bool = False
     """It has a mixed phase: the teacher continues the student's answers."""
+    max_tokens: int = 0
+    """Longest answer that it asks for."""
     reading: bool = False
     """score.by = 'teacher': the teacher reads given answers."""
 
@@ -84,7 +88,8 @@ def probe(config: EndpointModel, messages: Sequence[Message], needs: Needs) -> l
 async def _probe_all(
     config: EndpointModel, key: str, chat: Chat | None, messages: tuple[Message, ...], needs: Needs
 ) -> list[Findings]:
-    caller = Caller(config, key, trusted())
+    hasty = config.model_copy(update={"timeout_s": min(config.timeout_s, _PATIENCE_S)})
+    caller = Caller(hasty, key, trusted())
     servers = [Server(url) for url in config.base_urls]
     try:
         return list(
@@ -126,6 +131,7 @@ class _Probe:
 
     async def _all(self, warm: Reply) -> None:
         self._model(warm)
+        self._context()
         self._usage(warm)
         if self._logprobs(warm):
             await self._raw(warm)
@@ -160,6 +166,8 @@ class _Probe:
             try:
                 return await self._caller.post(self._server, self._dialect.path, body | extra)
             except Passing as failure:
+                if failure.costly and attempt > 1:
+                    raise
                 await asyncio.sleep(failure.wait_s or backoff(attempt))
         return await self._caller.post(self._server, self._dialect.path, body | extra)
 
@@ -174,6 +182,13 @@ class _Probe:
         elif reply.model and reply.model != self._config.model:
             remedy = f"asked for {self._config.model!r}; make sure that it is the teacher that you mean"
         self._found.add("answers as", name, remedy)
+
+    def _context(self) -> None:
+        """Without a tokenizer a request cannot be fitted to the context: one that is too long is refused."""
+        context, wanted = self._server.context, self._needs.max_tokens
+        if context is not None and self._dialect.chat is None and wanted >= context:
+            remedy = f"max_tokens = {wanted} leaves no room in it for a question; lower it, or set teacher.tokenizer"
+            self._found.add("context", f"{context:,}", remedy, fatal=True)
 
     def _usage(self, reply: Reply) -> None:
         budget = self._config.budget
@@ -256,8 +271,9 @@ class _Probe:
             self._found.add("thinking", "in text")
         else:
             remedy = (
-                "its answer begins with no thinking part (neither reasoning_content nor <think>); take a teacher that"
-                " thinks and shows it, or set select.require_think = false"
+                "its answer begins with no thinking part (neither reasoning_content nor <think>); if its template opens"
+                " <think> by itself, set teacher.tokenizer or start the server with its reasoning parser; else take a"
+                " teacher that thinks and shows it, or set select.require_think = false"
             )
             self._found.add("thinking", "none", remedy, fatal=self._needs.thinking)
 
@@ -283,6 +299,9 @@ class _Probe:
 
     async def _continues(self) -> None:
         if self._dialect.chat is not None:
+            request = Request(0, self._messages, 1, 7, prefix="<think>\nWell")
+            body = self._dialect.body(request, SamplingParams(), self._server)
+            await self._caller.post(self._server, self._dialect.path, body)
             self._found.add("continues", "text" if self._dialect.prompt_as_text else "token ids")
             return
         try:
@@ -323,8 +342,7 @@ def _names(choice: Choice) -> list[Any]:
 
 
 def _text(reply: Reply) -> list[Any]:
-    choice = reply.choices[0]
-    return [choice.text, choice.message and choice.message.content]
+    return [reply.choices[0].text, reply.choices[0].message]
 
 
 def _alternatives(choice: Choice) -> dict[str, float]:
@@ -345,7 +363,7 @@ def spread(one: dict[str, float], other: dict[str, float]) -> float | None:
 
     None when there are too few in common, or too close to each other, to tell.
     """
-    common = sorted(one.keys() & other.keys())
+    common = sorted(name for name in one.keys() & other.keys() if min(one[name], other[name]) > _PLACEHOLDER)
     if len(common) < 2:
         return None
     x, y = (np.array([logprobs[name] for name in common], dtype=np.float64) for logprobs in (one, other))

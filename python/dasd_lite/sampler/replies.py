@@ -72,13 +72,14 @@ class Choice(msgspec.Struct):
     logprobs: Logprobs | None = None
     finish_reason: str | None = None
     token_ids: list[int] | None = None
+    index: int = 0
 
 
 class TokenCounts(msgspec.Struct):
     """What the server counts, and charges for."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 class Reply(msgspec.Struct):
@@ -117,8 +118,9 @@ class Pieces:
         self._whole.usage = piece.usage or self._whole.usage
         self._whole.model = piece.model or self._whole.model
         self._whole.id = piece.id or self._whole.id
-        if piece.choices:
-            self._add_choice(piece.choices[0])
+        for choice in piece.choices:
+            if choice.index == 0:  # of several answers the first
+                self._add_choice(choice)
         return False
 
     def _add_choice(self, piece: Choice) -> None:
@@ -137,7 +139,7 @@ class Pieces:
             self._texts.setdefault("tool_calls", []).append("")
         if piece.logprobs is not None:
             choice.logprobs = choice.logprobs or Logprobs()
-            for name in ("content", "refusal", "tokens", "token_logprobs"):
+            for name in ("content", "refusal", "tokens", "token_logprobs", "top_logprobs"):
                 if (values := getattr(piece.logprobs, name)) is not None:
                     kept = getattr(choice.logprobs, name)
                     if kept is None:
@@ -188,6 +190,9 @@ def chat_answer(choice: Choice, source: str, *, continued: bool = False) -> Answ
     pieces = [token.spelt() for token in tokens]
     logprobs = checked([token.logprob for token in tokens], source, expected=bool(reasoning or content))
     ended = finish_reason in ("stop", "refusal", "tool_calls")
+    # A template that opens the thought itself: the text has what no token spells, as everywhere.
+    closed = "</think>" in content and "<think>" not in content and not reasoning and not continued
+    opener = "<think>\n" if closed else ""
     if finish_reason == "tool_calls" or continued:
         # A call is text that the server has taken out; a continuation may close a thought that it did not open.
         text, token_bytes = _as_spelt(pieces, reasoning, content)
@@ -196,9 +201,10 @@ def chat_answer(choice: Choice, source: str, *, continued: bool = False) -> Answ
     if token_bytes is None:
         raise EndpointError(
             f"{source}: its tokens spell {sum(map(len, pieces))} bytes, its text has {len(text.encode())};"
-            " the server must give `logprobs` with `bytes` for the whole answer, reasoning included"
+            " the server must give `logprobs` with `bytes` for the whole answer, reasoning included; a vLLM server that"
+            " parses channels (gpt-oss) or tools gives all of it by token ids: set teacher.tokenizer"
         )
-    return Answer(text, logprobs, token_bytes, finish_reason)
+    return Answer(opener + text, logprobs, token_bytes, finish_reason)
 
 
 def spoken(choice: Choice) -> tuple[str, str]:

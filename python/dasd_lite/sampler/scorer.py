@@ -81,7 +81,10 @@ def open_scorer(
 def context_of(model: TransformersModel | VllmModel | EndpointModel, chat: Chat) -> int:
     """Return the longest sequence that `model` can read, in tokens."""
     if model.kind == "endpoint":
-        return chat.context - 1  # servers want room for a token of an answer
+        from dasd_lite.sampler.endpoint import served_context
+
+        # Servers want room for a token of an answer.
+        return min(chat.context, served_context(model) or chat.context) - 1
     limit = model.max_model_len if model.kind == "vllm" else None
     return min(chat.context, limit or chat.context)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import ssl
 import time
@@ -26,17 +27,25 @@ BACKOFF_S = 0.5  # before the first retry, twice as long before each further one
 _BACKOFF_MAX_S = 60.0
 _CONNECT_S = 15.0
 _DESCRIBE_S = 10.0
+_TRIES = 3  # to learn what a server is
 _LONGEST_WAIT_S = 600.0  # that a server may ask for; a longer `timeout_s` allows more
 
 
 class Passing(Exception):
     """A failure that can pass."""
 
-    def __init__(self, reason: str, *, wait_s: float | None = None, unreachable: bool = False) -> None:
-        """Keep the reason, what the server asks to wait, and whether the request never arrived."""
+    def __init__(
+        self, reason: str, *, wait_s: float | None = None, unreachable: bool = False, costly: bool = False
+    ) -> None:
+        """Keep the reason, what the server asks to wait, whether the request never arrived, or was paid for in vain."""
         super().__init__(reason)
+        self.costly = costly
         self.wait_s = wait_s
         self.unreachable = unreachable
+
+
+class Refused(EndpointError):
+    """One request that its server will never answer, or not readably; others may do well."""
 
 
 class Server:
@@ -49,6 +58,7 @@ class Server:
         self.rests = self.faults = 0  # in a row, without a good reply between
         self.reason = ""
         self.busy = self.done = 0
+        self.described = False  # whether it has been asked what it is
         self.models: list[str] = []  # those that it lists
         self.context: int | None = None  # prompt plus completion in tokens, where it says so
         self.is_vllm = False
@@ -71,14 +81,15 @@ class Server:
 class Caller:
     """Sends requests to servers with one configuration and key.
 
-    A caller that sends one request at a time keeps one connection, and notices a reply that was sent twice: the
+    One that is `alone` sends one request at a time over one connection, and notices a reply that was sent twice: the
     second would pass for the answer to the next request.
     """
 
-    def __init__(self, config: EndpointModel, key: str, trust: ssl.SSLContext) -> None:
+    def __init__(self, config: EndpointModel, key: str, trust: ssl.SSLContext, *, alone: bool = False) -> None:
         """Open the connections' pool; nothing is sent yet."""
-        self.config, self._key, self._trust = config, key, trust
-        self._last_id: str | None = None
+        self.config, self._key, self._trust, self._alone = config, key, trust, alone
+        self._last: Reply | None = None
+        self._undescribed = 0
         self._client = self._open()
 
     def _open(self) -> httpx.AsyncClient:
@@ -96,16 +107,17 @@ class Caller:
         try:
             reply = await (self._stream if self.config.stream else self._whole)(server, path, body)
         except TimeoutError as error:
-            raise Passing(f"no reply within timeout_s = {self.config.timeout_s:g}") from error
+            remedy = "" if self.config.stream else "; for long answers raise it, or set teacher.stream = true"
+            raise Passing(f"no reply within timeout_s = {self.config.timeout_s:g}{remedy}", costly=True) from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise self._unreachable(server, error) from error
         except httpx.RequestError as error:
             raise Passing(f"the connection was cut: {error or type(error).__name__}") from error
-        if reply.id is not None and reply.id == self._last_id:
+        last, self._last = self._last, reply if self._alone else None
+        if last is not None and reply.id and reply.id == last.id and reply.choices == last.choices:
             await self.close()  # what else comes over this connection is out of step
-            self._client, self._last_id = self._open(), None
+            self._client, self._last = self._open(), None
             raise Passing(f"the reply {reply.id[:40]} came twice")
-        self._last_id = reply.id
         return reply
 
     async def _whole(self, server: Server, path: str, body: dict[str, Any]) -> Reply:
@@ -135,7 +147,8 @@ class Caller:
                         if pieces.add(line.removeprefix("data:").strip()):
                             break
                     except ValueError as error:
-                        raise Passing(f"a piece of the stream is none of a completion: {line[:200]}") from error
+                        reason = f"a piece of the stream is none of a completion: {self._clean(line)}"
+                        raise Passing(reason) from error
         try:
             return pieces.whole()
         except ValueError as error:
@@ -150,7 +163,10 @@ class Caller:
             async with asyncio.timeout(min(_DESCRIBE_S, self.config.timeout_s)):
                 response = await self._client.get(f"{server.base_url}/models")
         except (httpx.RequestError, TimeoutError):
+            self._undescribed += 1
+            server.described = self._undescribed > _TRIES  # it may have no such page, and let one wait for it
             return ""
+        server.described = response.status_code not in (502, 503, 504)  # which something before the server answers
         if response.status_code in (401, 403):
             return self._status(response) + self._key_hint()
         models: list[dict[str, Any]] = []
@@ -168,9 +184,9 @@ class Caller:
     def _unreachable(self, server: Server, error: httpx.TransportError) -> Exception:
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, ssl.SSLError):
+            if isinstance(cause, ssl.SSLCertVerificationError) or "WRONG_VERSION_NUMBER" in str(cause):
                 remedy = "write http:// if the server speaks no TLS, or trust its certificate (SSL_CERT_FILE)"
-                return EndpointError(f"{server.base_url}: no TLS connection: {cause.reason or cause}; {remedy}")
+                return EndpointError(f"{server.base_url}: no TLS connection: {cause}; {remedy}")
             cause = cause.__cause__ or cause.__context__
         return Passing(str(error) or "no connection", unreachable=True)
 
@@ -191,9 +207,9 @@ class Caller:
             asked = f" {messages[-1]['content'][:40]!r}" if messages else f" {len(body.get('prompt', ()))} tokens"
             status += f"; it was asked{asked} with max_tokens = {body.get('max_tokens')}"
             if server.context is not None and "prompt" not in body:
-                status += (
-                    f", its context is {server.context}: lower max_tokens, or set teacher.tokenizer, which fits them"
-                )
+                status += f", its context is {server.context}: shorten the question, or lower max_tokens"
+            status += "; teacher.max_failed = 10 leaves out up to ten such questions, counted"
+            raise Refused(f"{server.base_url}{path}: {status}")
         raise EndpointError(f"{server.base_url}{path}: {status}")
 
     def _status(self, response: httpx.Response) -> str:
@@ -220,9 +236,12 @@ class Caller:
         with suppress(ValueError, LookupError, TypeError):
             error = json.loads(text)["error"]
             text = error if isinstance(error, str) else error["message"]
-        text = str(text)[:10_000]
-        text = text.replace(self._key, "[key]") if self._key else text
-        return " ".join(text.split())[:300] or "(no message)"
+        return self._clean(str(text)) or "(no message)"
+
+    def _clean(self, text: str) -> str:
+        """Return the beginning of what a server says on one line, without the key."""
+        text = text[:10_000]
+        return " ".join((text.replace(self._key, "[key]") if self._key else text).split())[:300]
 
 
 def trusted() -> ssl.SSLContext:
@@ -238,7 +257,7 @@ def backoff(failures: int) -> float:
 def _retry_after(response: httpx.Response) -> float | None:
     value = response.headers.get("retry-after", "")
     with suppress(ValueError):
-        return max(float(value), 0.0)
+        return max(float(value), 0.0) if math.isfinite(float(value)) else None
     with suppress(ValueError):
         return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
     return None

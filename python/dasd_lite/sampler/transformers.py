@@ -109,8 +109,9 @@ class TransformersSampler:
             ended = torch.isin(drawn, stop)
             done = alive & (ended | (step + 1 >= limit[rows]))
             for row in done.nonzero().flatten().tolist():
-                request = batch[int(rows[row])][0]
-                yield self._completion(request, tokens[rows[row]], logprobs[rows[row]], step + 1, bool(ended[row]))
+                request, prompt = batch[int(rows[row])]
+                drawn_here = tokens[rows[row]][: step + 1], logprobs[rows[row]][: step + 1]
+                yield self._completion(request, len(prompt), *drawn_here, bool(ended[row]))
             alive &= ~done
             left = int(alive.sum())
             if left == 0:
@@ -121,17 +122,20 @@ class TransformersSampler:
                 cache.batch_select_indices(keep)
                 step_ids, positions, mask, rows, alive = (x[keep] for x in (step_ids, positions, mask, rows, alive))
 
-    def _completion(self, request: Request, tokens: Tensor, logprobs: Tensor, length: int, ended: bool) -> Completion:
-        ids = tokens[:length].cpu().numpy()
+    def _completion(
+        self, request: Request, prompt_tokens: int, tokens: Tensor, logprobs: Tensor, ended: bool
+    ) -> Completion:
+        ids = tokens.cpu().numpy()
         ending = "stop" if ended else "length"
         text, token_bytes, finish_reason = self._chat.read(ids.tolist(), ending, request.prefix)
         return Completion(
             position=request.position,
             text=text,
             token_ids=ids,
-            logprobs=logprobs[:length].cpu().numpy(),
+            logprobs=logprobs.cpu().numpy(),
             token_bytes=token_bytes,
             finish_reason=finish_reason,
+            prompt_tokens=prompt_tokens,
         )
 
 

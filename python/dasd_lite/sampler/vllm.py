@@ -77,16 +77,18 @@ class VllmSampler:
         for request in {(id(r.messages), r.prefix): r for r in requests}.values():
             self._check_fits(request)
         asked: dict[int, Request] = {}
+        prompt_tokens: dict[int, int] = {}
 
         def jobs() -> Iterator[Job]:
             for key, request in zip(self._keys, requests, strict=False):
-                asked[key] = request
-                yield Job(key, self._prompt(request), self._options(request, params))
+                prompt = self._prompt(request)
+                asked[key], prompt_tokens[key] = request, len(prompt)
+                yield Job(key, prompt, self._options(request, params))
 
         for answer in self._pool.run(jobs()):
             request = asked.pop(answer.key)
             _check_taken(answer, f"request {request.position}")
-            yield self._completion(request, answer)
+            yield self._completion(request, answer, prompt_tokens.pop(answer.key))
 
     def score(
         self, sequences: Iterable[tuple[int, Ids]]
@@ -167,7 +169,7 @@ class VllmSampler:
             ids = ids[:-1]
         return Job(key, ids, options)
 
-    def _completion(self, request: Request, answer: Answer) -> Completion:
+    def _completion(self, request: Request, answer: Answer, prompt_tokens: int) -> Completion:
         text, token_bytes, finish_reason = self.chat.read(answer.ids.tolist(), answer.finish_reason, request.prefix)
         return Completion(
             position=request.position,
@@ -176,6 +178,7 @@ class VllmSampler:
             logprobs=answer.logprobs,
             token_bytes=token_bytes,
             finish_reason=finish_reason,
+            prompt_tokens=prompt_tokens,
         )
 
 

@@ -24,8 +24,9 @@ from dasd_lite.journal import Journal
 from dasd_lite.records import ROLLOUT, derive_seed, digest
 from dasd_lite.sampler import Completion, Request, SamplingParams, Tally, open_sampler, source
 from dasd_lite.sampler.collect import collect, token_columns
+from dasd_lite.sampler.scorer import context_of
 
-VERSION = 1
+VERSION = 2
 # A token border that every tokenizer keeps: before a space or behind a whole run of line breaks. Elsewhere the
 # teacher would read a student's prefix in other tokens than it would have written.
 _CUT = re.compile(r"(?=(?<!\s) )|(?<=\n)(?!\s*\n)")
@@ -39,6 +40,7 @@ def run(
     config: MixConfig,
     out: Path,
     *,
+    phase: str,
     seed: int,
     sampled: Path | None = None,
     spent: Tally | None = None,
@@ -52,7 +54,7 @@ def run(
     the student is cut off.
     """
     inputs = {"selected": selected, "model": model, "teacher": source(teacher)}
-    options = {**semantic(config), "seed": seed, "student": engine(student), "teacher": engine(teacher)}
+    options = {**semantic(config), "phase": phase, "seed": seed, "student": engine(student), "teacher": engine(teacher)}
     identity = identify("mix", VERSION, options, inputs)
     if is_finished(out, identity, force=force):
         return read_manifest(out)
@@ -62,11 +64,11 @@ def run(
     ):
         raise DataError(f"{sampled}: sampled from another teacher than {teacher.model}; mix must use the same one")
     begin(out, identity, config)
-    questions = _questions(selected, config, seed)
-    started = _student_answers(questions, model, student, config, out / "student", identity, seed, out.parent.name)
-    placed = [pair for row in started if (pair := _cut_off(row, seed))]
+    questions = _questions(selected, config, phase, seed)
+    started = _student_answers(questions, model, student, config, out / "student", identity, seed, phase)
+    placed = [pair for row in started if (pair := _cut_off(row, phase, seed))]
     tokenizer = teacher.tokenizer if teacher.kind == "endpoint" else teacher.model
-    cut = _with_room(placed, Chat(model_folder(tokenizer))) if tokenizer else placed
+    cut = _with_room(placed, teacher, Chat(model_folder(tokenizer))) if tokenizer else placed
     counts = {
         "prompts": len(questions),
         "cut_off": len(started),
@@ -93,11 +95,11 @@ def run(
 
     def request(position: int) -> Request:
         base, prefix = cut[position]
-        new_seed = derive_seed(seed, "teacher", base["prompt_uid"])
+        new_seed = derive_seed(seed, phase, "teacher", base["prompt_uid"])
         return Request(position, tuple(base["messages"]), config.max_tokens, new_seed, prefix)
 
     with Journal(out, identity, ROLLOUT, len(cut), config=config) as journal:
-        label = f"{out.parent.name}: teacher ends"
+        label = f"{phase}: teacher ends"
         params = SamplingParams(config.temperature, config.top_p)
         timing = collect(
             journal,
@@ -112,7 +114,7 @@ def run(
         return journal.publish(counts, **timing)
 
 
-def _questions(selected: Path, config: MixConfig, seed: int) -> list[dict[str, Any]]:
+def _questions(selected: Path, config: MixConfig, phase: str, seed: int) -> list[dict[str, Any]]:
     """Return one row a question, with the length of the teacher's answer in the student's tokens."""
     found: dict[str, dict[str, Any]] = {}
     columns = ("prompt_uid", "messages", "domain", "answer", "index", "ids", "num_context_tokens")
@@ -122,7 +124,7 @@ def _questions(selected: Path, config: MixConfig, seed: int) -> list[dict[str, A
             found.setdefault(row["prompt_uid"], {**row, "length": int(length)})
     questions = list(found.values())
     if config.num_prompts is not None and config.num_prompts < len(questions):
-        rng = np.random.Generator(np.random.Philox(derive_seed(seed, "mix prompts")))
+        rng = np.random.Generator(np.random.Philox(derive_seed(seed, phase, "mix prompts")))
         chosen = np.sort(rng.permutation(len(questions))[: config.num_prompts])
         questions = [questions[i] for i in chosen]
     return questions
@@ -147,7 +149,7 @@ def _student_answers(
             def request(position: int) -> Request:
                 question = questions[position]
                 cap = math.ceil(config.cap * question["length"])
-                new_seed = derive_seed(seed, "student", question["prompt_uid"])
+                new_seed = derive_seed(seed, phase, "student", question["prompt_uid"])
                 return Request(position, tuple(question["messages"]), cap, new_seed)
 
             def row(completion: Completion) -> dict[str, Any]:
@@ -169,14 +171,15 @@ def _student_answers(
     return [row for batch in cut for row in batch.to_pylist()]
 
 
-def _with_room(cut: list[tuple[dict[str, Any], str]], teacher: Chat) -> list[tuple[dict[str, Any], str]]:
+def _with_room(cut: list[tuple[dict[str, Any], str]], teacher: Teacher, chat: Chat) -> list[tuple[dict[str, Any], str]]:
     """Leave out those whose question and prefix fill the teacher's context."""
-    return [pair for pair in cut if len(teacher.prompt_ids(pair[0]["messages"], pair[1])) < teacher.context]
+    context = context_of(teacher, chat)
+    return [pair for pair in cut if len(chat.prompt_ids(pair[0]["messages"], pair[1])) < context]
 
 
-def _cut_off(row: dict[str, Any], seed: int) -> tuple[dict[str, Any], str] | None:
+def _cut_off(row: dict[str, Any], phase: str, seed: int) -> tuple[dict[str, Any], str] | None:
     """Return the row's question columns, and its text up to a random border of its second half; None without one."""
     text: str = row.pop("completion")
     places = [m.start() for m in _CUT.finditer(text, pos=len(text) // 2) if 0 < m.start() < len(text)]
-    rng = np.random.Generator(np.random.Philox(derive_seed(seed, "cut", row["prompt_uid"])))
+    rng = np.random.Generator(np.random.Philox(derive_seed(seed, phase, "cut", row["prompt_uid"])))
     return (row, text[: places[int(rng.integers(len(places)))]]) if places else None
