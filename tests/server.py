@@ -4,7 +4,7 @@
 answer to "question 3" short whenever it comes, and gives `answer(body)` to all others (-1 stands for all).
 `server.answered` holds what was answered in full. `habits` are what some providers do all the time: "tempered",
 "no logprobs", "refuses logprobs", "no usage", "no seed", "no n", "no alternatives", "no models", "vllm", "continue",
-"forgets thinking".
+"forgets thinking", "one id".
 """
 
 from __future__ import annotations
@@ -195,7 +195,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "garbage":
             self._send(200, raw[: len(raw) // 2])
             return
-        if body.get("stream"):
+        if fault == "error in stream":
+            said = {"error": {"message": f"upstream refused {self.headers['Authorization']}"}}
+            self._send(200, b"data: " + json.dumps(said).encode() + b"\n\n", {"Content-Type": "text/event-stream"})
+        elif body.get("stream"):
             self._stream(reply, cut=fault == "cut stream")
         else:
             self._send(200, raw)
@@ -230,6 +233,8 @@ class _Handler(BaseHTTPRequestHandler):
             choice["logprobs"] = None
         elif how == "no usage":
             del reply["usage"]
+        elif how == "one id":
+            reply["id"] = "chatcmpl-0"
         elif how == "another model":
             reply["model"] = "cheaper-teacher"
         elif how == "refusal":

@@ -139,6 +139,18 @@ def test_a_fatal_finding_stops_before_the_first_answer(tmp_path, cli):
         assert not (tmp_path / "run/low").exists()
 
 
+def test_the_probe_is_made_again_when_it_would_find_something_else(tmp_path, cli):
+    with ChatServer(answer=thinks) as good, ChatServer(answer=thinks, habits=["tempered"]) as tempered:
+        write(tmp_path, 40, good)
+        assert cli("sample", "run.toml", "teacher.budget={ max_tokens = 3000 }", cwd=tmp_path).rc == 2
+        ended = cli("sample", "run.toml", f'teacher.base_urls=["{tempered.url}"]', cwd=tmp_path)
+        assert ended.rc == 2 and "--logprobs-mode raw_logprobs" in ended.stderr
+        assert not of_the_run(tempered.asked)
+        ended = cli("sample", "run.toml", cwd=tmp_path)
+    assert ended.rc == 0 and "logprobs" in ended.stdout, "and once more for the first"
+    assert_all_once(rollouts(tmp_path / "run/low/sample"), 40)
+
+
 def test_a_budget_is_one_for_the_whole_run_and_raising_it_goes_on(tmp_path, cli):
     with ChatServer(answer=thinks) as server:
         write(tmp_path, 60, server)

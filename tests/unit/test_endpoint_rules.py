@@ -10,7 +10,7 @@ import pytest
 from tests.server import END, Answer, ChatServer, pieces_of, plain
 
 from dasd_lite.config import Budget, EndpointModel, Prices
-from dasd_lite.errors import EndpointError
+from dasd_lite.errors import ConfigError, EndpointError
 from dasd_lite.sampler import Completion, Request, SamplingParams, Tally, dispatch, open_sampler, servers
 from dasd_lite.sampler.collect import token_columns
 
@@ -218,3 +218,70 @@ def test_a_vllm_server_is_told_what_it_would_take_from_the_model_folder() -> Non
     with ChatServer(habits=["vllm"], answer=plain) as server:
         run(config(server.url), 1)
     assert (server.asked[0]["top_k"], server.asked[0]["min_p"], server.asked[0]["repetition_penalty"]) == (0, 0.0, 1.0)
+
+
+# --- what a review has found --------------------------------------------------------------------------------
+
+
+def test_a_question_that_is_refused_for_good_can_be_left_out(capfd: pytest.CaptureFixture[str]) -> None:
+    with ChatServer({"question 3": "400", "question 5": "wrong bytes"}) as server:
+        with pytest.raises(EndpointError, match=r"max_failed = 10|its tokens spell"):
+            run(config(server.url))
+        done = {c.position: c for c in run(config(server.url, max_failed=2))}
+    assert sorted(done) == list(range(12))
+    assert {p for p, c in done.items() if c.finish_reason == "error"} == {3, 5}
+    assert done[3].text == "" and len(done[3].logprobs) == 0
+    assert "left out (1 of 2)" in capfd.readouterr().err
+
+
+def test_a_server_is_known_before_it_is_asked_also_one_that_comes_later() -> None:
+    late = ChatServer(habits=["vllm"])
+    port = late.url
+    with ChatServer(habits=["vllm"], delay_s=0.05) as early:
+        asked = [Request(i, ({"role": "user", "content": f"question {i}"},), 50, i) for i in range(60)]
+        completions = open_sampler(config(early.url, port)).complete(asked, SamplingParams())
+        first = next(iter(completions))
+        with late:
+            assert len([first, *completions]) == 60
+    for body in (*early.asked, *late.asked):
+        assert body["repetition_penalty"] == 1.0 and body["top_k"] == 0
+    assert late.asked
+
+
+def test_the_key_is_not_in_what_a_stream_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", "sk-very-secret")
+    with ChatServer({-1: "error in stream"}) as server, pytest.raises(EndpointError) as caught:
+        run(config(server.url, stream=True, max_retries=1, api_key_env="A_KEY"), 1)
+    assert "upstream refused Bearer [key]" in str(caught.value)
+
+
+def test_a_budget_that_just_suffices_is_enough_and_one_that_is_cold_is_bound() -> None:
+    with ChatServer(delay_s=0.02) as server:
+        everything = used(run(config(server.url), 20))
+        assert len(run(config(server.url, budget=Budget(max_tokens=everything)), 20)) == 20
+        before = len(server.asked)
+        with pytest.raises(EndpointError, match="are used"):
+            run(config(server.url, concurrency=64, budget=Budget(max_tokens=everything // 4)), 100)
+        assert len(server.asked) - before <= 6
+
+
+def test_an_id_that_is_always_the_same_is_no_reply_sent_twice() -> None:
+    with ChatServer(habits=["one id"]) as server:
+        assert len(run(config(server.url))) == 12
+    assert len(server.asked) == 12
+
+
+def test_a_template_that_opens_the_thought_through_chat() -> None:
+    def opened(_: dict[str, Any]) -> Answer:
+        return Answer("hm\n</think>\n\n4", [*pieces_of("hm\n</think>\n\n4"), END])
+
+    with ChatServer(answer=opened) as server:
+        (done,) = run(config(server.url), 1)
+    assert done.text == "<think>\nhm\n</think>\n\n4"
+    assert done.token_bytes.sum() == len(b"hm\n</think>\n\n4"), "no token has the bytes of what the template wrote"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999/v1", "http://host:65536/v1"])
+def test_a_port_that_there_is_not(url: str) -> None:
+    with pytest.raises(ConfigError, match="is no address"):
+        open_sampler(config(url))

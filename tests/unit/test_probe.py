@@ -80,6 +80,13 @@ def test_what_the_method_cannot_do_without_is_fatal(habit: str, name: str, word:
     assert remedy in items[name].remedy
 
 
+def test_a_context_that_the_longest_answer_fills_is_fatal_through_chat() -> None:
+    with ChatServer(answer=answer, habits=["vllm"]) as server:
+        items = found(server, Needs(max_tokens=8192))
+        assert fatal(items) == {"context"} and "max_tokens = 8192 leaves no room" in items["context"].remedy
+        assert not fatal(found(server, Needs(max_tokens=2048)))
+
+
 def test_tempered_ones_do_at_temperature_1() -> None:
     with ChatServer(answer=answer, habits=["tempered"]) as server:
         items = found(server, Needs(tempered=False))
