@@ -122,7 +122,7 @@ texts = st.lists(WORDS, min_size=1, max_size=40).map("".join)
 
 
 def cut(text, seed=0):
-    found = _cut_off({"completion": text, "prompt_uid": "q", "messages": []}, seed)
+    found = _cut_off({"completion": text, "prompt_uid": "q", "messages": []}, "mixed", seed)
     assert found is None or "completion" not in found[0]
     return None if found is None else found[1]
 
