@@ -18,7 +18,7 @@ from tests.conftest import ENVIRONMENT
 from tests.server import END, Answer, ChatServer, pieces_of
 
 KILLS = int(os.environ.get("DASD_KILLS", "20"))
-FAULTS = ["429 0.2", "500", "503", "cut", "garbage", "empty", "twice", "hang"]
+FAULTS = ["429 0.1", "500", "503", "cut", "garbage", "empty", "twice", "hang"]
 
 
 def thinks(body):
@@ -170,7 +170,7 @@ def sample_seconds(folder, cli, faults, num=400):
     rng = random.Random(1)
     chosen = {i: rng.choice(FAULTS) for i in range(20, 3 * num) if rng.random() < 0.3} if faults else {}
     chosen |= {100: "big", 500: "big"} if faults else {}
-    with ChatServer(chosen, answer=thinks, delay_s=0.1) as server:
+    with ChatServer(chosen, answer=thinks, delay_s=0.15) as server:
         write(folder, num, server)
         ended = cli("sample", "run.toml", cwd=folder)
         assert ended.rc == 0, ended.stderr
