@@ -87,7 +87,7 @@ class ChatServer:
         delay_s: float = 0.0,
     ) -> None:
         self.faults, self.answer, self.habits, self.delay_s = dict(faults or {}), answer, set(habits), delay_s
-        self.model = "teacher"
+        self.model, self.context = "teacher", 4096
         self.asked: list[dict[str, Any]] = []
         self.answered: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         model = {"id": chat.model, "owned_by": "someone"}
         if "vllm" in chat.habits:
-            model |= {"owned_by": "vllm", "root": "/models/teacher", "max_model_len": 4096}
+            model |= {"owned_by": "vllm", "root": "/models/teacher", "max_model_len": chat.context}
         self._send(200, json.dumps({"data": [model]}).encode())
 
     def do_POST(self) -> None:

@@ -6,13 +6,14 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.server import ChatServer
 
 from dasd_lite.chat import Chat
-from dasd_lite.config import IngestConfig, ScoreConfig, TransformersModel
+from dasd_lite.config import EndpointModel, IngestConfig, ScoreConfig, TransformersModel
 from dasd_lite.dataset import is_finished, read, read_manifest
 from dasd_lite.errors import DataError
 from dasd_lite.stages import ingest, score
-from dasd_lite.stages.mix import _cut_off
+from dasd_lite.stages.mix import _cut_off, _with_room
 
 
 @pytest.fixture
@@ -164,3 +165,19 @@ def tokenizers(demo, cache={}):  # noqa: B006
 def test_cuts_differ_from_answer_to_answer_and_by_the_seed():
     text = " ".join(str(n) for n in range(100))
     assert len({len(cut(text, seed)) for seed in range(30)}) > 10
+
+
+def test_a_server_that_says_another_context_later_changes_no_plan(demo, tmp_path):
+    """The journal's positions must mean the same rollouts when the same command goes on, with the server gone."""
+    chat = Chat(demo / "teacher")
+    cut = [({"messages": [{"role": "user", "content": "Zq? " * n}]}, "<think> 1") for n in range(1, 20)]
+    with ChatServer(habits=["vllm"]) as server:
+        server.context = 60
+        teacher = EndpointModel(
+            kind="endpoint", model="teacher", base_urls=[server.url], tokenizer=str(demo / "teacher")
+        )
+        first = _with_room(cut, teacher, chat, tmp_path)
+    assert 0 < len(first) < len(cut)
+    assert _with_room(cut, teacher, chat, tmp_path) == first
+    (tmp_path / "new").mkdir()
+    assert len(_with_room(cut, teacher, chat, tmp_path / "new")) > len(first), "what it would have been"

@@ -8,6 +8,7 @@ rest. Both parts are journals, so the same call goes on after any stop.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 
 from dasd_lite.chat import Chat, model_folder
 from dasd_lite.config import MixConfig, Student, Teacher, engine, semantic
-from dasd_lite.dataset import Identity, batches, begin, identify, is_finished, read_manifest
+from dasd_lite.dataset import Identity, batches, begin, identify, is_finished, read_manifest, write_atomic
 from dasd_lite.errors import DataError
 from dasd_lite.journal import Journal
 from dasd_lite.records import ROLLOUT, derive_seed, digest
@@ -68,7 +69,7 @@ def run(
     started = _student_answers(questions, model, student, config, out / "student", identity, seed, phase)
     placed = [pair for row in started if (pair := _cut_off(row, phase, seed))]
     tokenizer = teacher.tokenizer if teacher.kind == "endpoint" else teacher.model
-    cut = _with_room(placed, teacher, Chat(model_folder(tokenizer))) if tokenizer else placed
+    cut = _with_room(placed, teacher, Chat(model_folder(tokenizer)), out) if tokenizer else placed
     counts = {
         "prompts": len(questions),
         "cut_off": len(started),
@@ -81,12 +82,27 @@ def run(
             f"{out}: none of {len(questions)} student answers was cut off at {config.cap} × the teacher's length,"
             " so there is nothing to mend; lower mix.cap or leave this phase out"
         )
+    with Journal(out, identity, ROLLOUT, len(cut), config=config) as journal:
+        timing = _teacher_ends(journal, cut, teacher, config, phase, seed, spent)
+        return journal.publish(counts, **timing)
+
+
+def _teacher_ends(
+    journal: Journal,
+    cut: list[tuple[dict[str, Any], str]],
+    teacher: Teacher,
+    config: MixConfig,
+    phase: str,
+    seed: int,
+    spent: Tally | None,
+) -> dict[str, float]:
+    """Let the teacher write the rest behind each prefix; return what it took."""
 
     def row(completion: Completion) -> dict[str, Any]:
         base, prefix = cut[completion.position]
         return {
             **base,
-            "uid": digest(identity.fingerprint, base["prompt_uid"])[:16],
+            "uid": digest(journal.identity.fingerprint, base["prompt_uid"])[:16],
             "completion": prefix + completion.text,
             "finish_reason": completion.finish_reason,
             "prefix_bytes": len(prefix.encode()),
@@ -98,20 +114,16 @@ def run(
         new_seed = derive_seed(seed, phase, "teacher", base["prompt_uid"])
         return Request(position, tuple(base["messages"]), config.max_tokens, new_seed, prefix)
 
-    with Journal(out, identity, ROLLOUT, len(cut), config=config) as journal:
-        label = f"{phase}: teacher ends"
-        params = SamplingParams(config.temperature, config.top_p)
-        timing = collect(
-            journal,
-            request,
-            row,
-            lambda tally: open_sampler(teacher, spent=tally),
-            params,
-            label,
-            prices=teacher.prices if teacher.kind == "endpoint" else None,
-            spent=spent,
-        )
-        return journal.publish(counts, **timing)
+    return collect(
+        journal,
+        request,
+        row,
+        lambda tally: open_sampler(teacher, spent=tally),
+        SamplingParams(config.temperature, config.top_p),
+        f"{phase}: teacher ends",
+        prices=teacher.prices if teacher.kind == "endpoint" else None,
+        spent=spent,
+    )
 
 
 def _questions(selected: Path, config: MixConfig, phase: str, seed: int) -> list[dict[str, Any]]:
@@ -171,9 +183,18 @@ def _student_answers(
     return [row for batch in cut for row in batch.to_pylist()]
 
 
-def _with_room(cut: list[tuple[dict[str, Any], str]], teacher: Teacher, chat: Chat) -> list[tuple[dict[str, Any], str]]:
-    """Leave out those whose question and prefix fill the teacher's context."""
-    context = context_of(teacher, chat)
+def _with_room(
+    cut: list[tuple[dict[str, Any], str]], teacher: Teacher, chat: Chat, out: Path
+) -> list[tuple[dict[str, Any], str]]:
+    """Leave out those whose question and prefix fill the teacher's context.
+
+    The context is kept in `out`: a server may say another one, or nothing, when the same call goes on, and the
+    journal's positions must mean the same rollouts then.
+    """
+    kept = out / "context.json"
+    if not kept.exists():
+        write_atomic(kept, json.dumps(context_of(teacher, chat)))
+    context = json.loads(kept.read_text(encoding="utf-8"))
     return [pair for pair in cut if len(chat.prompt_ids(pair[0]["messages"], pair[1])) < context]
 
 
