@@ -32,7 +32,8 @@ _COMPLETION = [
     *_QUESTION,
     ("index", pa.int32()),  # which candidate of its prompt
     ("completion", pa.large_string()),  # text, thinking within <think>…</think>
-    # "stop", "length", "tool_calls", "malformed" (harmony), "refusal", "content_filter"; "unknown" for ingested text
+    # "stop", "length", "tool_calls", "malformed" (harmony), "refusal", "content_filter", "error" (left out), or
+    # "unknown" for ingested text that does not say
     ("finish_reason", pa.string()),
     ("prefix_bytes", pa.int64()),  # bytes of the completion that the student wrote (mix), else 0
 ]

@@ -138,11 +138,11 @@ def _print(found: list[Findings]) -> None:
         cells = [_cell(items[name].found, items[name].fatal) if name in items else "–" for name in names]
         table.add_row(server.base_url, *cells)
     Console(width=max(out().width, _WIDE), highlight=False).print(table)
+    if not any(server.answers for server in found):
+        return  # the error says it all
     for server in found:
         for item in server.items:
-            if (
-                item.remedy and not item.fatal and any(other.answers for other in found)
-            ):  # fatal ones are the error's own lines
+            if item.remedy and not item.fatal:  # fatal ones are lines of the error
                 line = f"note: {server.base_url}: {item.name}: {item.found}: {item.remedy}"
                 out().print(line, markup=False, soft_wrap=True)
 

@@ -51,6 +51,7 @@ def _figure(value: float) -> str:
 
 def _rate(timing: dict[str, float]) -> list[str]:
     rate = [f"{timing['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in timing else []
+    rate += [f"{timing['left_out']:,.0f} left out"] if "left_out" in timing else []
     return rate + ([f"cost {timing['cost']:,.2f}"] if "cost" in timing else [])
 
 

@@ -49,7 +49,8 @@ def collect(
                         "prompt_tokens": completion.prompt_tokens,
                         "completion_tokens": completion.completion_tokens or len(completion.logprobs),
                     }
-                    journal.commit({completion.position: row(completion)}, took)
+                    left_out = {"left_out": 1} if completion.finish_reason == "error" else {}
+                    journal.commit({completion.position: row(completion)}, took | left_out)
                     here.add(**took)
                     bar.advance()
         finally:
@@ -60,6 +61,8 @@ def collect(
         "prompt_tokens": whole.prompt_tokens,
         "completion_tokens": whole.completion_tokens,
     }
+    if num_left_out := journal.tally().get("left_out"):
+        timing["left_out"] = num_left_out
     if (cost := whole.cost(prices)) is not None:
         timing["cost"] = cost
     if requests:

@@ -22,7 +22,7 @@ from dasd_lite.sampler import Request, SamplingParams
 from dasd_lite.sampler.continuation import find_continuation
 from dasd_lite.sampler.dialect import Dialect
 from dasd_lite.sampler.endpoint import api_key
-from dasd_lite.sampler.replies import Choice, Reply, token_ids
+from dasd_lite.sampler.replies import PLACEHOLDER, Choice, Reply, token_ids
 from dasd_lite.sampler.servers import Caller, Passing, Server, backoff, trusted
 
 NUM_TOKENS = 32  # of one probing answer
@@ -30,7 +30,6 @@ _SHORT = 8  # tokens where only log-probabilities are looked at
 _TRIES = 4
 _EQUAL = 10  # equal requests at once
 _COOL = 0.5  # temperature at which tempered log-probabilities show
-_PLACEHOLDER = -9000.0  # what some servers write for a value that they do not have
 _PATIENCE_S = 60.0  # for one probing answer
 _SPREAD = 0.05  # squared nats between alternatives, under which nothing can be told from them
 
@@ -301,8 +300,12 @@ class _Probe:
         if self._dialect.chat is not None:
             request = Request(0, self._messages, 1, 7, prefix="<think>\nWell")
             body = self._dialect.body(request, SamplingParams(), self._server)
-            await self._caller.post(self._server, self._dialect.path, body)
-            self._found.add("continues", "text" if self._dialect.prompt_as_text else "token ids")
+            try:
+                await self._caller.post(self._server, self._dialect.path, body)
+            except EndpointError as error:
+                self._found.add("continues", "no", str(error) if self._needs.prefix else "", fatal=self._needs.prefix)
+            else:
+                self._found.add("continues", "text" if self._dialect.prompt_as_text else "token ids")
             return
         try:
             style = await find_continuation(self._caller, self._server)
@@ -363,7 +366,7 @@ def spread(one: dict[str, float], other: dict[str, float]) -> float | None:
 
     None when there are too few in common, or too close to each other, to tell.
     """
-    common = sorted(name for name in one.keys() & other.keys() if min(one[name], other[name]) > _PLACEHOLDER)
+    common = sorted(name for name in one.keys() & other.keys() if min(one[name], other[name]) > PLACEHOLDER)
     if len(common) < 2:
         return None
     x, y = (np.array([logprobs[name] for name in common], dtype=np.float64) for logprobs in (one, other))

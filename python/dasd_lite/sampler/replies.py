@@ -26,7 +26,7 @@ _SPACE = " \t\n\r\f\v"
 _OPENED = re.compile(rb"\s*(?:<think>\s*)?")
 _CLOSED = re.compile(rb"\s*(?:(</think>)\s*)?")
 _ROUNDING = 1e-4  # nats by which rounding may lift a log-probability above 0
-_PLACEHOLDER = -9000.0  # some servers write -9999 for a value that they do not have
+PLACEHOLDER = -9000.0  # some servers write -9999 for a value that they do not have
 
 
 class TokenLogprob(msgspec.Struct, gc=False):  # thousands a reply, and never part of a cycle
@@ -262,11 +262,11 @@ def checked(values: list[float | None], source: str, *, expected: bool) -> Logpr
             f"{source} returns no log-probabilities; the method needs them: switch `logprobs` on at the server,"
             " take a provider that supports it, or run the model here with kind = 'vllm'"
         )
-    wrong = (logprobs > _ROUNDING) | (logprobs < _PLACEHOLDER)
+    wrong = (logprobs > _ROUNDING) | (logprobs < PLACEHOLDER)
     if wrong.any():
         i = int(wrong.argmax())
         raise EndpointError(f"{source}: token {i} has log-probability {logprobs[i]:g}, which no sampled token can have")
-    return np.minimum(logprobs, 0.0)
+    return logprobs
 
 
 def _spelt(token: str) -> bytes:
