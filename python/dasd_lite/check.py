@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dasd_lite.chat import Chat, model_folder
-from dasd_lite.config import SCORED_RULES, EndpointModel, Phase, RecipeConfig, VllmModel
+from dasd_lite.config import EndpointModel, Phase, RecipeConfig, VllmModel
 from dasd_lite.console import out
 from dasd_lite.dataset import free_bytes
 from dasd_lite.errors import ConfigError, DasdError
@@ -45,7 +45,7 @@ def unread(recipe: RecipeConfig) -> Iterator[str]:
     for phase in recipe.phase:
         defaults = Phase(name=phase.name)
         used = {"score", "select", "pack", "train", "evaluate", phase.source}
-        if phase.select.rule not in SCORED_RULES:
+        if not phase.is_scored:
             used.discard("score")
         for stage in ("sample", "ingest", "mix", "score"):
             written = getattr(phase, stage)
@@ -53,14 +53,14 @@ def unread(recipe: RecipeConfig) -> Iterator[str]:
                 yield f"phase {phase.name!r} has source = {phase.source!r}: its [{stage}] settings are not read"
         if phase.select.rule == "all" and phase.select.keep != defaults.select.keep:
             yield f"phase {phase.name!r}: select.keep = {phase.select.keep} is not read, select.rule = 'all' keeps all"
-    read = any(phase.score.by == "teacher" and phase.select.rule in SCORED_RULES for phase in recipe.phase)
+    read = any(phase.score.by == "teacher" and phase.is_scored for phase in recipe.phase)
     if recipe.teacher is not None and not read and all(phase.source == "ingest" for phase in recipe.phase):
         yield "[teacher] is not read: every phase ingests its answers"
 
 
 def _used_elsewhere(recipe: RecipeConfig, stage: str) -> bool:
     """A table under the phases is read when any of them has its stage."""
-    scored = stage == "score" and any(phase.select.rule in SCORED_RULES for phase in recipe.phase)
+    scored = stage == "score" and any(phase.is_scored for phase in recipe.phase)
     return scored or any(phase.source == stage for phase in recipe.phase)
 
 
@@ -150,7 +150,7 @@ def _machine(recipe: RecipeConfig) -> Iterator[str]:
     kinds = {phase.train.method.kind for phase in recipe.phase}
     needed |= {"peft": "train"} if kinds & {"lora", "qlora"} else {}
     needed |= {"bitsandbytes": "train", "accelerate": "train"} if "qlora" in kinds else {}
-    engines = {phase.score.engine for phase in recipe.phase if phase.select.rule in SCORED_RULES}
+    engines = {phase.score.engine for phase in recipe.phase if phase.is_scored}
     if "vllm" in {recipe.student.kind, recipe.teacher.kind if recipe.teacher else None, *engines}:
         needed |= {"vllm": "vllm"}
     for package, extra in needed.items():

@@ -54,6 +54,7 @@ __all__ = [
     "TrainConfig",
     "TransformersModel",
     "VllmModel",
+    "Weighting",
     "engine",
     "semantic",
 ]
@@ -120,8 +121,19 @@ class ScoreConfig(Table):
         return self
 
 
+class Weighting(Table):
+    """Weights of kept answers by the teacher's probability, w ∝ exp(λ · mean log-probability) within a prompt."""
+
+    lam: float | None = None
+    """λ: over 0 favours what the teacher finds likely, under 0 the unlikely, 0 nothing; none: by the next two."""
+    effective_sample_size: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """λ is chosen so that (Σw)²/Σw² is on average this share of a prompt's kept answers."""
+    favour: Literal["likely", "unlikely"] = "likely"
+    """Sign of the λ that is chosen."""
+
+
 class SelectConfig(Table):
-    """Which candidates are trained on."""
+    """Which candidates are trained on, and how much each counts."""
 
     rule: Literal["count", "ratio", "length_matched", "random", "all"] = "count"
     """Rank of a question's candidates: by number of teacher sentences (the paper), by their share, by number at equal
@@ -142,6 +154,9 @@ class SelectConfig(Table):
     """Reject an answer with more than this share of its bytes in repeated sentences."""
     max_repeated_ngrams: Fraction = 0.5
     """Reject an answer with more than this share of its 20-grams of student tokens seen before in it."""
+    weighting: Weighting | None = None
+    """{ } or { lam = 0.5 }: weights for train.objective = "weighted"; needs the teacher's log-probabilities and keep
+    over 1, since weights are among one prompt's answers (the paper's future work)."""
 
 
 class PackConfig(Table):
@@ -170,7 +185,10 @@ class Lora(Table):
     alpha: PositiveFloat = 64.0
     """Scale of the adapter: alpha / rank."""
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
-    """Layers that get an adapter."""
+    """Layers that get an adapter; all-linear: every linear layer of the architecture but the output head."""
+    start: Literal["merged", "adapter"] = "merged"
+    """What a phase starts from: the model of the phase before with its adapter merged, under a new adapter; or the
+    adapter of the phase before over the same base, which rounds nothing between phases (for qlora)."""
 
 
 class TrainConfig(Table):
@@ -198,12 +216,32 @@ class TrainConfig(Table):
     """Rows in one forward pass."""
     grad_accum_steps: PositiveInt = 8
     """Forward passes in one optimiser step; rows per step = micro_batch_size × grad_accum_steps (the paper: 64)."""
+    objective: Literal["sft", "weighted"] = "sft"
+    """sft: every target token counts the same (the paper); weighted: by the weights that select.weighting gives."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """AdamW with moments in float32 (8 bytes a weight) or in 8 bits (2 bytes), paged: in host memory when need be."""
     dtype: Dtype = "auto"
     """Number format of the computation; auto: bfloat16 on a GPU that has it, float16 on another, float32 on a CPU."""
-    gradient_checkpointing: Annotated[bool, EXECUTION] = False
-    """Keep fewer activations and compute them again: less memory, a third more time."""
+    gradient_checkpointing: Annotated[bool | Literal["auto"], EXECUTION] = "auto"
+    """Keep fewer activations and compute them again: less memory, a third more time; auto: over 4,096 tokens."""
+    offload_activations: Annotated[bool, EXECUTION] = False
+    """Keep activations in host memory between forward and backward: with gradient_checkpointing the rest that grows
+    with the row."""
+    liger: Annotated[bool | Literal["auto"], EXECUTION] = "auto"
+    """Liger's kernels for norms, rotary embeddings and MLPs; auto: on a GPU where liger-kernel is installed."""
+    num_processes: Annotated[PositiveInt | None, EXECUTION] = None
+    """Processes that share the work, one per GPU; none: as many as GPUs are visible. Results do not depend on it."""
     checkpoint_every: Annotated[PositiveInt, EXECUTION] = 100
     """Optimiser steps between checkpoints; training goes on from the newest after any stop."""
+    max_loss_jump: Annotated[PositiveFloat, EXECUTION] = 2.0
+    """Training stops before a step whose loss is this many nats over the median of the 32 steps before it."""
+    watch_questions: Annotated[int, Field(ge=0), EXECUTION] = 16
+    """Questions of evaluate.prompts answered before, after 1 % of the steps and at the end: a collapse is said at once;
+    0 is none."""
+    watch_tokens: Annotated[PositiveInt, EXECUTION] = 1024
+    """Longest of these answers."""
+    tracker: Annotated[Literal["none", "trackio", "wandb", "tensorboard"], EXECUTION] = "none"
+    """Where the metrics go beside metrics.jsonl."""
 
     @model_validator(mode="after")
     def _floor_under_peak(self) -> TrainConfig:
@@ -262,11 +300,32 @@ class Phase(Table):
     mix: MixConfig = MixConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @property
+    def needs_logprobs(self) -> bool:
+        """Whether the teacher's log-probabilities decide what is kept, or how much it counts."""
+        weighs = self.select.weighting is not None and self.select.weighting.lam != 0
+        return self.select.rule in SCORED_RULES or weighs
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the stage score runs: for the rule, or so that the teacher reads what is to be weighted."""
+        return self.select.rule in SCORED_RULES or (self.needs_logprobs and self.score.by == "teacher")
+
     @model_validator(mode="after")
     def _rule_has_scores(self) -> Phase:
         if self.source == "mix" and self.select.rule not in ("all", "random"):
             raise ValueError(
                 f"select.rule = {self.select.rule!r} needs scores, which mixed rollouts lack; use 'all' or 'random'"
+            )
+        if self.train.objective == "weighted" and self.select.weighting is None:
+            raise ValueError(
+                "train.objective = 'weighted' needs select.weighting, e.g. { effective_sample_size = 0.7 }"
+            )
+        weighting, chosen = self.select.weighting, self.select.keep > 1 or self.select.rule == "all"
+        if weighting is not None and weighting.lam is None and (self.source == "mix" or not chosen):
+            raise ValueError(
+                "select.weighting is among one prompt's answers, and this phase keeps one each; raise select.keep, or"
+                " set select.weighting = { lam = 0.0 } and train.objective = 'sft' here"
             )
         if self.source == "ingest" and not self.ingest.paths:
             raise ValueError("source = 'ingest' needs ingest.paths, a list of files")
@@ -323,12 +382,13 @@ class RecipeConfig(Table):
                 raise ValueError(f"phase {phase.name!r} asks a teacher, but there is no [teacher] table")
             if phase.source == "sample" and self.prompts.path is None:
                 raise ValueError(f"phase {phase.name!r} samples, but prompts.path names no questions")
-            if phase.source == "sample" and phase.select.rule in SCORED_RULES and self._silent_teacher(phase):
+            if phase.source == "sample" and phase.needs_logprobs and self._silent_teacher(phase):
+                what = f"rule = {phase.select.rule!r}" if phase.select.rule in SCORED_RULES else "weighting"
                 raise ValueError(
-                    f"phase {phase.name!r}: select.rule = {phase.select.rule!r} needs log-probabilities, but"
-                    " teacher.logprobs = false; use 'random' or 'all'"
+                    f"phase {phase.name!r}: select.{what} needs log-probabilities, but teacher.logprobs = false;"
+                    " use rule 'random' or 'all' without weighting"
                 )
-            if phase.score.by == "teacher" and phase.select.rule in SCORED_RULES:
+            if phase.score.by == "teacher" and phase.is_scored:
                 self._check_reader(phase)
             if phase.source == "mix" and i == 0:
                 raise ValueError(f"phase {phase.name!r} needs the student of the phase before, but it is the first")

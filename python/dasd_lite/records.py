@@ -81,6 +81,7 @@ KEPT = pa.schema(
         ("ids", TOKENS),  # prompt, completion and end token in the student's vocabulary
         ("num_context_tokens", pa.int64()),  # ids before this one are not trained on
         ("score", pa.float32()),  # what the rule ranked by; null when it ranks nothing
+        ("weight", pa.float32()),  # mean 1 among its prompt's kept answers; null if rejected or without weighting
         ("num_sentences", pa.int64()),
         ("class_counts", pa.list_(pa.int64(), 3)),  # shared, teacher, student sentences; null without scores
     ]
@@ -96,6 +97,7 @@ ROW = pa.schema(
         ("loss_mask", pa.large_list(pa.bool_())),  # true where the token is a target
         ("doc_lengths", pa.large_list(pa.int32())),
         ("uids", pa.list_(pa.string())),  # the rollouts, in order
+        ("weights", pa.list_(pa.float32())),  # how much each document counts; null where nothing has a weight
     ]
 )
 """What pack writes: rows for training."""

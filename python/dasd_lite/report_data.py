@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from dasd_lite.config import SCORED_RULES, Phase, RecipeConfig
+from dasd_lite.config import Phase, RecipeConfig
 from dasd_lite.dataset import batches, read_manifest
 from dasd_lite.errors import DataError
 
@@ -76,7 +76,7 @@ def read_recipe(run_folder: Path) -> RecipeConfig:
 def phase_stages(run_folder: Path, phase: Phase) -> list[Stage]:
     """Return the stages that a phase goes through, in order."""
     names: list[str] = [phase.source]
-    names += ["score"] if phase.select.rule in SCORED_RULES else []
+    names += ["score"] if phase.is_scored else []
     names += ["select", "pack", "train"]
     names += ["evaluate"] if phase.evaluate.prompts is not None else []
     return [Stage(phase.name, name, run_folder / phase.name / name) for name in names]

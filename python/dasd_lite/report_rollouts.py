@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dasd_lite.config import SCORED_RULES, Phase
+from dasd_lite.config import Phase
 from dasd_lite.console import progress
 from dasd_lite.dataset import batches, num_rows
 from dasd_lite.divergence import SentenceClass, classify_sentences
@@ -182,7 +182,7 @@ def read_phase(run_folder: Path, phase: Phase, earlier: Path | None) -> PhaseRol
         return None
     temperature = {"sample": phase.sample.temperature, "mix": phase.mix.temperature}.get(phase.source)
     found = PhaseRollouts(phase.name, phase.source, temperature, phase.select.rule, phase.select.beta)
-    scored = _finished(folder / "score") and phase.select.rule in SCORED_RULES
+    scored = _finished(folder / "score") and phase.is_scored
     chosen = _selection(found, folder / "select") if _finished(folder / "select") else None
     _Pass(found, chosen, scored, num_rows(folder / phase.source, "rollouts")).run(folder, phase)
     if phase.source == "mix":

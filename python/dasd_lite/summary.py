@@ -66,7 +66,12 @@ def _score(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
 
 def _select(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
     reasons = [f"{name} {number:,}" for name, number in counts["rejected"].items()]
-    return [f"kept {counts['kept']:,} of {counts['rollouts']:,} (rejected: {', '.join(reasons) or 'none'})"]
+    kept = [f"kept {counts['kept']:,} of {counts['rollouts']:,} (rejected: {', '.join(reasons) or 'none'})"]
+    if "lam" not in counts:
+        return kept
+    share = counts["effective_sample_size"]
+    told = "no prompt with two kept" if share is None else f"effective sample size {share:.2f} of k"
+    return [*kept, f"λ {counts['lam']:.3g}", told]
 
 
 def _pack(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:

@@ -8,7 +8,7 @@ from dasd_lite.config import PackConfig
 from dasd_lite.dataset import Identity, read, shards
 from dasd_lite.errors import DataError
 from dasd_lite.journal import ShardWriter
-from dasd_lite.records import KEPT
+from dasd_lite.records import KEPT, ROW
 from dasd_lite.stages import pack
 
 BLANK = {
@@ -26,15 +26,16 @@ BLANK = {
 }
 
 
-def selected(folder, sizes, offset=0):
+def selected(folder, sizes, offset=0, weights=None, schema=KEPT):
     """A finished select folder; `sizes` is (tokens, of them context) of each rollout."""
     rows = [
         {**BLANK, "uid": f"{folder.name}{i}", "ids": [offset + 100 * i + j for j in range(n)], "num_context_tokens": c}
         for i, (n, c) in enumerate(sizes)
     ]
-    with ShardWriter(folder, Identity("select", 1, {"sizes": sizes}, {}), {"kept": KEPT}, shard_rows=3) as writer:
+    rows = [row | {"weight": weight} for row, weight in zip(rows, weights or [None] * len(rows), strict=True)]
+    with ShardWriter(folder, Identity("select", 1, {"sizes": sizes}, {}), {"kept": schema}, shard_rows=3) as writer:
         for i in range(0, len(rows), 2):
-            writer.write("kept", pa.RecordBatch.from_pylist(rows[i : i + 2], schema=KEPT))
+            writer.write("kept", pa.RecordBatch.from_pylist(rows[i : i + 2], schema=schema))
         writer.publish({})
     return folder
 
@@ -107,6 +108,55 @@ def test_what_is_replayed_is_drawn_by_the_seed(tmp_path):
         pack.run(own, PackConfig(seq_len=32, replay=4.0), out, seed=seed, replay=before)
         drawn.append({uid for uid in documents(out) if uid.startswith("before")})
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+# --- weights ------------------------------------------------------------------------------------------
+
+
+def weights_of(folder):
+    """uid → weight of each document."""
+    rows = read(folder, "rows").to_pylist()
+    return {uid: w for row in rows for uid, w in zip(row["uids"], row["weights"], strict=True)}
+
+
+@pytest.mark.parametrize("method", ["best_fit", "in_order"])
+def test_weights_stay_with_their_documents(tmp_path, method):
+    rng = np.random.default_rng(1)
+    weights = rng.random(23).astype(np.float32).tolist()
+    own = selected(tmp_path / "own", [(int(n), 1) for n in rng.integers(2, 40, 23)], weights=weights)
+    pack.run(own, PackConfig(seq_len=64, method=method), tmp_path / "pack", seed=0)
+    assert weights_of(tmp_path / "pack") == {f"own{i}": weight for i, weight in enumerate(weights)}
+    table = read(tmp_path / "pack", "rows")
+    assert table.schema == ROW
+    assert [len(row) for row in table["weights"].to_pylist()] == [len(row) for row in table["doc_lengths"].to_pylist()]
+
+
+def test_where_nothing_has_a_weight_the_column_is_null(source, tmp_path):
+    pack.run(source, PackConfig(seq_len=64), tmp_path / "pack", seed=0)
+    table = read(tmp_path / "pack", "rows")
+    assert table.schema == ROW
+    assert table["weights"].null_count == len(table)
+
+
+@pytest.mark.parametrize(("own_weights", "before_weights"), [([0.5, 1.5], None), (None, [0.25, 1.75])])
+def test_those_without_a_weight_count_1_beside_those_with(tmp_path, own_weights, before_weights):
+    own = selected(tmp_path / "own", [(5, 2)] * 2, weights=own_weights)
+    before = selected(tmp_path / "before", [(7, 3)] * 2, weights=before_weights)
+    pack.run(own, PackConfig(seq_len=32, replay=1.0), tmp_path / "pack", seed=0, replay=before)
+    expected = dict(zip(("own0", "own1"), own_weights or [1.0, 1.0], strict=True))
+    assert weights_of(tmp_path / "pack") == expected | dict(
+        zip(("before0", "before1"), before_weights or [1.0, 1.0], strict=True)
+    )
+
+
+def test_a_folder_of_an_older_version_is_told(tmp_path):
+    older = KEPT.remove(KEPT.get_field_index("weight"))
+    source = selected(tmp_path / "own", [(5, 2)], schema=older)
+    with pytest.raises(DataError, match=r"own: selected by an older version, without the column weight; run select"):
+        pack.run(source, PackConfig(seq_len=64), tmp_path / "pack", seed=0)
+
+
+# --- what is refused ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("context", [9, 12])

@@ -6,13 +6,13 @@ import pytest
 from rich.console import Console
 
 from dasd_lite.chat import Chat
-from dasd_lite.config import SelectConfig
+from dasd_lite.config import SelectConfig, Weighting
 from dasd_lite.dataset import Identity, batches, read, read_manifest
 from dasd_lite.errors import CheckpointError, ConfigError, DataError
 from dasd_lite.journal import ShardWriter
 from dasd_lite.records import ROLLOUT, SCORE
 from dasd_lite.stages import select
-from dasd_lite.summary import rejections
+from dasd_lite.summary import rejections, summary
 
 GOOD = "<think> Start at 3. Up 1 is 4. </think>\nAnswer: 4"
 LINE = "this line is here more than once\n"
@@ -236,6 +236,7 @@ def test_what_is_kept_is_the_rollout_and_the_ids_that_the_student_reads(run, cha
         "ids": ids.tolist(),
         "num_context_tokens": num_context,
         "score": None,
+        "weight": None,
         "num_sentences": 0,
         "class_counts": None,
     }
@@ -321,6 +322,128 @@ def test_a_masked_prefix_is_context(run, chat):
     begins = masked["num_context_tokens"]
     assert begins > plain["num_context_tokens"]
     assert chat.read(masked["ids"][begins:], "stop")[0] == GOOD.removeprefix(prefix)
+
+
+# --- weights ------------------------------------------------------------------------------------------
+
+
+def told(uid, logprobs, prompt="q", **columns):
+    """A rollout whose first token is all of its text; the others, like an end token, are none of it."""
+    size = len((columns.get("completion", GOOD)).encode()) - columns.get("prefix_bytes", 0)
+    tokens = {"token_ids": list(range(len(logprobs))), "logprobs": logprobs}
+    return rollout(uid, prompt=prompt, **columns, **tokens, token_bytes=[size, *[0] * (len(logprobs) - 1)])
+
+
+def weights_of(folder):
+    return {row["uid"]: row["weight"] for row in read(folder, "kept").to_pylist()}
+
+
+def softmax(lam, *means):
+    """Weights with mean 1."""
+    w = np.exp(lam * np.array(means))
+    return (w * len(w) / w.sum()).tolist()
+
+
+def test_without_weighting_there_is_no_weight_and_nobody_speaks_of_it(run):
+    folder = run([told("a", [-1.0]), told("b", [-2.0])])
+    assert weights_of(folder) == {"a": None, "b": None}
+    manifest = read_manifest(folder)
+    assert not {"lam", "effective_sample_size", "weight_range"} & manifest["counts"].keys()
+    assert "λ" not in summary(folder, manifest)
+
+
+def test_weights_follow_the_mean_log_probability_of_the_text(run):
+    rows = [
+        told("a", [-1.0, -77.0]),  # the end token does not count
+        told("b", [-1.5]),
+        told("alone", [-9.0], prompt="other"),
+        told("c", [-2.0], prefix_bytes=7),  # of a mixed one the teacher's part
+        told("cut", [-0.1], finish_reason="length"),
+        rollout("silent and rejected", finish_reason="length"),
+    ]
+    rows[1] |= {"logprobs": [-2.0, -1.0], "token_ids": [1, 2], "token_bytes": [0, len(GOOD)]}
+    folder = run(rows, weighting=Weighting(lam=0.8))
+    found = weights_of(folder)
+    assert [found[uid] for uid in "abc"] == pytest.approx(softmax(0.8, -1.0, -1.5, -2.0), rel=1e-6)
+    assert found["alone"] == 1.0
+    assert read(folder, "rejected")["weight"].to_pylist() == [None, None]
+    counts = read_manifest(folder)["counts"]
+    w = np.array([found[uid] for uid in "abc"])
+    assert counts["lam"] == 0.8
+    assert counts["effective_sample_size"] == pytest.approx(w.sum() ** 2 / (w @ w) / 3, rel=1e-6)
+    assert counts["weight_range"] == [pytest.approx(w.min()), pytest.approx(w.max())]
+
+
+@pytest.mark.parametrize("favour", ["likely", "unlikely"])
+def test_lambda_is_chosen_by_the_effective_sample_size(run, favour):
+    rng = np.random.default_rng(0)
+    rows = [told(f"{p}{n}", [float(-rng.gamma(2))], prompt=str(p)) for p in range(30) for n in range(4)]
+    folder = run(rows, weighting=Weighting(favour=favour))
+    manifest = read_manifest(folder)
+    lam = manifest["counts"]["lam"]
+    assert (lam > 0) == (favour == "likely")
+    assert manifest["counts"]["effective_sample_size"] == pytest.approx(0.7, abs=1e-3)
+    assert f"λ {lam:.3g}, effective sample size 0.70 of k, " in summary(folder, manifest)
+    found = weights_of(folder)
+    assert np.mean([found[f"7{n}"] for n in range(4)]) == pytest.approx(1, abs=1e-6)
+
+
+def test_with_scores_the_mean_is_theirs_and_only_those_kept_share_a_prompt(run, tmp_path, chat):
+    means = {"a": -1.0, "b": -1.25, "c": -3.0, "d": -0.5}
+    classes = {"a": "TT", "b": "TTT", "c": "T", "d": "TTT"}
+    rows = [rollout(uid, prompt="other" if uid == "d" else "q") for uid in means]
+    scores = [score(chat, row, classes[row["uid"]]) | {"teacher_mean_logprob": means[row["uid"]]} for row in rows]
+    write(tmp_path / "scores", "scores", SCORE, scores)
+    found = weights_of(run(rows, classes=classes, rule="count", keep=2, weighting=Weighting(lam=2.0)))
+    a, b = softmax(2.0, -1.0, -1.25)
+    assert found == {"a": pytest.approx(a), "b": pytest.approx(b), "d": 1.0}
+
+
+def test_lambda_0_asks_nobody_and_one_answer_a_prompt_is_noted(run, capsys):
+    folder = run([rollout("a"), rollout("b")], rule="random", weighting=Weighting(lam=0))
+    assert list(weights_of(folder).values()) == [1.0]
+    manifest = read_manifest(folder)
+    assert manifest["counts"]["effective_sample_size"] is None
+    assert "λ 0, no prompt with two kept, " in summary(folder, manifest)
+    assert "no prompt has two kept answers, so every weight is 1" in " ".join(capsys.readouterr().err.split())
+    folder = run([rollout("a"), rollout("b")], weighting=Weighting(lam=0), out="all")
+    assert list(weights_of(folder).values()) == [1.0, 1.0]
+
+
+def test_a_kept_answer_without_log_probabilities_is_refused_by_name(run, tmp_path):
+    rows = [told("a", [-1.0]), rollout("b"), rollout("c", finish_reason="length"), rollout("d")]
+    with pytest.raises(DataError) as error:
+        run(rows, weighting=Weighting())
+    assert str(error.value) == (
+        f"{tmp_path}/rollouts: 2 of 3 kept rollouts have no log-probabilities of the teacher, the first is b; let the"
+        " teacher read them (score.by = 'teacher', and a rule that needs scores), or drop select.weighting"
+    )
+    assert not (tmp_path / "select").exists(), "nothing half-written"
+
+
+def test_scores_without_the_teacher_are_refused_too(run, tmp_path, chat):
+    rows = [rollout("a"), rollout("b")]
+    scores = [score(chat, row, "T") | {"teacher_mean_logprob": None} for row in rows]
+    write(tmp_path / "scores", "scores", SCORE, scores)
+    with pytest.raises(
+        DataError, match="2 of 2 kept rollouts have no log-probabilities of the teacher, the first is a"
+    ):
+        run(rows, classes={}, weighting=Weighting(lam=1.0))
+
+
+def test_weights_need_more_than_one_answer_a_prompt(run):
+    rows = [told("a", [-1.0]), told("b", [-2.0], prompt="other")]
+    for weighting in (Weighting(), Weighting(lam=0.5)):
+        with pytest.raises(DataError, match=r"select\.weighting .* but select\.keep = 1 keeps one; raise it"):
+            run(rows, rule="random", weighting=weighting)
+    with pytest.raises(DataError, match=r"rollouts: select\.weighting: no prompt has two answers"):
+        run(rows, rule="random", keep=2, weighting=Weighting())
+
+
+def test_tokens_without_all_of_their_columns_are_refused(run):
+    rows = [told("a", [-1.0]), told("b", [-1.0, -2.0]) | {"token_bytes": [len(GOOD)]}]
+    with pytest.raises(DataError, match="rollout b has 2 logprobs and 1 token_bytes; right is one of each"):
+        run(rows, weighting=Weighting())
 
 
 # --- what is refused ----------------------------------------------------------------------------------

@@ -1,14 +1,16 @@
 """Pack rollouts into rows of at most seq_len tokens.
 
-Reads what select kept (and, for replay, what the phase before kept); writes rows: ids, loss mask and
-document lengths. No document is cut. The ids are copied through a flat file on disk, which is mapped, so memory
-has to hold a few numbers per rollout whatever their length.
+Reads what select kept (and, for replay, what the phase before kept); writes rows: ids, loss mask,
+document lengths and, where select gave any, weights. No document is cut. The ids are copied through a
+flat file on disk, which is mapped, so memory has to hold a few numbers per rollout whatever their
+length.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,9 +27,20 @@ from dasd_lite.packing import Plan, gather_rows, pack_rows
 from dasd_lite.ragged import offsets_of
 from dasd_lite.records import ROW, derive_seed
 
-VERSION = 1
+VERSION = 2  # 1 had no weights
 _ID = np.dtype(np.int32)
 _BATCH_TOKENS = 4 << 20  # written at once
+
+
+@dataclass(frozen=True)
+class _Documents:
+    """A few numbers per rollout, in the order of the data."""
+
+    uids: list[str]
+    lengths: npt.NDArray[np.int64]
+    contexts: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32] | None
+    """1 for those without, None where nothing has one."""
 
 
 def run(
@@ -37,7 +50,10 @@ def run(
 
     With `config.replay` r, r rollouts of the folder `replay` are drawn for each one of `selected`.
     """
-    inputs = {"selected": selected} | ({"replay": replay} if replay and config.replay else {})
+    inputs: dict[str, Path | str] = {"selected": selected}
+    inputs |= {"replay": replay} if replay and config.replay else {}
+    tokenizer = read_manifest(selected)["inputs"].get("tokenizer")
+    inputs |= {"tokenizer": tokenizer} if tokenizer else {}  # train holds it against the model's
     identity = identify("pack", VERSION, {**semantic(config), "seed": seed}, inputs)
     if is_finished(out, identity, force=force):
         return read_manifest(out)
@@ -51,12 +67,13 @@ def run(
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(out), tempfile.TemporaryFile(dir=out.parent) as flat:
-        uids, lengths, contexts = _flatten(sources, flat)
-        _check(uids, lengths, contexts, selected)
+        documents = _flatten(sources, flat)
+        _check(documents, selected)
+        lengths = documents.lengths
         plan = pack_rows(lengths, config.seq_len, method=config.method)
         with ShardWriter(out, identity, {"rows": ROW}, config, shard_rows=4096) as writer:
             with progress(f"{out.parent.name}: pack", plan.num_rows, "rows") as bar:
-                for batch in _rows(plan, flat, uids, lengths, contexts):
+                for batch in _rows(plan, flat, documents):
                     writer.write("rows", batch)
                     bar.advance(batch.num_rows)
             return writer.publish(
@@ -65,7 +82,7 @@ def run(
                     "replayed": len(lengths) - own,
                     "rows": plan.num_rows,
                     "tokens": plan.num_tokens,
-                    "target_tokens": int((lengths - contexts).sum()),
+                    "target_tokens": int((lengths - documents.contexts).sum()),
                     "fill": plan.fill,
                 }
             )
@@ -78,16 +95,17 @@ def _drawn(total: int, wanted: int, seed: int) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def _flatten(
-    sources: list[tuple[Path, npt.NDArray[np.bool_]]], flat: BinaryIO
-) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Write all ids one behind the other into `flat`; return uid, length and context length of each."""
+def _flatten(sources: list[tuple[Path, npt.NDArray[np.bool_]]], flat: BinaryIO) -> _Documents:
+    """Write all ids one behind the other into `flat`; return what else is known of each."""
     uids: list[str] = []
     lengths: list[npt.NDArray[np.int64]] = []
     contexts: list[npt.NDArray[np.int64]] = []
+    weights: list[npt.NDArray[np.float32]] = []
     for folder, mask in sources:
         first = 0
-        for batch in batches(folder, "kept", ("uid", "ids", "num_context_tokens")):
+        for batch in batches(folder, "kept", ("uid", "ids", "num_context_tokens", "weight")):
+            if "weight" not in batch.schema.names:
+                raise DataError(f"{folder}: selected by an older version, without the column weight; run select again")
             chosen = batch.filter(pa.array(mask[first : first + batch.num_rows]))
             first += batch.num_rows
             ids = chosen["ids"]
@@ -95,10 +113,14 @@ def _flatten(
             uids += chosen["uid"].to_pylist()
             lengths.append(ids.value_lengths().to_numpy().astype(np.int64))
             contexts.append(chosen["num_context_tokens"].to_numpy())
-    return uids, np.concatenate(lengths), np.concatenate(contexts)
+            weights.append(chosen["weight"].to_numpy(zero_copy_only=False))  # NaN where there is none
+    weight = np.concatenate(weights)
+    given = None if np.isnan(weight).all() else np.nan_to_num(weight, nan=1.0)
+    return _Documents(uids, np.concatenate(lengths), np.concatenate(contexts), given)
 
 
-def _check(uids: list[str], lengths: npt.NDArray[np.int64], contexts: npt.NDArray[np.int64], selected: Path) -> None:
+def _check(documents: _Documents, selected: Path) -> None:
+    uids, lengths, contexts = documents.uids, documents.lengths, documents.contexts
     empty = np.flatnonzero(contexts >= lengths)
     if len(empty):
         raise DataError(
@@ -107,16 +129,11 @@ def _check(uids: list[str], lengths: npt.NDArray[np.int64], contexts: npt.NDArra
         )
 
 
-def _rows(
-    plan: Plan,
-    flat: BinaryIO,
-    uids: list[str],
-    lengths: npt.NDArray[np.int64],
-    contexts: npt.NDArray[np.int64],
-) -> Iterator[pa.RecordBatch]:
+def _rows(plan: Plan, flat: BinaryIO, rollouts: _Documents) -> Iterator[pa.RecordBatch]:
     flat.flush()
     tokens = np.memmap(flat, dtype=_ID, mode="r")
-    offsets, names = offsets_of(lengths), pa.array(uids)
+    lengths, weights = rollouts.lengths, rollouts.weights
+    offsets, names = offsets_of(lengths), pa.array(rollouts.uids)
     ends = np.cumsum(lengths[plan.items])[plan.offsets[1:] - 1]  # tokens of all rows up to each
     first = 0
     while first < plan.num_rows:
@@ -127,12 +144,15 @@ def _rows(
         documents = plan.items[plan.offsets[first] : plan.offsets[rows[-1] + 1]]
         edges = plan.offsets[first : rows[-1] + 2] - plan.offsets[first]
         assert batch.position_ids is not None, "they come unless one says no"
-        is_target = batch.position_ids >= np.repeat(contexts[documents], lengths[documents])
+        is_target = batch.position_ids >= np.repeat(rollouts.contexts[documents], lengths[documents])
         columns = [
             pa.LargeListArray.from_arrays(batch.row_offsets, batch.ids),
             pa.LargeListArray.from_arrays(batch.row_offsets, is_target),
             pa.LargeListArray.from_arrays(edges, lengths[documents].astype(np.int32)),
             pa.ListArray.from_arrays(edges.astype(np.int32), names.take(pa.array(documents))),
+            pa.nulls(len(rows), ROW.field("weights").type)
+            if weights is None
+            else pa.ListArray.from_arrays(edges.astype(np.int32), weights[documents]),
         ]
         yield pa.RecordBatch.from_arrays(columns, schema=ROW)
         first = int(rows[-1]) + 1

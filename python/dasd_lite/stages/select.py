@@ -2,7 +2,8 @@
 
 Reads rollouts, their scores where the rule needs them, and the student's tokenizer; writes the kept
 rollouts with the ids that the student will read, and in the same folder the rejected ones, each
-with its reason and the number behind it. Two passes over the data, a few numbers per rollout in
+with its reason and the number behind it; with weighting, how much each kept one counts among its
+prompt's. Two passes over the data, a few numbers per rollout in
 memory: the first measures, the second writes.
 """
 
@@ -20,18 +21,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dasd_lite import divergence, filters, selection
+from dasd_lite import divergence, filters, selection, weights
 from dasd_lite.chat import Chat, Ids, model_folder
 from dasd_lite.config import SCORED_RULES, SelectConfig, semantic
 from dasd_lite.console import err, progress
-from dasd_lite.dataset import batches, fingerprint, identify, is_finished, num_rows, read_manifest
+from dasd_lite.dataset import batches, fingerprint, identify, is_finished, num_rows, read, read_manifest
 from dasd_lite.errors import DataError
 from dasd_lite.journal import ShardWriter
 from dasd_lite.ragged import Ragged, from_arrow, join, offsets_of
 from dasd_lite.records import KEPT, REJECTED, TOKENS, derive_seed
 from dasd_lite.text import repeated_ngrams, text_repetition
 
-VERSION = 2
+VERSION = 3  # 2 had no weights
 _NGRAM = 20
 _REMEDIES = {  # the option behind a reason, told when nothing is left
     "truncated": " (raise max_tokens of sample or mix)",
@@ -46,6 +47,7 @@ _REMEDIES = {  # the option behind a reason, told when nothing is left
     "repeated n-grams": " (select.max_repeated_ngrams)",
 }
 _ROLLOUT_COLUMNS = KEPT.names[: KEPT.names.index("ids")]
+_SCORE_COLUMNS = ("uid", "ids", "num_context_tokens")
 
 
 @dataclass
@@ -59,6 +61,7 @@ class _Candidates:
     num_tokens: list[int] = field(default_factory=list)  # of the answer, in the student's tokens
     num_sentences: list[int] = field(default_factory=list)
     counts: list[list[int]] = field(default_factory=list)  # shared, teacher, student
+    mean_logprob: list[float] = field(default_factory=list)  # by the teacher, NaN: not told; empty where nothing asks
 
 
 def run(
@@ -76,7 +79,8 @@ def run(
     """Select among the rollouts of one folder into `out`; returns its manifest.
 
     `student` names the model whose tokenizer and template count; `max_tokens` is the longest question
-    plus answer that fits a row. Raises DataError when nothing passes.
+    plus answer that fits a row. Raises DataError when nothing passes, or a kept answer has no weight
+    that `config.weighting` could give it.
     """
     chat = Chat(model_folder(student))
     limit = min(config.max_tokens or max_tokens, chat.context)
@@ -84,6 +88,8 @@ def run(
     inputs: dict[str, Path | str] = {"rollouts": rollouts, "tokenizer": chat.fingerprint}
     if config.rule in SCORED_RULES and scores is None:
         raise DataError(f"select.rule = {config.rule!r} needs scores; run score first, or use 'random' or 'all'")
+    if _asks_teacher(config) and config.rule != "all" and config.keep == 1:
+        raise DataError("select.weighting weights a prompt's kept answers, but select.keep = 1 keeps one; raise it")
     identity = identify("select", VERSION, options, inputs | ({"scores": scores} if scores else {}))
     if scores is not None:
         scored = read_manifest(scores)["inputs"].get("rollouts")  # scores that others wrote do not say
@@ -96,7 +102,7 @@ def run(
     candidates = _Candidates()
     tokenize = partial(_tokenize, chat, mask_prefix)
     with progress(f"{out.parent.name}: select", 2 * total, "rollouts") as bar:
-        for batch in _read(rollouts, scores, ("p_teacher", "p_student"), tokenize, bar):
+        for batch in _read(rollouts, scores, _measured_columns(scores, config), tokenize, bar):
             _measure(candidates, batch, config, limit, chat.stop_ids)
         _name_unknown_domains(candidates, config)
         score = _rank(candidates, config, seed)
@@ -104,12 +110,13 @@ def run(
         if len(candidates.reason) == sum(reasons.values()):
             found = ", ".join(f"{reason} {count}{_REMEDIES.get(reason, '')}" for reason, count in reasons.most_common())
             raise DataError(f"{rollouts}: every one of {total} candidates is rejected: {found}")
+        weight, told = _weigh(candidates, config, rollouts)
         with ShardWriter(out, identity, {"kept": KEPT, "rejected": REJECTED}, config) as writer:
             first = 0
             for batch in _read(rollouts, scores, (), tokenize, bar):
-                _write(writer, batch, candidates, score, first)
+                _write(writer, batch, candidates, score, weight, first)
                 first += batch.rollouts.num_rows
-            return writer.publish(_counts(candidates, reasons))
+            return writer.publish(_counts(candidates, reasons) | told)
 
 
 @dataclass(frozen=True)
@@ -127,13 +134,26 @@ class _Batch:
         return join([ids[s:e] for s, e in zip(edges[:-1] + self.num_context, edges[1:], strict=True)])
 
 
+def _asks_teacher(config: SelectConfig) -> bool:
+    """Tell whether weights follow the teacher's log-probabilities: without weighting and at λ = 0 they do not."""
+    return config.weighting is not None and config.weighting.lam != 0
+
+
+def _measured_columns(scores: Path | None, config: SelectConfig) -> tuple[str, ...]:
+    """Return what the first pass reads beyond the second: of the scores where there are any, else of the rollouts."""
+    if scores is None:
+        return ("logprobs", "token_bytes") if _asks_teacher(config) else ()
+    return ("p_teacher", "p_student", *(("teacher_mean_logprob",) if _asks_teacher(config) else ()))
+
+
 def _read(rollouts: Path, scores: Path | None, columns: tuple[str, ...], tokenize: Any, bar: Any) -> Iterator[_Batch]:
-    """Yield the rollouts with their ids: from the scores, or tokenized here."""
-    wanted = ("uid", "ids", "num_context_tokens", *columns)
-    scored = batches(scores, "scores", wanted) if scores else repeat(None)
-    for batch, score in zip(batches(rollouts, "rollouts", _ROLLOUT_COLUMNS), scored, strict=False):
+    """Yield the rollouts with their ids: from the scores, or tokenized here; `columns` more of the same place."""
+    scored = batches(scores, "scores", (*_SCORE_COLUMNS, *columns)) if scores else repeat(None)
+    wanted = _ROLLOUT_COLUMNS if scores else [*_ROLLOUT_COLUMNS, *columns]
+    for batch, score in zip(batches(rollouts, "rollouts", wanted), scored, strict=False):
         if score is None:
-            ids, num_context = zip(*map(tokenize, batch.to_pylist()), strict=True)
+            texts = batch.select(_ROLLOUT_COLUMNS).to_pylist()  # columns of numbers stay arrays
+            ids, num_context = zip(*map(tokenize, texts), strict=True)
             yield _Batch(batch, pa.array(ids, TOKENS), np.array(num_context, np.int64), None)
         elif score["uid"].equals(batch["uid"]):
             yield _Batch(batch, score["ids"], score["num_context_tokens"].to_numpy(), score)
@@ -182,6 +202,8 @@ def _measure(
     num_sentences, counts = _count_classes(batch, config.beta)
     candidates.num_sentences += num_sentences
     candidates.counts += counts
+    if _asks_teacher(config):
+        candidates.mean_logprob += _mean_logprobs(batch).tolist()
     candidates.domain += rollouts["domain"].to_pylist()
     candidates.prompt += rollouts["prompt_uid"].to_pylist()
 
@@ -193,6 +215,29 @@ def _count_classes(batch: _Batch, beta: float) -> tuple[list[int], list[list[int
     teacher, student = from_arrow(batch.scores["p_teacher"]), from_arrow(batch.scores["p_student"])
     classes = divergence.classify_sentences(teacher.values, student.values, beta)
     return np.diff(teacher.offsets).tolist(), divergence.class_counts(classes, teacher.offsets).tolist()
+
+
+def _mean_logprobs(batch: _Batch) -> npt.NDArray[np.float64]:
+    """Return the teacher's mean log-probability of each rollout, NaN where it is not told.
+
+    As in the scores, tokens behind the text (the end token) do not count; of a mixed one its own part is the mean.
+    """
+    if batch.scores is not None:
+        return np.asarray(batch.scores["teacher_mean_logprob"].to_numpy(zero_copy_only=False), np.float64)
+    logprobs, token_bytes = from_arrow(batch.rollouts["logprobs"]), from_arrow(batch.rollouts["token_bytes"])
+    lengths, spelt = np.diff(logprobs.offsets), np.diff(token_bytes.offsets)
+    if len(wrong := np.flatnonzero(lengths != spelt)):
+        first = int(wrong[0])
+        raise DataError(
+            f"rollout {batch.rollouts['uid'][first]} has {lengths[first]} logprobs and {spelt[first]} token_bytes;"
+            " right is one of each for every token"
+        )
+    row = np.repeat(np.arange(batch.rollouts.num_rows), lengths)
+    edges = offsets_of(token_bytes.values)  # bytes before each token
+    spells = edges[:-1] < edges[logprobs.offsets[1:]][row]  # some byte of the text is in it or comes after it
+    sums = np.bincount(row[spells], logprobs.values[spells], batch.rollouts.num_rows)
+    numbers = np.bincount(row[spells], minlength=batch.rollouts.num_rows)
+    return np.where(numbers > 0, sums / np.maximum(numbers, 1), np.nan)
 
 
 def _name_unknown_domains(candidates: _Candidates, config: SelectConfig) -> None:
@@ -229,11 +274,49 @@ def _rank(candidates: _Candidates, config: SelectConfig, seed: int) -> npt.NDArr
     return score
 
 
+def _weigh(
+    candidates: _Candidates, config: SelectConfig, rollouts: Path
+) -> tuple[npt.NDArray[np.float32] | None, dict[str, Any]]:
+    """Return the weight of each candidate, NaN of those rejected, and what the manifest tells of it."""
+    if config.weighting is None:
+        return None, {}
+    kept = np.flatnonzero([not reason for reason in candidates.reason])
+    prompts = np.unique(np.asarray(candidates.prompt)[kept], return_inverse=True)[1]
+    means, lam = np.zeros(len(kept)), config.weighting.lam
+    if _asks_teacher(config):
+        means = np.array(candidates.mean_logprob)[kept]
+        if len(silent := kept[~np.isfinite(means)]):
+            uid = read(rollouts, "rollouts", ["uid"])["uid"][int(silent[0])].as_py()
+            raise DataError(
+                f"{rollouts}: {len(silent)} of {len(kept)} kept rollouts have no log-probabilities of the teacher, the"
+                f" first is {uid}; let the teacher read them (score.by = 'teacher', and a rule that needs scores), or"
+                " drop select.weighting"
+            )
+    try:
+        if lam is None:
+            lam = weights.choose_lam(means, prompts, config.weighting.effective_sample_size, config.weighting.favour)
+        found = weights.answer_weights(means, prompts, lam)
+    except DataError as error:
+        raise DataError(f"{rollouts}: select.weighting: {error}") from error
+    sizes = np.bincount(prompts)
+    shares = (weights.effective_sample_size(found, prompts) / sizes)[sizes > 1]
+    if not len(shares):
+        err().print("note: select.weighting: no prompt has two kept answers, so every weight is 1")
+    weight = np.full(len(candidates.reason), np.nan, dtype=np.float32)
+    weight[kept] = found
+    return weight, {
+        "lam": lam,
+        "effective_sample_size": float(shares.mean()) if len(shares) else None,
+        "weight_range": [float(found.min()), float(found.max())],
+    }
+
+
 def _write(
     writer: ShardWriter,
     batch: _Batch,
     candidates: _Candidates,
     score: npt.NDArray[np.float32] | None,
+    weight: npt.NDArray[np.float32] | None,
     first: int,
 ) -> None:
     span = slice(first, first + batch.rollouts.num_rows)
@@ -243,9 +326,10 @@ def _write(
         **{name: batch.rollouts[name] for name in _ROLLOUT_COLUMNS},
         "ids": batch.ids,
         "num_context_tokens": pa.array(batch.num_context),
-        "score": pa.array(score[span], pa.float32(), from_pandas=True)
-        if score is not None
-        else pa.nulls(batch.rollouts.num_rows),
+        **{
+            name: pa.nulls(len(reason)) if values is None else pa.array(values[span], pa.float32(), from_pandas=True)
+            for name, values in (("score", score), ("weight", weight))
+        },
         "num_sentences": pa.array(candidates.num_sentences[span], pa.int64()),
         "class_counts": pa.array(counts, KEPT.field("class_counts").type),
         "reason": pa.array(reason),
