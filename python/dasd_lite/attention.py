@@ -5,9 +5,10 @@ Invariant: what comes out for a token depends on its own document alone, to the 
 T × T exists. Registered with transformers under the name `PACKED`, so that every architecture that
 hands its keyword arguments down to its attention gets it.
 
-How: documents of about equal length are laid side by side, padded at their ends and done in one call
-of scaled_dot_product_attention with `is_causal`; a real token never looks behind itself, so the
-padding needs no mask. A long document is a group of its own: the plain loop over documents.
+How: on a GPU with 16-bit numbers by a kernel for documents of any length, flash-attention's or the one
+that comes with torch. Elsewhere documents of about equal length are laid side by side, padded at their
+ends and done in one call of scaled_dot_product_attention with `is_causal`; a real token never looks
+behind itself, so the padding needs no mask. A long document is a group of its own: the plain loop over documents.
 
 Shapes: T tokens of the row, P tokens after padding (under 2 T), N documents of one group, L its
 longest, H heads, D their dimension.
@@ -15,8 +16,10 @@ longest, H heads, D their dimension.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,6 +56,8 @@ class Documents:
     """[P] token of each padded slot, or None when the padded layout is the row itself."""
     to_row: Any
     """[T] padded slot of each token."""
+    edges: Any
+    """[N + 1] first token of each document and the number of all, int32."""
 
     @classmethod
     def of(cls, lengths: Sequence[int] | npt.NDArray[Any], device: Any = "cpu") -> Documents:
@@ -79,7 +84,13 @@ class Documents:
             tuple(groups),
             None if same else torch.from_numpy(to_padded).to(device),
             None if same else torch.from_numpy(to_row).to(device),
+            torch.from_numpy(np.append(starts, num_tokens).astype(np.int32)).to(device),
         )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        return int(self.lengths.max())
 
 
 def _group(lengths: npt.NDArray[np.int64], call_cost: int) -> tuple[npt.NDArray[np.int64], list[tuple[int, int]]]:
@@ -139,6 +150,9 @@ def _packed_attention(
     if unknown:
         raise TrainError(f"{type(module).__name__} needs {', '.join(unknown)}, which packed attention has not")
     rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, H, D]
+    varlen: Varlen | None = None if dropout else _varlen_kernel(query.device, _compute_dtype(query))
+    if varlen is not None:
+        return varlen(rows[0], rows[1], rows[2], documents, scaling, sliding_window)[None], None
     if documents.to_padded is not None:
         rows = [_Permute.apply(x, documents.to_padded, documents.to_row) for x in rows]
     parts, slot = [], 0
@@ -174,9 +188,64 @@ def _shares_heads(query: Any, mask: Any) -> bool:
     """Tell whether a kernel without an L × L matrix takes fewer key than query heads."""
     if query.device.type != "cuda":
         return True
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+    dtype = _compute_dtype(query)
     # Flash attention does: 16 bits, no mask, Ampere or later. A T4 has only the kernel that does not.
     return mask is None and dtype != torch.float32 and torch.cuda.get_device_capability(query.device) >= (8, 0)
+
+
+def _compute_dtype(query: Any) -> Any:
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+
+
+Varlen = Callable[[Any, Any, Any, Documents, float | None, int | None], Any]
+
+
+@lru_cache
+def _varlen_kernel(device: Any, dtype: Any) -> Varlen | None:
+    """Return a kernel over documents of any length, or None where there is none: a CPU, float32, cards before Ampere.
+
+    It takes queries, keys and values [T, H, D], the documents, the scale and the window, and returns [T, H, D].
+    """
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return _torch_varlen(dtype)
+
+    def flash(q: Any, k: Any, v: Any, documents: Documents, scale: float | None, window: int | None) -> Any:
+        edges, longest = documents.edges, documents.longest
+        q, k, v = (x.to(dtype) for x in (q, k, v))  # autocast does not know these kernels
+        spans = (-1 if window is None else window - 1, -1 if window is None else 0)
+        return flash_attn_varlen_func(
+            q, k, v, edges, edges, longest, longest, softmax_scale=scale, causal=True, window_size=spans
+        )
+
+    return flash
+
+
+def _torch_varlen(dtype: Any) -> Varlen | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # before torch 2.10
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    if "window_size" not in known:  # torch 2.10 says causality otherwise and knows no window
+        return None
+    options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
+
+    def attend(q: Any, k: Any, v: Any, documents: Documents, scale: float | None, window: int | None) -> Any:
+        edges, longest = documents.edges, documents.longest
+        q, k, v = (x.to(dtype) for x in (q, k, v))
+        if not options:
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        spans = (-1 if window is None else window - 1, 0)
+        return varlen_attn(q, k, v, edges, edges, longest, longest, scale=scale, window_size=spans, **options)
+
+    return attend
 
 
 def register() -> None:

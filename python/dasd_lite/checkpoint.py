@@ -1,9 +1,10 @@
 """Checkpoints of training: all that the next step depends on, in safetensors and JSON, never pickle.
 
-Input: model, optimiser, loss scaler, the number of steps done. A checkpoint is a folder
-`step-NNNNNNNN` with weights.safetensors (what is trained), optimizer.safetensors, rng.safetensors
-and state.json. Invariant: after a kill or a power cut at any instant the newest folder that has its
-final name is whole, and training goes on from it with bitwise the same numbers.
+Input: model, optimiser, loss scaler, the number of steps done. A checkpoint is a folder `step-NNNNNNNN` with
+safetensors (what is trained and its moments; each process writes its share) and state.json, written last. Random
+numbers need no state: each step seeds its own. Invariants: after a kill or a power cut at any instant the newest
+folder that has its final name is whole; training goes on from it with bitwise the same numbers, and with any number
+of processes, whichever number wrote it.
 """
 
 from __future__ import annotations
@@ -13,52 +14,64 @@ import errno
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from dasd_lite.dataset import disk_errors, sync_file, sync_folder, write_atomic
+from dasd_lite.distributed import Ranks
 from dasd_lite.errors import CheckpointError, MissingExtraError
 
 try:
     import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
+    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
-FORMAT = 1
+FORMAT = 2
+_FILE_BYTES = 2 << 30  # of one file at most, about: a file is put together in memory before it is written
 
 
-def save(folder: Path, step: int, model: Any, optimizer: Any, scaler: Any, fingerprint: str) -> None:
-    """Write the checkpoint of `step` finished steps, then drop older ones."""
+def save(
+    folder: Path, step: int, model: Any, optimizer: Any, scaler: Any, fingerprint: str, ranks: Ranks | None = None
+) -> None:
+    """Write the checkpoint of `step` finished steps, then drop older ones; all processes have to call it."""
+    ranks = ranks or Ranks()
     final = folder / f"step-{step:08d}"
     temporary = final.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with saving(folder):
-        temporary.mkdir(parents=True)
-        trained = _trained(model)
-        save_file({name: p.detach().contiguous() for name, p in trained.items()}, temporary / "weights.safetensors")
-        moments = {
-            f"{name}.{key}": value.contiguous()
-            for name, p in trained.items()
-            for key, value in optimizer.state[p].items()
-        }
-        save_file(moments, temporary / "optimizer.safetensors")
-        save_file(_rng_state(), temporary / "rng.safetensors")
+    tensors, numbers = _state_of(model, optimizer)
+
+    def prepare() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with saving(folder):
+            temporary.mkdir(parents=True)
+
+    def publish() -> None:
         state = {"format": FORMAT, "fingerprint": fingerprint, "step": step, "scaler": scaler.state_dict()}
-        write_atomic(temporary / "state.json", json.dumps(state))
-        for path in temporary.iterdir():
-            sync_file(path)
-        sync_folder(temporary)
-        temporary.rename(final)
-        sync_folder(folder)
-    for path in folder.iterdir():
-        if path != final:
-            shutil.rmtree(path)
+        with saving(folder):
+            write_atomic(temporary / "state.json", json.dumps(state | {"numbers": numbers}))
+            for path in temporary.iterdir():
+                sync_file(path)
+            sync_folder(temporary)
+            temporary.rename(final)
+            sync_folder(folder)
+        for path in folder.iterdir():
+            if path != final:
+                shutil.rmtree(path)
+
+    ranks.from_first(prepare)
+    with saving(folder):
+        writer = HuggingFaceStorageWriter(
+            str(temporary), fqn_to_index_mapping=_files(tensors), save_distributed=True, thread_count=1
+        )
+        _call(dcp.save, tensors, storage_writer=writer, no_dist=ranks.size == 1)
+    ranks.from_first(publish)
 
 
-def restore(folder: Path, model: Any, optimizer: Any, scaler: Any, fingerprint: str) -> int:
+def restore(folder: Path, model: Any, optimizer: Any, scaler: Any, fingerprint: str, ranks: Ranks | None = None) -> int:
     """Load the newest checkpoint into model, optimiser and scaler; return its step, 0 when there is none."""
     found = sorted(folder.glob("step-????????")) if folder.is_dir() else []
     if not found:
@@ -66,24 +79,26 @@ def restore(folder: Path, model: Any, optimizer: Any, scaler: Any, fingerprint: 
     newest = found[-1]
     try:
         state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-        weights, moments, rng = (
-            load_file(newest / f"{name}.safetensors", device="cpu") for name in ("weights", "optimizer", "rng")
-        )
+        names = set(HuggingFaceStorageReader(str(newest)).read_metadata().state_dict_metadata)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{newest}: cannot be read ({error}); remove this folder to go on without it") from error
-    trained = _trained(model)
-    if (state["format"], state["fingerprint"]) != (FORMAT, fingerprint) or weights.keys() != trained.keys():
+    if (state["format"], state["fingerprint"]) != (FORMAT, fingerprint):
         raise CheckpointError(f"{newest}: made under another configuration; remove the folder {folder} to train afresh")
-    with torch.no_grad():
-        for name, p in trained.items():
-            p.copy_(weights[name])
-            found_moments = {key: moments.get(f"{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
-            if found_moments["step"] is not None:  # there are none while float16 has skipped every step
-                optimizer.state[p] = {key: value.to(p.device) for key, value in found_moments.items()}
+    if state["numbers"]:  # there are no moments while float16 has skipped every step
+        _begin(model, optimizer)
+    tensors, numbers = _state_of(model, optimizer)
+    if tensors.keys() != names or numbers.keys() != state["numbers"].keys():
+        odd = min(tensors.keys() ^ names, default="its moments")
+        raise CheckpointError(f"{newest}: of another model ({odd}); remove the folder {folder} to train afresh")
+    with saving(folder):
+        reader = HuggingFaceStorageReader(str(newest))
+        _call(dcp.load, tensors, storage_reader=reader, no_dist=(ranks or Ranks()).size == 1)
+    for name, p in _trained(model).items():
+        for key, value in optimizer.state[p].items() if numbers else ():
+            if f"{name}.{key}" in numbers:
+                number = state["numbers"][f"{name}.{key}"]
+                optimizer.state[p][key] = value.fill_(number) if isinstance(value, torch.Tensor) else number
     scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(rng["cpu"])
-    if "cuda" in rng and torch.cuda.is_available():
-        torch.cuda.set_rng_state(rng["cuda"])
     return int(state["step"])
 
 
@@ -111,16 +126,57 @@ def saving(folder: Path) -> Iterator[None]:
     with disk_errors(folder):
         try:
             yield
-        except SafetensorError as error:
+        except (SafetensorError, dcp.api.CheckpointException) as error:
             if any(sign in str(error) for sign in ("No space left", "File too large", "quota")):
                 raise OSError(errno.ENOSPC, str(error)) from error
             raise
+
+
+def _call(save_or_load: Any, *arguments: Any, **options: Any) -> None:
+    """Call torch without its remark that there is only one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        save_or_load(*arguments, **options)
 
 
 def _trained(model: Any) -> dict[str, Any]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _rng_state() -> dict[str, Any]:
-    state = {"cpu": torch.get_rng_state()}
-    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+def _state_of(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return what is trained with its moments, by name, and the numbers that the optimiser counts."""
+    tensors: dict[str, Any] = {}
+    numbers: dict[str, float] = {}
+    for name, p in _trained(model).items():
+        tensors[f"weights.{name}"] = p.detach()
+        for key, value in optimizer.state[p].items() if p in optimizer.state else ():
+            if isinstance(value, torch.Tensor) and value.ndim:
+                tensors[f"optimizer.{name}.{key}"] = value
+            else:
+                numbers[f"{name}.{key}"] = float(value)
+    return tensors, numbers
+
+
+def _begin(model: Any, optimizer: Any) -> None:
+    """Let the optimiser make its moments, which a checkpoint then fills; at a learning rate of 0 no weight moves."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for p in _trained(model).values():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def _files(tensors: dict[str, Any]) -> dict[str, int]:
+    """Share the tensors out over files, numbered from 1."""
+    found: dict[str, int] = {}
+    file, size = 1, 0
+    for name, tensor in tensors.items():
+        if size and size + tensor.nbytes > _FILE_BYTES:
+            file, size = file + 1, 0
+        found[name] = file
+        size += tensor.nbytes
+    return found

@@ -9,7 +9,8 @@ Shapes: T tokens of the row, N positions that are asked for, C of them in one ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,12 @@ except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
 Ids = npt.NDArray[np.integer[Any]]
+Terms = Callable[[Any, Any, slice], Any]
 LOGIT_BYTES = 256 << 20  # of one chunk's float32 logits; the loss needs about three times this
 _SCORED_BYTES = 128 << 20  # the same where no gradient is taken: a chunk; on a GPU as much again for a copy
 # On a CPU a chunk is read in portions that stay in the cache, for each is gone over six times.
 _CACHED_BYTES = 2 << 20
+_OFFLOADED_NUMEL = 1 << 16  # smaller tensors are not worth the way
 
 
 def causal_model(model: Any) -> Any:
@@ -69,9 +72,11 @@ def target_scores(
     """
     positions = target_positions(np.ones(len(ids), dtype=bool), doc_lengths)
     logprobs, ranks = np.full(len(ids), np.nan, dtype=np.float32), np.zeros(len(ids), dtype=np.int64)
-    with torch.inference_mode():
+    causal = causal_model(model)
+
+    def run() -> None:
         hidden_NE, target_ids_N = _predictions(model, ids, positions, doc_lengths)
-        head = causal_model(model).get_output_embeddings()
+        head = causal.get_output_embeddings()
         chunk = chunk_tokens or max(1, _SCORED_BYTES // (4 * head.weight.shape[0]))
         logprobs_N = torch.empty(len(positions), dtype=torch.float32, device=hidden_NE.device)
         ranks_N = torch.empty(len(positions), dtype=torch.int64, device=hidden_NE.device)
@@ -79,6 +84,13 @@ def target_scores(
             at = slice(start, start + chunk)
             _score_chunk(head(hidden_NE[at]), target_ids_N[at], logprobs_N[at], ranks_N[at])
         logprobs[positions], ranks[positions] = logprobs_N.cpu().numpy(), ranks_N.cpu().numpy()
+
+    if hasattr(causal, "runs_inside"):  # spread weights that inference mode has touched could not be trained
+        with torch.no_grad():
+            causal(run_inside=run)
+    else:
+        with torch.inference_mode():
+            run()
     return logprobs, ranks
 
 
@@ -117,13 +129,60 @@ def plain_logprobs(model: Any, ids: Ids) -> npt.NDArray[np.float32]:
     packed = causal.config._attn_implementation
     causal.set_attn_implementation("sdpa")
     try:
-        with torch.inference_mode():
+        with torch.no_grad() if hasattr(causal, "runs_inside") else torch.inference_mode():
             row = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(causal.get_input_embeddings().weight.device)
             logits = causal(input_ids=row[None], use_cache=False).logits[0]
             found = -F.cross_entropy(logits[:-1].float(), row[1:], reduction="none").cpu().numpy()
     finally:
         causal.set_attn_implementation(packed)
     return np.concatenate([np.full(1, np.nan, dtype=np.float32), found])
+
+
+def target_terms(
+    model: Any,
+    ids: Ids,
+    positions: npt.NDArray[np.int64],
+    doc_lengths: Sequence[int] | npt.NDArray[Any],
+    terms: Terms,
+    *,
+    chunk_tokens: int | None = None,
+    offload: bool = False,
+) -> Any:
+    """Return `terms` of the logits of each target token, with their gradient; [N] or [N, …].
+
+    Args:
+        model: As load_model gives it, with attention PACKED.
+        ids: The documents one behind the other; [T].
+        positions: Which tokens are targets, never the first of a document; [N].
+        doc_lengths: Their lengths, which add up to T.
+        terms: Takes logits [C, V], the ids that stand there [C] and which of the N these are; returns [C] or [C, …].
+        chunk_tokens: Positions whose logits exist at once; none is as many as 256 MiB of float32 hold. With more
+            targets than one chunk its logits are computed again in the backward pass rather than kept.
+        offload: Keep what the decoder's backward pass needs in host memory meanwhile.
+    """
+    causal = causal_model(model)
+
+    def run() -> Any:
+        with offloading() if offload else contextlib.nullcontext():
+            hidden_NE, target_ids_N = _predictions(model, ids, positions, doc_lengths)
+        head = causal.get_output_embeddings()
+        chunk = chunk_tokens or max(1, LOGIT_BYTES // (4 * head.weight.shape[0]))
+
+        def of_chunk(hidden_CE: Any, start: int) -> Any:
+            at = slice(start, start + len(hidden_CE))
+            return terms(head(hidden_CE), target_ids_N[at], at)
+
+        if len(positions) <= chunk:
+            return of_chunk(hidden_NE, 0)
+        parts = enumerate(hidden_NE.split(chunk))
+        return torch.cat([checkpoint(of_chunk, part, i * chunk, use_reentrant=False) for i, part in parts])
+
+    return causal(run_inside=run) if hasattr(causal, "runs_inside") else run()
+
+
+def negative_logprobs(logits_CV: Any, target_ids_C: Any, at: slice) -> Any:
+    """Return −log p of the target tokens: what most objectives are made of; float32 [C]."""
+    return F.cross_entropy(logits_CV.float(), target_ids_C, reduction="none")
 
 
 def loss_sum(
@@ -133,26 +192,43 @@ def loss_sum(
     doc_lengths: Sequence[int] | npt.NDArray[Any],
     chunk_tokens: int | None = None,
 ) -> Any:
-    """Return Σ −log p over the target tokens, a scalar with its gradient.
-
-    With more targets than one chunk, a chunk's logits are computed again in the backward pass
-    rather than kept. `chunk_tokens` is chosen by memory when not given.
-    """
+    """Return Σ −log p over the target tokens, a scalar with its gradient."""
     positions = target_positions(loss_mask, doc_lengths)
-    hidden, target_ids = _predictions(model, ids, positions, doc_lengths)
-    head = causal_model(model).get_output_embeddings()
-    chunk = chunk_tokens or max(1, LOGIT_BYTES // (4 * head.weight.shape[0]))
-    if len(positions) <= chunk:
-        return _chunk_loss(head, hidden, target_ids)
-    parts = [
-        checkpoint(_chunk_loss, head, h, t, use_reentrant=False)
-        for h, t in zip(hidden.split(chunk), target_ids.split(chunk), strict=True)
-    ]
-    return torch.stack(parts).sum()
+    return target_terms(model, ids, positions, doc_lengths, negative_logprobs, chunk_tokens=chunk_tokens).sum()
 
 
-def _chunk_loss(head: Any, hidden_CE: Any, target_ids_C: Any) -> Any:
-    return F.cross_entropy(head(hidden_CE).float(), target_ids_C, reduction="sum")
+def run_inside(causal: Any) -> None:
+    """Let `causal(run_inside=f)` call f within the model's forward pass.
+
+    For FSDP: it brings the weights together when the model itself is called, and the loss is more than that.
+    """
+    forward = causal.forward
+
+    def patched(*args: Any, run_inside: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        return run_inside() if run_inside is not None else forward(*args, **kwargs)
+
+    causal.forward = patched
+    causal.runs_inside = True
+
+
+@contextlib.contextmanager
+def offloading() -> Iterator[None]:
+    """Keep large tensors that the backward pass needs in host memory until then; weights stay where they are."""
+
+    def pack(tensor: Any) -> Any:
+        is_weight = tensor.is_leaf or (tensor._base is not None and tensor._base.is_leaf)
+        if is_weight or tensor.numel() < _OFFLOADED_NUMEL:
+            return tensor.device, tensor
+        pinned = tensor.device.type == "cuda"
+        kept = torch.empty(tensor.shape, dtype=tensor.dtype, layout=tensor.layout, pin_memory=pinned)
+        return tensor.device, kept.copy_(tensor)
+
+    def unpack(packed: tuple[Any, Any]) -> Any:
+        device, tensor = packed
+        return tensor.to(device, non_blocking=True)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
 
 
 def _predictions(

@@ -7,14 +7,16 @@ finished is skipped, so the same call goes on after anything.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dasd_lite.config import SCORED_RULES, Phase, RecipeConfig
+from dasd_lite.config import Lora, Phase, RecipeConfig
 from dasd_lite.dataset import disk_errors, read_timing, run_lock, write_atomic
 from dasd_lite.errors import ConfigError
 from dasd_lite.journal import read_tally
@@ -63,17 +65,26 @@ def plan(recipe: RecipeConfig) -> list[Step]:
     model = base
     kept: Path | None = None  # the answers of the teacher that the phase before trained on
     sampled: Path | None = None  # and where they come from
+    start, adapter = base, None  # what the phase before began with, and what it made of it
     for phase in recipe.phase:
-        steps += _phase_steps(recipe, phase, model, kept, sampled)
         folder = recipe.out / phase.name
+        if not (adapter and isinstance(phase.train.method, Lora) and phase.train.method.start == "adapter"):
+            start, adapter = model, None
+        steps += _phase_steps(recipe, phase, model, kept, sampled, (start, adapter))
         model = folder / "train" / "model"
+        adapter = folder / "train" / "adapter" if isinstance(phase.train.method, Lora) else None
         if phase.source != "mix":
             kept, sampled = folder / "select", folder / phase.source
     return steps
 
 
 def _phase_steps(
-    recipe: RecipeConfig, phase: Phase, model: Path, kept: Path | None, sampled: Path | None
+    recipe: RecipeConfig,
+    phase: Phase,
+    model: Path,
+    kept: Path | None,
+    sampled: Path | None,
+    trained_from: tuple[Path, Path | None],
 ) -> Iterator[Step]:
     folder, seed = recipe.out / phase.name, recipe.seed
     rollouts = folder / phase.source
@@ -106,7 +117,7 @@ def _phase_steps(
             sampled=sampled,
         )
     scores = None
-    if phase.select.rule in SCORED_RULES:
+    if phase.is_scored:
         scores = folder / "score"
         reader = recipe.teacher if phase.score.by == "teacher" else None
         yield step("score", rollouts=rollouts, student=recipe.student, config=phase.score, teacher=reader)
@@ -124,10 +135,14 @@ def _phase_steps(
     yield step(
         "train",
         rows=folder / "pack",
-        model=model,
+        model=trained_from[0],
+        adapter=trained_from[1],
         config=phase.train,
         seed=seed,
         trust_remote_code=recipe.student.trust_remote_code,
+        questions=phase.evaluate.prompts,
+        system=recipe.prompts.system,
+        max_tokens=phase.evaluate.max_tokens,
     )
     if phase.evaluate.prompts is not None:
         yield _evaluate(recipe, phase, phase.name, folder / "train" / "model")
@@ -171,16 +186,19 @@ def run(
         raise ConfigError(
             f"nothing in this recipe is stage {only_stage or 'any'} of phase {only_phase or 'any'} ({phases})"
         )
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun has started, or the only one
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and {step.stage for step in steps} != {"train"}:
+        raise ConfigError("torchrun starts the stage train alone: torchrun … -m dasd_lite train run.toml --phase NAME")
     ran = 0
-    with disk_errors(recipe.out), run_lock(recipe.out):
+    with disk_errors(recipe.out), run_lock(recipe.out) if first else contextlib.nullcontext():
         for step in steps:
             before = step.finished_at
-            if before is None:
+            if before is None and first:
                 announce(step, None)
             asks = step.arguments.get("teacher") is not None
             more = {"spent": _spent(recipe, step)} if asks else {}
             manifest = step.run(force=force, **more)
-            if step.finished_at != before:
+            if step.finished_at != before and first:
                 if not ran:  # only now is it sure that the folder takes this recipe
                     written = json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n"
                     write_atomic(recipe.out / "recipe.json", written)

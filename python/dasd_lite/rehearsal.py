@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dasd_lite import recipe as recipes
-from dasd_lite.config import SCORED_RULES, EndpointModel, Phase, RecipeConfig
+from dasd_lite.config import EndpointModel, Phase, RecipeConfig
 from dasd_lite.console import err, out
 from dasd_lite.dataset import write_atomic
 from dasd_lite.errors import EndpointError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dasd_lite.sampler.probe import Findings, Needs
 
 TRIAL_PROMPTS = 16
+_ONE_STEP = {"epochs": 1e-9, "micro_batch_size": 1, "grad_accum_steps": 1, "watch_questions": 1, "tracker": "none"}
 PROBED = "probed"
 """File of a run that says of which servers and needs the probe has told: with others it is made again."""
 _WIDE = 200  # a table is not broken to fit a narrow log
@@ -110,7 +111,7 @@ def needs(recipe: RecipeConfig) -> Needs:
 
 def _is_read(phase: Phase) -> bool:
     """Tell whether the teacher reads the phase's answers."""
-    return phase.score.by == "teacher" and phase.select.rule in SCORED_RULES
+    return phase.score.by == "teacher" and phase.is_scored
 
 
 def _question(recipe: RecipeConfig) -> tuple[Message, ...]:
@@ -187,7 +188,7 @@ def _small(phase: Phase) -> Phase:
     return phase.model_copy(
         update={
             "ingest": phase.ingest.model_copy(update={"limit": TRIAL_PROMPTS}),
-            "train": phase.train.model_copy(update={"epochs": 1e-9}),  # one step
+            "train": phase.train.model_copy(update=_ONE_STEP),
             "evaluate": phase.evaluate.model_copy(update={"limit": TRIAL_PROMPTS, "num_samples": 1}),
         }
     )

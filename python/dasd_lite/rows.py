@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from dasd_lite.dataset import batches, disk_errors
 from dasd_lite.errors import TrainError
+from dasd_lite.ragged import offsets_of
 from dasd_lite.records import ROW
 
 
@@ -31,6 +32,19 @@ class Row:
     loss_mask: npt.NDArray[np.bool_]
     doc_lengths: npt.NDArray[np.int32]
     uids: tuple[str, ...]
+    doc_weights: npt.NDArray[np.float32] | None = None
+    """None: 1 for each document."""
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that are trained on: masked in, and not the first of their document."""
+        starts = np.cumsum(self.doc_lengths) - self.doc_lengths
+        return int(self.loss_mask.sum()) - int(self.loss_mask[starts].sum())
+
+    @property
+    def weights(self) -> npt.NDArray[np.float32]:
+        """Weight of each document."""
+        return np.ones(len(self.doc_lengths), dtype=np.float32) if self.doc_weights is None else self.doc_weights
 
     @classmethod
     def join(cls, rows: Sequence[Row]) -> Row:
@@ -40,30 +54,45 @@ class Row:
             np.concatenate([row.loss_mask for row in rows]),
             np.concatenate([row.doc_lengths for row in rows]),
             tuple(uid for row in rows for uid in row.uids),
+            np.concatenate([row.weights for row in rows]),
         )
 
 
 class Rows:
     """A checked table of rows; `rows[i]` is read from disk when it is asked for."""
 
-    def __init__(self, table: pa.Table) -> None:
-        """Wrap a table of the schema ROW."""
+    def __init__(self, table: pa.Table, mean_weight: float | None, end_ids: frozenset[int]) -> None:
+        """Wrap a table of the schema ROW; without weights `mean_weight` is None."""
         self._table = table
+        self._mean_weight = mean_weight
+        self.end_ids = end_ids
+        """The tokens with which documents end."""
         self.num_tokens = np.concatenate([_lengths(chunk) for chunk in table["ids"].chunks])
         """Tokens of each row."""
+        self.doc_lengths = np.concatenate([_flat(chunk) for chunk in table["doc_lengths"].chunks]).astype(np.int64)
+        """Tokens of each document, row after row."""
+        self.doc_offsets = offsets_of(np.concatenate([_lengths(chunk) for chunk in table["doc_lengths"].chunks]))
+        """Row r has the documents from `doc_offsets[r]` to `doc_offsets[r + 1]`."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self._table)
 
     def __getitem__(self, i: int) -> Row:
-        """Read one row."""
+        """Read one row; its weights have mean 1 over the target tokens of all rows."""
         ids, mask, lengths = (self._table[name][i].values for name in ("ids", "loss_mask", "doc_lengths"))
+        weights = None
+        if self._mean_weight is not None and self._table["weights"][i].is_valid:
+            given = self._table["weights"][i].values.fill_null(1.0).to_numpy(zero_copy_only=False)
+            weights = (given / self._mean_weight).astype(np.float32)
+        elif self._mean_weight is not None:
+            weights = np.full(len(lengths), 1 / self._mean_weight, dtype=np.float32)
         return Row(
             ids.to_numpy(),
             mask.to_numpy(zero_copy_only=False),
             lengths.to_numpy(),
             tuple(self._table["uids"][i].as_py() or ()),
+            weights,
         )
 
 
@@ -72,12 +101,17 @@ def open_rows(folder: Path, mapped: Path, *, vocab_size: int, max_positions: int
 
     The file loses its name at once and its space when the process ends, however that comes.
     """
-    num_rows = 0
+    num_rows = num_targets = 0
+    weight = 0.0
+    end_ids: set[int] = set()
     mapped.parent.mkdir(parents=True, exist_ok=True)
     try:
         with disk_errors(mapped.parent), pa.ipc.new_file(str(mapped), ROW) as writer:
             for batch in batches(folder, "rows"):
-                _check(folder, batch, num_rows, vocab_size, max_positions)
+                targets, ends = _check(folder, batch, num_rows, vocab_size, max_positions)
+                weight += float(_weights(folder, batch, num_rows) @ targets)
+                num_targets += int(targets.sum())
+                end_ids.update(ends.tolist())
                 writer.write_batch(batch.cast(ROW))
                 num_rows += batch.num_rows
         table = pa.ipc.open_file(pa.memory_map(str(mapped))).read_all()
@@ -85,11 +119,38 @@ def open_rows(folder: Path, mapped: Path, *, vocab_size: int, max_positions: int
         mapped.unlink(missing_ok=True)
     if num_rows == 0:
         raise TrainError(f"{folder}: no row to train on")
-    return Rows(table)
+    if weight <= 0:
+        raise TrainError(f"{folder}: the weights of all documents are 0; nothing would be learnt")
+    has_weights = table["weights"].null_count < len(table)
+    return Rows(table, weight / num_targets if has_weights else None, frozenset(end_ids))
 
 
-def _check(folder: Path, batch: pa.RecordBatch, first: int, vocab_size: int, max_positions: int | None) -> None:
-    """Refuse a batch with a row that must not be trained on, naming the first one."""
+def _weights(folder: Path, batch: pa.RecordBatch, first: int) -> npt.NDArray[np.float64]:
+    """Return the weight of each document of a batch, 1 where it has none."""
+    if batch["weights"].null_count == batch.num_rows:
+        return np.ones(int(_lengths(batch["doc_lengths"]).sum()))
+    found: list[npt.NDArray[np.float64]] = []
+    for i, number in enumerate(_lengths(batch["doc_lengths"])):
+        given = batch["weights"][i]
+        weights = np.ones(number)
+        if given.is_valid:
+            weights = given.values.fill_null(1.0).to_numpy(zero_copy_only=False).astype(np.float64)
+        if len(weights) != number or not (np.isfinite(weights) & (weights >= 0)).all():
+            raise TrainError(
+                f"{folder}: row {first + i}: weights {weights.tolist()} for {number} documents; right is one finite"
+                " number of at least 0 for each"
+            )
+        found.append(weights)
+    return np.concatenate(found)
+
+
+def _check(
+    folder: Path, batch: pa.RecordBatch, first: int, vocab_size: int, max_positions: int | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Refuse a batch with a row that must not be trained on, naming the first one.
+
+    Returns the number of targets of each document and the token that ends it.
+    """
     num_ids, num_masks, num_docs = (_lengths(batch[name]) for name in ("ids", "loss_mask", "doc_lengths"))
     docs = _flat(batch["doc_lengths"]).astype(np.int64)
     row_of_doc = np.repeat(np.arange(batch.num_rows), num_docs)
@@ -125,9 +186,9 @@ def _check(folder: Path, batch: pa.RecordBatch, first: int, vocab_size: int, max
     mask = _flat(batch["loss_mask"]).copy()
     mask[starts] = False  # nothing predicts a first token
     refuse(~np.logical_or.reduceat(mask, starts), "none of its {} tokens is a target", docs)
-    refuse(
-        ~mask[starts + docs - 1], "its last token ({}), which ends the turn, is not a target", ids[starts + docs - 1]
-    )
+    ends = ids[starts + docs - 1]
+    refuse(~mask[starts + docs - 1], "its last token ({}), which ends the turn, is not a target", ends)
+    return np.add.reduceat(mask.astype(np.int64), starts), ends
 
 
 def _lengths(column: Any) -> npt.NDArray[np.int64]:

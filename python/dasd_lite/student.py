@@ -1,40 +1,33 @@
-"""The student: load it, make it trainable, save it.
+"""The student: load it, make it trainable.
 
-Input: a model folder on disk. Invariant: a model folder appears whole or not at all. What it says about packed
-documents, their log-probabilities and their loss, is in logprobs.py.
+Input: a model folder on disk. What a model says about packed documents, their log-probabilities and their loss, is in
+logprobs.py; how it is saved, in export.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal, cast
 
 from dasd_lite.attention import PACKED, register
-from dasd_lite.checkpoint import saving
 from dasd_lite.config import Dtype, Full, Lora
-from dasd_lite.dataset import sync_file, sync_folder
 from dasd_lite.errors import ConfigError, MissingExtraError
 from dasd_lite.logprobs import causal_model as causal_model
 from dasd_lite.logprobs import loss_sum as loss_sum
 from dasd_lite.logprobs import plain_logprobs as plain_logprobs
 from dasd_lite.logprobs import target_logprobs as target_logprobs
 from dasd_lite.logprobs import target_positions as target_positions
-from dasd_lite.rows import Row
 
 try:
     import torch
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
-
-_SIDE_FILES = (".json", ".jinja", ".model", ".txt", ".py", ".tiktoken")  # what is beside the weights
 
 
 # It asks for a package of faster CPU kernels, for LoRA too, where nothing is in 4 bits.
@@ -51,11 +44,16 @@ def pick_device(device: str = "auto") -> Any:
 
 def pick_dtype(dtype: Dtype, device: Any) -> Any:
     """Return the number format that "auto" stands for on this device."""
+    on_gpu = torch.device(device).type == "cuda"
+    has_bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if dtype == "bfloat16" and on_gpu and not has_bfloat16:
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError(f"dtype = 'bfloat16': {name} has no bfloat16; use 'auto' or 'float16'")
     if dtype != "auto":
         return getattr(torch, dtype)
-    if torch.device(device).type != "cuda":
+    if not on_gpu:
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if has_bfloat16 else torch.float16
 
 
 def load_model(
@@ -151,6 +149,7 @@ class ModelSpec:
     vocab_size: int
     """Ids that it has an embedding for, padding included."""
     max_positions: int | None
+    hidden_size: int
 
 
 def model_spec(folder: Path, *, trust_remote_code: bool = False) -> ModelSpec:
@@ -164,7 +163,13 @@ def model_spec(folder: Path, *, trust_remote_code: bool = False) -> ModelSpec:
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{folder}: cannot be loaded as a language model: {str(error).splitlines()[0]}") from error
     text = config.get_text_config()
-    return ModelSpec(int(text.vocab_size), getattr(text, "max_position_embeddings", None))
+    return ModelSpec(int(text.vocab_size), getattr(text, "max_position_embeddings", None), int(text.hidden_size))
+
+
+def stored_dtype(folder: Path) -> Any:
+    """Return the number format that a model folder's weights are stored in."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 def is_float32(model: Any) -> bool:
@@ -172,7 +177,7 @@ def is_float32(model: Any) -> bool:
     return all(p.dtype == torch.float32 for p in model.parameters())
 
 
-# --- training: adapters and saving ------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------
 
 
 def load_trainable(
@@ -182,32 +187,60 @@ def load_trainable(
     dtype: Dtype = "auto",
     device: str = "auto",
     gradient_checkpointing: bool = False,
+    liger: bool | Literal["auto"] = False,
+    adapter: Path | None = None,
+    to_shard: bool = False,
     trust_remote_code: bool = False,
 ) -> Any:
     """Load a model to train by `method`, in train mode.
 
-    What is trained is float32 whatever `dtype` says; weights that stay as they are take `dtype`, and
-    with kind "qlora" 4 bits. The adapter's start is drawn from torch's generator.
+    What is trained is float32 whatever `dtype` says; weights that stay as they are take `dtype`, and with kind "qlora"
+    4 bits. The adapter's start is drawn from torch's generator, or is `adapter`, an earlier one's folder. With
+    `to_shard` the weights are left as they are stored, in host memory, for `distributed.shard` to take.
     """
     is_lora = isinstance(method, Lora)
     four_bit = isinstance(method, Lora) and method.kind == "qlora"
+    own = str(stored_dtype(folder)).removeprefix("torch.") if to_shard else "float32"
     model = load_model(
         folder,
-        dtype=dtype if is_lora else "float32",
-        device=device,
+        dtype=dtype if is_lora else cast(Dtype, own),
+        device="cpu" if to_shard else device,
         trust_remote_code=trust_remote_code,
         four_bit=four_bit,
     )
+    target = pick_device(device)
+    if liger is True or (liger == "auto" and target.type == "cuda" and importlib.util.find_spec("liger_kernel")):
+        _apply_liger(model, target)
     if isinstance(method, Lora):
-        model = _add_adapter(model, folder, method, four_bit=four_bit)
+        model = _add_adapter(model, folder, method, adapter, pick_dtype(dtype, target))
+    causal = causal_model(model)
     if gradient_checkpointing:
-        causal_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    causal.get_input_embeddings().register_forward_hook(_narrow)
     return model.train()
 
 
-def _add_adapter(model: Any, folder: Path, method: Lora, *, four_bit: bool) -> Any:
+def _narrow(module: Any, arguments: Any, hidden: Any) -> Any:
+    """Begin the residual stream in the format of the computation: under autocast it would stay float32 throughout."""
+    device = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+
+
+def _apply_liger(model: Any, device: Any) -> None:
+    """Put Liger's kernels in place of norms, rotary embeddings and MLPs; the loss is ours."""
     try:
-        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    except ImportError as error:
+        raise ConfigError("train.liger = true: liger-kernel is not installed; pip install liger-kernel") from error
+    if device.type != "cuda":
+        raise ConfigError(f"train.liger = true: its kernels need a GPU, and this is a {device.type}; use 'auto'")
+    with quiet():
+        _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+
+
+def _add_adapter(model: Any, folder: Path, method: Lora, adapter: Path | None, dtype: Any) -> Any:
+    try:
+        from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
     except ImportError as error:
         raise MissingExtraError("train", "peft") from error
     if isinstance(method.target_modules, list):
@@ -218,8 +251,15 @@ def _add_adapter(model: Any, folder: Path, method: Lora, *, four_bit: bool) -> A
                 raise ConfigError(
                     f"train.method.target_modules: {folder} has no layer {target!r}; it has {', '.join(layers)}"
                 )
-    if four_bit:
+    if method.kind == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        # That makes everything but the 4-bit weights float32, for the sake of the norms; embeddings and output
+        # head, frozen as they are, would take 1.6 GB of an 8 GB card (a vocabulary of 152K) and gain nothing.
+        for module in {model.get_input_embeddings(), model.get_output_embeddings()}:
+            module.to(dtype)
+    if adapter is not None:
+        _check_adapter(adapter, method)
+        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
     lora = LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha,
@@ -229,60 +269,16 @@ def _add_adapter(model: Any, folder: Path, method: Lora, *, four_bit: bool) -> A
     return get_peft_model(model, lora)
 
 
-def save_model(model: Any, folder: Path, tokenizer_from: Path) -> None:
-    """Write a model folder: safetensors, config, and the tokenizer's files of `tokenizer_from`; whole or not at all."""
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with saving(folder.parent), quiet():
-        temporary.mkdir(parents=True)
-        model.save_pretrained(temporary)
-        for path in sorted(tokenizer_from.iterdir()):
-            if path.suffix in _SIDE_FILES and path.name != "config.json" and not path.name.endswith(".index.json"):
-                shutil.copyfile(path, temporary / path.name)
-        _put(temporary, folder)
-
-
-def _put(temporary: Path, folder: Path) -> None:
-    """Give a finished temporary folder its name, in place of an earlier one."""
-    for path in temporary.iterdir():
-        sync_file(path)
-    sync_folder(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-    sync_folder(folder.parent)
-
-
-def stored_dtype(folder: Path) -> Any:
-    """Return the number format that a model folder's weights are stored in."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
-
-
-def export(model: Any, method: Full | Lora, source: Path, out: Path, probe: Row, **options: Any) -> float:
-    """Save a trained model as `out`/model, and an adapter as `out`/adapter; return the gap of merging.
-
-    The gap is the largest difference of a log-probability on the row `probe`, in nats, between the
-    model as trained and as saved: what merging and rounding to the source's number format cost.
-    A 4-bit model is dequantised before the adapter is merged, for merging into 4 bits rounds it away.
-    `options` go to load_model.
-    """
-    model.eval()
-    before = target_logprobs(model, probe.ids, probe.doc_lengths)
-    if isinstance(method, Lora):
-        from peft import PeftModel
-
-        temporary = out / "adapter.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        with saving(out), quiet():
-            model.save_pretrained(temporary)
-            _put(temporary, out / "adapter")
-        four_bit = method.kind == "qlora"
-        # On the CPU in float32, so that nothing is rounded and a small card need not hold the whole model.
-        base = load_model(source, dtype="float32", device="cpu", four_bit=four_bit, **options)
-        with quiet():
-            base = base.dequantize() if four_bit else base
-            model = PeftModel.from_pretrained(base, out / "adapter").merge_and_unload().eval()
-    model = model.to(stored_dtype(source))
-    after = target_logprobs(model, probe.ids, probe.doc_lengths)
-    save_model(model, out / "model", source)
-    return float(np.nanmax(np.abs(after - before)))
+def _check_adapter(folder: Path, method: Lora) -> None:
+    """Refuse to go on with an adapter of another shape."""
+    path = folder / "adapter_config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: no adapter to start from ({error}); use train.method.start = 'merged'") from error
+    for key, name, wanted in (("r", "rank", method.rank), ("lora_alpha", "alpha", method.alpha)):
+        if found.get(key) != wanted:
+            raise ConfigError(
+                f"train.method.{name} = {wanted}, the adapter to start from has {found.get(key)}; make them equal, or"
+                " use start = 'merged'"
+            )

@@ -1,6 +1,5 @@
 """The training stage: its plan, the loss over micro-batches, what it refuses, how it stops and goes on."""
 
-import itertools
 import json
 import math
 import os
@@ -14,14 +13,17 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from dasd_lite.config import TrainConfig  # noqa: E402
+from dasd_lite.config import Full, TrainConfig  # noqa: E402
 from dasd_lite.dataset import identify  # noqa: E402
 from dasd_lite.errors import CheckpointError, ConfigError, DataError, TrainError  # noqa: E402
 from dasd_lite.journal import ShardWriter  # noqa: E402
+from dasd_lite.ragged import offsets_of  # noqa: E402
 from dasd_lite.records import ROW  # noqa: E402
 from dasd_lite.rows import open_rows  # noqa: E402
+from dasd_lite.schedule import Schedule  # noqa: E402
 from dasd_lite.self_check import check_packing, documents_of, probe  # noqa: E402
 from dasd_lite.stages import train  # noqa: E402
+from dasd_lite.student import load_trainable  # noqa: E402
 
 VOCAB = 61
 QUICK = {"epochs": 2, "learning_rate": 1e-2, "min_learning_rate": 1e-3, "micro_batch_size": 2, "grad_accum_steps": 2}
@@ -76,6 +78,12 @@ def packed(tmp_path_factory):
     return write_rows(tmp_path_factory.mktemp("rows") / "rows", make_rows(16))
 
 
+def schedule_of(rows, config, seed=0):
+    """The schedule that train makes of these rows; the model's hidden size is 32."""
+    lengths = np.array([n for row in rows for n in row["doc_lengths"]])
+    return Schedule(lengths, offsets_of([len(r["doc_lengths"]) for r in rows]), config, seed, (6.0 * 32, 1.0))
+
+
 def weights(out):
     from safetensors.torch import load_file
 
@@ -84,50 +92,6 @@ def weights(out):
 
 def metrics(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-# --- the plan ---------------------------------------------------------------------------------------
-
-
-def test_learning_rate_is_warmup_then_cosine_to_the_floor():
-    config = TrainConfig(epochs=1, learning_rate=1.0, min_learning_rate=0.2, warmup_ratio=0.1, grad_accum_steps=1)
-    plan = train.Plan(101, 0, config)
-    rates = [plan.learning_rate(step) for step in range(plan.num_steps)]
-    assert plan.num_steps == 101
-    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
-    assert rates[10] == 1.0 and rates[-1] == pytest.approx(0.2)
-    assert rates[55] == pytest.approx(0.6)  # half of the way down
-    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
-
-
-@pytest.mark.parametrize("warmup", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("num_rows", [1, 2, 3])
-def test_learning_rate_of_the_shortest_runs_is_within_its_bounds(warmup, num_rows):
-    config = TrainConfig(epochs=1, warmup_ratio=warmup, grad_accum_steps=1)
-    plan = train.Plan(num_rows, 0, config)
-    assert all(0 < plan.learning_rate(step) <= config.learning_rate for step in range(plan.num_steps))
-
-
-def test_order_reads_every_row_once_an_epoch_and_depends_on_seed_and_epoch_only():
-    config = TrainConfig(epochs=3, micro_batch_size=2, grad_accum_steps=2)
-    plan = train.Plan(10, 5, config)
-    read = [row for step in range(plan.num_steps) for row in plan.rows_of(step)]
-    epochs = [read[i : i + 10] for i in (0, 10, 20)]
-    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
-    assert epochs[0] != epochs[1] != epochs[2]
-    assert [len(plan.rows_of(step)) for step in range(plan.num_steps)] == [4] * 7 + [2]
-    # However the step is cut, and wherever one begins to read.
-    other = train.Plan(10, 5, TrainConfig(epochs=9, micro_batch_size=1, grad_accum_steps=4))
-    assert [other.rows_of(step) for step in (6, 0)] == [plan.rows_of(step) for step in (6, 0)]
-    assert train.Plan(10, 6, config).rows_of(0) != plan.rows_of(0)
-
-
-@pytest.mark.parametrize(
-    ("epochs", "num_rows", "steps", "samples"), [(0.5, 10, 2, 5), (0.01, 10, 1, 1), (1.1, 10, 3, 11), (0.1, 30, 1, 3)]
-)
-def test_fractions_of_an_epoch(epochs, num_rows, steps, samples):
-    plan = train.Plan(num_rows, 0, TrainConfig(epochs=epochs, grad_accum_steps=4))
-    assert (plan.num_steps, plan.num_samples) == (steps, samples)
 
 
 # --- training ---------------------------------------------------------------------------------------
@@ -140,7 +104,10 @@ def test_full_training_learns_and_is_not_repeated(tiny, packed, tmp_path):
     lines = metrics(out)
     assert [line["step"] for line in lines] == list(range(1, 33))
     assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
-    assert lines[0].keys() == {"step", "loss", "learning_rate", "grad_norm", "tokens", "target_tokens", "seconds"}
+    assert lines[0].keys() == {
+        *("step", "loss", "learning_rate", "grad_norm", "tokens", "target_tokens", "seconds"),
+        *("tokens_per_second", "mfu", "memory_bytes", "seconds_left"),
+    }
     counts = manifest["counts"]
     rows = make_rows(16)
     assert counts["tokens"] == 8 * sum(len(row["ids"]) for row in rows)
@@ -178,7 +145,7 @@ def test_loss_of_a_step_is_the_mean_over_its_target_tokens(tiny, packed, tmp_pat
     train.run(packed, tiny, config, tmp_path / "out", seed=3, max_steps=1)
     rows, model = make_rows(16), transformers.AutoModelForCausalLM.from_pretrained(tiny)
     total, targets = 0.0, 0
-    for i in train.Plan(16, 3, config).rows_of(0):
+    for i in schedule_of(make_rows(16), config, seed=3).rows_of(0):
         start = 0
         for length in rows[i]["doc_lengths"]:
             ids = torch.tensor(rows[i]["ids"][start : start + length])
@@ -214,9 +181,10 @@ def test_16_bit_computation_trains_float32_weights(tiny, packed, tmp_path, dtype
 
 def test_only_matrices_decay(tiny):
     from dasd_lite import student
+    from dasd_lite.optimizer import make_optimizer
 
     config = TrainConfig(weight_decay=0.3)
-    optimizer = train.make_optimizer(student.load_trainable(tiny, config.method, device="cpu"), config)
+    optimizer = make_optimizer(student.load_trainable(tiny, config.method, device="cpu"), config)
     decays = {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays == {1: 0.0, 2: 0.3}
 
@@ -229,7 +197,7 @@ def test_a_signal_ends_the_step_and_the_same_call_goes_on(tiny, packed, tmp_path
     config = TrainConfig(**QUICK | {"checkpoint_every": 100})
     train.run(packed, tiny, config, tmp_path / "whole", seed=0)
     out, steps = tmp_path / "out", []
-    learning_rate = train.Plan.learning_rate
+    learning_rate = Schedule.learning_rate
 
     def interrupted(plan, step):
         steps.append(step)
@@ -237,7 +205,7 @@ def test_a_signal_ends_the_step_and_the_same_call_goes_on(tiny, packed, tmp_path
             os.kill(os.getpid(), number)
         return learning_rate(plan, step)
 
-    monkeypatch.setattr(train.Plan, "learning_rate", interrupted)
+    monkeypatch.setattr(Schedule, "learning_rate", interrupted)
     handler = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt, match="after step 3 of 8"):
         train.run(packed, tiny, config, out, seed=0)
@@ -246,7 +214,7 @@ def test_a_signal_ends_the_step_and_the_same_call_goes_on(tiny, packed, tmp_path
     assert not (out / "manifest.json").exists()
     assert [line["step"] for line in metrics(out)] == [1, 2, 3]
 
-    monkeypatch.setattr(train.Plan, "learning_rate", learning_rate)
+    monkeypatch.setattr(Schedule, "learning_rate", learning_rate)
     train.run(packed, tiny, config, out, seed=0)
     assert [line["step"] for line in metrics(out)] == list(range(1, 9))
     torch.testing.assert_close(weights(out), weights(tmp_path / "whole"), rtol=0, atol=0)
@@ -265,20 +233,23 @@ def test_training_off_the_main_thread(tiny, packed, tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_names_step_and_rollouts(tiny, packed, tmp_path, monkeypatch):
-    from dasd_lite import student
+    from dasd_lite.objectives import sft
 
-    loss_sum, calls = student.loss_sum, []
+    whole, calls = sft.loss, []
 
-    def broken(*args, **options):
+    def broken(terms, targets):
         calls.append(1)
-        return loss_sum(*args, **options) * (math.nan if len(calls) == 6 else 1)
+        loss, metrics = whole(terms, targets)
+        factor = math.nan if len(calls) == 6 else 1
+        return loss * factor, {"loss": metrics["loss"] * factor}
 
-    monkeypatch.setattr(student, "loss_sum", broken)
-    config = TrainConfig(**QUICK | {"checkpoint_every": 1})
-    plan = train.Plan(16, 0, config)
-    bad = plan.rows_of(2)[2:]  # the sixth forward pass: third step, second micro-batch
+    monkeypatch.setattr(sft, "loss", broken)
+    config = TrainConfig(**QUICK | {"checkpoint_every": 100})
+    bad = schedule_of(make_rows(16), config).rows_of(2)[2:]  # the sixth forward pass: third step, second micro-batch
     rows = make_rows(16)
-    with pytest.raises(TrainError, match=f"step 3: the loss is nan; rollouts: {', '.join(rows[bad[0]]['uids'])}, "):
+    with pytest.raises(
+        TrainError, match=f"step 3: the loss is nan; rollouts: {', '.join(rows[bad[0]]['uids'])}, .*step 2"
+    ):
         train.run(packed, tiny, config, tmp_path / "out", seed=0)
     assert (tmp_path / "out" / "checkpoints" / "step-00000002" / "state.json").exists()
 
@@ -355,7 +326,7 @@ def test_documents_that_leak_are_refused(tiny, packed, tmp_path, monkeypatch):
     of = logprobs.Documents.of
     # One document where there are several: what a wrong mask would do.
     monkeypatch.setattr(logprobs.Documents, "of", lambda lengths, device="cpu": of([sum(lengths)], device))
-    model = train.build(tiny, TrainConfig(), 0)
+    model = load_trainable(tiny, Full(), device="cpu")
     with torch.no_grad():  # weights at random are next to blind to what they read
         for p in model.parameters():
             p.mul_(8 if p.ndim == 2 else 1)
@@ -365,7 +336,7 @@ def test_documents_that_leak_are_refused(tiny, packed, tmp_path, monkeypatch):
 
 
 def test_weights_that_are_no_numbers_are_refused(tiny, packed, tmp_path):
-    model = train.build(tiny, TrainConfig(), 0)
+    model = load_trainable(tiny, Full(), device="cpu")
     with torch.no_grad():
         model.base_model.norm.weight[0] = math.nan
     rows = open_rows(packed, tmp_path / "m", vocab_size=VOCAB, max_positions=None)

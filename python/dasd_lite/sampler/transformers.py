@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dasd_lite.config import TransformersModel
 
-_GROUPED = "dasd_grouped"
+GROUPED = "dasd_grouped"
 _WINDOW = 16  # batches that are sorted by prompt length together: little padding, and results stay near their order
 _COMPACT_AT = 0.75  # share of a batch still writing at which the finished ones are taken out
 
@@ -32,14 +32,18 @@ _COMPACT_AT = 0.75  # share of a batch still writing at which the finished ones 
 class TransformersSampler:
     """Batched generation with a Hugging Face model."""
 
-    def __init__(self, config: TransformersModel, folder: Path | None = None) -> None:
-        """Load the model that `config` names, or the weights in `folder` in its place."""
-        _register_attention()
+    def __init__(self, config: TransformersModel, folder: Path | None = None, model: Any = None) -> None:
+        """Load the model that `config` names, or the weights in `folder` in its place, or take `model` as it is."""
+        import torch
+
+        register_attention()
         self._config = config
         path = folder or model_folder(config.model, weights=True)
         self._chat = Chat(path)
-        self._model: Any = load_model(
-            path, dtype=config.dtype, trust_remote_code=config.trust_remote_code, attention=_GROUPED
+        # What is computed in inference mode could not be trained on afterwards.
+        self._mode = torch.inference_mode if model is None else torch.no_grad
+        self._model: Any = model or load_model(
+            path, dtype=config.dtype, trust_remote_code=config.trust_remote_code, attention=GROUPED
         )
         self._context = self._chat.context
 
@@ -95,7 +99,7 @@ class TransformersSampler:
         logprobs = torch.zeros((len(batch), max(limits)), dtype=torch.float32, device=device)
 
         for step in range(max(limits)):
-            with torch.inference_mode():
+            with self._mode():
                 logits_BV = self._model(
                     input_ids=step_ids,
                     attention_mask=mask[:, : width + step],
@@ -139,7 +143,7 @@ class TransformersSampler:
         )
 
 
-def _register_attention() -> None:
+def register_attention() -> None:
     """Make grouped-query attention known to transformers that does not copy the keys for each of their queries.
 
     At one new token per answer the heads that share a key are laid along the query axis: 8 × faster
@@ -163,8 +167,8 @@ def _register_attention() -> None:
         out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
         return out.reshape(batch, 1, heads, -1), None
 
-    AttentionInterface.register(_GROUPED, attend)
-    AttentionMaskInterface.register(_GROUPED, sdpa_mask)
+    AttentionInterface.register(GROUPED, attend)
+    AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
 def _left_padded(prompts: list[Ids], width: int, room: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -2,15 +2,15 @@
 
     train.run(rows, model, config, out, seed=0)
 
-Input: a finished pack folder and a model folder. Output: `out`/model (a folder that transformers
-loads), `out`/adapter for LoRA and QLoRA, `out`/metrics.jsonl (a line per optimiser step) and the
-manifest. Invariants: documents of a row never see each other; the loss of a step is Σ −log p over all
-its target tokens divided by their number, however they are cut into micro-batches; learning rate and
-order of rows are pure functions of the step and the seed, so a run that was killed ends with the
-weights of one that was not.
+Input: a finished pack folder and a model folder. Output: `out`/model (a folder that transformers and vLLM load),
+`out`/adapter for LoRA and QLoRA, `out`/metrics.jsonl (a line per optimiser step), `out`/watch.jsonl and the manifest.
+Invariants: documents of a row never see each other; the loss of a step is a sum over all its target tokens divided by
+their number, however they are cut into micro-batches and shared out over processes; learning rate, order and random
+numbers are pure functions of step and seed, so a run that was killed ends with the weights of one that was not.
 
-The loop is `train`, at the end. Packed attention is in attention.py, loss and export in student.py,
-checkpoints in checkpoint.py, the reading of rows in rows.py.
+The loop is `train`, at the end. What a step reads is in schedule.py, what it minimises in objectives/, packed
+attention in attention.py, the loss without full logits in logprobs.py, processes in distributed.py, checkpoints in
+checkpoint.py, what is left behind in export.py.
 """
 
 from __future__ import annotations
@@ -18,81 +18,26 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import signal
-import threading
+import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from dasd_lite.config import TrainConfig
-from dasd_lite.console import err, progress
+from dasd_lite.console import err
 from dasd_lite.dataset import Identity, begin, disk_errors, identify, is_finished, publish, read_manifest
 from dasd_lite.errors import TrainError
 from dasd_lite.records import derive_seed
-from dasd_lite.rows import Row, Rows, open_rows
-from dasd_lite.self_check import check_packing, documents_of, probe
+from dasd_lite.rows import Rows, open_rows
+from dasd_lite.schedule import Schedule
 
 if TYPE_CHECKING:
-    import torch
+    from dasd_lite.distributed import Ranks
+    from dasd_lite.training import Job
+    from dasd_lite.watch import Look
 
-VERSION = 1
-
-
-# --- the plan: what each step does, known before the first one -------------------------------------------
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which rows each optimiser step reads, and at which learning rate."""
-
-    num_rows: int
-    seed: int
-    config: TrainConfig
-    max_steps: int | None = None
-
-    @property
-    def rows_per_step(self) -> int:
-        """Rows of one optimiser step; the last step takes what is left."""
-        return self.config.micro_batch_size * self.config.grad_accum_steps
-
-    @property
-    def num_samples(self) -> int:
-        """Rows read in all: each one `epochs` times, and part of them once more when that is a fraction."""
-        whole = max(1, math.ceil(round(self.config.epochs * self.num_rows, 6)))
-        return whole if self.max_steps is None else min(whole, self.max_steps * self.rows_per_step)
-
-    @property
-    def num_steps(self) -> int:
-        """Optimiser steps."""
-        return math.ceil(self.num_samples / self.rows_per_step)
-
-    def rows_of(self, step: int) -> list[int]:
-        """Return the rows of a step (counted from 0); a step may reach into the next epoch."""
-        first = step * self.rows_per_step
-        places = (divmod(i, self.num_rows) for i in range(first, min(first + self.rows_per_step, self.num_samples)))
-        return [int(row_order(self.seed, epoch, self.num_rows)[place]) for epoch, place in places]
-
-    def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step (counted from 0): linear warm-up, then a cosine down to the floor."""
-        peak, floor = self.config.learning_rate, self.config.min_learning_rate
-        warmup = round(self.config.warmup_ratio * self.num_steps)
-        if step < warmup:
-            return peak * (step + 1) / warmup
-        done = (step - warmup) / max(1, self.num_steps - 1 - warmup)
-        return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * done))
-
-
-@lru_cache(maxsize=2)
-def row_order(seed: int, epoch: int, num_rows: int) -> npt.NDArray[np.int64]:
-    """Return the order of rows in an epoch."""
-    return np.random.Generator(np.random.Philox(derive_seed(seed, "rows", epoch))).permutation(num_rows)
+VERSION = 2
 
 
 # --- the stage ------------------------------------------------------------------------------------------
@@ -108,185 +53,264 @@ def run(
     max_steps: int | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
+    adapter: Path | None = None,
+    questions: Path | None = None,
+    system: str | None = None,
+    max_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """Train `model` on `rows` into `out`, going on from wherever an earlier call was stopped; return the manifest."""
+    """Train `model` on `rows` into `out`, going on from wherever an earlier call was stopped; return the manifest.
+
+    With more than one GPU, or `train.num_processes`, it starts that many processes and waits for them. `adapter` is
+    one of the phase before to go on with. `questions` (with answers of at most `max_tokens`, after `system`) are what
+    the student is watched by.
+    """
+    from dasd_lite import distributed
+
     inputs: dict[str, Path | str] = {"rows": rows, "model": model, "seed": str(seed)}
-    if max_steps is not None:
-        inputs["max_steps"] = str(max_steps)
+    inputs |= {"max_steps": str(max_steps)} if max_steps is not None else {}
+    inputs |= {"adapter": adapter} if adapter is not None else {}
     identity = identify("train", VERSION, config, inputs)
-    if is_finished(out, identity, force=force):
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)  # left when a kill came right after the manifest
-        return read_manifest(out)
-    from dasd_lite import student
-
-    spec = student.model_spec(model, trust_remote_code=trust_remote_code)
-    mapped = out.with_name(f".{out.name}.rows")  # beside the folder, which begins when all has been checked
-    table = open_rows(rows, mapped, vocab_size=spec.vocab_size, max_positions=spec.max_positions)
-    plan = Plan(len(table), seed, config, max_steps)
-    trained = build(model, config, seed, trust_remote_code=trust_remote_code)
-    some = documents_of([table[i] for i in range(min(4, len(table)))])  # a row may be one long document
-    check_packing(trained, some)
-    with disk_errors(out):
-        begin(out, identity, config)
-    train(trained, table, plan, out, identity)
-    gap = student.export(trained, config.method, model, out, probe(some), trust_remote_code=trust_remote_code)
-    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    manifest = _publish(out, identity, config, plan, metrics, gap)
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    return manifest
+    arguments: dict[str, Any] = {
+        **{"rows": str(rows), "model": str(model), "config": config.model_dump(mode="json"), "out": str(out)},
+        **{"seed": seed, "max_steps": max_steps, "force": force, "trust_remote_code": trust_remote_code},
+        **{"adapter": adapter and str(adapter), "questions": questions and str(questions), "system": system},
+        **{"max_tokens": max_tokens, "identity": asdict(identity)},
+    }
+    if distributed.is_rank() or is_finished(out, identity, force=force):
+        num_processes = 1
+    else:
+        num_processes = config.num_processes or _num_gpus()
+    if num_processes == 1:
+        work(**arguments)
+    else:
+        distributed.launch(num_processes, "train", arguments)
+    return read_manifest(out)
 
 
-def build(model: Path, config: TrainConfig, seed: int, *, trust_remote_code: bool = False) -> Any:
-    """Load the model to train; an adapter starts as the seed says."""
+def work(
+    *,
+    rows: str,
+    model: str,
+    config: dict[str, Any],
+    out: str,
+    seed: int,
+    max_steps: int | None,
+    force: bool,
+    trust_remote_code: bool,
+    adapter: str | None,
+    questions: str | None,
+    system: str | None,
+    max_tokens: int | None,
+    identity: dict[str, Any],
+) -> None:
+    """Do the stage in this process, together with the others of its kind; takes plain JSON values."""
+    from dasd_lite import distributed, student
+    from dasd_lite.export import export
+    from dasd_lite.prompts import read_prompts
+    from dasd_lite.self_check import check_packing, documents_of, probe
+    from dasd_lite.training import build
+
+    options, folder, source = TrainConfig.model_validate(config), Path(out), Path(model)
+    identified = Identity(**identity)
+    with distributed.joined() as ranks:
+        if ranks.from_first(lambda: is_finished(folder, identified, force=force)):
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # left when a kill came right after the manifest
+            return
+        spec = student.model_spec(source, trust_remote_code=trust_remote_code)
+        # Beside the folder, which begins when all has been checked.
+        mapped = folder.with_name(f".{folder.name}.rows-{ranks.rank}")
+        table = open_rows(Path(rows), mapped, vocab_size=spec.vocab_size, max_positions=spec.max_positions)
+        end_ids = _check_against_model(Path(rows), source, table, ranks)
+        cost = (6.0 * spec.hidden_size, 1.0)  # of a token, and of a pair of tokens in attention
+        schedule = Schedule(table.doc_lengths, table.doc_offsets, options, seed, cost, max_steps)
+        job = build(
+            *(source, table, schedule, folder, identified, ranks),
+            adapter=Path(adapter) if adapter else None,
+            trust_remote_code=trust_remote_code,
+        )
+        some = documents_of([table[i] for i in range(min(4, len(table)))])  # a row may be one long document
+        with job.autocast():
+            check_packing(job.model, some, job.dtype)
+        with disk_errors(folder):
+            ranks.from_first(lambda: begin(folder, identified, options))
+        if questions is not None and options.watch_questions:
+            asked = read_prompts(Path(questions), limit=options.watch_questions, system=system)
+            job.questions = [q for q in asked if q.answer is not None]
+            job.watch_tokens = min(options.watch_tokens, max_tokens or options.watch_tokens)
+        train(job)
+        remote = {"trust_remote_code": trust_remote_code}
+        gap = export(
+            job.model, options.method, source, folder, probe(some, 128), ranks=ranks, end_ids=end_ids, **remote
+        )
+        if ranks.is_first:
+            _publish(job, identified, gap, _start(source, adapter))
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _num_gpus() -> int:
     import torch
 
-    from dasd_lite import student
-
-    torch.manual_seed(derive_seed(seed, "train"))
-    return student.load_trainable(
-        model,
-        config.method,
-        dtype=config.dtype,
-        gradient_checkpointing=config.gradient_checkpointing,
-        trust_remote_code=trust_remote_code,
-    )
+    return max(1, int(torch.cuda.device_count()))
 
 
-def _publish(
-    out: Path, identity: Identity, config: TrainConfig, plan: Plan, metrics: list[dict[str, Any]], gap: float
-) -> dict[str, Any]:
+def _start(model: Path, adapter: str | None) -> dict[str, str]:
+    """Name what training began with, without the folders that a run happens to lie in."""
+    name = "/".join(model.parts[-3:]) if model.name == "model" else model.name
+    return {"model": name} | ({"adapter": "/".join(Path(adapter).parts[-3:])} if adapter else {})
+
+
+def _check_against_model(rows: Path, model: Path, table: Rows, ranks: Ranks) -> frozenset[int]:
+    """Hold the rows against the model that is to learn them; return the end tokens at which it does not stop yet."""
+    from dasd_lite.chat import Chat
+    from dasd_lite.export import stop_ids
+
+    packed_with = read_manifest(rows)["inputs"].get("tokenizer")  # rows that others packed do not say
+    if packed_with is not None:
+        chat = Chat(model)
+        if chat.fingerprint != packed_with:
+            raise TrainError(
+                f"{rows}: packed with another tokenizer or chat template than that of {model}; run select and pack"
+                " again with student.model set to it"
+            )
+    stops, ends = stop_ids(model), table.end_ids
+    new = ends - stops
+    if new and stops and len(ends) <= 4 and ranks.is_first:
+        err().print(
+            f"note: answers end with token {', '.join(map(str, sorted(new)))}, the student stops at"
+            f" {', '.join(map(str, sorted(stops)))}: the trained model's generation_config.json gets both",
+            soft_wrap=True,
+        )
+    return frozenset(new) if len(ends) <= 4 else frozenset()
+
+
+def _publish(job: Job, identity: Identity, gap: float, start: dict[str, str]) -> None:
+    from dasd_lite.watch import read
+
+    metrics = [json.loads(line) for line in (job.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     seconds = sum(m["seconds"] for m in metrics)
     tokens = sum(m["tokens"] for m in metrics)
+    looks = read(job.out / "watch.jsonl")
     counts = {
         "steps": len(metrics),
-        "rows": plan.num_rows,
-        "rows_seen": plan.num_samples,
+        "rows": job.schedule.num_rows,
+        "rows_seen": job.schedule.num_samples,
         "tokens": tokens,
         "target_tokens": sum(m["target_tokens"] for m in metrics),
         "first_loss": metrics[0]["loss"],
         "final_loss": metrics[-1]["loss"],
         "export_gap": gap,
+        "start": start,
+        **({"watched": [asdict(look) for _, look in sorted(looks.items())]} if looks else {}),
     }
-    timing = {"seconds": seconds, "tokens_per_second": tokens / seconds}
-    with disk_errors(out):
-        return publish(out, identity, tables={}, counts=counts, config=config, timing=timing)
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Let the first Ctrl-C or SIGTERM set a flag instead of breaking off; the second one breaks off."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread may take signals
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(number) for number in numbers]
-
-    def ask(number: int, frame: object) -> None:
-        asked.set()
-        restore()
-
-    def restore() -> None:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-    for number in numbers:
-        signal.signal(number, ask)
-    try:
-        yield asked
-    finally:
-        restore()
+    timing = {
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "memory_peak_bytes": max(m["memory_bytes"] for m in metrics),
+    }
+    if metrics[-1]["mfu"] is not None:
+        timing["mfu"] = statistics.median(m["mfu"] for m in metrics)
+    with disk_errors(job.out):
+        publish(job.out, identity, tables={}, counts=counts, config=job.schedule.config, timing=timing)
 
 
 # --- the loop -------------------------------------------------------------------------------------------
 
 
-def make_optimizer(model: Any, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return AdamW over what is trained; matrices decay, vectors (norms, biases) do not."""
+def train(job: Job) -> None:
+    """Train the model in place, from the newest checkpoint if there is one, to the last step."""
     import torch
 
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=1e-8, fused=True)
+    from dasd_lite import checkpoint, objectives
+    from dasd_lite.optimizer import make_optimizer
+    from dasd_lite.training import Log, Told, blame, fault, means, stop_signals
 
-
-def train(model: Any, rows: Rows, plan: Plan, out: Path, identity: Identity) -> None:
-    """Train `model` in place, from the newest checkpoint in `out` if there is one, to the last step of `plan`."""
-    import torch
-
-    from dasd_lite import checkpoint, student
-
-    config, fingerprint = plan.config, identity.fingerprint
-    device = next(model.parameters()).device
-    dtype = student.pick_dtype(config.dtype, device)
+    model, ranks, schedule = job.model, job.ranks, job.schedule
+    config, device = schedule.config, torch.device(ranks.device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(model, config)
+    objective = objectives.load(config.objective)
     # Gradients under 6e-8 are 0 in float16, so the loss is scaled up; bfloat16 has the range of float32.
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    scaler = torch.amp.GradScaler(device.type, enabled=job.dtype == torch.float16)
+    folder = job.out / "checkpoints"
+    first = checkpoint.restore(folder, model, optimizer, scaler, job.fingerprint, ranks)
 
-    folder = out / "checkpoints"
-    first = checkpoint.restore(folder, model, optimizer, scaler, fingerprint)
-    checkpoint.truncate_metrics(out / "metrics.jsonl", first)
-    tokens_of = [int(rows.num_tokens[plan.rows_of(step)].sum()) for step in range(plan.num_steps)]
+    def save(num_steps: int) -> None:
+        checkpoint.save(folder, num_steps, model, optimizer, scaler, job.fingerprint, ranks)
 
-    with (
-        (out / "metrics.jsonl").open("a", encoding="utf-8") as metrics,
-        stop_signals() as stop,
-        progress(f"{out.parent.name}: train", sum(tokens_of), "tokens", done=sum(tokens_of[:first])) as bar,
-    ):
-        for step in range(first, plan.num_steps):
+    with Log(job, first) as log, stop_signals() as stop:
+        watch(job, first)
+        for step in range(first, schedule.num_steps):
             began = time.perf_counter()
-            batch = [rows[i] for i in plan.rows_of(step)]
-            micro_batches = [
-                Row.join(batch[i : i + config.micro_batch_size]) for i in range(0, len(batch), config.micro_batch_size)
-            ]
-            num_targets = sum(len(student.target_positions(m.loss_mask, m.doc_lengths)) for m in micro_batches)
-            losses = []
-            for micro in micro_batches:
-                with autocast:
-                    loss = student.loss_sum(model, micro.ids, micro.loss_mask, micro.doc_lengths) / num_targets
-                scaler.scale(loss).backward()
-                losses.append(loss.detach())
-            total = torch.stack(losses)
-            if not bool(total.isfinite().all()):
-                uids = micro_batches[int(total.isfinite().int().argmin())].uids
+            torch.manual_seed(derive_seed(schedule.seed, "step", step, ranks.rank))  # for dropout, where there is any
+            micro_batches = job.read(step)
+            num_targets = round(ranks.sum([sum(row.num_targets for row, counts in micro_batches if counts)])[0])
+
+            losses, metrics, rows = [], [], []
+            for row, counts in micro_batches:
+                loss, found = job.forward(objective, row, num_targets)
+                # FSDP takes the mean over processes; the loss is a sum over them.
+                factor = (ranks.size if job.is_sharded else 1) * counts
+                scaler.scale(loss * factor).backward()
+                if counts:
+                    losses.append(loss.detach())
+                    metrics.append(found)
+                    rows.append(row)
+            if not job.is_sharded:
+                ranks.sum_gradients(trained)
+            scaler.unscale_(optimizer)
+            grad_norm = job.clip(trained)
+
+            told = ranks.gather(Told.of(losses, metrics, rows, stop.is_set(), job.memory_bytes()))
+            figures = means(told, num_targets)
+            # The scaler skips a step whose gradient is too large for float16 by itself.
+            known_norm = grad_norm if math.isfinite(grad_norm) or not scaler.is_enabled() else 0.0
+            if problem := fault(figures["loss"], known_norm, log.losses, config.max_loss_jump):
+                if step > first:
+                    log.sync()
+                    save(step)
                 raise TrainError(
-                    f"step {step + 1}: the loss is {float(total.sum())}; rollouts: {', '.join(uids) or 'unnamed'}"
+                    f"step {step + 1}: {problem}; {blame(told)}; the weights are kept as they were after step {step}"
                 )
 
-            learning_rate = plan.learning_rate(step)
+            learning_rate = schedule.learning_rate(step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            scaler.unscale_(optimizer)
-            grad_norm = float(torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm))
-            if not math.isfinite(grad_norm) and not scaler.is_enabled():  # the scaler skips such a step by itself
-                raise TrainError(f"step {step + 1}: the gradient is {grad_norm}; the loss was {float(total.sum())}")
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
 
-            line = {
-                "step": step + 1,
-                "loss": float(total.sum()),
-                "learning_rate": learning_rate,
-                "grad_norm": grad_norm,
-                "tokens": tokens_of[step],
-                "target_tokens": num_targets,
-                "seconds": round(time.perf_counter() - began, 6),
-            }
-            with disk_errors(out):
-                metrics.write(json.dumps(line) + "\n")
-                metrics.flush()
-            bar.advance(tokens_of[step], f"loss {line['loss']:.3f}")
-            last = step + 1 == plan.num_steps
-            if last or stop.is_set() or (step + 1) % config.checkpoint_every == 0:
-                checkpoint.sync(metrics)  # before the checkpoint, which counts on these lines
-                checkpoint.save(folder, step + 1, model, optimizer, scaler, fingerprint)
-            if stop.is_set() and not last:
-                message = f"stopped after step {step + 1} of {plan.num_steps}; the same command goes on from there"
-                err().print(message)
+            figures |= {"learning_rate": learning_rate, "grad_norm": grad_norm, "target_tokens": num_targets}
+            log.write(step, figures, max(t.memory_bytes for t in told), time.perf_counter() - began)
+            watch(job, step + 1)
+            last = step + 1 == schedule.num_steps
+            stopping = any(t.stop for t in told) or (ranks.size == 1 and stop.is_set())
+            if last or stopping or (step + 1) % config.checkpoint_every == 0:
+                log.sync()  # before the checkpoint, which counts on these lines
+                save(step + 1)
+            if stopping and not last:
+                message = f"stopped after step {step + 1} of {schedule.num_steps}; the same command goes on from there"
+                if ranks.is_first:
+                    err().print(message)
                 raise KeyboardInterrupt(message)
+
+
+def watch(job: Job, num_steps: int) -> None:
+    """Ask the student a few questions before the first step, after 1 % of them and after the last."""
+    from dasd_lite.watch import append, collapse, look, read
+
+    last = job.schedule.num_steps
+    path = job.out / "watch.jsonl"
+    looks: dict[int, Look] = job.ranks.from_first(lambda: read(path)) if job.questions else {}
+    if not job.questions or num_steps in looks or num_steps not in (0, math.ceil(last / 100), last):
+        return
+    with job.autocast():
+        found = look(job.model, job.source, job.questions, num_steps, max_tokens=job.watch_tokens)
+    if job.ranks.is_first:
+        with disk_errors(job.out):
+            append(path, found)
+        if (said := collapse(looks.get(0, found), found)) is not None:
+            err().print(
+                f"[bold red]warning[/bold red]: the student has come apart after step {num_steps} of {last}: {said};"
+                " look at the rows (dasd-lite show), or train with a lower train.learning_rate",
+                soft_wrap=True,
+            )
