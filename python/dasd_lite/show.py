@@ -1,15 +1,13 @@
-"""Print rollouts of a folder: sentences coloured by class, trained and masked tokens, reasons.
+"""Look into a folder: sentences coloured by class, trained and masked tokens, reasons, the steps of a training.
 
-Input: a finished folder of any stage, and a uid or none. Output: text on the terminal. Invariant: what
-colours say is said without them as well, by letters and marks in the margin; and text from a model cannot
-control the terminal.
+Input: a finished folder of any stage, and a uid or none. Output: text on the terminal, by show_print.py. Invariant:
+without a uid only so much is shown as one can look over, and what is left out is counted.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,36 +20,13 @@ from pydantic import ValidationError
 from dasd_lite import console
 from dasd_lite.config import RecipeConfig, SelectConfig
 from dasd_lite.dataset import batches, read_manifest, shards
-from dasd_lite.divergence import SentenceClass
 from dasd_lite.errors import ConfigError, DataError
-from dasd_lite.show_pieces import Piece, sentence_pieces, token_pieces
+from dasd_lite.show_pieces import abridge, sentence_pieces, token_pieces
+from dasd_lite.show_print import Shown, print_legend, print_metrics, print_view, safe
 from dasd_lite.text import sentence_ends
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from dasd_lite.chat import Chat
-
-_MARGIN = {  # letter, style, meaning
-    SentenceClass.SHARED: ("=", "", "shared"),
-    SentenceClass.TEACHER: ("T", "yellow", "teacher: p_T − p_S > β"),
-    SentenceClass.STUDENT: ("S", "cyan", "student: p_S − p_T > β"),
-    SentenceClass.NONE: ("·", "dim", "no token begins"),
-}
-_TRAINED, _MASKED = ("█", "green"), ("░", "bright_black")
-_CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-
-
-@dataclass
-class _Shown:
-    """One rollout, ready to print."""
-
-    title: str
-    facts: list[str]
-    pieces: list[Piece]
-    question: str = ""
-    warning: str = ""
 
 
 @dataclass
@@ -63,6 +38,8 @@ class _Place:
     beta: float = SelectConfig().beta
     chat: Chat | None = None
     notes: list[str] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    """Of a training."""
 
     @property
     def scores(self) -> Path | None:
@@ -78,16 +55,24 @@ def show(folder: Path, uid: str | None, *, rejected: bool, limit: int = 3) -> No
     """
     place = _open(folder, rejected=rejected)
     terminal = console.out()
+    if uid is None and place.metrics:
+        print_metrics(terminal, place.metrics)
     for note in place.notes:
-        terminal.print(f"[dim]{_escape(note)}[/]")
+        terminal.print(safe(note), style="dim", markup=False, soft_wrap=True)  # a path is one to copy
+    if not place.tables:
+        if uid is not None:
+            raise DataError(f"{folder}: no rollout {uid!r}: the rows that were trained on are not beside it")
+        return
     found = _find(place, uid, limit, rejected=rejected)
     if not found:
         terminal.print("No rollout was rejected." if rejected else "There is no rollout in it.")
         return
-    shown = [view for table, position in found for view in _views(place, table, position, uid)]
+    shown = [view for table, position in found for view in _views(place, table, position, uid, limit)]
     for view in shown:
-        _print(terminal, view)
-    _legend(terminal, shown, place.beta)
+        if uid is None:
+            view.pieces = abridge(view.pieces)
+        print_view(terminal, view)
+    print_legend(terminal, shown, place.beta)
 
 
 # --- finding ----------------------------------------------------------------------------------------
@@ -95,13 +80,21 @@ def show(folder: Path, uid: str | None, *, rejected: bool, limit: int = 3) -> No
 
 def _open(folder: Path, *, rejected: bool) -> _Place:
     """Find the tables to show, and what stands around the folder."""
-    notes: list[str] = []
-    if folder.name == "train" and (folder.parent / "pack" / "manifest.json").exists():
-        folder = folder.parent / "pack"
-        notes.append(f"What train reads: {folder}")
+    notes, metrics = [], []
+    if (folder / "metrics.jsonl").exists() or folder.name == "train":
+        metrics = _metrics(folder)
+        notes += [f"Every step: {folder / 'metrics.jsonl'}"] if metrics else []
+        rows = folder.parent / "pack"
+        if (rows / "manifest.json").exists():
+            notes += _what_train_reads(folder, rows)
+            folder = rows
+        elif metrics:
+            notes.append("The rows it was trained on are not beside it.")
+            return _Place(folder, [], notes=notes, metrics=metrics)
     if not (folder / "manifest.json").exists() and not (folder / "unfinished.json").exists():
         raise DataError(f"{folder}: {_what_can_be_shown(folder)}")
-    tables = list(read_manifest(folder)["tables"])
+    manifest = read_manifest(folder)
+    tables = list(manifest["tables"])
     if tables == ["scores"]:
         source = _source(folder.parent)
         notes.append(f"The scores of {source}")
@@ -111,14 +104,42 @@ def _open(folder: Path, *, rejected: bool) -> _Place:
         raise DataError(f"{folder}: {_what_can_be_shown(folder.parent)}")
     if rejected and "rejected" not in known:
         raise DataError(f"{folder}: only a select folder knows what was rejected; this one holds {', '.join(known)}")
-    place = _Place(folder, known, notes=notes)
+    if known == ["rows"]:
+        notes += _trained_of_all(manifest["counts"])
+    place = _Place(folder, known, notes=notes, metrics=metrics)
     _surroundings(place)
     return place
 
 
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be half written as yet
+
+
+def _what_train_reads(folder: Path, rows: Path) -> list[str]:
+    """Name the rows beside a train folder, and say when they are not those it was trained on."""
+    notes = [f"What train reads: {rows}"]
+    if (folder / "manifest.json").exists():
+        read = read_manifest(folder)["inputs"].get("rows")
+        if read not in (None, read_manifest(rows)["fingerprint"]):
+            notes.append("They were packed anew since: not the rows that this model was trained on.")
+    return notes
+
+
+def _trained_of_all(counts: dict[str, Any]) -> list[str]:
+    if not counts.get("tokens"):
+        return []
+    trained, tokens = counts["target_tokens"], counts["tokens"]
+    return [
+        f"{counts['rollouts']:,} rollouts in {counts['rows']:,} rows, {counts['fill']:.1%} full;"
+        f" {trained:,} of {tokens:,} tokens are trained on ({trained / tokens:.1%})"
+    ]
+
+
 def _what_can_be_shown(folder: Path) -> str:
     found = sorted(path.parent for path in folder.glob("**/manifest.json") if path.parent != folder)
-    names = [str(path) for path in found if json.loads((path / "manifest.json").read_text(encoding="utf-8"))["tables"]]
+    names = [str(path) for path in found if (path / "metrics.jsonl").exists() or read_manifest(path)["tables"]]
     if not folder.is_dir():
         return "no such folder"
     if not names:
@@ -212,10 +233,10 @@ def _score(place: _Place, uid: str) -> dict[str, Any] | None:
 # --- what is shown of a row ----------------------------------------------------------------------------
 
 
-def _views(place: _Place, table: str, position: int, uid: str | None) -> Iterator[_Shown]:
+def _views(place: _Place, table: str, position: int, uid: str | None, limit: int) -> Iterator[Shown]:
     row = _row(place.folder, table, position)
     if table == "rows":
-        yield from _documents(place, row, position, uid)
+        yield from _documents(place, row, position, uid, limit)
         return
     score = _score(place, row["uid"])
     facts = [f"prompt {row['prompt_uid']}", row["domain"], f"candidate {row['index']}"]
@@ -234,121 +255,30 @@ def _views(place: _Place, table: str, position: int, uid: str | None) -> Iterato
         mask = np.arange(len(row["ids"])) >= row["num_context_tokens"]
         ends = sentence_ends(row["completion"]).tolist()
         pieces = token_pieces(place.chat.piece, np.array(row["ids"]), mask, ends, place.beta, score)
-        yield _Shown(title, facts, pieces, warning=warning)
+        yield Shown(title, facts, pieces, warning=warning)
     else:
         pieces = sentence_pieces(row["completion"], row["prefix_bytes"], place.beta, score)
-        yield _Shown(title, facts, pieces, row["messages"][-1]["content"], warning)
+        yield Shown(title, facts, pieces, row["messages"][-1]["content"], warning)
 
 
-def _documents(place: _Place, row: dict[str, Any], position: int, uid: str | None) -> Iterator[_Shown]:
-    """Cut a row for training into its documents."""
+def _documents(place: _Place, row: dict[str, Any], position: int, uid: str | None, limit: int) -> Iterator[Shown]:
+    """Cut a row for training into its documents: that of `uid`, or the first `limit`."""
+    ids, mask, names = np.array(row["ids"]), np.array(row["loss_mask"]), row["uids"]
+    heading = f"row {position}  {len(ids):,} tokens, {mask.sum():,} trained ({mask.mean():.1%})"
+    heading += " · 1 document" if len(names) == 1 else f" · {len(names)} documents, none sees another"
     if place.chat is None:
-        yield _Shown(f"row {position}", [f"{len(row['ids']):,} tokens", *row["uids"]], [])
+        yield Shown("rollouts", names, [], row=heading)
         return
-    ids, mask = np.array(row["ids"]), np.array(row["loss_mask"])
-    first = 0
-    for number, (length, name) in enumerate(zip(row["doc_lengths"], row["uids"], strict=True), start=1):
-        span = slice(first, first + length)
-        first += length
-        if uid is None or uid == name:
-            score = _score(place, name)
-            facts = [f"document {number} of {len(row['uids'])}", f"{length:,} tokens, {mask[span].sum():,} trained"]
-            pieces = token_pieces(place.chat.piece, ids[span], mask[span], [], place.beta, score)
-            yield _Shown(f"row {position}, rollout {name}", facts, pieces)
-
-
-# --- printing ---------------------------------------------------------------------------------------
-
-
-def _print(terminal: Console, view: _Shown) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    heading = Text(_safe(view.title), style="bold")
-    if view.warning:
-        heading.append(f"  {_safe(view.warning)}", style="bold red")
-    heading.append("  " + " · ".join(map(_safe, view.facts)), style="not bold dim")
-    terminal.print()
-    terminal.print(heading)
-    if view.question:
-        terminal.print(Text(_safe(view.question), style="italic"))
-    grid = Table.grid(padding=(0, 1, 0, 0))
-    columns = _columns(view)
-    for name in columns:
-        grid.add_column(justify="right" if name in ("p_T", "p_S") else "left", overflow="fold")
-    if "p_T" in columns:
-        grid.add_row(*(Text(name if name in ("p_T", "p_S") else "", style="dim") for name in columns))
-    for piece in view.pieces:
-        _add(grid, piece, columns)
-    terminal.print(grid)
-
-
-def _columns(view: _Shown) -> list[str]:
-    """Name the columns that this rollout has something for."""
-    columns = ["mask"] if any(piece.trained is not None for piece in view.pieces) else []
-    columns += ["class", "p_T", "p_S"] if any(piece.kind is not None for piece in view.pieces) else []
-    columns += ["author"] if any(piece.author for piece in view.pieces) else []
-    return [*columns, "text"]
-
-
-def _add(grid: Table, piece: Piece, columns: list[str]) -> None:
-    from rich.text import Text
-
-    letter, style, _ = _MARGIN[piece.kind] if piece.kind is not None else ("", "", "")
-    if piece.author:
-        style = "cyan" if piece.author == "student" else "yellow"
-    mark, colour = _TRAINED if piece.trained else _MASKED
-    if piece.trained is False:
-        style = "dim"
-    elif piece.trained and not style and piece.kind is None:
-        style = "green"
-    body = piece.text.rstrip("\n")
-    text = Text(_safe(body), style=style)
-    text.append("↵" * min(len(piece.text) - len(body), 2), style="dim")
-    lines = max(piece.text.rstrip("\n").count("\n") + 1, 1)
-    cells = {
-        "mask": Text("\n".join([mark] * lines), style=colour),
-        "class": Text(letter, style=style),
-        "p_T": Text(_probability(piece, piece.p_teacher), style="dim"),
-        "p_S": Text(_probability(piece, piece.p_student), style="dim"),
-        "author": Text(piece.author, style=style),
-        "text": text,
-    }
-    grid.add_row(*(cells[name] for name in columns))
-
-
-def _probability(piece: Piece, value: float) -> str:
-    if piece.kind is None:
-        return ""
-    return "–" if math.isnan(value) else f"{value:.2f}"
-
-
-def _legend(terminal: Console, shown: list[_Shown], beta: float) -> None:
-    """Explain the marks that were used."""
-    from rich.text import Text
-
-    pieces = [piece for view in shown for piece in view.pieces]
-    lines: list[list[tuple[str, str, str]]] = []
-    if any(piece.trained is not None for piece in pieces):
-        lines.append([(*_TRAINED, "trained"), (*_MASKED, "masked")])
-    if any(piece.kind is not None for piece in pieces):
-        lines.append(list(_MARGIN.values()))
-    if any(piece.author for piece in pieces):
-        lines.append([("student", "cyan", "began"), ("teacher", "yellow", "went on")])
-    for i, entries in enumerate(lines):
-        legend = Text("" if i else "\n")
-        for mark, style, meaning in entries:
-            legend.append(mark, style=style or "bold")
-            legend.append(f" {meaning}   ".replace("β", f"{beta:g}"), style="dim")
-        terminal.print(legend)
-
-
-def _safe(text: str) -> str:
-    """Replace control characters, which could move the cursor or worse, by pictures of them."""
-    return text.translate(_CONTROL)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(_safe(text))
+    weights = row.get("weights") or [None] * len(names)
+    chosen = [number for number, name in enumerate(names) if name == uid] if uid else range(min(limit, len(names)))
+    ends = np.cumsum(row["doc_lengths"])
+    for number in chosen:
+        name, length = names[number], row["doc_lengths"][number]
+        span = slice(ends[number] - length, ends[number])
+        facts = [f"document {number + 1} of {len(names)}", f"{length:,} tokens, {mask[span].sum():,} trained"]
+        facts += [f"weight {weights[number]:.3g}"] if weights[number] is not None else []
+        pieces = token_pieces(place.chat.piece, ids[span], mask[span], [], place.beta, _score(place, name))
+        view = Shown(f"rollout {name}", facts, pieces, row=heading if number == chosen[0] else "")
+        if number == chosen[-1] and uid is None and (more := names[number + 1 :]):
+            view.after = f"… {len(more)} more of this row: {', '.join(more[:8])}{' …' if len(more) > 8 else ''}"
+        yield view

@@ -19,6 +19,7 @@ from dasd_lite.divergence import SentenceClass, classify_sentences
 from dasd_lite.text import sentence_ends
 
 Score = dict[str, Any]
+_HEAD, _TAIL = 24, 8  # pieces shown of a text that is too long to look over
 
 
 @dataclass
@@ -32,6 +33,8 @@ class Piece:
     p_student: float = math.nan
     trained: bool | None = None
     author: str = ""
+    note: str = ""
+    """What is to be said of it behind the text."""
 
 
 def sentence_pieces(completion: str, prefix_bytes: int, beta: float, score: Score | None) -> list[Piece]:
@@ -54,20 +57,43 @@ def token_pieces(
 ) -> list[Piece]:
     """Cut a training example into sentences, and where masked and trained tokens meet.
 
-    `spell` gives the bytes of a token. `ends` may be empty where the completion is not at hand.
+    `spell` gives the bytes of a token. `ends` may be empty where the completion is not at hand; then they are those
+    of the score, or else what is trained is cut anew.
     """
     spelled = [spell(int(i)) for i in ids]
     raw = b"".join(spelled)
     edges = np.cumsum([0, *map(len, spelled)])
-    changes = edges[1:-1][mask[1:] != mask[:-1]].tolist()
-    ends = ends or (score["sentence_ends"] if score else [])
+    changes = [*edges[1:-1][mask[1:] != mask[:-1]].tolist(), int(edges[-2])]
+    if not ends:
+        trained = raw[edges[:-1][mask][0] : edges[-2]] if mask.any() else b""
+        ends = score["sentence_ends"] if score else _ends_of(trained)
     # Before the end token lies the completion, whose opener may stand in the part that the template writes.
     start = int(edges[-2]) - ends[-1] if ends else len(raw)
     pieces = _cut(raw, start, ends, changes, beta, score)
     for piece in pieces:
         token = int(np.searchsorted(edges, piece.start, side="right")) - 1
         piece.trained = bool(mask[min(token, len(mask) - 1)])
+    if pieces and edges[-2] < edges[-1]:
+        pieces[-1].note = "the end token, trained" if mask[-1] else "the end token, not trained"
     return pieces
+
+
+def _ends_of(raw: bytes) -> list[int]:
+    """Find the sentence ends of a text in bytes; none where it is cut within a character."""
+    try:
+        return list(sentence_ends(raw.decode()).tolist())
+    except UnicodeDecodeError:
+        return []
+
+
+def abridge(pieces: list[Piece]) -> list[Piece]:
+    """Leave out the middle of a long text, and say how much that is."""
+    if len(pieces) <= _HEAD + _TAIL + 1:
+        return pieces
+    left_out = pieces[_HEAD:-_TAIL]
+    num_bytes = sum(len(piece.text.encode()) for piece in left_out)
+    gap = Piece("", left_out[0].start, note=f"… {len(left_out):,} pieces, {num_bytes:,} bytes; by its uid it is whole")
+    return [*pieces[:_HEAD], gap, *pieces[-_TAIL:]]
 
 
 def _cut(

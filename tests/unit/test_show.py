@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from dasd_lite import console
 from dasd_lite.chat import Chat
 from dasd_lite.config import RecipeConfig
-from dasd_lite.dataset import Identity, begin
+from dasd_lite.dataset import Identity, begin, publish, read_manifest
 from dasd_lite.errors import DataError
 from dasd_lite.journal import ShardWriter
 from dasd_lite.records import GRADED, KEPT, REJECTED, ROLLOUT, ROW, SCORE
@@ -40,12 +40,12 @@ def make_student(folder, template_opener=""):
     return Chat(folder)
 
 
-def dataset(folder, stage, **tables):
+def dataset(folder, stage, counts=None, **tables):
     schemas = {name: schema for name, (schema, _) in tables.items()}
     with ShardWriter(folder, Identity(stage, 1, {}, {}), schemas) as writer:
         for name, (schema, rows) in tables.items():
             writer.write(name, pa.RecordBatch.from_pylist(rows, schema=schema))
-        writer.publish({})
+        writer.publish(counts or {})
 
 
 def rollout(uid, prompt="q1", completion=TEXT, **more):
@@ -110,7 +110,8 @@ def run_folder(tmp_path):
         "doc_lengths": [len(m["ids"]) for m in made],
         "uids": ["aa01", "cc03"],
     }
-    dataset(low / "pack", "pack", rows=(ROW, [row]))
+    counts = {"rollouts": 2, "rows": 1, "tokens": 141, "target_tokens": 69, "fill": 0.875}
+    dataset(low / "pack", "pack", counts, rows=(ROW, [row]))
     (low / "train").mkdir()
     mixed = rollout("mm04", prefix_bytes=len(b"<think> Start at 9. Wait"))
     dataset(run / "mixed" / "mix", "mix", rollouts=(ROLLOUT, [mixed]))
@@ -164,22 +165,141 @@ def test_trained_and_masked_tokens(monkeypatch, run_folder):
         "█ S 0.20 0.60 Up 3 is 2.",
         "█ ·    – 0.50 </think>↵",
         "█ = 0.90 0.90 Answer: 2",
-        "█             <|end|>",
+        "█             <|end|>  the end token, trained",
     ]
     assert "\n".join(expected) in text
-    assert "█ trained" in text
-    assert "░ masked" in text
+    assert "█ trained: in the loss   ░ masked: read, not in the loss" in text
 
 
 @pytest.mark.parametrize("stage", ["pack", "train"])
 def test_rows_for_training(monkeypatch, run_folder, stage):
     text = shown(monkeypatch, run_folder / "low" / stage)
-    assert "row 0, rollout aa01  document 1 of 2" in text
+    assert "2 rollouts in 1 rows, 87.5% full; 69 of 141 tokens are trained on (48.9%)" in text
+    assert "row 0  141 tokens, 69 trained (48.9%) · 2 documents, none sees another ━━━" in text
+    assert "rollout aa01  document 1 of 2 · 98 tokens, 62 trained" in text
     assert "█ T 0.90 0.30 Wait, é no." in text
-    assert "row 0, rollout cc03  document 2 of 2 · 43 tokens, 7 trained" in text
-    assert "░ [user]What does it show?<|end|>[assistant]\n█ Plain.<|end|>" in text
+    assert "rollout cc03  document 2 of 2 · 43 tokens, 7 trained" in text
+    assert "░ [user]What does it show?<|end|>[assistant]\n█ Plain.\n█ <|end|>  the end token, trained" in text
     one = shown(monkeypatch, run_folder / "low" / stage, "cc03")
     assert "aa01" not in one
+    assert "row 0  141 tokens" in one
+
+
+def row_of(chat, completions, **columns):
+    made = [example(chat, rollout(f"r{i}", completion=text)) for i, text in enumerate(completions)]
+    row = {
+        "ids": np.concatenate([m["ids"] for m in made]),
+        "loss_mask": np.concatenate([np.arange(len(m["ids"])) >= m["num_context_tokens"] for m in made]),
+        "doc_lengths": [len(m["ids"]) for m in made],
+        "uids": [m["uid"] for m in made],
+    }
+    return row | columns
+
+
+def test_documents_that_are_not_shown_are_named(monkeypatch, run_folder, tmp_path):
+    rows = [row_of(Chat(tmp_path / "student"), ["One."] * 5), row_of(Chat(tmp_path / "student"), ["Two."])]
+    dataset(run_folder / "low" / "pack", "pack", rows=(ROW, rows))
+    text = shown(monkeypatch, run_folder / "low" / "pack", limit=2)
+    assert text.count("rollout r") == 3
+    assert "… 3 more of this row: r2, r3, r4\n" in text
+    assert "row 1  41 tokens, 5 trained (12.2%) · 1 document ━━" in text
+    assert "r4" in shown(monkeypatch, run_folder / "low" / "pack", "r4")
+
+
+def test_documents_without_scores_are_cut_into_sentences_too(monkeypatch, run_folder, tmp_path):
+    row = row_of(Chat(tmp_path / "student"), ["Wait, é no. Up 3 is 2.</think>\nAnswer: 2"])
+    dataset(run_folder / "low" / "pack", "pack", rows=(ROW, [row]))
+    text = shown(monkeypatch, run_folder / "low" / "pack")
+    assert (
+        "[assistant]\n█ Wait, é no.\n█ Up 3 is 2.\n█ </think>↵\n█ Answer: 2\n█ <|end|>  the end token, trained" in text
+    )
+    row["loss_mask"] = [i > 42 for i in range(len(row["ids"]))]  # from within the é on
+    dataset(run_folder / "low" / "pack", "pack", rows=(ROW, [row]))
+    assert "█ � no. Up 3 is 2.</think>\n█ Answer: 2\n" in shown(monkeypatch, run_folder / "low" / "pack")
+
+
+def test_an_end_token_that_is_masked_is_said(monkeypatch, run_folder, tmp_path):
+    row = row_of(Chat(tmp_path / "student"), ["One."])
+    row["loss_mask"][-1] = False
+    dataset(run_folder / "low" / "pack", "pack", rows=(ROW, [row]))
+    assert "█ One.\n░ <|end|>  the end token, not trained" in shown(monkeypatch, run_folder / "low" / "pack")
+
+
+def test_a_wrapped_text_has_its_mark_on_every_line(monkeypatch, run_folder):
+    lines = shown(monkeypatch, run_folder / "low" / "pack", "cc03", width=30).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("░ [user]"))
+    assert lines[first : first + 4] == [
+        "░ [user]What does it",
+        "░ show?<|end|>[assistant]",
+        "█ Plain.",
+        "█ <|end|>  the end token,",
+    ]
+
+
+def test_the_middle_of_a_long_answer_is_left_out_unless_it_is_asked_for(monkeypatch, run_folder, tmp_path):
+    sentences = [f"Step {i} is done." for i in range(60)]
+    kept = [example(Chat(tmp_path / "student"), rollout("long", completion=" ".join(sentences)))]
+    dataset(run_folder / "low" / "select", "select", kept=(KEPT, kept))
+    text = shown(monkeypatch, run_folder / "low" / "select")
+    assert "Step 22 is done." in text and "Step 23 is done." not in text
+    assert "Step 53 is done." in text and "Step 52 is done." not in text
+    assert "… 30 pieces, 510 bytes; by its uid it is whole" in text
+    whole = shown(monkeypatch, run_folder / "low" / "select", "long")
+    assert all(sentence in whole for sentence in sentences)
+
+
+METRICS = {"learning_rate": 1e-3, "grad_norm": 0.5, "tokens": 600, "target_tokens": 400, "seconds": 0.2}
+
+
+def write_training(folder, num_steps, rows=None):
+    """A train folder of so many steps, whose last line is being written; `rows` is the fingerprint of what it read."""
+    lines = [json.dumps({"step": i, "loss": 1 / i, **METRICS}) for i in range(1, num_steps + 1)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 10')
+    if rows is not None:
+        publish(folder, Identity("train", 1, {}, {"rows": rows}), tables={}, counts={}, config={})
+
+
+def test_a_training_s_steps_are_before_its_rows(monkeypatch, run_folder):
+    write_training(run_folder / "low" / "train", 99)
+    text = shown(monkeypatch, run_folder / "low" / "train")
+    lines = text.splitlines()
+    assert lines[0].split() == ["step", "loss", "learning", "rate", "gradient", "trained", "tokens", "tokens/s"]
+    assert [line.split()[0] for line in lines[1:9]] == ["1", "15", "29", "43", "57", "71", "85", "99"]
+    assert lines[8].split() == ["99", "0.0101", "1.00e-03", "0.5", "400", "3,000"]
+    assert lines[9] == f"Every step: {run_folder}/low/train/metrics.jsonl"
+    assert lines[10] == f"What train reads: {run_folder}/low/pack"
+    assert "row 0  141 tokens" in text and "packed anew" not in text
+    assert "Every step" in text and "1.00e-03" not in shown(monkeypatch, run_folder / "low" / "train", "cc03")
+
+
+def test_rows_that_are_not_those_it_was_trained_on(monkeypatch, run_folder):
+    packed = read_manifest(run_folder / "low" / "pack")["fingerprint"]
+    write_training(run_folder / "low" / "train", 1, rows=packed)
+    assert "packed anew" not in shown(monkeypatch, run_folder / "low" / "train")
+    write_training(run_folder / "low" / "train", 1, rows="another")
+    assert "not the rows that this model was trained on" in shown(monkeypatch, run_folder / "low" / "train")
+
+
+def test_a_training_without_rows_beside_it(monkeypatch, run_folder, tmp_path):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    write_training(folder, 2)
+    text = shown(monkeypatch, folder)
+    assert "Every step: " in text
+    assert "The rows it was trained on are not beside it." in text
+    with pytest.raises(DataError, match="elsewhere: no rollout 'aa01'"):
+        shown(monkeypatch, folder, "aa01")
+    write_training(folder, 2, rows="another")
+    with pytest.raises(DataError, match=r"show can read .*elsewhere"):
+        shown(monkeypatch, tmp_path)
+
+
+def test_weights_of_documents(monkeypatch, run_folder, tmp_path):
+    if "weights" not in ROW.names:
+        pytest.skip("rows have no weights")
+    row = row_of(Chat(tmp_path / "student"), ["One.", "Two."], weights=[1.25, 0.75])
+    dataset(run_folder / "low" / "pack", "pack", rows=(ROW, [row]))
+    assert "document 2 of 2 · 41 tokens, 5 trained · weight 0.75" in shown(monkeypatch, run_folder / "low" / "pack")
 
 
 def test_an_opener_in_the_template_is_masked(monkeypatch, run_folder, tmp_path):
