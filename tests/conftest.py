@@ -43,6 +43,7 @@ seq_len = 512
 
 [train]
 epochs = 1
+grad_accum_steps = 1
 learning_rate = 1e-3
 
 [evaluate]

@@ -22,6 +22,7 @@ from dasd_lite.prompts import read_prompts
 from dasd_lite.records import Prompt
 from dasd_lite.rehearsal import probe_teacher, trial
 from dasd_lite.sampler import Tally
+from dasd_lite.training_costs import hours_line, memory_line, size, too_big, trainings_of
 
 _BYTES_PER_TOKEN = 20  # on disk: ids, log-probability, byte length and text, with a margin over what zstd makes of it
 
@@ -166,6 +167,7 @@ def _machine(recipe: RecipeConfig) -> Iterator[str]:
         if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
             name = torch.cuda.get_device_name()
             yield f"train.dtype = 'bfloat16' in {', '.join(wanting)}, which {name} has not; use 'auto' or 'float16'"
+    yield from too_big(trainings_of(recipe))
     free, wanted = free_bytes(recipe.out), _disk_bytes(recipe)
     if wanted > free:
         yield f"out = {recipe.out}: needs up to {wanted / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free"
@@ -237,10 +239,6 @@ def _disk_bytes(recipe: RecipeConfig) -> int:
     return samples * _num_prompts(recipe) * _BYTES_PER_TOKEN + 5 * weights * len(recipe.phase)  # model and checkpoints
 
 
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
-
-
 def _weights(recipe: RecipeConfig) -> list[Path]:
     folder = Path(recipe.student.model)
     return list(folder.glob("*.safetensors")) if folder.is_dir() else []
@@ -257,9 +255,10 @@ def _print_costs(recipe: RecipeConfig) -> None:
                 soft_wrap=True,
             )
     _print_price(recipe)
-    weights = sum(f.stat().st_size for f in _weights(recipe))
-    out().print(f"disk: at most {_size(_disk_bytes(recipe))} in {recipe.out}", soft_wrap=True)
-    if weights:
-        # Full training: weights, gradients and two moments, in the weights' own format or fp32.
-        full = any(phase.train.method.kind == "full" for phase in recipe.phase)
-        out().print(f"memory for training, without activations: about {_size(weights * (4 if full else 1))}")
+    out().print(f"disk: at most {size(_disk_bytes(recipe))} in {recipe.out}", soft_wrap=True)
+    trainings = trainings_of(recipe)
+    if not trainings:
+        out().print("memory for training: not known, the student's architecture is none that is understood here")
+    for line in (*map(memory_line, trainings), hours_line(trainings, prompts)):
+        if line is not None:
+            out().print(line, markup=False, soft_wrap=True)

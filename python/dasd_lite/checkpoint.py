@@ -147,13 +147,17 @@ def _state_of(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, flo
     """Return what is trained with its moments, by name, and the numbers that the optimiser counts."""
     tensors: dict[str, Any] = {}
     numbers: dict[str, float] = {}
+    shared: set[int] = set()
     for name, p in _trained(model).items():
         tensors[f"weights.{name}"] = p.detach()
         for key, value in optimizer.state[p].items() if p in optimizer.state else ():
             if isinstance(value, torch.Tensor) and value.ndim:
+                if type(value) is torch.Tensor and value.data_ptr() in shared:
+                    continue  # what 8 bits stand for: one table for all weights
+                shared |= {value.data_ptr()} if type(value) is torch.Tensor else set()
                 tensors[f"optimizer.{name}.{key}"] = value
             else:
-                numbers[f"{name}.{key}"] = float(value)
+                numbers[f"{name}.{key}"] = value if isinstance(value, int) else float(value)
     return tensors, numbers
 
 

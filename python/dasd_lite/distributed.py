@@ -153,7 +153,7 @@ def shard(model: Any, dtype: Any, ranks: Ranks) -> Any:
     layer_kinds = set(causal._no_split_modules or ())
     for module in [m for m in causal.modules() if type(m).__name__ in layer_kinds]:
         fully_shard(module.float(), mesh=mesh, mp_policy=policy)
-    # Else the outermost weights stay together after a forward pass without a backward one, and an optimiser misses them.
+    # Else the outermost weights stay together after a forward pass without a backward one, and are not trained.
     return fully_shard(causal.float(), mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 

@@ -253,10 +253,12 @@ def _add_adapter(model: Any, folder: Path, method: Lora, adapter: Path | None, d
                 )
     if method.kind == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        # That makes everything but the 4-bit weights float32, for the sake of the norms; embeddings and output
-        # head, frozen as they are, would take 1.6 GB of an 8 GB card (a vocabulary of 152K) and gain nothing.
-        for module in {model.get_input_embeddings(), model.get_output_embeddings()}:
-            module.to(dtype)
+        # That makes everything but the 4-bit weights float32. They are frozen, so it adds no information (norms
+        # compute in float32 anyway), but embeddings of a vocabulary of 152K would take 1.6 GB of an 8 GB card, and
+        # what comes out of the norms twice the room.
+        for p in model.parameters():
+            if p.dtype == torch.float32:
+                p.data = p.data.to(dtype)
     if adapter is not None:
         _check_adapter(adapter, method)
         return PeftModel.from_pretrained(model, adapter, is_trainable=True)

@@ -80,7 +80,13 @@ def _pack(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
 
 def _train(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
     loss = f"loss {counts['first_loss']:.3f} → {counts['final_loss']:.3f}"
-    return [f"{counts['steps']:,} steps", loss, *_rate(timing)]
+    memory = []
+    if "memory_peak_bytes" in timing:
+        predicted = timing.get("memory_predicted_bytes")
+        told = f" ({predicted / 1e9:,.1f} predicted)" if predicted is not None else ""
+        memory = [f"peak {timing['memory_peak_bytes'] / 1e9:,.1f} GB{told}"]
+    utilisation = [f"MFU {timing['mfu']:.0%}"] if "mfu" in timing else []
+    return [f"{counts['steps']:,} steps", loss, *memory, *utilisation, *_rate(timing)]
 
 
 def _mix(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:

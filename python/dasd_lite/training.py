@@ -23,12 +23,13 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from dasd_lite import checkpoint, distributed, flops, student
-from dasd_lite.config import Full, Lora
+from dasd_lite import checkpoint, distributed, flops, memory, student
+from dasd_lite.config import Full
 from dasd_lite.console import Progress, progress
 from dasd_lite.dataset import Identity, disk_errors
 from dasd_lite.distributed import Ranks
 from dasd_lite.errors import ConfigError, MissingExtraError
+from dasd_lite.fit import has_liger
 from dasd_lite.logprobs import target_terms
 from dasd_lite.objectives import Objective, Targets
 from dasd_lite.records import Prompt, derive_seed
@@ -41,7 +42,6 @@ try:
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
-_CHECKPOINT_OVER = 4096  # tokens in one forward pass, from which "auto" computes activations twice
 _HISTORY = 32  # steps whose median a loss is held against
 _LEAST_HISTORY = 8
 
@@ -66,6 +66,8 @@ class Job:
     """Work of each row; None for an architecture that is not understood."""
     peak_flops: float | None
     """Of all devices, per second; None where it is not known."""
+    predicted_bytes: float | None
+    """What memory_bytes should come to at the most, by memory.py."""
     questions: list[Prompt] = field(default_factory=list)
     watch_tokens: int = 0
 
@@ -134,7 +136,11 @@ def build(
             " or train.num_processes = 1"
         )
     longest = int(rows.num_tokens.max()) * config.micro_batch_size
-    twice = longest > _CHECKPOINT_OVER if config.gradient_checkpointing == "auto" else config.gradient_checkpointing
+    twice = (
+        longest > memory.AUTO_CHECKPOINTING
+        if config.gradient_checkpointing == "auto"
+        else config.gradient_checkpointing
+    )
     torch.manual_seed(derive_seed(schedule.seed, "train"))  # of a new adapter
     trained = student.load_trainable(
         model,
@@ -150,20 +156,36 @@ def build(
     if to_shard:
         trained = distributed.shard(trained, dtype, ranks)
     peak = flops.peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    work, needed = _predict(model, rows, schedule, ranks, dtype)
     return Job(
         *(trained, rows, schedule, out, identity.fingerprint, ranks, dtype, to_shard, model),
-        row_flops=_row_flops(model, rows, config.method),
+        row_flops=work,
         peak_flops=peak and peak * ranks.size,
+        predicted_bytes=needed,
     )
 
 
-def _row_flops(model: Path, rows: Rows, method: Full | Lora) -> npt.NDArray[np.float64] | None:
+def _predict(
+    model: Path, rows: Rows, schedule: Schedule, ranks: Ranks, dtype: Any
+) -> tuple[npt.NDArray[np.float64], float] | tuple[None, None]:
+    """Return the work of each row and the memory of one process; nothing for an architecture not understood."""
+    config, device = schedule.config, torch.device(ranks.device)
     try:
         shape = flops.read_shape(model)
     except ConfigError:
-        return None
+        return None, None
     documents = np.split(rows.doc_lengths, rows.doc_offsets[1:-1])
-    return np.array([flops.training_flops(shape, lengths.tolist(), method) for lengths in documents])
+    work = np.array([flops.training_flops(shape, lengths.tolist(), config.method) for lengths in documents])
+    on_gpu = device.type == "cuda"
+    machine = memory.Machine(
+        element_bytes=dtype.itemsize,
+        varlen=on_gpu and torch.cuda.get_device_capability(device) >= (8, 0),
+        liger=on_gpu and has_liger(),
+        on_gpu=on_gpu,
+    )
+    longest = int(rows.num_tokens.max())
+    found = memory.predict(shape, config, seq_len=longest, num_processes=ranks.size, machine=machine)
+    return work, found.total - found.overhead  # torch does not count CUDA's own, nor what lies fallow between tensors
 
 
 # --- a step ---------------------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """What only a CUDA GPU can show: `pytest tests/gpu` on a machine that has one; skipped elsewhere."""
 
+import gc
+import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +60,176 @@ def test_sampled_logprobs_are_those_of_a_plain_forward() -> None:
         whole = np.concatenate([prompt, done.token_ids])
         expected = target_logprobs(model, whole, [len(whole)])[len(prompt) :]
         assert np.abs(expected - done.logprobs).max() < 1e-3
+
+
+# --- training ---------------------------------------------------------------------------------------
+
+SHAPE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2, "head_dim": 64, "vocab_size": 512}
+WIDE = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 12, "head_dim": 64, "vocab_size": 32000}
+
+
+def make_model(folder: Path, shape: dict[str, int]) -> Path:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    heads = shape["hidden_size"] // shape["head_dim"]
+    config = Qwen3Config(
+        **shape,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        max_position_embeddings=16384,
+        tie_word_embeddings=True,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def make_rows(folder: Path, lengths: list[int], num_rows: int = 8) -> Path:
+    """Documents that count by a step of their own: something to learn."""
+    import pyarrow as pa
+
+    from dasd_lite.dataset import identify
+    from dasd_lite.journal import ShardWriter
+    from dasd_lite.records import ROW
+
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "ids": np.concatenate([(rng.integers(500) + rng.integers(1, 4) * np.arange(n)) % 500 for n in lengths]),
+            "loss_mask": np.concatenate([np.arange(n) >= 3 for n in lengths]),
+            "doc_lengths": lengths,
+            "uids": [f"{r}.{d}" for d in range(len(lengths))],
+        }
+        for r in range(num_rows)
+    ]
+    with ShardWriter(folder, identify("pack", 1, {}, {"lengths": str(lengths)}), {"rows": ROW}) as writer:
+        writer.write("rows", pa.Table.from_pylist(rows, schema=ROW))
+        writer.publish({})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    base = tmp_path_factory.mktemp("small")
+    return make_rows(base / "rows", LENGTHS), make_model(base / "model", SHAPE)
+
+
+def steps(data: tuple[Path, Path], out: Path, **options: object) -> list[dict[str, float]]:
+    """Train on one GPU; return what was told of each step."""
+    from dasd_lite.config import TrainConfig
+    from dasd_lite.stages import train
+
+    given = {"epochs": 1, "grad_accum_steps": 2, "learning_rate": 1e-3, "warmup_ratio": 0, "num_processes": 1}
+    gc.collect()  # of what earlier tests left
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    train.run(*data, TrainConfig.model_validate(given | options), out, seed=0)
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_packed_gradients_in_bfloat16_are_those_of_plain_attention_document_by_document(
+    small: tuple[Path, Path],
+) -> None:
+    """The kernel for documents of any length, where there is one, against torch's own on each alone."""
+    from dasd_lite.student import load_model, loss_sum
+
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("this card has no bfloat16")
+
+    def gradient(attention: str) -> torch.Tensor:
+        model = load_model(small[1], dtype="float32", device="cuda", attention=attention).train()
+        with torch.autocast("cuda", torch.bfloat16):
+            if attention == "sdpa":
+                for document in np.split(ids(), np.cumsum(LENGTHS)[:-1]):
+                    row = torch.from_numpy(document.astype(np.int64)).cuda()
+                    logits = model(input_ids=row[None], use_cache=False).logits[0, :-1].float()
+                    torch.nn.functional.cross_entropy(logits, row[1:], reduction="sum").backward()
+            else:
+                loss_sum(model, ids(), np.ones(sum(LENGTHS), dtype=bool), LENGTHS).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    packed, plain = gradient("dasd_packed"), gradient("sdpa")
+    assert torch.nn.functional.cosine_similarity(packed, plain, dim=0) > 0.999
+    assert abs(float(packed.norm() / plain.norm()) - 1) < 0.02
+
+
+def test_offloaded_activations_give_the_same_gradients_in_less_memory(tmp_path: Path) -> None:
+    data = make_rows(tmp_path / "rows", [4096, 2048]), make_model(tmp_path / "model", SHAPE | {"num_hidden_layers": 8})
+    kept, offloaded = (
+        steps(data, tmp_path / str(offload), gradient_checkpointing=True, offload_activations=offload)
+        for offload in (False, True)
+    )
+    for one, other in zip(kept, offloaded, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-2)
+    assert offloaded[0]["grad_norm"] == pytest.approx(kept[0]["grad_norm"], rel=1e-2)
+    assert offloaded[-1]["memory_bytes"] < kept[-1]["memory_bytes"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
+def test_a_checkpoint_goes_on_with_the_moments_that_it_had(
+    small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    """Rates this high make the steps after a loss of the moments differ at once."""
+    from dasd_lite import checkpoint
+
+    if optimizer != "adamw":
+        pytest.importorskip("bitsandbytes")
+    options = {"optimizer": optimizer, "dtype": "float32", "checkpoint_every": 2, "learning_rate": 1e-2}
+    whole = steps(small, tmp_path / "whole", **options)
+    save = checkpoint.save
+
+    def save_and_stop(*args: object, **arguments: object) -> None:
+        save(*args, **arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            steps(small, tmp_path / "stopped", **options)
+    assert len((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()) == 2
+    resumed = steps(small, tmp_path / "stopped", **options)
+    assert len(resumed) == len(whole) == 4
+    for one, other in zip(whole, resumed, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
+
+
+def test_qlora_learns_on_the_card_and_exports(small: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("peft")
+    from dasd_lite.student import load_model, target_logprobs
+
+    method = {"kind": "qlora", "rank": 8}
+    told = steps(small, tmp_path / "out", method=method, epochs=8, learning_rate=5e-3)
+    assert told[-1]["loss"] < told[0]["loss"] - 0.2
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
+    model = load_model(tmp_path / "out" / "model", device="cuda")
+    assert np.isfinite(target_logprobs(model, ids(), LENGTHS)[1:120]).all()
+
+
+def test_float16_with_scaled_losses_learns_what_float32_does(small: tuple[Path, Path], tmp_path: Path) -> None:
+    full, half = (steps(small, tmp_path / dtype, dtype=dtype, epochs=8) for dtype in ("float32", "float16"))
+    assert half[0]["loss"] == pytest.approx(full[0]["loss"], abs=0.02)
+    assert half[-1]["loss"] < half[0]["loss"] - 0.5
+    # The scaler finds its scale by skipping steps, so that float16 may be a few behind.
+    assert half[-1]["loss"] == pytest.approx(full[-1]["loss"], abs=0.5)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_predicted_memory_is_within_a_tenth_of_what_the_card_gave(tmp_path: Path, method: str) -> None:
+    from dasd_lite.config import TrainConfig
+    from dasd_lite.flops import read_shape
+    from dasd_lite.memory import Machine, predict
+
+    if method == "lora":
+        pytest.importorskip("peft")
+    data = make_rows(tmp_path / "rows", [6000, 2192], num_rows=3), make_model(tmp_path / "model", WIDE)
+    options = {"method": {"kind": method}, "grad_accum_steps": 1}
+    steps(data, tmp_path / "out", **options)
+    free, total = torch.cuda.mem_get_info()
+    context = total - free - torch.cuda.memory_reserved()  # CUDA's own, if nobody else is on the card
+    machine = Machine(
+        varlen=torch.cuda.get_device_capability() >= (8, 0),
+        liger=importlib.util.find_spec("liger_kernel") is not None,
+    )
+    predicted = predict(read_shape(data[1]), TrainConfig.model_validate(options), seq_len=8192, machine=machine)
+    assert torch.cuda.max_memory_allocated() + context == pytest.approx(predicted.total, rel=0.1)

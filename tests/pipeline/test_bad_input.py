@@ -362,7 +362,7 @@ def test_no_space_left_on_the_device(place, finished, tmp_path):
     attempts = json.loads(done.stdout)
     *failed, last = attempts
     assert last["rc"] == 0
-    assert len({attempt["err"] for attempt in failed}) > 4, "it is full at several stages"
+    assert len({attempt["err"] for attempt in failed}) > 3, "it is full at several stages"
     for attempt in failed:
         assert attempt["rc"] == 2, attempt["err"]
         (line,) = attempt["err"].splitlines()

@@ -29,6 +29,8 @@ LEVELS = [
         "grading",
         "schedule",
         "memory",
+        "fit",
+        "training_costs",
         "logprobs",
         "distributed",
         "checkpoint",

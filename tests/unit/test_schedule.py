@@ -49,7 +49,7 @@ def test_order_reads_every_row_once_an_epoch_and_depends_on_seed_and_epoch_only(
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
     assert epochs[0] != epochs[1] != epochs[2]
     read = [sorted(plan.rows_of(step)) for step in range(plan.num_steps)]
-    flat = sum(epochs, [])
+    flat = [row for epoch in epochs for row in epoch]
     assert read == [sorted(flat[i : i + 4]) for i in range(0, 30, 4)]
     # However the step is cut, and wherever one begins to read.
     other = schedule(10, TrainConfig(epochs=9, micro_batch_size=1, grad_accum_steps=4), seed=5)
@@ -66,7 +66,7 @@ def test_ranks_share_the_rows_of_a_step(num_rows, micro, accum, num_ranks):
     for step in range(plan.num_steps):
         shares = [plan.share(step, rank, num_ranks) for rank in range(num_ranks)]
         assert len({len(share) for share in shares}) == 1  # all do the same number of forward passes
-        assert sum((m for share in shares for m in share), []) != [] and all(len(m) <= micro for s in shares for m in s)
+        assert all(len(m) <= micro for share in shares for m in share)
         assert sorted(row for share in shares for m in share for row in m) == sorted(plan.rows_of(step))
 
 
@@ -110,5 +110,5 @@ def test_fractions_of_an_epoch(epochs, num_rows, steps, samples):
 
 
 def test_fewer_rows_than_a_step_reads():
-    with pytest.raises(TrainError, match=r"^3 rows are fewer .*micro_batch_size = 1 × train.grad_accum_steps = 4; lower"):
+    with pytest.raises(TrainError, match=r"^3 rows are fewer .* = 1 × train.grad_accum_steps = 4; lower"):
         schedule(3, TrainConfig(grad_accum_steps=4))

@@ -7,70 +7,28 @@ import signal
 import threading
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from tests.rows import VOCAB, make_model, make_rows, write_rows  # noqa: E402
+
 from dasd_lite.config import Full, TrainConfig  # noqa: E402
-from dasd_lite.dataset import identify  # noqa: E402
 from dasd_lite.errors import CheckpointError, ConfigError, DataError, TrainError  # noqa: E402
-from dasd_lite.journal import ShardWriter  # noqa: E402
 from dasd_lite.ragged import offsets_of  # noqa: E402
-from dasd_lite.records import ROW  # noqa: E402
 from dasd_lite.rows import open_rows  # noqa: E402
 from dasd_lite.schedule import Schedule  # noqa: E402
 from dasd_lite.self_check import check_packing, documents_of, probe  # noqa: E402
 from dasd_lite.stages import train  # noqa: E402
 from dasd_lite.student import load_trainable  # noqa: E402
 
-VOCAB = 61
 QUICK = {"epochs": 2, "learning_rate": 1e-2, "min_learning_rate": 1e-3, "micro_batch_size": 2, "grad_accum_steps": 2}
-
-
-def document(rng, length, uid):
-    """Counting by a step: something a tiny model learns."""
-    start, step = rng.integers(0, VOCAB), rng.integers(1, 4)
-    ids = [int((start + i * step) % VOCAB) for i in range(length)]
-    return {"ids": ids, "loss_mask": [i >= 3 for i in range(length)], "doc_lengths": [length], "uids": [uid]}
-
-
-def make_rows(num_rows, docs=4, seed=0):
-    rng = np.random.default_rng(seed)
-    rows = []
-    for r in range(num_rows):
-        parts = [document(rng, int(rng.integers(6, 30)), f"r{r}d{d}") for d in range(docs)]
-        rows.append({name: [x for part in parts for x in part[name]] for name in parts[0]})
-    return rows
-
-
-def write_rows(folder, rows):
-    with ShardWriter(folder, identify("pack", 1, {}, {"n": str(len(rows))}), {"rows": ROW}, shard_rows=7) as writer:
-        for i in range(0, len(rows), 5):
-            writer.write("rows", pa.Table.from_pylist(rows[i : i + 5], schema=ROW))
-        writer.publish({})
-    return folder
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    config = transformers.Qwen3Config(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
-    (folder / "tokenizer.json").write_text("{}")
-    return folder
+    return make_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")

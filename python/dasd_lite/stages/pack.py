@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from dasd_lite.config import PackConfig, semantic
 from dasd_lite.console import progress
-from dasd_lite.dataset import batches, disk_errors, identify, is_finished, num_rows, read_manifest
+from dasd_lite.dataset import batches, disk_errors, fingerprint, identify, is_finished, num_rows, read_manifest
 from dasd_lite.errors import DataError
 from dasd_lite.journal import ShardWriter
 from dasd_lite.packing import Plan, gather_rows, pack_rows
@@ -50,7 +50,7 @@ def run(
 
     With `config.replay` r, r rollouts of the folder `replay` are drawn for each one of `selected`.
     """
-    inputs: dict[str, Path | str] = {"selected": selected}
+    inputs: dict[str, Path | str] = {"selected": fingerprint(selected)}
     inputs |= {"replay": replay} if replay and config.replay else {}
     tokenizer = read_manifest(selected)["inputs"].get("tokenizer")
     inputs |= {"tokenizer": tokenizer} if tokenizer else {}  # train holds it against the model's

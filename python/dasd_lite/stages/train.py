@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dasd_lite.watch import Look
 
 VERSION = 2
+_FEW_ENDS = 4  # tokens with which the answers of one chat template end
 
 
 # --- the stage ------------------------------------------------------------------------------------------
@@ -119,8 +120,9 @@ def work(
         spec = student.model_spec(source, trust_remote_code=trust_remote_code)
         # Beside the folder, which begins when all has been checked.
         mapped = folder.with_name(f".{folder.name}.rows-{ranks.rank}")
-        table = open_rows(Path(rows), mapped, vocab_size=spec.vocab_size, max_positions=spec.max_positions)
-        end_ids = _check_against_model(Path(rows), source, table, ranks)
+        vocab_size = _check_tokenizer(Path(rows), source, spec.vocab_size, ranks)
+        table = open_rows(Path(rows), mapped, vocab_size=vocab_size, max_positions=spec.max_positions)
+        end_ids = _new_ends(source, table, ranks)
         cost = (6.0 * spec.hidden_size, 1.0)  # of a token, and of a pair of tokens in attention
         schedule = Schedule(table.doc_lengths, table.doc_offsets, options, seed, cost, max_steps)
         job = build(
@@ -142,9 +144,8 @@ def work(
         gap = export(
             job.model, options.method, source, folder, probe(some, 128), ranks=ranks, end_ids=end_ids, **remote
         )
-        if ranks.is_first:
-            _publish(job, identified, gap, _start(source, adapter))
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        # The others wait for it: when they end, the folder is finished.
+        ranks.from_first(lambda: _publish(job, identified, gap, _start(source, adapter)))
 
 
 def _num_gpus() -> int:
@@ -159,28 +160,46 @@ def _start(model: Path, adapter: str | None) -> dict[str, str]:
     return {"model": name} | ({"adapter": "/".join(Path(adapter).parts[-3:])} if adapter else {})
 
 
-def _check_against_model(rows: Path, model: Path, table: Rows, ranks: Ranks) -> frozenset[int]:
-    """Hold the rows against the model that is to learn them; return the end tokens at which it does not stop yet."""
+def _check_tokenizer(rows: Path, model: Path, num_embeddings: int, ranks: Ranks) -> int:
+    """Hold the tokenizer of the rows against the model's; return the number of ids that a row may have."""
     from dasd_lite.chat import Chat
-    from dasd_lite.export import stop_ids
 
     packed_with = read_manifest(rows)["inputs"].get("tokenizer")  # rows that others packed do not say
-    if packed_with is not None:
-        chat = Chat(model)
-        if chat.fingerprint != packed_with:
-            raise TrainError(
-                f"{rows}: packed with another tokenizer or chat template than that of {model}; run select and pack"
-                " again with student.model set to it"
-            )
-    stops, ends = stop_ids(model), table.end_ids
-    new = ends - stops
-    if new and stops and len(ends) <= 4 and ranks.is_first:
+    if packed_with is None:
+        return num_embeddings
+    chat = Chat(model)
+    if chat.fingerprint != packed_with:
+        raise TrainError(
+            f"{rows}: packed with another tokenizer or chat template than that of {model}; run select and pack again"
+            " with student.model set to it"
+        )
+    if chat.vocab_size > num_embeddings:
+        raise TrainError(
+            f"{model}: its tokenizer has {chat.vocab_size:,} ids, the model {num_embeddings:,} embeddings; resize them"
+        )
+    if chat.vocab_size < num_embeddings and ranks.is_first:
         err().print(
-            f"note: answers end with token {', '.join(map(str, sorted(new)))}, the student stops at"
+            f"note: the model has {num_embeddings:,} embeddings, its tokenizer {chat.vocab_size:,} ids:"
+            f" {num_embeddings - chat.vocab_size:,} are padding, no row may have them",
+            soft_wrap=True,
+        )
+    return chat.vocab_size
+
+
+def _new_ends(model: Path, table: Rows, ranks: Ranks) -> frozenset[int]:
+    """Return the tokens that end the answers and at which the model does not stop yet."""
+    from dasd_lite.export import stop_ids
+
+    stops, ends = stop_ids(model), table.end_ids
+    if len(ends) > _FEW_ENDS:
+        return frozenset()  # rows of no chat: nothing that they have in common ends them
+    if ends - stops and stops and ranks.is_first:
+        err().print(
+            f"note: answers end with token {', '.join(map(str, sorted(ends - stops)))}, the student stops at"
             f" {', '.join(map(str, sorted(stops)))}: the trained model's generation_config.json gets both",
             soft_wrap=True,
         )
-    return frozenset(new) if len(ends) <= 4 else frozenset()
+    return frozenset(ends - stops)
 
 
 def _publish(job: Job, identity: Identity, gap: float, start: dict[str, str]) -> None:
@@ -207,10 +226,13 @@ def _publish(job: Job, identity: Identity, gap: float, start: dict[str, str]) ->
         "tokens_per_second": tokens / seconds,
         "memory_peak_bytes": max(m["memory_bytes"] for m in metrics),
     }
+    if job.predicted_bytes is not None:
+        timing["memory_predicted_bytes"] = job.predicted_bytes
     if metrics[-1]["mfu"] is not None:
         timing["mfu"] = statistics.median(m["mfu"] for m in metrics)
     with disk_errors(job.out):
         publish(job.out, identity, tables={}, counts=counts, config=job.schedule.config, timing=timing)
+    shutil.rmtree(job.out / "checkpoints", ignore_errors=True)
 
 
 # --- the loop -------------------------------------------------------------------------------------------

@@ -1,0 +1,181 @@
+"""Several processes: the same loss curve, checkpoints for any number of them, how they start and end."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from tests.trainer import Trainer, metrics
+
+COUNTS = ("step", "tokens", "target_tokens")
+ODD = {"micro_batch_size": 2, "grad_accum_steps": 3}
+LORA = {"method": {"kind": "lora", "rank": 4, "alpha": 8.0}, "learning_rate": 1e-2}
+# train.run in a process of its own, which starts the ranks by torchrun's agent.
+COMMAND = """
+import json, sys
+from pathlib import Path
+import click
+from dasd_lite import cli
+from dasd_lite.config import TrainConfig
+from dasd_lite.stages import train
+base, out, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+@click.command()
+def run():
+    train.run(base / "rows", base / "steady", TrainConfig(**options), out, seed=0)
+sys.argv = sys.argv[:1]
+cli.app = run
+cli.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    trainer = Trainer(tmp_path_factory.mktemp("ranks"))
+    yield trainer
+    trainer.close()
+
+
+def same_curve(a, b):
+    for one, other in zip(metrics(a), metrics(b), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+        assert [other[k] for k in COUNTS] == [one[k] for k in COUNTS]
+
+
+def weights(out):
+    from safetensors.torch import load_file
+
+    return load_file(out / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("config", [{}, LORA, ODD], ids=["full", "lora", "odd"])
+def test_two_and_four_processes_learn_as_one(trainer, config, request):
+    config = {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "grad_accum_steps": 4, "epochs": 3, **config}
+    folder = trainer.base / request.node.callspec.id
+    for ranks in (1, 2, 4):
+        codes = trainer.run(folder / str(ranks), ranks=ranks, config=config, model="steady")
+        assert codes in (0, [0] * ranks), trainer.errors.read_text()
+    for ranks in ("2", "4"):
+        same_curve(folder / "1", folder / ranks)
+        for name, weight in weights(folder / "1").items():
+            assert float((weights(folder / ranks)[name] - weight).abs().max()) < 1e-4, name
+    assert metrics(folder / "1")[-1]["loss"] < metrics(folder / "1")[0]["loss"]
+
+
+@pytest.mark.parametrize("config", [{}, LORA], ids=["full", "lora"])
+def test_a_checkpoint_of_two_processes_goes_on_in_one_and_in_four(trainer, config, request):
+    config = {"grad_accum_steps": 4, "epochs": 6, "checkpoint_every": 4, "learning_rate": 1e-3, **config}
+    config["min_learning_rate"] = 1e-4
+    folder = trainer.base / f"from-{request.node.callspec.id}"
+    assert trainer.run(folder / "whole", config=config, model="steady") == 0, trainer.errors.read_text()
+
+    def until_a_checkpoint():
+        while not list((folder / "two" / "checkpoints").glob("step-????????")):
+            time.sleep(0.002)
+
+    codes = trainer.run(
+        folder / "two", ranks=2, config=config, model="steady", kill_after=until_a_checkpoint, number=signal.SIGTERM
+    )
+    assert codes == [130, 130], trainer.errors.read_text()  # both know of it, and stop after the same step
+    done = len(metrics(folder / "two"))
+    assert 4 <= done < 18
+    for ranks in (1, 4):
+        out = folder / f"two-{ranks}"
+        shutil.copytree(folder / "two", out)
+        assert trainer.run(out, ranks=ranks, config=config, model="steady") in (0, [0] * 4), trainer.errors.read_text()
+        assert metrics(out)[:done] == metrics(folder / "two")  # it went on, and did not begin anew
+        same_curve(folder / "whole", out)
+
+
+def start(trainer, out, **options):
+    import json
+
+    config = {"num_processes": 2, "grad_accum_steps": 2, "epochs": 400, "checkpoint_every": 10, **options}
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "python"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, str(trainer.base), str(out), json.dumps(config)],
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def children(pid):
+    """The processes that `pid` has started, as the kernel tells."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_for_steps(out, process, number=12):
+    while process.poll() is None:
+        path = out / "metrics.jsonl"
+        if path.exists() and len(path.read_text().splitlines()) >= number:
+            return
+        time.sleep(0.05)
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(trainer):
+    out = trainer.base / "killed"
+    process = start(trainer, out)
+    wait_for_steps(out, process)
+    ranks = children(process.pid)
+    assert len(ranks) == 2
+    os.kill(max(ranks), signal.SIGKILL)
+    killed_at = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - killed_at < 30
+    assert process.returncode == 2
+    lines = errors.strip().splitlines()
+    assert (
+        len(lines) == 1 and "of 2 was ended by SIGKILL" in lines[0] and "goes on from the last checkpoint" in lines[0]
+    )
+    assert not [pid for pid in ranks if Path(f"/proc/{pid}").exists()]
+
+    # The same command, asked to stop this time: it finishes its step.
+    done = len(metrics(out)) // 10 * 10
+    process = start(trainer, out)
+    wait_for_steps(out, process, done + 12)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped after step" in errors and "Traceback" not in errors, errors
+    newest = max((out / "checkpoints").iterdir()).name
+    assert newest == f"step-{len(metrics(out)):08d}"
+    assert len(metrics(out)) > done
+
+
+@pytest.mark.timeout(300)
+def test_processes_do_not_outlive_the_command_and_errors_come_through(trainer):
+    out = trainer.base / "orphans"
+    process = start(trainer, out)
+    wait_for_steps(out, process)
+    ranks = children(process.pid)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    limit = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks):
+        assert time.monotonic() < limit, "they live on"
+        time.sleep(0.1)
+
+    process = start(trainer, trainer.base / "wrong", grad_accum_steps=64)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert errors.startswith("dasd-lite: 12 rows are fewer than one optimiser step reads") and errors.count("\n") == 1

@@ -1,0 +1,59 @@
+"""Rows to train on and a model that learns them in no time."""
+
+import numpy as np
+import pyarrow as pa
+
+from dasd_lite.dataset import identify
+from dasd_lite.journal import ShardWriter
+from dasd_lite.records import ROW
+
+VOCAB = 61
+
+
+def document(rng, length, uid):
+    """Counting by a step: something a tiny model learns."""
+    start, step = rng.integers(0, VOCAB), rng.integers(1, 4)
+    ids = [int((start + i * step) % VOCAB) for i in range(length)]
+    return {"ids": ids, "loss_mask": [i >= 3 for i in range(length)], "doc_lengths": [length], "uids": [uid]}
+
+
+def make_rows(num_rows, docs=4, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for r in range(num_rows):
+        parts = [document(rng, int(rng.integers(6, 30)), f"r{r}d{d}") for d in range(docs)]
+        rows.append({name: [x for part in parts for x in part[name]] for name in parts[0]})
+    return rows
+
+
+def write_rows(folder, rows, **inputs):
+    identity = identify("pack", 1, {}, {"n": str(len(rows)), **inputs})
+    with ShardWriter(folder, identity, {"rows": ROW}, shard_rows=7) as writer:
+        for i in range(0, len(rows), 5):
+            writer.write("rows", pa.Table.from_pylist(rows[i : i + 5], schema=ROW))
+        writer.publish({})
+    return folder
+
+
+def make_model(folder, **options):
+    import torch
+    import transformers
+
+    config = transformers.Qwen3Config(
+        **{
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "max_position_embeddings": 64,
+            "tie_word_embeddings": True,
+            **options,
+        }
+    )
+    torch.manual_seed(0)
+    transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder

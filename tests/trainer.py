@@ -1,0 +1,141 @@
+"""A process that has imported torch and forks to train: so a test can kill a training every second.
+
+    trainer = Trainer(folder)
+    trainer.run({"out": …, "config": {…}}, ranks=2, kill_after=0.5)
+
+It trains a tiny model (`folder`/model) on rows at random (`folder`/rows). Several ranks find each other as torchrun
+would have them, without its agent.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SERVER = """
+import json, os, resource, signal, sys, traceback
+from pathlib import Path
+import bitsandbytes, peft, numpy as np, pyarrow as pa, torch
+from peft import PeftModel
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from dasd_lite import checkpoint, distributed, export, student, training, watch
+from dasd_lite.config import TrainConfig
+from dasd_lite.dataset import identify
+from dasd_lite.errors import DasdError
+from dasd_lite.journal import ShardWriter
+from dasd_lite.objectives import sft, weighted
+from dasd_lite.records import ROW
+from dasd_lite.stages import train
+
+def build(base):
+    torch.manual_seed(0)
+    config = Qwen3Config(vocab_size=61, hidden_size=48, intermediate_size=96, num_hidden_layers=2, head_dim=16,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64, attention_dropout=0.1)
+    Qwen3ForCausalLM(config).save_pretrained(base / "model")
+    config.attention_dropout = 0.0
+    Qwen3ForCausalLM(config).save_pretrained(base / "steady")
+    rng = np.random.default_rng(0)
+    rows = []
+    for r in range(12):
+        lengths = rng.integers(5, 40, 5)
+        ids = rng.integers(0, 61, lengths.sum())
+        mask = np.ones(len(ids), bool)
+        rows.append({"ids": ids, "loss_mask": mask, "doc_lengths": lengths, "uids": [f"{r}.{d}" for d in range(5)]})
+    with ShardWriter(base / "rows", identify("pack", 1, {}, {}), {"rows": ROW}) as writer:
+        writer.write("rows", pa.Table.from_pylist(rows, schema=ROW))
+        writer.publish({})
+
+def in_child(work):
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        work()
+    except DasdError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(2)
+    except KeyboardInterrupt:
+        os._exit(130)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+def stage(task, rank):
+    if task["limit"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (task["limit"], task["limit"]))
+    if task["ranks"] > 1:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(task["ranks"]), MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(task["port"]))
+    config = {"epochs": 6, "learning_rate": 1e-2, "grad_accum_steps": 2, "checkpoint_every": 2} | task["config"]
+    config = TrainConfig(**config)
+    train.run(base / "rows", base / task["model"], config, Path(task["out"]), seed=0)
+
+torch.set_num_threads(1)
+base = Path(sys.argv[1])
+os.waitpid(in_child(lambda: build(base)), 0)
+for line in sys.stdin:
+    task = json.loads(line)
+    pids = [in_child(lambda: stage(task, rank)) for rank in range(task["ranks"])]
+    print(*pids, flush=True)
+    print(*(os.waitpid(pid, 0)[1] for pid in pids), flush=True)
+"""
+
+
+class Trainer:
+    """See the module."""
+
+    def __init__(self, base):
+        import dasd_lite
+
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(dasd_lite.__file__).parents[1])}
+        self.base, self.errors = base, base / "errors.txt"
+        with self.errors.open("w") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", SERVER, str(base)],
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    def run(self, out, *, ranks=1, config=None, model="model", limit=0, kill_after=None, number=signal.SIGKILL):
+        """Train in processes of their own; return their exit codes, −9 when killed. `number` kills the first."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        task = {"out": str(out), "ranks": ranks, "config": config or {}, "model": model, "limit": limit, "port": port}
+        self._process.stdin.write(json.dumps(task) + "\n")
+        self._process.stdin.flush()
+        pids = [int(pid) for pid in self._process.stdout.readline().split()]
+        if kill_after is not None:
+            wait = kill_after if callable(kill_after) else lambda: time.sleep(kill_after)
+            wait()
+            with contextlib.suppress(ProcessLookupError):  # it was done before
+                os.kill(pids[0], number)
+        codes = [os.waitstatus_to_exitcode(int(status)) for status in self._process.stdout.readline().split()]
+        return codes[0] if ranks == 1 else codes
+
+    def close(self):
+        self._process.kill()  # it has no child and nothing to save, and torch takes seconds to leave
+        self._process.communicate()
+
+
+def metrics(out):
+    """The steps that a training has told of."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def result(out):
+    """All that must not depend on how often a run was stopped: files by their bytes, metrics without times."""
+    files = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    files.pop(Path("metrics.jsonl"))
+    files.pop(Path("timing.json"))
+    same = ("step", "loss", "learning_rate", "grad_norm", "tokens", "target_tokens")
+    return files, [{name: line[name] for name in same} for line in metrics(out)]

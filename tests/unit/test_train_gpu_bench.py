@@ -1,0 +1,65 @@
+"""The proof on a GPU, `benchmarks/train_gpu.py`: its dry run with our side alone, its arithmetic and its verdicts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import train_gpu
+
+    return train_gpu
+
+
+@pytest.mark.slow
+def test_the_dry_run_goes_through_both_kinds_of_training(tmp_path):
+    pytest.importorskip("peft")
+    found = tmp_path / "found.json"
+    command = [sys.executable, str(BENCHMARKS / "train_gpu.py"), "--dry", "--cases", "full-32k,lora-16k"]
+    done = subprocess.run(
+        [*command, "--sides", "ours", "--folder", str(tmp_path / "kept"), "--json", str(found)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    logs = "\n".join(path.read_text() for path in (tmp_path / "kept" / "logs").glob("*"))
+    assert done.returncode == 0, done.stderr + logs
+    cases = json.loads(found.read_text())["cases"]
+    for case in ("full-32k", "lora-16k"):
+        assert cases[case]["ours"].get("tokens_per_second", 0) > 0, logs
+        assert len(cases[case]["ours"]["seconds"]) == 5
+        assert cases[case]["ours"]["losses"][0] == pytest.approx(5.99, abs=0.1)  # log 400: nothing is known yet
+    assert "not run" in done.stdout  # TRL's column
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_written_formula_is_the_one_that_training_reports_by(bench, method):
+    from dasd_lite.config import Full, Lora
+    from dasd_lite.flops import shape_of, training_flops
+
+    options = Full() if method == "full" else Lora(kind="lora", rank=bench.RANK)
+    shape = shape_of({**bench.SHAPE, "model_type": "qwen3", "tie_word_embeddings": True})
+    lengths = [20000, 9000, 3000]
+    assert bench.flops(bench.SHAPE, method, lengths) == pytest.approx(training_flops(shape, lengths, options))
+
+
+def test_a_token_of_qwen3_4b_costs_six_times_its_weights(bench):
+    assert bench.flops(bench.SHAPE, "full", [1]) / 6 == pytest.approx(4.022e9, rel=1e-3)
+
+
+def test_verdicts(bench):
+    found = {
+        "full-32k": {"ours": {"tokens_per_second": 12.0, "mfu": 0.51}, "trl": {"tokens_per_second": 10.0}},
+        "full-64k": {"ours": {"missing": "out of memory"}, "trl": {"missing": "out of memory"}},
+        "qlora-8k": {"ours": {"tokens_per_second": 9.0, "mfu": None, "peak_bytes": 8.5e9}},
+        "lora-16k": {"ours": {"missing": "peft not installed"}},
+    }
+    assert [met for _, _, met in bench.verdicts(found)] == [True, True, False, False, None]

@@ -1,0 +1,272 @@
+"""What stops training, or is said of it: fewer rows than a step, a jump of the loss, other tokenizers, a collapse."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dasd_lite
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from tests.rows import VOCAB, make_model, make_rows, write_rows  # noqa: E402
+
+from dasd_lite import checkpoint, logprobs, student, watch  # noqa: E402
+from dasd_lite.chat import Chat  # noqa: E402
+from dasd_lite.config import Full, Lora, TrainConfig  # noqa: E402
+from dasd_lite.errors import ConfigError, TrainError  # noqa: E402
+from dasd_lite.export import stop_ids  # noqa: E402
+from dasd_lite.optimizer import make_optimizer  # noqa: E402
+from dasd_lite.prompts import read_prompts  # noqa: E402
+from dasd_lite.stages import train  # noqa: E402
+from dasd_lite.training import fault  # noqa: E402
+from dasd_lite.watch import Look, collapse  # noqa: E402
+
+QUICK = {"epochs": 4, "learning_rate": 1e-2, "min_learning_rate": 1e-3, "micro_batch_size": 2, "grad_accum_steps": 2}
+DEMO = Path(dasd_lite.__file__).parent / "demo"
+LORA = {"kind": "lora", "rank": 4, "alpha": 8.0}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows", make_rows(16))
+
+
+def test_fewer_rows_than_a_step_leave_nothing_behind(tiny, tmp_path):
+    rows = write_rows(tmp_path / "rows", make_rows(3))
+    with pytest.raises(TrainError, match="3 rows are fewer than one optimiser step reads"):
+        train.run(rows, tiny, TrainConfig(**QUICK), tmp_path / "out", seed=0)
+    assert [p.name for p in tmp_path.iterdir()] == ["rows"]
+
+
+# --- loss and gradient ------------------------------------------------------------------------------
+
+
+def test_faults():
+    usual = [1.0, 1.2, 0.9, 1.1] * 8
+    assert fault(1.0, 1.0, usual, 2.0) is None
+    assert fault(float("nan"), 1.0, [], 2.0) == "the loss is nan"
+    assert fault(1.0, float("inf"), [], 2.0) == "the gradient is inf, the loss 1"
+    assert "the loss is 3.2, 1.05 in the steps before (train.max_loss_jump = 2)" in fault(3.2, 1.0, usual, 2.0)
+    assert fault(3.2, 1.0, usual, 2.5) is None
+    assert fault(30.0, 1.0, usual[:7], 2.0) is None  # too few to know what is usual
+    assert fault(3.0, 1.0, [9.0] * 90 + [0.5] * 32, 2.0) is not None  # the last ones count
+
+
+def test_a_jump_of_the_loss_keeps_the_weights_before_it_and_more_leave_goes_on(tiny, tmp_path):
+    rows = make_rows(40)
+    odd = np.random.default_rng(0)
+    rows[7]["ids"] = odd.integers(0, VOCAB, len(rows[7]["ids"])).tolist()  # after the rest is learnt, a stranger
+    folder = write_rows(tmp_path / "rows", rows)
+    config = {"epochs": 6, "learning_rate": 3e-2, "min_learning_rate": 1e-2, "grad_accum_steps": 1}
+    with pytest.raises(
+        TrainError, match=r"step \d+: the loss is .* in the steps before .*; rollouts: r7d0, "
+    ) as caught:
+        train.run(folder, tiny, TrainConfig(**config, max_loss_jump=1.0), tmp_path / "out", seed=0)
+    step = int(str(caught.value).split()[1].rstrip(":"))
+    assert str(caught.value).endswith(f"kept as they were after step {step - 1}")
+    assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir()] == [f"step-{step - 1:08d}"]
+    with pytest.raises(TrainError, match=f"step {step}: the loss is"):  # it is no accident
+        train.run(folder, tiny, TrainConfig(**config, max_loss_jump=1.0), tmp_path / "out", seed=0)
+    manifest = train.run(folder, tiny, TrainConfig(**config, max_loss_jump=50.0), tmp_path / "out", seed=0)
+    assert manifest["counts"]["steps"] == 240
+
+
+# --- the rows against the model ---------------------------------------------------------------------
+
+
+def test_rows_packed_with_another_tokenizer(tiny, tmp_path):
+    right = write_rows(tmp_path / "right", make_rows(8), tokenizer=Chat(DEMO / "student").fingerprint)
+    config = TrainConfig(**QUICK | {"epochs": 1})
+    train.run(right, DEMO / "student", config, tmp_path / "fits", seed=0)
+    wrong = write_rows(tmp_path / "wrong", make_rows(8), tokenizer=Chat(DEMO / "teacher").fingerprint)
+    with pytest.raises(
+        TrainError, match=f"^{wrong}: packed with another tokenizer or chat template than that of .*student"
+    ):
+        train.run(wrong, DEMO / "student", config, tmp_path / "out", seed=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_embeddings_than_the_tokenizer_has_ids_is_said(tmp_path, capsys):
+    model = tmp_path / "padded"
+    shutil.copytree(DEMO / "student", model)
+    padded = transformers.AutoModelForCausalLM.from_pretrained(model)
+    padded.resize_token_embeddings(448)
+    padded.save_pretrained(model)
+    rows = write_rows(tmp_path / "rows", make_rows(8), tokenizer=Chat(model).fingerprint)
+    train.run(rows, model, TrainConfig(**QUICK | {"epochs": 1}), tmp_path / "out", seed=0)
+    assert "note: the model has 448 embeddings, its tokenizer 440 ids: 8 are padding" in capsys.readouterr().err
+    beyond = make_rows(8)
+    beyond[5]["ids"][2] = 445
+    rows = write_rows(tmp_path / "beyond", beyond, tokenizer=Chat(model).fingerprint)
+    with pytest.raises(TrainError, match=r"row 5, document 0 .*token id 445, the model has 440"):
+        train.run(rows, model, TrainConfig(**QUICK), tmp_path / "out2", seed=0)
+
+
+def test_a_model_that_would_not_stop_where_its_data_end(tiny, tmp_path, capsys):
+    rows = make_rows(8)
+    for row in rows:
+        row["ids"] = [5 if i % 7 == 3 else x for i, x in enumerate(row["ids"])]
+        for end in np.cumsum(row["doc_lengths"]):
+            row["ids"][end - 1] = 60
+    model = tmp_path / "model"
+    shutil.copytree(tiny, model)
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": 59}))
+    train.run(write_rows(tmp_path / "rows", rows), model, TrainConfig(**QUICK), tmp_path / "out", seed=0)
+    assert "answers end with token 60, the student stops at 59" in capsys.readouterr().err
+    assert stop_ids(tmp_path / "out" / "model") == {59, 60}
+
+
+# --- adapters ---------------------------------------------------------------------------------------
+
+
+def test_a_phase_goes_on_with_the_adapter_of_the_one_before(tiny, packed, tmp_path):
+    config = TrainConfig(**QUICK | {"method": LORA, "learning_rate": 3e-2})
+    first = train.run(packed, tiny, config, tmp_path / "first", seed=0)
+    adapter = tmp_path / "first" / "adapter"
+    second = train.run(packed, tiny, config, tmp_path / "second", seed=1, adapter=adapter)
+    assert second["counts"]["first_loss"] == pytest.approx(first["counts"]["final_loss"], abs=0.3)
+    assert second["counts"]["first_loss"] < first["counts"]["first_loss"] - 0.1
+    start = second["counts"]["start"]
+    assert start["model"] == "tiny" and start["adapter"].endswith("/first/adapter")
+    other = TrainConfig(**QUICK | {"method": LORA | {"rank": 8}})
+    with pytest.raises(ConfigError, match=r"method.rank = 8, the adapter to start from has 4; make them equal"):
+        train.run(packed, tiny, other, tmp_path / "third", seed=1, adapter=adapter)
+
+
+def test_a_recipe_hands_over_merged_models_or_the_adapter(tmp_path):
+    from dasd_lite.config import RecipeConfig
+    from dasd_lite.recipe import plan
+
+    def trains(start):
+        method = {"kind": "qlora", "start": start}
+        phases = [{"name": name, "train": {"method": method}} for name in ("low", "high", "last")]
+        recipe = RecipeConfig.model_validate(
+            {
+                "out": str(tmp_path),
+                "prompts": {"path": str(DEMO / "train.jsonl")},
+                "student": {"model": str(DEMO / "student")} | {"kind": "transformers"},
+                "teacher": {"kind": "transformers", "model": str(DEMO / "teacher")},
+                "phase": phases,
+            }
+        )
+        return [(s.arguments["model"], s.arguments["adapter"]) for s in plan(recipe) if s.stage == "train"]
+
+    base, low, high = DEMO / "student", tmp_path / "low" / "train", tmp_path / "high" / "train"
+    assert trains("merged") == [(base, None), (low / "model", None), (high / "model", None)]
+    assert trains("adapter") == [(base, None), (base, low / "adapter"), (base, high / "adapter")]
+
+
+# --- memory -----------------------------------------------------------------------------------------
+
+
+def gradients(tiny, *, offload, checkpointing):
+    model = student.load_trainable(tiny, Full(), device="cpu", gradient_checkpointing=checkpointing)
+    ids, lengths = np.arange(4000) % VOCAB, [60] * 66 + [40]
+    positions = logprobs.target_positions(np.ones(4000, dtype=bool), lengths)
+    terms = logprobs.target_terms(model, ids, positions, lengths, logprobs.negative_logprobs, offload=offload)
+    terms.sum().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def test_offloaded_activations_give_the_same_gradients(tiny, monkeypatch):
+    moved = []
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: moved.append(a) or empty(*a, **k))
+    wanted = gradients(tiny, offload=False, checkpointing=False)
+    assert not [a for a in moved if a and getattr(a[0], "numel", lambda: 0)() >= 4000 * 32]
+    for checkpointing in (False, True):
+        before = len(moved)
+        found = gradients(tiny, offload=True, checkpointing=checkpointing)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+        kept = [a[0].numel() for a in moved[before:] if a and isinstance(a[0], torch.Size)]
+        assert kept.count(4000 * 32) >= 2  # at least what each of the two layers reads
+        assert VOCAB * 32 not in kept  # weights stay
+
+
+def test_checkpoints_of_many_files(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_FILE_BYTES", 20_000)
+
+    def fresh():
+        model = student.load_trainable(tiny, Full(), device="cpu")
+        return model, make_optimizer(model, TrainConfig())
+
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    model, optimizer = fresh()
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2
+    for _ in range(3):
+        logprobs.loss_sum(model, np.arange(30), np.ones(30, dtype=bool), [30]).backward()
+        optimizer.step()
+    checkpoint.save(tmp_path, 3, model, optimizer, scaler, "f")
+    assert len(list((tmp_path / "step-00000003").glob("*.safetensors"))) > 3
+    again, its = fresh()
+    assert checkpoint.restore(tmp_path, again, its, scaler, "f") == 3
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    for p, q in zip(model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(its.state[q], optimizer.state[p], rtol=0, atol=0)
+    with pytest.raises(checkpoint.CheckpointError, match="another configuration"):
+        checkpoint.restore(tmp_path, again, its, scaler, "g")
+
+
+def test_what_this_machine_cannot_do(tiny):
+    if torch.cuda.is_available():
+        pytest.skip("it can")
+    model = student.load_trainable(tiny, Full(), device="cpu")
+    with pytest.raises(ConfigError, match="paged_adamw_8bit' needs a GPU"):
+        make_optimizer(model, TrainConfig(optimizer="paged_adamw_8bit"))
+    with pytest.raises(ConfigError, match=r"train.liger = true: .*(not installed|need a GPU)"):
+        student.load_trainable(tiny, Full(), device="cpu", liger=True)
+    student.load_trainable(tiny, Lora(kind="lora"), device="cpu", liger="auto")
+
+
+# --- the look at a few questions --------------------------------------------------------------------
+
+
+def test_a_look_grades_answers_and_leaves_the_model_as_it_was():
+    model = student.load_trainable(DEMO / "student", Full(), device="cpu")
+    before = model.config._attn_implementation
+    questions = read_prompts(DEMO / "validation.jsonl", limit=12)
+    found = watch.look(model, DEMO / "student", questions, 7, max_tokens=160)
+    assert model.training and model.config._attn_implementation == before
+    assert (found.step, found.questions) == (7, 12)
+    assert 2 <= found.right <= found.finished <= 12 and found.mean_tokens > 10
+    short = watch.look(model, DEMO / "student", questions, 7, max_tokens=8)
+    assert (short.finished, short.right, short.mean_tokens) == (0, 0, 8.0)
+    with torch.no_grad():  # one that says the same for ever
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[100] = 1
+        model.base_model.norm.weight.fill_(1.0)
+    looping = watch.look(model, DEMO / "student", questions, 9, max_tokens=160)
+    assert looping.looping >= 6 or looping.finished == 12
+
+
+def test_collapse_is_told_from_learning_to_think_at_length():
+    before = Look(0, 16, 16, 12, 0, 80.0)
+    assert collapse(before, Look(2, 16, 16, 11, 0, 80.0)) is None
+    assert "3 of 16 finished answers are right, 12 of 16 before training" in collapse(
+        before, Look(2, 16, 16, 3, 0, 80.0)
+    )
+    assert collapse(before, Look(2, 16, 2, 0, 1, 1024.0)) is None  # still writing: nothing is known
+    assert "12 of 16 answers repeat themselves" in collapse(before, Look(2, 16, 2, 0, 12, 1024.0))
+    assert collapse(Look(0, 16, 16, 1, 0, 80.0), Look(2, 16, 16, 0, 0, 80.0)) is None  # it could do nothing before
+
+
+def test_a_training_is_watched_before_early_and_at_the_end(packed, tmp_path):
+    rows = write_rows(tmp_path / "rows", make_rows(16))
+    config = TrainConfig(**QUICK | {"watch_questions": 3, "watch_tokens": 4})
+    out = tmp_path / "out"
+    manifest = train.run(rows, DEMO / "student", config, out, seed=0, questions=DEMO / "validation.jsonl")
+    assert sorted(watch.read(out / "watch.jsonl")) == [0, 1, 16]
+    assert [look["questions"] for look in manifest["counts"]["watched"]] == [3, 3, 3]
+    # Neither the look nor its absence changes the weights.
+    plain = train.run(rows, DEMO / "student", config, tmp_path / "plain", seed=0)
+    assert "watched" not in plain["counts"] and plain["counts"]["final_loss"] == manifest["counts"]["final_loss"]
