@@ -79,6 +79,7 @@ def stage(task, rank):
 torch.set_num_threads(1)
 base = Path(sys.argv[1])
 os.waitpid(in_child(lambda: build(base)), 0)
+print("ready", flush=True)
 for line in sys.stdin:
     task = json.loads(line)
     pids = [in_child(lambda: stage(task, rank)) for rank in range(task["ranks"])]
@@ -104,6 +105,7 @@ class Trainer:
                 stderr=errors,
                 text=True,
             )
+        self._process.stdout.readline()  # model and rows are there
 
     def run(self, out, *, ranks=1, config=None, model="model", limit=0, kill_after=None, number=signal.SIGKILL):
         """Train in processes of their own; return their exit codes, −9 when killed. `number` kills the first."""

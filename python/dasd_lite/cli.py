@@ -108,7 +108,7 @@ def _run_all(config: RecipeConfig, *, force: bool = False) -> None:
     page = report.run(config.out, config.out / "report", quiet=not ran)
     last = config.phase[-1].name
     if not ran:
-        click.echo("Nothing to do.")
+        _next("Nothing to do.")
     _next(f"Report: {page}\nThe student: {config.out / last / 'train' / 'model'}")
 
 
@@ -125,7 +125,7 @@ def _stage_command(stage: str, text: str) -> None:
         config = _load(recipe, overrides)
         before_paying(config, only_stage=stage, only_phase=phase)
         if not recipes.run(config, only_stage=stage, only_phase=phase, force=force, announce=_announce):
-            click.echo("Nothing to do.")
+            _next("Nothing to do.")
         _next(f"Next: dasd-lite run {_quoted(recipe, overrides)}, or look: dasd-lite show {config.out}/PHASE/{stage}")
 
 
@@ -190,7 +190,9 @@ def _announce(step: Any, manifest: dict[str, Any] | None) -> None:
 
 
 def _next(line: str) -> None:
-    click.echo(line)
+    from dasd_lite.console import out
+
+    out().print(line, markup=False, soft_wrap=True)
 
 
 def _quoted(recipe: Path, overrides: tuple[str, ...]) -> str:

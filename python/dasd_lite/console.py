@@ -6,6 +6,7 @@ two seconds, and standard output stays free for results; progress goes to standa
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,12 +29,17 @@ class Progress(Protocol):
         ...
 
 
+def is_first() -> bool:
+    """Tell whether this process speaks: the only one, or the first of those that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @cache
 def out() -> Console:
     """Return the console for results."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, quiet=not is_first())
 
 
 @cache
@@ -41,7 +47,7 @@ def err() -> Console:
     """Return the console for progress and errors."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, quiet=not is_first())
 
 
 @contextmanager

@@ -110,11 +110,6 @@ def is_rank() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
-def is_first() -> bool:
-    """Tell whether this process writes and speaks: the only one, or the first of several."""
-    return not is_rank() or os.environ["RANK"] == "0"
-
-
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
     """Join the others for as long as the context lasts; alone when there are none."""

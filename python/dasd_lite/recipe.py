@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dasd_lite.config import Lora, Phase, RecipeConfig
+from dasd_lite.console import is_first
 from dasd_lite.dataset import disk_errors, read_timing, run_lock, write_atomic
 from dasd_lite.errors import ConfigError
 from dasd_lite.journal import read_tally
@@ -186,7 +187,7 @@ def run(
         raise ConfigError(
             f"nothing in this recipe is stage {only_stage or 'any'} of phase {only_phase or 'any'} ({phases})"
         )
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun has started, or the only one
+    first = is_first()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and {step.stage for step in steps} != {"train"}:
         raise ConfigError("torchrun starts the stage train alone: torchrun … -m dasd_lite train run.toml --phase NAME")
     ran = 0

@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.rows import make_rows, write_rows
+
+import dasd_lite
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -17,6 +20,15 @@ from tests.trainer import Trainer, metrics
 
 COUNTS = ("step", "tokens", "target_tokens")
 ODD = {"micro_batch_size": 2, "grad_accum_steps": 3}
+RECIPE = """
+out = "run"
+prompts.path = "{demo}/train.jsonl"
+teacher = {{ kind = "transformers", model = "{demo}/teacher" }}
+student = {{ kind = "transformers", model = "{demo}/student" }}
+train = {{ epochs = 2, grad_accum_steps = 4 }}
+[[phase]]
+name = "low"
+"""
 LORA = {"method": {"kind": "lora", "rank": 4, "alpha": 8.0}, "learning_rate": 1e-2}
 # train.run in a process of its own, which starts the ranks by torchrun's agent.
 COMMAND = """
@@ -159,6 +171,29 @@ def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(trainer):
     newest = max((out / "checkpoints").iterdir()).name
     assert newest == f"step-{len(metrics(out)):08d}"
     assert len(metrics(out)) > done
+
+
+@pytest.mark.timeout(300)
+def test_torchrun_on_the_command_line(tmp_path):
+    """As on several machines: each process runs the command, the first one writes and speaks."""
+    demo = Path(dasd_lite.__file__).parent / "demo"
+    write_rows(tmp_path / "run" / "low" / "pack", make_rows(12))
+    (tmp_path / "run.toml").write_text(RECIPE.format(demo=demo))
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "python"), "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+    def run(*arguments):
+        command = [*torchrun, "-m", "dasd_lite", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    done = run("train", "run.toml")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("low/train        6 steps, loss ") and lines[1].startswith("Next: dasd-lite run"), lines
+    assert len(lines) == 2
+    assert (tmp_path / "run" / "low" / "train" / "model" / "model.safetensors").exists()
+    done = run("sample", "run.toml")
+    assert done.returncode != 0 and "dasd-lite: torchrun starts the stage train alone" in done.stderr
 
 
 @pytest.mark.timeout(300)
