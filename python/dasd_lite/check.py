@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dasd_lite.chat import Chat, model_folder
-from dasd_lite.config import EndpointModel, Phase, RecipeConfig, VllmModel
+from dasd_lite.config import EndpointModel, Full, Phase, RecipeConfig, VllmModel
 from dasd_lite.console import out
 from dasd_lite.dataset import free_bytes
 from dasd_lite.errors import ConfigError, DasdError
+from dasd_lite.flops import read_shape
 from dasd_lite.prompts import read_prompts
 from dasd_lite.records import Prompt
 from dasd_lite.rehearsal import probe_teacher, trial
@@ -235,8 +236,21 @@ def _prompts(recipe: RecipeConfig) -> list[Prompt]:
 def _disk_bytes(recipe: RecipeConfig) -> int:
     """Return the most that the run can write: every answer at its longest, and each phase's model."""
     samples = sum(p.sample.num_samples * p.sample.max_tokens for p in recipe.phase if p.source == "sample")
+    return samples * _num_prompts(recipe) * _BYTES_PER_TOKEN + sum(
+        _model_bytes(recipe, phase) for phase in recipe.phase
+    )
+
+
+def _model_bytes(recipe: RecipeConfig, phase: Phase) -> int:
+    """Return what training leaves, and of its checkpoints two at their most: weights and two moments in float32."""
     weights = sum(f.stat().st_size for f in _weights(recipe))
-    return samples * _num_prompts(recipe) * _BYTES_PER_TOKEN + 5 * weights * len(recipe.phase)  # model and checkpoints
+    try:
+        shape = read_shape(Path(recipe.student.model))
+    except DasdError:
+        return 7 * weights
+    method = phase.train.method
+    trained = shape.num_parameters if isinstance(method, Full) else shape.adapter_parameters(method)
+    return weights + 2 * 12 * trained
 
 
 def _weights(recipe: RecipeConfig) -> list[Path]:

@@ -133,20 +133,25 @@ def _phase_steps(
         seed=seed,
     )
     yield step("pack", selected=folder / "select", replay=kept, config=phase.pack, seed=seed)
-    yield step(
-        "train",
-        rows=folder / "pack",
-        model=trained_from[0],
-        adapter=trained_from[1],
-        config=phase.train,
-        seed=seed,
-        trust_remote_code=recipe.student.trust_remote_code,
-        questions=phase.evaluate.prompts,
-        system=recipe.prompts.system,
-        max_tokens=phase.evaluate.max_tokens,
-    )
+    yield _train(recipe, phase, *trained_from)
     if phase.evaluate.prompts is not None:
         yield _evaluate(recipe, phase, phase.name, folder / "train" / "model")
+
+
+def _train(recipe: RecipeConfig, phase: Phase, model: Path, adapter: Path | None) -> Step:
+    folder = recipe.out / phase.name
+    arguments = {
+        "rows": folder / "pack",
+        "model": model,
+        "adapter": adapter,
+        "config": phase.train,
+        "seed": recipe.seed,
+        "trust_remote_code": recipe.student.trust_remote_code,
+        "questions": phase.evaluate.prompts,
+        "system": recipe.prompts.system,
+        "max_tokens": phase.evaluate.max_tokens,
+    }
+    return Step(phase.name, "train", folder / "train", arguments)
 
 
 def _evaluate(recipe: RecipeConfig, phase: Phase, name: str, model: Path) -> Step:

@@ -26,10 +26,10 @@ import numpy.typing as npt
 from dasd_lite import checkpoint, distributed, flops, memory, student
 from dasd_lite.config import Full
 from dasd_lite.console import Progress, progress
-from dasd_lite.dataset import Identity, disk_errors
+from dasd_lite.dataset import disk_errors
 from dasd_lite.distributed import Ranks
-from dasd_lite.errors import ConfigError, MissingExtraError
-from dasd_lite.fit import has_liger
+from dasd_lite.errors import ConfigError, MissingExtraError, TrainError
+from dasd_lite.fit import has_liger, smallest_change
 from dasd_lite.logprobs import target_terms
 from dasd_lite.objectives import Objective, Targets
 from dasd_lite.records import Prompt, derive_seed
@@ -44,6 +44,18 @@ except ImportError as error:
 
 _HISTORY = 32  # steps whose median a loss is held against
 _LEAST_HISTORY = 8
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What training should take."""
+
+    shape: flops.ModelShape
+    machine: memory.Machine
+    row_flops: npt.NDArray[np.float64]
+    """Work of each row."""
+    predicted_bytes: float
+    """What memory_bytes should come to at the most."""
 
 
 @dataclass
@@ -62,12 +74,10 @@ class Job:
     """Weights are spread over the processes by FSDP2, which casts them as well."""
     source: Path
     """Where the tokenizer is."""
-    row_flops: npt.NDArray[np.float64] | None
-    """Work of each row; None for an architecture that is not understood."""
+    estimate: Estimate | None
+    """None for an architecture that is not understood."""
     peak_flops: float | None
     """Of all devices, per second; None where it is not known."""
-    predicted_bytes: float | None
-    """What memory_bytes should come to at the most, by memory.py."""
     questions: list[Prompt] = field(default_factory=list)
     watch_tokens: int = 0
 
@@ -118,7 +128,7 @@ def build(
     rows: Rows,
     schedule: Schedule,
     out: Path,
-    identity: Identity,
+    fingerprint: str,
     ranks: Ranks,
     *,
     adapter: Path | None = None,
@@ -156,24 +166,19 @@ def build(
     if to_shard:
         trained = distributed.shard(trained, dtype, ranks)
     peak = flops.peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    work, needed = _predict(model, rows, schedule, ranks, dtype)
     return Job(
-        *(trained, rows, schedule, out, identity.fingerprint, ranks, dtype, to_shard, model),
-        row_flops=work,
+        *(trained, rows, schedule, out, fingerprint, ranks, dtype, to_shard, model),
+        estimate=_estimate(model, rows, schedule, ranks, dtype),
         peak_flops=peak and peak * ranks.size,
-        predicted_bytes=needed,
     )
 
 
-def _predict(
-    model: Path, rows: Rows, schedule: Schedule, ranks: Ranks, dtype: Any
-) -> tuple[npt.NDArray[np.float64], float] | tuple[None, None]:
-    """Return the work of each row and the memory of one process; nothing for an architecture not understood."""
+def _estimate(model: Path, rows: Rows, schedule: Schedule, ranks: Ranks, dtype: Any) -> Estimate | None:
     config, device = schedule.config, torch.device(ranks.device)
     try:
         shape = flops.read_shape(model)
     except ConfigError:
-        return None, None
+        return None
     documents = np.split(rows.doc_lengths, rows.doc_offsets[1:-1])
     work = np.array([flops.training_flops(shape, lengths.tolist(), config.method) for lengths in documents])
     on_gpu = device.type == "cuda"
@@ -185,7 +190,27 @@ def _predict(
     )
     longest = int(rows.num_tokens.max())
     found = memory.predict(shape, config, seq_len=longest, num_processes=ranks.size, machine=machine)
-    return work, found.total - found.overhead  # torch does not count CUDA's own, nor what lies fallow between tensors
+    # torch does not count CUDA's own, nor what lies fallow between tensors.
+    return Estimate(shape, machine, work, found.total - found.overhead)
+
+
+def out_of_memory(job: Job) -> TrainError:
+    """Say what there is, what was predicted, and the smallest change that needs less."""
+    device = torch.device(job.ranks.device)
+    total = torch.cuda.get_device_properties(device).total_memory
+    message = f"{torch.cuda.get_device_name(device)}: its {total / 1e9:.1f} GB are full"
+    change = None
+    if (estimate := job.estimate) is not None:
+        message += f", {estimate.predicted_bytes / 1e9:.1f} GB were predicted"
+        change = smallest_change(
+            estimate.shape,
+            job.schedule.config,
+            seq_len=int(job.rows.num_tokens.max()),
+            card_bytes=0.98 * min(float(total), estimate.predicted_bytes),
+            num_processes=job.ranks.size,
+            machine=estimate.machine,
+        )
+    return TrainError(f"{message}; try {change or 'shorter rows: pack.seq_len'}; checkpoints stay")
 
 
 # --- a step ---------------------------------------------------------------------------------------------
@@ -314,8 +339,8 @@ class Log:
         self.losses.append(figures["loss"])
         tokens, peak = self.tokens[step], self._job.peak_flops
         work = None
-        if peak and self._job.row_flops is not None:
-            work = float(self._job.row_flops[self._job.schedule.rows_of(step)].sum())
+        if peak and self._job.estimate is not None:
+            work = float(self._job.estimate.row_flops[self._job.schedule.rows_of(step)].sum())
         self._done += tokens
         self._left -= tokens
         line = {

@@ -1,5 +1,6 @@
 """Several processes: the same loss curve, checkpoints for any number of them, how they start and end."""
 
+import json
 import os
 import shutil
 import signal
@@ -25,7 +26,8 @@ out = "run"
 prompts.path = "{demo}/train.jsonl"
 teacher = {{ kind = "transformers", model = "{demo}/teacher" }}
 student = {{ kind = "transformers", model = "{demo}/student" }}
-train = {{ epochs = 2, grad_accum_steps = 4 }}
+train = {{ epochs = 2, grad_accum_steps = 4, watch_questions = 2, watch_tokens = 8 }}
+evaluate.prompts = "{demo}/validation.jsonl"
 [[phase]]
 name = "low"
 """
@@ -108,8 +110,6 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one_and_in_four(trainer, confi
 
 
 def start(trainer, out, **options):
-    import json
-
     config = {"num_processes": 2, "grad_accum_steps": 2, "epochs": 400, "checkpoint_every": 10, **options}
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "python"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -192,6 +192,8 @@ def test_torchrun_on_the_command_line(tmp_path):
     assert lines[0].startswith("low/train        6 steps, loss ") and lines[1].startswith("Next: dasd-lite run"), lines
     assert len(lines) == 2
     assert (tmp_path / "run" / "low" / "train" / "model" / "model.safetensors").exists()
+    looks = (tmp_path / "run" / "low" / "train" / "watch.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in looks] == [0, 1, 6]
     done = run("sample", "run.toml")
     assert done.returncode != 0 and "dasd-lite: torchrun starts the stage train alone" in done.stderr
 

@@ -20,7 +20,7 @@ import math
 import shutil
 import statistics
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from dasd_lite.console import err
 from dasd_lite.dataset import Identity, begin, disk_errors, identify, is_finished, publish, read_manifest
 from dasd_lite.errors import TrainError
 from dasd_lite.records import derive_seed
-from dasd_lite.rows import Rows, open_rows
+from dasd_lite.rows import Row, Rows, open_rows
 from dasd_lite.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -71,81 +71,106 @@ def run(
     inputs |= {"max_steps": str(max_steps)} if max_steps is not None else {}
     inputs |= {"adapter": adapter} if adapter is not None else {}
     identity = identify("train", VERSION, config, inputs)
-    arguments: dict[str, Any] = {
-        **{"rows": str(rows), "model": str(model), "config": config.model_dump(mode="json"), "out": str(out)},
-        **{"seed": seed, "max_steps": max_steps, "force": force, "trust_remote_code": trust_remote_code},
-        **{"adapter": adapter and str(adapter), "questions": questions and str(questions), "system": system},
-        **{"max_tokens": max_tokens, "identity": asdict(identity)},
-    }
+    task = Task(
+        rows=str(rows),
+        model=str(model),
+        config=config.model_dump(mode="json"),
+        out=str(out),
+        seed=seed,
+        max_steps=max_steps,
+        force=force,
+        trust_remote_code=trust_remote_code,
+        adapter=str(adapter) if adapter else None,
+        questions=str(questions) if questions and config.watch_questions else None,
+        system=system,
+        max_tokens=max_tokens,
+        identity=asdict(identity),
+    )
     if distributed.is_rank() or is_finished(out, identity, force=force):
         num_processes = 1
     else:
         num_processes = config.num_processes or _num_gpus()
     if num_processes == 1:
-        work(**arguments)
+        work(**asdict(task))
     else:
-        distributed.launch(num_processes, "train", arguments)
+        distributed.launch(num_processes, "train", asdict(task))
     return read_manifest(out)
 
 
-def work(
-    *,
-    rows: str,
-    model: str,
-    config: dict[str, Any],
-    out: str,
-    seed: int,
-    max_steps: int | None,
-    force: bool,
-    trust_remote_code: bool,
-    adapter: str | None,
-    questions: str | None,
-    system: str | None,
-    max_tokens: int | None,
-    identity: dict[str, Any],
-) -> None:
-    """Do the stage in this process, together with the others of its kind; takes plain JSON values."""
-    from dasd_lite import distributed, student
+@dataclass(frozen=True)
+class Task:
+    """What `run` hands to each process, in plain JSON values: its own arguments, and who it is."""
+
+    rows: str
+    model: str
+    config: dict[str, Any]
+    out: str
+    seed: int
+    max_steps: int | None
+    force: bool
+    trust_remote_code: bool
+    adapter: str | None
+    questions: str | None
+    system: str | None
+    max_tokens: int | None
+    identity: dict[str, Any]
+
+
+def work(**values: Any) -> None:
+    """Do the stage in this process, together with the others of its kind; takes the values of a Task."""
+    import torch
+
+    from dasd_lite import distributed
     from dasd_lite.export import export
+    from dasd_lite.training import out_of_memory
+
+    task = Task(**values)
+    out, identity, options = Path(task.out), Identity(**task.identity), TrainConfig.model_validate(task.config)
+    with distributed.joined() as ranks:
+        if ranks.from_first(lambda: is_finished(out, identity, force=task.force)):
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)  # left when a kill came right after the manifest
+            return
+        job, probe, end_ids = _prepare(task, options, ranks)
+        with disk_errors(out):
+            ranks.from_first(lambda: begin(out, identity, options))
+        try:
+            train(job)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(job) from error
+        remote = {"trust_remote_code": task.trust_remote_code}
+        gap = export(job.model, options.method, job.source, out, probe, ranks=ranks, end_ids=end_ids, **remote)
+        # The others wait for it: when they end, the folder is finished.
+        ranks.from_first(lambda: _publish(job, identity, gap, _start(job.source, task.adapter)))
+
+
+def _prepare(task: Task, options: TrainConfig, ranks: Ranks) -> tuple[Job, Row, frozenset[int]]:
+    """Check all that can be checked before the first step; return also a row to compare by, and new end tokens."""
+    from dasd_lite import student
     from dasd_lite.prompts import read_prompts
     from dasd_lite.self_check import check_packing, documents_of, probe
     from dasd_lite.training import build
 
-    options, folder, source = TrainConfig.model_validate(config), Path(out), Path(model)
-    identified = Identity(**identity)
-    with distributed.joined() as ranks:
-        if ranks.from_first(lambda: is_finished(folder, identified, force=force)):
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # left when a kill came right after the manifest
-            return
-        spec = student.model_spec(source, trust_remote_code=trust_remote_code)
-        # Beside the folder, which begins when all has been checked.
-        mapped = folder.with_name(f".{folder.name}.rows-{ranks.rank}")
-        vocab_size = _check_tokenizer(Path(rows), source, spec.vocab_size, ranks)
-        table = open_rows(Path(rows), mapped, vocab_size=vocab_size, max_positions=spec.max_positions)
-        end_ids = _new_ends(source, table, ranks)
-        cost = (6.0 * spec.hidden_size, 1.0)  # of a token, and of a pair of tokens in attention
-        schedule = Schedule(table.doc_lengths, table.doc_offsets, options, seed, cost, max_steps)
-        job = build(
-            *(source, table, schedule, folder, identified, ranks),
-            adapter=Path(adapter) if adapter else None,
-            trust_remote_code=trust_remote_code,
-        )
-        some = documents_of([table[i] for i in range(min(4, len(table)))])  # a row may be one long document
-        with job.autocast():
-            check_packing(job.model, some, job.dtype)
-        with disk_errors(folder):
-            ranks.from_first(lambda: begin(folder, identified, options))
-        if questions is not None and options.watch_questions:
-            asked = read_prompts(Path(questions), limit=options.watch_questions, system=system)
-            job.questions = [q for q in asked if q.answer is not None]
-            job.watch_tokens = min(options.watch_tokens, max_tokens or options.watch_tokens)
-        train(job)
-        remote = {"trust_remote_code": trust_remote_code}
-        gap = export(
-            job.model, options.method, source, folder, probe(some, 128), ranks=ranks, end_ids=end_ids, **remote
-        )
-        # The others wait for it: when they end, the folder is finished.
-        ranks.from_first(lambda: _publish(job, identified, gap, _start(source, adapter)))
+    rows, source, out = Path(task.rows), Path(task.model), Path(task.out)
+    spec = student.model_spec(source, trust_remote_code=task.trust_remote_code)
+    vocab_size = _check_tokenizer(rows, source, spec.vocab_size, ranks)
+    mapped = out.with_name(f".{out.name}.rows-{ranks.rank}")  # beside the folder, which begins when all is checked
+    table = open_rows(rows, mapped, vocab_size=vocab_size, max_positions=spec.max_positions)
+    end_ids = _new_ends(source, table, ranks)
+    cost = (6.0 * spec.hidden_size, 1.0)  # of a token, and of a pair of tokens in attention
+    schedule = Schedule(table.doc_lengths, table.doc_offsets, options, task.seed, cost, task.max_steps)
+    fingerprint = Identity(**task.identity).fingerprint
+    adapter = Path(task.adapter) if task.adapter else None
+    job = build(
+        source, table, schedule, out, fingerprint, ranks, adapter=adapter, trust_remote_code=task.trust_remote_code
+    )
+    some = documents_of([table[i] for i in range(min(4, len(table)))])  # a row may be one long document
+    with job.autocast():
+        check_packing(job.model, some, job.dtype)
+    if task.questions is not None:
+        asked = read_prompts(Path(task.questions), limit=options.watch_questions, system=task.system)
+        job.questions = [q for q in asked if q.answer is not None]
+        job.watch_tokens = min(options.watch_tokens, task.max_tokens or options.watch_tokens)
+    return job, probe(some, 128), end_ids
 
 
 def _num_gpus() -> int:
@@ -226,8 +251,8 @@ def _publish(job: Job, identity: Identity, gap: float, start: dict[str, str]) ->
         "tokens_per_second": tokens / seconds,
         "memory_peak_bytes": max(m["memory_bytes"] for m in metrics),
     }
-    if job.predicted_bytes is not None:
-        timing["memory_predicted_bytes"] = job.predicted_bytes
+    if job.estimate is not None:
+        timing["memory_predicted_bytes"] = job.estimate.predicted_bytes
     if metrics[-1]["mfu"] is not None:
         timing["mfu"] = statistics.median(m["mfu"] for m in metrics)
     with disk_errors(job.out):
