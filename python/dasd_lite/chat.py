@@ -57,6 +57,15 @@ def model_folder(name: str, *, weights: bool = False) -> Path:
         raise ConfigError(f"model = {name!r}: no such folder, and the hub has not given it ({reason})") from error
 
 
+def engine_stop_ids(folder: Path) -> set[int]:
+    """Return the tokens at which engines stop a model: its generation config names them, or else its config."""
+    for name in ("generation_config.json", "config.json"):
+        named = _read_json(folder / name).get("eos_token_id")
+        if named is not None:
+            return set(named) if isinstance(named, list) else {named}
+    return set()
+
+
 class Chat:
     """A model's tokenizer and chat template."""
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dasd_lite.chat import Chat, model_folder
+from dasd_lite.chat import Chat, engine_stop_ids, model_folder
 from dasd_lite.config import EndpointModel, Full, Phase, RecipeConfig, VllmModel
 from dasd_lite.console import out
 from dasd_lite.dataset import free_bytes
@@ -108,6 +108,13 @@ def _models(recipe: RecipeConfig) -> Iterator[str]:
         try:
             chat = Chat(model_folder(table.model))
             rows = max(phase.pack.seq_len for phase in recipe.phase)
+            stops = engine_stop_ids(chat.folder)
+            if name == "student" and stops and chat.eos_id not in stops:
+                out().print(
+                    f"note: the student's template ends an answer with token {chat.eos_id}, engines stop it at"
+                    f" {', '.join(map(str, sorted(stops)))}; trained models get both in their generation_config.json",
+                    soft_wrap=True,
+                )
             if name == "student" and rows > chat.context:
                 out().print(f"note: answers over the student's context of {chat.context} tokens will be rejected")
             if name == "teacher" and not chat.thinks and any(phase.select.require_think for phase in recipe.phase):

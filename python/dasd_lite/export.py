@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from dasd_lite.chat import engine_stop_ids
 from dasd_lite.checkpoint import saving
 from dasd_lite.config import Dtype, Full, Lora
 from dasd_lite.dataset import sync_file, sync_folder
@@ -96,19 +97,9 @@ def save_model(model: Any, folder: Path, tokenizer_from: Path, end_ids: Set[int]
         if end_ids:
             path = temporary / "generation_config.json"
             config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            config["eos_token_id"] = sorted({*stop_ids(tokenizer_from), *end_ids})
+            config["eos_token_id"] = sorted({*engine_stop_ids(tokenizer_from), *end_ids})
             path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         _put(temporary, folder)
-
-
-def stop_ids(folder: Path) -> set[int]:
-    """Return the tokens at which engines stop a model: its generation config names them, or else its config."""
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
-        if named is not None:
-            return set(named) if isinstance(named, list) else {named}
-    return set()
 
 
 def _put(temporary: Path, folder: Path) -> None:

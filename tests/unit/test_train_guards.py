@@ -15,10 +15,9 @@ transformers = pytest.importorskip("transformers")
 from tests.rows import VOCAB, make_model, make_rows, write_rows  # noqa: E402
 
 from dasd_lite import checkpoint, logprobs, student, watch  # noqa: E402
-from dasd_lite.chat import Chat  # noqa: E402
+from dasd_lite.chat import Chat, engine_stop_ids  # noqa: E402
 from dasd_lite.config import Full, Lora, TrainConfig  # noqa: E402
 from dasd_lite.errors import ConfigError, TrainError  # noqa: E402
-from dasd_lite.export import stop_ids  # noqa: E402
 from dasd_lite.optimizer import make_optimizer  # noqa: E402
 from dasd_lite.prompts import read_prompts  # noqa: E402
 from dasd_lite.stages import train  # noqa: E402
@@ -122,7 +121,7 @@ def test_a_model_that_would_not_stop_where_its_data_end(tiny, tmp_path, capsys):
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": 59}))
     train.run(write_rows(tmp_path / "rows", rows), model, TrainConfig(**QUICK), tmp_path / "out", seed=0)
     assert "answers end with token 60, the student stops at 59" in capsys.readouterr().err
-    assert stop_ids(tmp_path / "out" / "model") == {59, 60}
+    assert engine_stop_ids(tmp_path / "out" / "model") == {59, 60}
 
 
 # --- adapters ---------------------------------------------------------------------------------------

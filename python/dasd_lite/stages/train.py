@@ -213,9 +213,9 @@ def _check_tokenizer(rows: Path, model: Path, num_embeddings: int, ranks: Ranks)
 
 def _new_ends(model: Path, table: Rows, ranks: Ranks) -> frozenset[int]:
     """Return the tokens that end the answers and at which the model does not stop yet."""
-    from dasd_lite.export import stop_ids
+    from dasd_lite.chat import engine_stop_ids
 
-    stops, ends = stop_ids(model), table.end_ids
+    stops, ends = engine_stop_ids(model), table.end_ids
     if len(ends) > _FEW_ENDS:
         return frozenset()  # rows of no chat: nothing that they have in common ends them
     if ends - stops and stops and ranks.is_first:
