@@ -221,7 +221,8 @@ def offloading() -> Iterator[None]:
             return tensor.device, tensor
         pinned = tensor.device.type == "cuda"
         kept = torch.empty(tensor.shape, dtype=tensor.dtype, layout=tensor.layout, pin_memory=pinned)
-        return tensor.device, kept.copy_(tensor, non_blocking=True)  # on one stream: nothing reads it before it is there
+        # All on one stream: it is there before anything reads it.
+        return tensor.device, kept.copy_(tensor, non_blocking=True)
 
     def unpack(packed: tuple[Any, Any]) -> Any:
         device, tensor = packed

@@ -80,13 +80,20 @@ def _pack(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
 
 def _train(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
     loss = f"loss {counts['first_loss']:.3f} → {counts['final_loss']:.3f}"
-    memory = []
-    if "memory_peak_bytes" in timing:
-        predicted = timing.get("memory_predicted_bytes")
-        told = f" ({predicted / 1e9:,.1f} predicted)" if predicted is not None else ""
-        memory = [f"peak {timing['memory_peak_bytes'] / 1e9:,.1f} GB{told}"]
     utilisation = [f"MFU {timing['mfu']:.0%}"] if "mfu" in timing else []
-    return [f"{counts['steps']:,} steps", loss, *memory, *utilisation, *_rate(timing)]
+    return [f"{counts['steps']:,} steps", loss, *_memory(timing), *utilisation, *_rate(timing)]
+
+
+def _memory(timing: dict[str, float]) -> list[str]:
+    """The truth beside the prediction; on a CPU all of the process, of which training is a part."""
+    predicted = timing.get("memory_predicted_bytes", 0.0) / 1e9
+    if "memory_peak_bytes" in timing:
+        return [f"peak {timing['memory_peak_bytes'] / 1e9:,.1f} GB ({predicted:,.1f} predicted)"]
+    if "process_peak_bytes" in timing:
+        return [
+            f"process at most {timing['process_peak_bytes'] / 1e9:,.1f} GB ({predicted:,.1f} predicted for training)"
+        ]
+    return []
 
 
 def _mix(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:

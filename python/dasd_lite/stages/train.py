@@ -246,10 +246,12 @@ def _publish(job: Job, identity: Identity, gap: float, start: dict[str, str]) ->
         "start": start,
         **({"watched": [asdict(look) for _, look in sorted(looks.items())]} if looks else {}),
     }
+    # On a CPU it is all that the process has, Python and torch included.
+    peak = "process_peak_bytes" if job.ranks.device == "cpu" else "memory_peak_bytes"
     timing = {
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
-        "memory_peak_bytes": max(m["memory_bytes"] for m in metrics),
+        peak: max(m["memory_bytes"] for m in metrics),
     }
     if job.estimate is not None:
         timing["memory_predicted_bytes"] = job.estimate.predicted_bytes
