@@ -54,8 +54,9 @@ bench: .venv/.dev .venv/.built  ## every benchmark, as ratios to what one would 
 	cargo bench --quiet
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
-docs: .venv/.built  ## write docs/options.md anew from the config
+docs: .venv/.built  ## write docs/options.md and the table in docs/training.md anew from the code
 	$(BIN)/python docs/make_options.py
+	$(BIN)/python docs/make_training_table.py
 
 torture: .venv/.dev .venv/.built  ## 200 random kills over all stages that resume
 	DASD_KILLS=200 $(BIN)/pytest tests/pipeline/test_kill.py tests/pipeline/test_sampling.py -k killed

@@ -16,7 +16,7 @@ from typing import Any
 
 from dasd_lite.config import Full, Lora, TrainConfig
 from dasd_lite.flops import ModelShape, training_flops
-from dasd_lite.memory import Machine, Prediction, Step, predict
+from dasd_lite.memory import Machine, Prediction, predict
 
 CARD_SIZES = (8, 12, 16, 24, 48, 80, 141)
 """Memory of common cards in GB of 10⁹ bytes."""
@@ -130,7 +130,7 @@ def _tries(config: TrainConfig, seq_len: int, num_processes: int) -> Iterator[_T
     rows, one_process = config.micro_batch_size, num_processes == 1  # moments in 8 bits cannot be spread over several
     if rows > 1:
         yield _Try({"micro_batch_size": 1, "grad_accum_steps": config.grad_accum_steps * rows})
-    if not Step.is_checkpointed(config, seq_len):
+    if config.gradient_checkpointing is not True:
         yield _Try({"gradient_checkpointing": True})
     if config.optimizer == "adamw" and one_process:
         yield _Try({"optimizer": "adamw_8bit"})

@@ -20,7 +20,8 @@ from dasd_lite.config import Lora, TrainConfig
 from dasd_lite.flops import ModelShape
 
 AUTO_CHECKPOINTING = 4096
-"""Tokens of a forward pass over which gradient_checkpointing = "auto" means on."""
+"""Tokens of a forward pass over which gradient_checkpointing = "auto" means on …"""
+_AUTO_KEPT = 4e9  # … or bytes that would be kept without it: fewer than any card has to spare
 LOGIT_BYTES = 256 << 20
 """Of one chunk's float32 logits; as in logprobs.py, which needs torch."""
 _MOMENTS = {"adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03}  # bytes a trained weight; blocks of 256 + scale
@@ -263,16 +264,14 @@ class Step:
 
     # --- what the whole pass keeps ------------------------------------------------------------------
 
-    @staticmethod
-    def is_checkpointed(config: TrainConfig, tokens: int) -> bool:
-        """Tell whether the options mean that layers are computed again."""
-        wanted = config.gradient_checkpointing
-        return tokens > AUTO_CHECKPOINTING if wanted == "auto" else wanted
-
     @cached_property
     def checkpointed(self) -> bool:
         """Whether layers are computed again."""
-        return self.is_checkpointed(self.config, self.tokens)
+        wanted = self.config.gradient_checkpointing
+        if wanted != "auto":
+            return wanted
+        kept = float(self.tokens * self.shape.num_layers * self.layer_kept)
+        return self.tokens > AUTO_CHECKPOINTING or kept > _AUTO_KEPT
 
     @property
     def _copied(self) -> float:

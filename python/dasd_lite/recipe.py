@@ -69,7 +69,7 @@ def plan(recipe: RecipeConfig) -> list[Step]:
     start, adapter = base, None  # what the phase before began with, and what it made of it
     for phase in recipe.phase:
         folder = recipe.out / phase.name
-        if not (adapter and isinstance(phase.train.method, Lora) and phase.train.method.start == "adapter"):
+        if not (adapter and isinstance(phase.train.method, Lora) and phase.train.method.keeps_adapter):
             start, adapter = model, None
         steps += _phase_steps(recipe, phase, model, kept, sampled, (start, adapter))
         model = folder / "train" / "model"

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dasd_lite import checkpoint, distributed, flops, memory, student
-from dasd_lite.config import Full
+from dasd_lite.config import Full, TrainConfig, semantic
 from dasd_lite.console import Progress, progress
 from dasd_lite.dataset import disk_errors
 from dasd_lite.distributed import Ranks
@@ -56,6 +56,8 @@ class Estimate:
     """Work of each row."""
     predicted_bytes: float
     """What memory_bytes should come to at the most."""
+    checkpointing: bool
+    """Whether layers are to be computed again."""
 
 
 @dataclass
@@ -145,12 +147,13 @@ def build(
             "train.dtype = 'float16' with method full on several GPUs: its loss cannot be scaled; use lora or qlora,"
             " or train.num_processes = 1"
         )
-    longest = int(rows.num_tokens.max()) * config.micro_batch_size
-    twice = (
-        longest > memory.AUTO_CHECKPOINTING
-        if config.gradient_checkpointing == "auto"
-        else config.gradient_checkpointing
-    )
+    estimate = _estimate(model, rows, schedule, ranks, dtype)
+    if estimate is not None:
+        twice = estimate.checkpointing
+    elif (wanted := config.gradient_checkpointing) != "auto":
+        twice = wanted
+    else:
+        twice = int(rows.num_tokens.max()) * config.micro_batch_size > memory.AUTO_CHECKPOINTING
     torch.manual_seed(derive_seed(schedule.seed, "train"))  # of a new adapter
     trained = student.load_trainable(
         model,
@@ -168,7 +171,7 @@ def build(
     peak = flops.peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return Job(
         *(trained, rows, schedule, out, fingerprint, ranks, dtype, to_shard, model),
-        estimate=_estimate(model, rows, schedule, ranks, dtype),
+        estimate=estimate,
         peak_flops=peak and peak * ranks.size,
     )
 
@@ -190,27 +193,31 @@ def _estimate(model: Path, rows: Rows, schedule: Schedule, ranks: Ranks, dtype: 
     )
     longest = int(rows.num_tokens.max())
     found = memory.predict(shape, config, seq_len=longest, num_processes=ranks.size, machine=machine)
+    step = memory.Step(shape, config, longest * config.micro_batch_size, ranks.size, machine)
     # torch does not count CUDA's own, nor what lies fallow between tensors.
-    return Estimate(shape, machine, work, found.total - found.overhead)
+    return Estimate(shape, machine, work, found.total - found.overhead, step.checkpointed)
 
 
-def out_of_memory(job: Job) -> TrainError:
+def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
     """Say what there is, what was predicted, and the smallest change that needs less."""
-    device = torch.device(job.ranks.device)
-    total = torch.cuda.get_device_properties(device).total_memory
-    message = f"{torch.cuda.get_device_name(device)}: its {total / 1e9:.1f} GB are full"
-    change = None
-    if (estimate := job.estimate) is not None:
-        message += f", {estimate.predicted_bytes / 1e9:.1f} GB were predicted"
-        change = smallest_change(
-            estimate.shape,
-            job.schedule.config,
-            seq_len=int(job.rows.num_tokens.max()),
-            card_bytes=0.98 * min(float(total), estimate.predicted_bytes),
-            num_processes=job.ranks.size,
-            machine=estimate.machine,
-        )
-    return TrainError(f"{message}; try {change or 'shorter rows: pack.seq_len'}; checkpoints stay")
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    message = f"{torch.cuda.get_device_name()}: its {total / 1e9:.1f} GB are full"
+    if job is None or (estimate := job.estimate) is None:
+        return TrainError(f"{message}; try train.method qlora, train.offload_activations = true or shorter rows")
+    change = smallest_change(
+        estimate.shape,
+        config,
+        seq_len=int(job.rows.num_tokens.max()),
+        card_bytes=0.98 * min(float(total), estimate.predicted_bytes),
+        num_processes=job.ranks.size,
+        machine=estimate.machine,
+    )
+    message += f", {estimate.predicted_bytes / 1e9:.1f} GB were predicted"
+    if change is None:
+        return TrainError(f"{message}; no smaller training of this model is known")
+    goes_on = semantic(change.config) == semantic(config) and change.seq_len == int(job.rows.num_tokens.max())
+    then = "it goes on from the last checkpoint" if goes_on else "it trains afresh, with --force"
+    return TrainError(f"{message}; try {change}: {then}")
 
 
 # --- a step ---------------------------------------------------------------------------------------------

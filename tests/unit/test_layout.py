@@ -12,7 +12,7 @@ import dasd_lite
 PACKAGE = Path(dasd_lite.__file__).parent
 # From the ground up; a module may import what stands in a line above its own, or in its own.
 LEVELS = [
-    {"errors", "models"},
+    {"errors", "models", "train_options"},
     {"config", "console", "ragged", "records", "load"},
     {"dataset", "journal", "prompts", "rows", "flops"},
     {

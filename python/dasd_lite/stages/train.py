@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from dasd_lite.config import TrainConfig
 from dasd_lite.console import err
 from dasd_lite.dataset import Identity, begin, disk_errors, identify, is_finished, publish, read_manifest
-from dasd_lite.errors import TrainError
+from dasd_lite.errors import ConfigError, TrainError
 from dasd_lite.records import derive_seed
 from dasd_lite.rows import Row, Rows, open_rows
 from dasd_lite.schedule import Schedule
@@ -86,14 +86,11 @@ def run(
         max_tokens=max_tokens,
         identity=asdict(identity),
     )
-    if distributed.is_rank() or is_finished(out, identity, force=force):
-        num_processes = 1
-    else:
-        num_processes = config.num_processes or _num_gpus()
-    if num_processes == 1:
+    here = distributed.is_rank() or is_finished(out, identity, force=force) or _num_processes(config) == 1
+    if here:
         work(**asdict(task))
     else:
-        distributed.launch(num_processes, "train", asdict(task))
+        distributed.launch(_num_processes(config), "train", asdict(task))
     return read_manifest(out)
 
 
@@ -130,15 +127,16 @@ def work(**values: Any) -> None:
         if ranks.from_first(lambda: is_finished(out, identity, force=task.force)):
             shutil.rmtree(out / "checkpoints", ignore_errors=True)  # left when a kill came right after the manifest
             return
-        job, probe, end_ids = _prepare(task, options, ranks)
-        with disk_errors(out):
-            ranks.from_first(lambda: begin(out, identity, options))
+        job = None
         try:
+            job, probe, end_ids = _prepare(task, options, ranks)
+            with disk_errors(out):
+                ranks.from_first(lambda: begin(out, identity, options))
             train(job)
+            remote = {"trust_remote_code": task.trust_remote_code}
+            gap = export(job.model, options.method, job.source, out, probe, ranks=ranks, end_ids=end_ids, **remote)
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(job) from error
-        remote = {"trust_remote_code": task.trust_remote_code}
-        gap = export(job.model, options.method, job.source, out, probe, ranks=ranks, end_ids=end_ids, **remote)
+            raise out_of_memory(job, options) from error
         # The others wait for it: when they end, the folder is finished.
         ranks.from_first(lambda: _publish(job, identity, gap, _start(job.source, task.adapter)))
 
@@ -173,10 +171,14 @@ def _prepare(task: Task, options: TrainConfig, ranks: Ranks) -> tuple[Job, Row, 
     return job, probe(some, 128), end_ids
 
 
-def _num_gpus() -> int:
+def _num_processes(config: TrainConfig) -> int:
+    """Return how many processes train: one for each GPU, or as many as are asked for."""
     import torch
 
-    return max(1, int(torch.cuda.device_count()))
+    gpus = int(torch.cuda.device_count())
+    if gpus and (config.num_processes or 1) > gpus:
+        raise ConfigError(f"train.num_processes = {config.num_processes}: this machine has {gpus} GPUs; one each")
+    return config.num_processes or max(1, gpus)
 
 
 def _start(model: Path, adapter: str | None) -> dict[str, str]:
