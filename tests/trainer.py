@@ -23,7 +23,7 @@ from pathlib import Path
 import bitsandbytes, peft, numpy as np, pyarrow as pa, torch
 from peft import PeftModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
-from dasd_lite import checkpoint, distributed, export, student, training, watch
+from dasd_lite import checkpoint, distributed, export, logprobs, student, train_log, training, watch
 from dasd_lite.config import TrainConfig
 from dasd_lite.dataset import identify
 from dasd_lite.errors import DasdError
@@ -37,7 +37,7 @@ def build(base):
     config = Qwen3Config(vocab_size=61, hidden_size=48, intermediate_size=96, num_hidden_layers=2, head_dim=16,
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64, attention_dropout=0.1)
     Qwen3ForCausalLM(config).save_pretrained(base / "model")
-    config.attention_dropout = 0.0
+    config.attention_dropout, config.tie_word_embeddings = 0.0, True
     Qwen3ForCausalLM(config).save_pretrained(base / "steady")
     rng = np.random.default_rng(0)
     rows = []
@@ -72,6 +72,7 @@ def stage(task, rank):
     if task["ranks"] > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(task["ranks"]), MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(task["port"]))
+    logprobs.LOGIT_BYTES = task["logit_bytes"]
     config = {"epochs": 6, "learning_rate": 1e-2, "grad_accum_steps": 2, "checkpoint_every": 2} | task["config"]
     config = TrainConfig(**config)
     train.run(base / "rows", base / task["model"], config, Path(task["out"]), seed=0)
@@ -107,12 +108,23 @@ class Trainer:
             )
         self._process.stdout.readline()  # model and rows are there
 
-    def run(self, out, *, ranks=1, config=None, model="model", limit=0, kill_after=None, number=signal.SIGKILL):
+    def run(
+        self,
+        out,
+        *,
+        ranks=1,
+        config=None,
+        model="model",
+        limit=0,
+        logit_bytes=1 << 28,
+        kill_after=None,
+        number=signal.SIGKILL,
+    ):
         """Train in processes of their own; return their exit codes, −9 when killed. `number` kills the first."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        task = {"out": str(out), "ranks": ranks, "config": config or {}, "model": model, "limit": limit, "port": port}
+        task = {**defaults, **options, "out": str(out), "port": port}
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
         pids = [int(pid) for pid in self._process.stdout.readline().split()]
@@ -122,7 +134,7 @@ class Trainer:
             with contextlib.suppress(ProcessLookupError):  # it was done before
                 os.kill(pids[0], number)
         codes = [os.waitstatus_to_exitcode(int(status)) for status in self._process.stdout.readline().split()]
-        return codes[0] if ranks == 1 else codes
+        return codes[0] if task["ranks"] == 1 else codes
 
     def close(self):
         self._process.kill()  # it has no child and nothing to save, and torch takes seconds to leave

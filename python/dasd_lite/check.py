@@ -18,6 +18,7 @@ from dasd_lite.config import EndpointModel, Full, Phase, RecipeConfig, VllmModel
 from dasd_lite.console import out
 from dasd_lite.dataset import free_bytes
 from dasd_lite.errors import ConfigError, DasdError
+from dasd_lite.fit import conflicts
 from dasd_lite.flops import read_shape
 from dasd_lite.prompts import read_prompts
 from dasd_lite.records import Prompt
@@ -168,13 +169,8 @@ def _machine(recipe: RecipeConfig) -> Iterator[str]:
     for name, table in (("student", recipe.student), ("teacher", recipe.teacher)):
         if table is not None and table.kind == "vllm" and importlib.util.find_spec("vllm") is not None:
             yield from _gpus(name, table)
-    wanting = [phase.name for phase in recipe.phase if phase.train.dtype == "bfloat16"]
-    if wanting and importlib.util.find_spec("torch") is not None:
-        import torch
-
-        if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
-            name = torch.cuda.get_device_name()
-            yield f"train.dtype = 'bfloat16' in {', '.join(wanting)}, which {name} has not; use 'auto' or 'float16'"
+    if importlib.util.find_spec("torch") is not None:
+        yield from dict.fromkeys(line for phase in recipe.phase for line in conflicts(phase.train))
     yield from too_big(trainings_of(recipe))
     free, wanted = free_bytes(recipe.out), _disk_bytes(recipe)
     if wanted > free:

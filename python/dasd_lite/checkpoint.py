@@ -38,9 +38,11 @@ _FILE_BYTES = 2 << 30  # of one file at most, about: a file is put together in m
 def save(
     folder: Path, step: int, model: Any, optimizer: Any, scaler: Any, fingerprint: str, ranks: Ranks | None = None
 ) -> None:
-    """Write the checkpoint of `step` finished steps, then drop older ones; all processes have to call it."""
+    """Write the checkpoint of `step` finished steps, beside older ones; all processes have to call it."""
     ranks = ranks or Ranks()
     final = folder / f"step-{step:08d}"
+    if ranks.from_first(final.exists):
+        return
     temporary = final.with_suffix(".tmp")
     tensors, numbers = _state_of(model, optimizer)
 
@@ -58,9 +60,7 @@ def save(
             sync_folder(temporary)
             temporary.rename(final)
             sync_folder(folder)
-        for path in folder.iterdir():
-            if path != final:
-                shutil.rmtree(path)
+            sync_folder(folder.parent)
 
     ranks.from_first(prepare)
     with saving(folder):
@@ -71,12 +71,32 @@ def save(
     ranks.from_first(publish)
 
 
+def settle(folder: Path, step: int) -> None:
+    """Drop all checkpoints but that of `step`, whose weights have shown themselves to be good."""
+    if (folder / f"step-{step:08d}").is_dir():
+        for path in folder.iterdir():
+            if path.name != f"step-{step:08d}":
+                shutil.rmtree(path)
+
+
+def go_back(folder: Path, step: int) -> int:
+    """Drop the checkpoint of `step`, whose weights may be what is at fault, where there is an older one.
+
+    Returns the step of the one that is left, or 0.
+    """
+    steps = sorted(int(path.name[5:]) for path in folder.glob("step-????????"))
+    if len(steps) > 1 and steps[-1] == step:
+        shutil.rmtree(folder / f"step-{steps.pop():08d}")
+    return steps[-1] if steps else 0
+
+
 def restore(folder: Path, model: Any, optimizer: Any, scaler: Any, fingerprint: str, ranks: Ranks | None = None) -> int:
     """Load the newest checkpoint into model, optimiser and scaler; return its step, 0 when there is none."""
-    found = sorted(folder.glob("step-????????")) if folder.is_dir() else []
+    ranks = ranks or Ranks()
+    found = ranks.from_first(lambda: sorted(path.name for path in folder.glob("step-????????")))
     if not found:
         return 0
-    newest = found[-1]
+    newest = folder / found[-1]
     try:
         state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
         names = set(HuggingFaceStorageReader(str(newest)).read_metadata().state_dict_metadata)
@@ -84,6 +104,9 @@ def restore(folder: Path, model: Any, optimizer: Any, scaler: Any, fingerprint: 
         raise CheckpointError(f"{newest}: cannot be read ({error}); remove this folder to go on without it") from error
     if (state["format"], state["fingerprint"]) != (FORMAT, fingerprint):
         raise CheckpointError(f"{newest}: made under another configuration; remove the folder {folder} to train afresh")
+    if bool(state["scaler"]) != scaler.is_enabled():
+        was = "float16" if state["scaler"] else "a format other than float16"
+        raise CheckpointError(f"{newest}: computed in {was}, this machine is not; set train.dtype, or train afresh")
     if state["numbers"]:  # there are no moments while float16 has skipped every step
         _begin(model, optimizer)
     tensors, numbers = _state_of(model, optimizer)
@@ -92,7 +115,7 @@ def restore(folder: Path, model: Any, optimizer: Any, scaler: Any, fingerprint: 
         raise CheckpointError(f"{newest}: of another model ({odd}); remove the folder {folder} to train afresh")
     with saving(folder):
         reader = HuggingFaceStorageReader(str(newest))
-        _call(dcp.load, tensors, storage_reader=reader, no_dist=(ranks or Ranks()).size == 1)
+        _call(dcp.load, tensors, storage_reader=reader, no_dist=ranks.size == 1)
     for name, p in _trained(model).items():
         for key, value in optimizer.state[p].items() if numbers else ():
             if f"{name}.{key}" in numbers:

@@ -45,6 +45,8 @@ class Ranks:
     rank: int = 0
     size: int = 1
     device: str = "auto"
+    local: int = 0
+    """Which process of its machine."""
 
     @property
     def is_first(self) -> bool:
@@ -94,6 +96,14 @@ class Ranks:
             raise _error(*told[1])
         return told[0]
 
+    def agree(self, tensor: Any) -> Any:
+        """Overwrite a tensor by the first process's, so that all do the same next; return it."""
+        if self.size > 1:
+            import torch
+
+            torch.distributed.broadcast(tensor, 0)
+        return tensor
+
     def gather(self, value: Any) -> list[Any]:
         """Return what each process has to say."""
         if self.size == 1:
@@ -124,11 +134,9 @@ def joined() -> Iterator[Ranks]:
         torch.cuda.set_device(local)
     # Numbers that are added up and objects that are passed on lie in host memory, gradients on the GPU.
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=_WAIT)
-    try:
-        rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        yield Ranks(rank, size, f"cuda:{local}" if has_gpu else "cpu")
-    finally:
-        torch.distributed.destroy_process_group()
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    yield Ranks(rank, size, f"cuda:{local}" if has_gpu else "cpu", local)
+    torch.distributed.destroy_process_group()  # not after an error: it could wait for those that do not know of it
 
 
 def shard(model: Any, dtype: Any, ranks: Ranks) -> Any:
@@ -172,14 +180,16 @@ def launch(num_processes: int, stage: str, arguments: Mapping[str, Any]) -> None
         (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
         failures: list[BaseException] = []
         agent = threading.Thread(target=_run_agent, args=(num_processes, folder, failures), name="torchrun")
-        with _forwarded(folder) as asked:
+        with _asked_to_stop() as asked:
             agent.start()
+            told: dict[str, int] = {}  # how often each process has been asked
             while agent.is_alive():
                 agent.join(0.2)
-        if asked.is_set() and (failures or any(folder.glob("stopped-*"))):
-            raise KeyboardInterrupt
-        if failures:
+                _forward(folder, asked, told)
+        if failures and not (asked and _has_only_stopped(failures[0], folder)):
             _raise(failures[0], folder, num_processes)
+        if asked and (failures or any(folder.glob("stopped-*"))):
+            raise KeyboardInterrupt
 
 
 def _run_agent(num_processes: int, folder: Path, failures: list[BaseException]) -> None:
@@ -214,26 +224,38 @@ def _run_agent(num_processes: int, folder: Path, failures: list[BaseException]) 
 
 
 @contextlib.contextmanager
-def _forwarded(folder: Path) -> Iterator[threading.Event]:
-    """Hand Ctrl-C and SIGTERM on to the processes, which finish their step; a second one breaks them off."""
-    asked = threading.Event()
+def _asked_to_stop() -> Iterator[list[int]]:
+    """Note Ctrl-C and SIGTERM instead of breaking off."""
+    asked: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield asked  # only the main thread may take signals
         return
-
-    def forward(number: int, frame: object) -> None:
-        asked.set()
-        for path in folder.glob("pid-*"):
-            with contextlib.suppress(ProcessLookupError, ValueError):
-                os.kill(int(path.read_text(encoding="utf-8")), signal.SIGTERM)
-
-    before = [signal.signal(number, forward) for number in numbers]
+    before = [signal.signal(number, lambda number, frame: asked.append(number)) for number in numbers]
     try:
         yield asked
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+def _forward(folder: Path, asked: list[int], told: dict[str, int]) -> None:
+    """Ask each process to stop as often as we are: the first time it finishes its step, the second it breaks off.
+
+    One that has only just started is asked as soon as its number is known.
+    """
+    for path in folder.glob("pid-*") if asked else ():
+        text = path.read_text(encoding="utf-8")
+        while text and told.get(path.name, 0) < len(asked):
+            told[path.name] = told.get(path.name, 0) + 1
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(text), signal.SIGTERM)
+
+
+def _has_only_stopped(failure: BaseException, folder: Path) -> bool:
+    """Tell whether processes that were asked to stop ended of that, and of nothing else."""
+    codes = {found.exitcode for found in getattr(failure, "failures", {}).values()}
+    return not any(folder.glob("error-*")) and bool(codes) and codes <= {-signal.SIGTERM}
 
 
 def _raise(failure: BaseException, folder: Path, num_processes: int) -> None:

@@ -21,9 +21,15 @@ from dasd_lite.checkpoint import saving
 from dasd_lite.config import Dtype, Full, Lora
 from dasd_lite.dataset import sync_file, sync_folder
 from dasd_lite.distributed import Ranks, whole
-from dasd_lite.logprobs import target_logprobs
+from dasd_lite.errors import MissingExtraError, TrainError
+from dasd_lite.logprobs import causal_model, target_logprobs
 from dasd_lite.rows import Row
 from dasd_lite.student import load_model, quiet, stored_dtype
+
+try:
+    import torch
+except ImportError as error:
+    raise MissingExtraError("train", "torch") from error
 
 _SIDE_FILES = (".json", ".jinja", ".model", ".txt", ".py", ".tiktoken")  # what is beside the weights
 
@@ -36,52 +42,68 @@ def export(
     probe: Row,
     *,
     ranks: Ranks | None = None,
+    dtype: Any = None,
     end_ids: Set[int] = frozenset(),
     **options: Any,
 ) -> float:
     """Save a trained model as `out`/model, and an adapter as `out`/adapter; return the gap of merging and rounding.
 
-    The gap is the largest difference of a log-probability on the row `probe`, in nats, between the weights as trained
-    and as loaded from what was saved, both computed on the CPU in the number format of `source`, full training in
-    float32 before. `end_ids` are tokens at which the saved model has to stop as well. All processes have to call it;
-    only the first saves, and the others get 0. `options` go to load_model.
+    The gap is the largest difference of a log-probability on the row `probe`, in nats, between the model as it was
+    trained, computing in `dtype` where it is, and what was saved, loaded again in the number format of `source` on the
+    CPU: with 16 bits their rounding is in it, up to some 0.05. `end_ids` are tokens at which the saved model has to
+    stop as well. All processes have to call it; only the first saves, and the others get 0. `options` go to load_model.
     """
     first = ranks is None or ranks.is_first
+    model.eval()
+    device = ranks.device if ranks is not None else "cpu"
+    casts = dtype is not None and dtype != torch.float32 and not hasattr(causal_model(model), "runs_inside")
+    with torch.autocast(torch.device(device).type, dtype if casts else torch.bfloat16, enabled=casts):
+        before = target_logprobs(model, probe.ids, probe.doc_lengths)
+    trained: dict[str, Any] = {}
     if isinstance(method, Full):
-        trained = {name: whole(p.detach()) for name, p in model.named_parameters()}  # one after the other
-        trained = {name: p.cpu() if first else None for name, p in trained.items()}
+        for name, p in model.named_parameters():  # one whole weight at a time on the device
+            weight = whole(p.detach())
+            if first:
+                trained[name] = weight.to(stored_dtype(source)).cpu()
+            del weight
     if not first:
         return 0.0
-    dtype = stored_dtype(source)
-    loading = {"dtype": cast(Dtype, str(dtype).removeprefix("torch.")), "device": "cpu", **options}
+    stored = _name(stored_dtype(source))
     if isinstance(method, Full):
-        found = load_model(source, **loading)
-        found.load_state_dict(trained, strict=False, assign=True)  # weights that are tied to another are not in it
+        found = load_model(source, dtype=stored, device="cpu", **options)
+        if missing := trained.keys() ^ dict(found.named_parameters()).keys():
+            raise TrainError(f"{source}: its weight {min(missing)} is not what was trained; nothing is saved")
+        found.load_state_dict(trained, strict=False, assign=True)  # what is tied to another weight is not in it
         found.tie_weights()
-        before = target_logprobs(found.float(), probe.ids, probe.doc_lengths)
-        found = found.to(dtype)
     else:
         temporary = out / "adapter.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         with saving(out), quiet():
             model.save_pretrained(temporary)
             _put(temporary, out / "adapter")
-        found, before = _merge(source, out / "adapter", probe, four_bit=method.kind == "qlora", **loading)
+        # Quantised from the format that training quantised from, or the 4-bit codes would be others.
+        loaded = _name(dtype) if method.kind == "qlora" and dtype is not None else stored
+        found = _merge(source, out / "adapter", method, dtype=loaded, **options).to(stored_dtype(source))
+    trained.clear()
     save_model(found, out / "model", source, end_ids)
     del found
-    after = target_logprobs(load_model(out / "model", **loading), probe.ids, probe.doc_lengths)
+    after = target_logprobs(
+        load_model(out / "model", dtype=stored, device="cpu", **options), probe.ids, probe.doc_lengths
+    )
     return float(np.nanmax(np.abs(after - before)))
 
 
-def _merge(source: Path, adapter: Path, probe: Row, *, four_bit: bool, **loading: Any) -> tuple[Any, Any]:
-    """Return the model with its adapter merged, and the log-probabilities of it with the adapter beside it."""
+def _name(dtype: Any) -> Dtype:
+    return cast(Dtype, str(dtype).removeprefix("torch."))
+
+
+def _merge(source: Path, adapter: Path, method: Lora, **loading: Any) -> Any:
     from peft import PeftModel
 
     with quiet():
-        base = load_model(source, four_bit=four_bit, **loading)
-        adapted = PeftModel.from_pretrained(base.dequantize() if four_bit else base, adapter).eval()
-        before = target_logprobs(adapted, probe.ids, probe.doc_lengths)
-        return adapted.merge_and_unload().eval(), before
+        base = load_model(source, four_bit=method.kind == "qlora", device="cpu", **loading)
+        base = base.dequantize() if method.kind == "qlora" else base
+        return PeftModel.from_pretrained(base, adapter).merge_and_unload().eval()
 
 
 def save_model(model: Any, folder: Path, tokenizer_from: Path, end_ids: Set[int] = frozenset()) -> None:

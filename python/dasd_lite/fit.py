@@ -53,6 +53,37 @@ def visible_card() -> Card | None:
     return Card(properties.name, properties.total_memory, number, machine)
 
 
+def conflicts(config: TrainConfig) -> Iterator[str]:
+    """Name options of train that this machine, or each other, do not allow; nothing is loaded."""
+    import torch
+
+    gpus, method = int(torch.cuda.device_count()), config.method
+    number = config.num_processes or max(1, gpus)
+    if gpus and number > gpus:
+        yield f"train.num_processes = {number}: this machine has {gpus} GPU{'s' * (gpus > 1)}, one for each process"
+    if config.optimizer == "paged_adamw_8bit" and not gpus:
+        yield "train.optimizer = 'paged_adamw_8bit' needs a GPU; on a CPU use 'adamw_8bit' or 'adamw'"
+    if config.optimizer != "adamw" and isinstance(method, Full) and number > 1:
+        yield (
+            f"train.optimizer = {config.optimizer!r} cannot be spread over {number} processes; use 'adamw', whose"
+            " moments are, or train.num_processes = 1"
+        )
+    if config.optimizer != "adamw" and importlib.util.find_spec("bitsandbytes") is None:
+        yield f"train.optimizer = {config.optimizer!r}: bitsandbytes is missing; pip install 'dasd-lite[train]'"
+    has_bfloat16 = not gpus or torch.cuda.is_bf16_supported(including_emulation=False)
+    if config.dtype == "bfloat16" and not has_bfloat16:
+        yield f"train.dtype = 'bfloat16': {torch.cuda.get_device_name()} has not; use 'auto' or 'float16'"
+    if isinstance(method, Full) and number > 1 and (config.dtype == "float16" or not has_bfloat16):
+        yield (
+            "train.method full in float16 over several processes: its loss cannot be scaled there; use lora or qlora,"
+            " or train.num_processes = 1"
+        )
+    if config.liger is True and not (gpus and has_liger()):
+        yield "train.liger = true: needs a GPU and liger-kernel (pip install liger-kernel); use 'auto'"
+    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
+        yield f"train.tracker = {config.tracker!r}: {config.tracker} is missing; pip install {config.tracker}"
+
+
 def has_liger() -> bool:
     """Tell whether liger-kernel is installed."""
     return importlib.util.find_spec("liger_kernel") is not None

@@ -193,7 +193,11 @@ def run(
             f"nothing in this recipe is stage {only_stage or 'any'} of phase {only_phase or 'any'} ({phases})"
         )
     first = is_first()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and {step.stage for step in steps} != {"train"}:
+    if (
+        "RANK" in os.environ
+        and int(os.environ.get("WORLD_SIZE", "1")) > 1
+        and {step.stage for step in steps} != {"train"}
+    ):
         raise ConfigError("torchrun starts the stage train alone: torchrun … -m dasd_lite train run.toml --phase NAME")
     ran = 0
     with disk_errors(recipe.out), run_lock(recipe.out) if first else contextlib.nullcontext():

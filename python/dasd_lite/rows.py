@@ -58,20 +58,31 @@ class Row:
         )
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What is known of rows after they have been checked."""
+
+    mean_weight: float | None
+    """Over the target tokens; None without weights."""
+    end_ids: frozenset[int]
+    """The tokens with which documents end."""
+    num_targets: npt.NDArray[np.int64]
+    """Target tokens of each row."""
+
+
 class Rows:
     """A checked table of rows; `rows[i]` is read from disk when it is asked for."""
 
-    def __init__(self, table: pa.Table, mean_weight: float | None, end_ids: frozenset[int]) -> None:
-        """Wrap a table of the schema ROW; without weights `mean_weight` is None."""
-        self._table = table
-        self._mean_weight = mean_weight
-        self.end_ids = end_ids
-        """The tokens with which documents end."""
-        self.num_tokens = np.concatenate([_lengths(chunk) for chunk in table["ids"].chunks])
+    def __init__(self, mapped: Path, facts: Facts) -> None:
+        """Map the file that `copy_rows` wrote; it may lose its name afterwards."""
+        self._table = pa.ipc.open_file(pa.memory_map(str(mapped))).read_all()
+        self.facts = facts
+        self.num_tokens = np.concatenate([_lengths(chunk) for chunk in self._table["ids"].chunks])
         """Tokens of each row."""
-        self.doc_lengths = np.concatenate([_flat(chunk) for chunk in table["doc_lengths"].chunks]).astype(np.int64)
+        documents = self._table["doc_lengths"].chunks
+        self.doc_lengths = np.concatenate([_flat(chunk) for chunk in documents]).astype(np.int64)
         """Tokens of each document, row after row."""
-        self.doc_offsets = offsets_of(np.concatenate([_lengths(chunk) for chunk in table["doc_lengths"].chunks]))
+        self.doc_offsets = offsets_of(np.concatenate([_lengths(chunk) for chunk in documents]))
         """Row r has the documents from `doc_offsets[r]` to `doc_offsets[r + 1]`."""
 
     def __len__(self) -> int:
@@ -81,12 +92,13 @@ class Rows:
     def __getitem__(self, i: int) -> Row:
         """Read one row; its weights have mean 1 over the target tokens of all rows."""
         ids, mask, lengths = (self._table[name][i].values for name in ("ids", "loss_mask", "doc_lengths"))
-        weights = None
-        if self._mean_weight is not None and self._table["weights"][i].is_valid:
-            given = self._table["weights"][i].values.fill_null(1.0).to_numpy(zero_copy_only=False)
-            weights = (given / self._mean_weight).astype(np.float32)
-        elif self._mean_weight is not None:
-            weights = np.full(len(lengths), 1 / self._mean_weight, dtype=np.float32)
+        weights, mean = None, self.facts.mean_weight
+        if mean is not None:
+            given = self._table["weights"][i]
+            raw = (
+                given.values.fill_null(1.0).to_numpy(zero_copy_only=False) if given.is_valid else np.ones(len(lengths))
+            )
+            weights = (raw / mean).astype(np.float32)
         return Row(
             ids.to_numpy(),
             mask.to_numpy(zero_copy_only=False),
@@ -101,28 +113,33 @@ def open_rows(folder: Path, mapped: Path, *, vocab_size: int, max_positions: int
 
     The file loses its name at once and its space when the process ends, however that comes.
     """
-    num_rows = num_targets = 0
-    weight = 0.0
-    end_ids: set[int] = set()
-    mapped.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with disk_errors(mapped.parent), pa.ipc.new_file(str(mapped), ROW) as writer:
-            for batch in batches(folder, "rows"):
-                targets, ends = _check(folder, batch, num_rows, vocab_size, max_positions)
-                weight += float(_weights(folder, batch, num_rows) @ targets)
-                num_targets += int(targets.sum())
-                end_ids.update(ends.tolist())
-                writer.write_batch(batch.cast(ROW))
-                num_rows += batch.num_rows
-        table = pa.ipc.open_file(pa.memory_map(str(mapped))).read_all()
+        return Rows(mapped, copy_rows(folder, mapped, vocab_size=vocab_size, max_positions=max_positions))
     finally:
         mapped.unlink(missing_ok=True)
+
+
+def copy_rows(folder: Path, mapped: Path, *, vocab_size: int, max_positions: int | None) -> Facts:
+    """Check the rows of a pack folder while they are copied to the uncompressed file `mapped`."""
+    num_rows, weight, has_weights = 0, 0.0, False
+    end_ids: set[int] = set()
+    num_targets: list[npt.NDArray[np.int64]] = []
+    mapped.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(mapped.parent), pa.ipc.new_file(str(mapped), ROW) as writer:
+        for batch in batches(folder, "rows"):
+            targets, ends = _check(folder, batch, num_rows, vocab_size, max_positions)
+            weight += float(_weights(folder, batch, num_rows) @ targets)
+            has_weights |= batch["weights"].null_count < batch.num_rows
+            num_targets.append(np.add.reduceat(targets, offsets_of(_lengths(batch["doc_lengths"]))[:-1]))
+            end_ids.update(ends.tolist())
+            writer.write_batch(batch.cast(ROW))
+            num_rows += batch.num_rows
     if num_rows == 0:
         raise TrainError(f"{folder}: no row to train on")
     if weight <= 0:
         raise TrainError(f"{folder}: the weights of all documents are 0; nothing would be learnt")
-    has_weights = table["weights"].null_count < len(table)
-    return Rows(table, weight / num_targets if has_weights else None, frozenset(end_ids))
+    of_rows = np.concatenate(num_targets)
+    return Facts(weight / int(of_rows.sum()) if has_weights else None, frozenset(end_ids), of_rows)
 
 
 def _weights(folder: Path, batch: pa.RecordBatch, first: int) -> npt.NDArray[np.float64]:

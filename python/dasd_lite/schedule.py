@@ -123,7 +123,7 @@ class Schedule:
                 seed=derive_seed(self.seed, "rows", epoch),
             )
             while len(self._orders) > 1:  # a step reaches into two epochs at the most
-                del self._orders[min(self._orders)]
+                del self._orders[next(iter(self._orders))]
             self._orders[epoch] = np.concatenate([found.rows.ravel(), found.left_over]).astype(np.int64)
         return self._orders[epoch]
 

@@ -278,6 +278,11 @@ def _check_adapter(folder: Path, method: Lora) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: no adapter to start from ({error}); use train.method.start = 'merged'") from error
+    if isinstance(method.target_modules, list) and set(found.get("target_modules") or ()) != set(method.target_modules):
+        raise ConfigError(
+            f"train.method.target_modules = {method.target_modules}, the adapter to start from has"
+            f" {sorted(found.get('target_modules') or ())}; make them equal, or use start = 'merged'"
+        )
     for key, name, wanted in (("r", "rank", method.rank), ("lora_alpha", "alpha", method.alpha)):
         if found.get(key) != wanted:
             raise ConfigError(

@@ -88,7 +88,8 @@ class TrainConfig(Table):
     liger: Annotated[bool | Literal["auto"], EXECUTION] = "auto"
     """Liger's kernels for norms, rotary embeddings and MLPs; auto: on a GPU where liger-kernel is installed."""
     num_processes: Annotated[PositiveInt | None, EXECUTION] = None
-    """Processes that share the work, one per GPU; none: as many as GPUs are visible. Results do not depend on it."""
+    """Processes that share the work, one per GPU; none: as many as GPUs are visible. What comes out does not
+    depend on it, but for rounding."""
     checkpoint_every: Annotated[PositiveInt, EXECUTION] = 100
     """Optimiser steps between checkpoints; training goes on from the newest after any stop."""
     max_loss_jump: Annotated[PositiveFloat, EXECUTION] = 2.0

@@ -6,27 +6,24 @@ jumps, is found before it reaches the weights.
 
 from __future__ import annotations
 
-import contextlib
-import json
+import dataclasses
 import math
 import resource
 import signal
 import statistics
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dasd_lite import checkpoint, distributed, flops, memory, student
+from dasd_lite import distributed, flops, memory, student
 from dasd_lite.config import Full, TrainConfig, semantic
-from dasd_lite.console import Progress, progress
-from dasd_lite.dataset import disk_errors
+from dasd_lite.console import err
 from dasd_lite.distributed import Ranks
 from dasd_lite.errors import ConfigError, MissingExtraError, TrainError
 from dasd_lite.fit import has_liger, smallest_change
@@ -35,7 +32,6 @@ from dasd_lite.objectives import Objective, Targets
 from dasd_lite.records import Prompt, derive_seed
 from dasd_lite.rows import Row, Rows
 from dasd_lite.schedule import Schedule
-from dasd_lite.trackers import Tracker, open_tracker
 
 try:
     import torch
@@ -44,6 +40,7 @@ except ImportError as error:
 
 _HISTORY = 32  # steps whose median a loss is held against
 _LEAST_HISTORY = 8
+_MOST_SKIPPED = 24  # halvings of the loss's scale, which begins at 2^16
 
 
 @dataclass(frozen=True)
@@ -118,6 +115,11 @@ class Job:
         norm = torch.nn.utils.clip_grad_norm_(trained, self.schedule.config.max_grad_norm)
         return float(distributed.whole(norm))
 
+    def forget_peak(self) -> None:
+        """Count a GPU's peak from here on: what came before, or in between, is not training."""
+        if torch.device(self.ranks.device).type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
     def memory_bytes(self) -> int:
         """Return the peak so far: of the GPU's memory as torch counts it, or of this process's on a CPU."""
         if torch.device(self.ranks.device).type == "cuda":
@@ -140,12 +142,16 @@ def build(
     config = schedule.config
     device = student.pick_device(ranks.device)
     dtype = student.pick_dtype(config.dtype, device)
-    ranks = Ranks(ranks.rank, ranks.size, str(device))
+    ranks = dataclasses.replace(ranks, device=str(device))
     to_shard = ranks.size > 1 and isinstance(config.method, Full)
     if to_shard and dtype == torch.float16:
-        raise ConfigError(
-            "train.dtype = 'float16' with method full on several GPUs: its loss cannot be scaled; use lora or qlora,"
-            " or train.num_processes = 1"
+        raise ConfigError("train.method full in float16 over several processes: its loss cannot be scaled there")
+    turns = math.ceil(schedule.rows_per_step / config.micro_batch_size)
+    if ranks.is_first and turns < ranks.size:
+        err().print(
+            f"note: {ranks.size} processes, but {turns} micro-batches a step: {ranks.size - turns} wait; raise"
+            " train.grad_accum_steps",
+            soft_wrap=True,
         )
     estimate = _estimate(model, rows, schedule, ranks, dtype)
     if estimate is not None:
@@ -182,8 +188,8 @@ def _estimate(model: Path, rows: Rows, schedule: Schedule, ranks: Ranks, dtype: 
         shape = flops.read_shape(model)
     except ConfigError:
         return None
-    documents = np.split(rows.doc_lengths, rows.doc_offsets[1:-1])
-    work = np.array([flops.training_flops(shape, lengths.tolist(), config.method) for lengths in documents])
+    documents = zip(np.split(rows.doc_lengths, rows.doc_offsets[1:-1]), rows.facts.num_targets.tolist(), strict=True)
+    work = np.array([flops.training_flops(shape, part.tolist(), config.method, targets) for part, targets in documents])
     on_gpu = device.type == "cuda"
     machine = memory.Machine(
         element_bytes=dtype.itemsize,
@@ -200,15 +206,15 @@ def _estimate(model: Path, rows: Rows, schedule: Schedule, ranks: Ranks, dtype: 
 
 def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
     """Say what there is, what was predicted, and the smallest change that needs less."""
-    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    message = f"{torch.cuda.get_device_name()}: its {total / 1e9:.1f} GB are full"
+    name, total = _card()
+    message = f"{name}: its {total / 1e9:.1f} GB are full"
     if job is None or (estimate := job.estimate) is None:
         return TrainError(f"{message}; try train.method qlora, train.offload_activations = true or shorter rows")
     change = smallest_change(
         estimate.shape,
         config,
         seq_len=int(job.rows.num_tokens.max()),
-        card_bytes=0.98 * min(float(total), estimate.predicted_bytes),
+        card_bytes=0.98 * min(total, estimate.predicted_bytes),
         num_processes=job.ranks.size,
         machine=estimate.machine,
     )
@@ -218,6 +224,12 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
     goes_on = semantic(change.config) == semantic(config) and change.seq_len == int(job.rows.num_tokens.max())
     then = "it goes on from the last checkpoint" if goes_on else "it trains afresh, with --force"
     return TrainError(f"{message}; try {change}: {then}")
+
+
+def _card() -> tuple[str, float]:
+    return torch.cuda.get_device_name(), float(
+        torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    )
 
 
 # --- a step ---------------------------------------------------------------------------------------------
@@ -230,20 +242,20 @@ class Told:
     sums: dict[str, float]
     """Of the objective's metrics."""
     worst: tuple[bool, float, tuple[str, ...]]
-    """Its worst micro-batch: whether its loss is no number, its loss, the rollouts in it."""
+    """Its worst micro-batch: whether its loss is no number, its loss per target, the rollouts in it."""
     stop: bool
     memory_bytes: int
 
     @classmethod
-    def of(cls, losses: list[Any], metrics: list[dict[str, Any]], rows: list[Row], stop: bool, memory: int) -> Told:
+    def of(cls, metrics: list[dict[str, Any]], rows: list[Row], stop: bool, memory: int) -> Told:
         """Put together what came of the micro-batches."""
-        sums = _add_up([{name: float(value) for name, value in found.items()} for found in metrics])
-        values = [float(loss) for loss in losses]
+        values = [{name: float(value) for name, value in found.items()} for found in metrics]
+        means = [found["loss"] / max(1, row.num_targets) for found, row in zip(values, rows, strict=True)]
         worst = max(
-            ((not math.isfinite(v), v if math.isfinite(v) else 0.0, r.uids) for v, r in zip(values, rows, strict=True)),
+            ((not math.isfinite(v), v if math.isfinite(v) else 0.0, r.uids) for v, r in zip(means, rows, strict=True)),
             default=(False, -math.inf, ()),
         )
-        return cls(sums, worst, stop, memory)
+        return cls(_add_up(values), worst, stop, memory)
 
 
 def means(told: list[Told], num_targets: int) -> dict[str, float]:
@@ -256,12 +268,17 @@ def _add_up(parts: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
-def fault(loss: float, grad_norm: float, history: list[float], max_jump: float) -> str | None:
-    """Say what is wrong with a step whose gradients have not reached the weights yet; None when nothing is."""
+def fault(loss: float, grad_norm: float, history: list[float], max_jump: float, skipped: int | None) -> str | None:
+    """Say what is wrong with a step whose gradients have not reached the weights yet; None when nothing is.
+
+    `skipped` steps before this one had a gradient too large for float16, which is no fault at first, for the scale
+    of the loss is then lowered; None where the loss is not scaled.
+    """
     if not math.isfinite(loss):
         return f"the loss is {loss}"
-    if not math.isfinite(grad_norm):
-        return f"the gradient is {grad_norm}, the loss {loss:.4g}"
+    if not math.isfinite(grad_norm) and (skipped is None or skipped >= _MOST_SKIPPED):
+        steps = f" for {skipped + 1} steps" if skipped is not None else ""
+        return f"the gradient is {grad_norm}{steps}, the loss {loss:.4g}"
     if len(history) >= _LEAST_HISTORY:
         usual = statistics.median(history[-_HISTORY:])
         if loss > usual + max_jump:
@@ -269,11 +286,12 @@ def fault(loss: float, grad_norm: float, history: list[float], max_jump: float) 
     return None
 
 
-def blame(told: list[Told]) -> str:
+def blame(told: list[Told], loss: float) -> str:
     """Name the rollouts of the worst micro-batch."""
     uids = max(t.worst for t in told)[2]
     more = f" and {len(uids) - 8} more" if len(uids) > 8 else ""
-    return f"rollouts: {', '.join(uids[:8]) or 'unnamed'}{more}"
+    what = "rollouts" if not math.isfinite(loss) else "rollouts of the highest loss"
+    return f"{what}: {', '.join(uids[:8]) or 'unnamed'}{more}"
 
 
 @contextmanager
@@ -300,76 +318,3 @@ def stop_signals() -> Iterator[threading.Event]:
         yield asked
     finally:
         restore()
-
-
-# --- what is told ---------------------------------------------------------------------------------------
-
-
-class Log:
-    """metrics.jsonl, the progress bar and the tracker; in other processes than the first it does nothing."""
-
-    def __init__(self, job: Job, first: int) -> None:
-        """Go on after `first` steps; lines of later ones are of a run that was stopped, and go."""
-        self._job, self._is_first = job, job.ranks.is_first
-        schedule, path = job.schedule, job.out / "metrics.jsonl"
-        self.tokens = [int(job.rows.num_tokens[schedule.rows_of(step)].sum()) for step in range(schedule.num_steps)]
-        if self._is_first:
-            checkpoint.truncate_metrics(path, first)
-        kept = path.read_text(encoding="utf-8").splitlines()[:first] if first else []
-        self.losses = [float(json.loads(line)["loss"]) for line in kept]
-        """Of the steps so far."""
-        self._left, self._began, self._done = sum(self.tokens[first:]), time.perf_counter(), 0
-        self._stack = contextlib.ExitStack()
-        self._file: IO[str] | None = None
-        self._tracker = Tracker()
-        self._bar: Progress | None = None
-        if self._is_first:
-            name, config = f"{job.out.parent.name}-{job.fingerprint[:8]}", schedule.config
-            self._file = self._stack.enter_context(path.open("a", encoding="utf-8"))
-            self._tracker = self._stack.enter_context(
-                open_tracker(config.tracker, name, job.out, config.model_dump(mode="json"))
-            )
-            total, done = sum(self.tokens), sum(self.tokens[:first])
-            label = f"{job.out.parent.name}: train"
-            self._bar = self._stack.enter_context(progress(label, total, "tokens", done=done))
-
-    def __enter__(self) -> Log:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Close all of them."""
-        self._stack.close()
-
-    def write(self, step: int, figures: dict[str, float], memory_bytes: int, seconds: float) -> None:
-        """Tell of a step, counted from 0."""
-        self.losses.append(figures["loss"])
-        tokens, peak = self.tokens[step], self._job.peak_flops
-        work = None
-        if peak and self._job.estimate is not None:
-            work = float(self._job.estimate.row_flops[self._job.schedule.rows_of(step)].sum())
-        self._done += tokens
-        self._left -= tokens
-        line = {
-            "step": step + 1,
-            **figures,
-            "tokens": tokens,
-            "seconds": round(seconds, 6),
-            "tokens_per_second": round(tokens / seconds, 1),
-            "mfu": round(work / seconds / peak, 4) if peak and work else None,
-            "memory_bytes": memory_bytes,
-            "seconds_left": round(self._left * (time.perf_counter() - self._began) / self._done, 1),
-        }
-        if self._file is None or self._bar is None:
-            return
-        with disk_errors(self._job.out):
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        self._tracker.log(step + 1, {k: float(v) for k, v in line.items() if v is not None and k != "step"})
-        utilisation = f", MFU {line['mfu']:.0%}" if line["mfu"] is not None else ""
-        self._bar.advance(tokens, f"loss {figures['loss']:.3f}, {memory_bytes / 1e9:.1f} GB{utilisation}")
-
-    def sync(self) -> None:
-        """Make the lines so far survive a power cut."""
-        if self._file is not None:
-            checkpoint.sync(self._file)

@@ -54,12 +54,19 @@ class Look:
 
 
 def look(
-    model: Any, folder: Path, questions: Sequence[Prompt], step: int, *, max_tokens: int, batch_size: int = 16
+    model: Any,
+    folder: Path,
+    questions: Sequence[Prompt],
+    step: int,
+    *,
+    max_tokens: int,
+    batch_size: int = 16,
+    agree: Any = None,
 ) -> Look:
     """Let the model answer; `folder` has its tokenizer. All processes that share its weights have to call it."""
     causal = causal_model(model)
     packed, training = causal.config._attn_implementation, causal.training
-    sampler = TransformersSampler(TransformersModel(model=str(folder), batch_size=batch_size), folder, causal)
+    sampler = TransformersSampler(TransformersModel(model=str(folder), batch_size=batch_size), folder, causal, agree)
     requests = [Request(i, prompt.messages, max_tokens, i) for i, prompt in enumerate(questions)]
     causal.set_attn_implementation(GROUPED)
     model.eval()

@@ -41,6 +41,7 @@ LEVELS = [
         "self_check",
         "trackers",
         "training",
+        "train_log",
     },
     {"sampler", "plots", "report_data", "report_rollouts", "report_tables", "show_pieces", "show_print", "summary"},
     {"watch"},

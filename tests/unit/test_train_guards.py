@@ -18,14 +18,18 @@ from dasd_lite import checkpoint, logprobs, student, watch  # noqa: E402
 from dasd_lite.chat import Chat, engine_stop_ids  # noqa: E402
 from dasd_lite.config import Full, Lora, TrainConfig  # noqa: E402
 from dasd_lite.errors import ConfigError, TrainError  # noqa: E402
+from dasd_lite.fit import conflicts  # noqa: E402
 from dasd_lite.optimizer import make_optimizer  # noqa: E402
 from dasd_lite.prompts import read_prompts  # noqa: E402
+from dasd_lite.rows import Row  # noqa: E402
+from dasd_lite.schedule import Schedule  # noqa: E402
 from dasd_lite.stages import train  # noqa: E402
-from dasd_lite.training import fault  # noqa: E402
+from dasd_lite.training import Job, Told, blame, fault  # noqa: E402
 from dasd_lite.watch import Look, collapse  # noqa: E402
 
 QUICK = {"epochs": 4, "learning_rate": 1e-2, "min_learning_rate": 1e-3, "micro_batch_size": 2, "grad_accum_steps": 2}
 DEMO = Path(dasd_lite.__file__).parent / "demo"
+EVERY_ROW = {"grad_accum_steps": 1, "checkpoint_every": 5}
 LORA = {"kind": "lora", "rank": 4, "alpha": 8.0}
 
 
@@ -51,13 +55,16 @@ def test_fewer_rows_than_a_step_leave_nothing_behind(tiny, tmp_path):
 
 def test_faults():
     usual = [1.0, 1.2, 0.9, 1.1] * 8
-    assert fault(1.0, 1.0, usual, 2.0) is None
-    assert fault(float("nan"), 1.0, [], 2.0) == "the loss is nan"
-    assert fault(1.0, float("inf"), [], 2.0) == "the gradient is inf, the loss 1"
-    assert "the loss is 3.2, 1.05 in the steps before (train.max_loss_jump = 2)" in fault(3.2, 1.0, usual, 2.0)
-    assert fault(3.2, 1.0, usual, 2.5) is None
-    assert fault(30.0, 1.0, usual[:7], 2.0) is None  # too few to know what is usual
-    assert fault(3.0, 1.0, [9.0] * 90 + [0.5] * 32, 2.0) is not None  # the last ones count
+    assert fault(1.0, 1.0, usual, 2.0, None) is None
+    assert fault(float("nan"), 1.0, [], 2.0, None) == "the loss is nan"
+    assert fault(1.0, float("inf"), [], 2.0, None) == "the gradient is inf, the loss 1"
+    assert "the loss is 3.2, 1.05 in the steps before (train.max_loss_jump = 2)" in fault(3.2, 1.0, usual, 2.0, None)
+    assert fault(3.2, 1.0, usual, 2.5, None) is None
+    assert fault(30.0, 1.0, usual[:7], 2.0, None) is None  # too few to know what is usual
+    assert fault(3.0, 1.0, [9.0] * 90 + [0.5] * 32, 2.0, None) is not None  # the last ones count
+    # In float16 a gradient that is too large lowers the loss's scale; one that stays so teaches nothing.
+    assert fault(1.0, float("inf"), [], 2.0, 3) is None
+    assert fault(1.0, float("nan"), [], 2.0, 24) == "the gradient is nan for 25 steps, the loss 1"
 
 
 def test_a_jump_of_the_loss_keeps_the_weights_before_it_and_more_leave_goes_on(tiny, tmp_path):
@@ -65,18 +72,107 @@ def test_a_jump_of_the_loss_keeps_the_weights_before_it_and_more_leave_goes_on(t
     odd = np.random.default_rng(0)
     rows[7]["ids"] = odd.integers(0, VOCAB, len(rows[7]["ids"])).tolist()  # after the rest is learnt, a stranger
     folder = write_rows(tmp_path / "rows", rows)
-    config = {"epochs": 6, "learning_rate": 3e-2, "min_learning_rate": 1e-2, "grad_accum_steps": 1}
+    config = {
+        "epochs": 6,
+        "learning_rate": 3e-2,
+        "min_learning_rate": 1e-2,
+        "grad_accum_steps": 1,
+        "checkpoint_every": 5,
+    }
     with pytest.raises(
-        TrainError, match=r"step \d+: the loss is .* in the steps before .*; rollouts: r7d0, "
+        TrainError, match=r"step \d+: the loss is .* in the steps before .* highest loss: r7d0, "
     ) as caught:
         train.run(folder, tiny, TrainConfig(**config, max_loss_jump=1.0), tmp_path / "out", seed=0)
     step = int(str(caught.value).split()[1].rstrip(":"))
-    assert str(caught.value).endswith(f"kept as they were after step {step - 1}")
-    assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir()] == [f"step-{step - 1:08d}"]
+    kept = (step - 2) // 5 * 5  # not that of the step just before, whose weights may be what is at fault
+    assert str(caught.value).endswith(f"the checkpoint of step {kept} is kept, from which the same command goes on")
+    assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir()] == [f"step-{kept:08d}"]
     with pytest.raises(TrainError, match=f"step {step}: the loss is"):  # it is no accident
         train.run(folder, tiny, TrainConfig(**config, max_loss_jump=1.0), tmp_path / "out", seed=0)
     manifest = train.run(folder, tiny, TrainConfig(**config, max_loss_jump=50.0), tmp_path / "out", seed=0)
     assert manifest["counts"]["steps"] == 240
+
+
+def test_weights_that_went_bad_are_not_kept(tiny, packed, tmp_path, monkeypatch):
+    """The loss of a step shows what the step before has done."""
+    clip, calls = Job.clip, []
+
+    def broken(job, trained):
+        calls.append(1)
+        norm = clip(job, trained)
+        if len(calls) == 6:
+            for p in trained:
+                p.grad.fill_(1e30)  # finite, and the weights are not after it
+        return norm
+
+    monkeypatch.setattr(Job, "clip", broken)
+    monkeypatch.setattr(Schedule, "learning_rate", lambda schedule, step: 1e38 if step == 5 else 1e-3)
+    config = TrainConfig(**QUICK | {"checkpoint_every": 2})
+    with pytest.raises(TrainError, match=r"step 7: the loss is nan.*the checkpoint of step 4 is kept"):
+        train.run(packed, tiny, config, tmp_path / "out", seed=0)
+    monkeypatch.undo()
+    manifest = train.run(packed, tiny, config, tmp_path / "out", seed=0)
+    assert np.isfinite(manifest["counts"]["final_loss"])
+
+
+def test_the_worst_micro_batch_is_that_of_the_highest_loss_per_token():
+    long = Row(np.zeros(10_000, int), np.ones(10_000, bool), np.array([10_000]), ("long",))
+    short = Row(np.zeros(500, int), np.ones(500, bool), np.array([500]), ("short",))
+    told = Told.of([{"loss": 5000.0}, {"loss": 4500.0}], [long, short], False, 0)
+    assert "short" in blame([told], 1.0) and told.sums == {"loss": 9500.0}
+
+
+def test_out_of_memory_is_one_line_with_what_needs_less(tiny, packed, tmp_path, monkeypatch):
+    from dasd_lite import training
+
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "_card", lambda: ("NVIDIA T4", 16e9))
+    monkeypatch.setattr(training, "target_terms", full)
+    config = TrainConfig(**QUICK)
+    with pytest.raises(
+        TrainError, match=r"^NVIDIA T4: its 16.0 GB are full, 0.0 GB were predicted; try train\..*: it"
+    ) as e:
+        train.run(packed, tiny, config, tmp_path / "out", seed=0)
+    assert "\n" not in str(e.value)
+    monkeypatch.setattr(training.student, "load_trainable", full)
+    with pytest.raises(TrainError, match=r"^NVIDIA T4: its 16.0 GB are full; try train.method qlora"):
+        train.run(packed, tiny, config, tmp_path / "other", seed=0)
+
+
+def test_what_cannot_be_is_said_before_anything_is_loaded(monkeypatch):
+    sharded = TrainConfig(num_processes=2, optimizer="adamw_8bit")
+    assert next(iter(conflicts(sharded))).startswith("train.optimizer = 'adamw_8bit' cannot be spread over 2")
+    assert not list(conflicts(TrainConfig(num_processes=2, optimizer="adamw_8bit", method=LORA)))
+    (line,) = conflicts(TrainConfig(num_processes=2, dtype="float16"))
+    assert line.startswith("train.method full in float16 over several processes")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    found = list(conflicts(TrainConfig(num_processes=3, dtype="bfloat16", tracker="trackio", liger=True)))
+    assert [line.partition(":")[0] for line in found] == [
+        "train.num_processes = 3",
+        "train.dtype = 'bfloat16'",
+        "train.method full in float16 over several processes",
+        "train.liger = true",
+        "train.tracker = 'trackio'",
+    ]
+
+
+def test_the_gap_shows_a_model_that_is_not_what_was_trained(tiny, packed, tmp_path, monkeypatch):
+    from dasd_lite import export
+
+    config = TrainConfig(**QUICK | {"method": LORA, "learning_rate": 3e-2})
+    right = train.run(packed, tiny, config, tmp_path / "right", seed=0)
+    assert right["counts"]["export_gap"] < 1e-3
+
+    def without_adapter(source, adapter, method, **loading):
+        return student.load_model(source, device="cpu", **loading)
+
+    monkeypatch.setattr(export, "_merge", without_adapter)
+    wrong = train.run(packed, tiny, config, tmp_path / "wrong", seed=0)
+    assert wrong["counts"]["export_gap"] > 0.05
 
 
 # --- the rows against the model ---------------------------------------------------------------------

@@ -8,7 +8,7 @@ Shapes: B requests in the batch, T tokens of the longest prompt, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,9 @@ _COMPACT_AT = 0.75  # share of a batch still writing at which the finished ones 
 class TransformersSampler:
     """Batched generation with a Hugging Face model."""
 
-    def __init__(self, config: TransformersModel, folder: Path | None = None, model: Any = None) -> None:
+    def __init__(
+        self, config: TransformersModel, folder: Path | None = None, model: Any = None, agree: Any = None
+    ) -> None:
         """Load the model that `config` names, or the weights in `folder` in its place, or take `model` as it is."""
         import torch
 
@@ -46,6 +48,7 @@ class TransformersSampler:
             path, dtype=config.dtype, trust_remote_code=config.trust_remote_code, attention=GROUPED
         )
         self._context = self._chat.context
+        self._agree: Callable[[Tensor], Tensor] = agree or (lambda drawn: drawn)
 
     def status(self) -> str:
         """Have nothing to say."""
@@ -109,6 +112,7 @@ class TransformersSampler:
                     logits_to_keep=1,
                 ).logits[:, -1]
                 drawn, logprob = _draw(logits_BV.float(), uniforms[rows, step], params, self._chat.vocab_size)
+                drawn = self._agree(drawn)  # processes that share the weights must write the same
                 tokens[rows, step], logprobs[rows, step] = drawn.int(), logprob
             ended = torch.isin(drawn, stop)
             done = alive & (ended | (step + 1 >= limit[rows]))

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import shutil
 import statistics
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +30,9 @@ from dasd_lite.config import TrainConfig
 from dasd_lite.console import err
 from dasd_lite.dataset import Identity, begin, disk_errors, identify, is_finished, publish, read_manifest
 from dasd_lite.errors import ConfigError, TrainError
+from dasd_lite.fit import conflicts
 from dasd_lite.records import derive_seed
-from dasd_lite.rows import Row, Rows, open_rows
+from dasd_lite.rows import Row, Rows, copy_rows
 from dasd_lite.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -133,8 +136,13 @@ def work(**values: Any) -> None:
             with disk_errors(out):
                 ranks.from_first(lambda: begin(out, identity, options))
             train(job)
-            remote = {"trust_remote_code": task.trust_remote_code}
-            gap = export(job.model, options.method, job.source, out, probe, ranks=ranks, end_ids=end_ids, **remote)
+            gap = export(
+                *(job.model, options.method, job.source, out, probe),
+                ranks=job.ranks,
+                dtype=job.dtype,
+                end_ids=end_ids,
+                trust_remote_code=task.trust_remote_code,
+            )
         except torch.OutOfMemoryError as error:
             raise out_of_memory(job, options) from error
         # The others wait for it: when they end, the folder is finished.
@@ -151,8 +159,7 @@ def _prepare(task: Task, options: TrainConfig, ranks: Ranks) -> tuple[Job, Row, 
     rows, source, out = Path(task.rows), Path(task.model), Path(task.out)
     spec = student.model_spec(source, trust_remote_code=task.trust_remote_code)
     vocab_size = _check_tokenizer(rows, source, spec.vocab_size, ranks)
-    mapped = out.with_name(f".{out.name}.rows-{ranks.rank}")  # beside the folder, which begins when all is checked
-    table = open_rows(rows, mapped, vocab_size=vocab_size, max_positions=spec.max_positions)
+    table = _open_rows(rows, out, ranks, vocab_size, spec.max_positions)
     end_ids = _new_ends(source, table, ranks)
     cost = (6.0 * spec.hidden_size, 1.0)  # of a token, and of a pair of tokens in attention
     schedule = Schedule(table.doc_lengths, table.doc_offsets, options, task.seed, cost, task.max_steps)
@@ -175,16 +182,28 @@ def _num_processes(config: TrainConfig) -> int:
     """Return how many processes train: one for each GPU, or as many as are asked for."""
     import torch
 
-    gpus = int(torch.cuda.device_count())
-    if gpus and (config.num_processes or 1) > gpus:
-        raise ConfigError(f"train.num_processes = {config.num_processes}: this machine has {gpus} GPUs; one each")
-    return config.num_processes or max(1, gpus)
+    if faults := list(conflicts(config)):
+        raise ConfigError("\n".join(faults))
+    return config.num_processes or max(1, int(torch.cuda.device_count()))
 
 
 def _start(model: Path, adapter: str | None) -> dict[str, str]:
     """Name what training began with, without the folders that a run happens to lie in."""
     name = "/".join(model.parts[-3:]) if model.name == "model" else model.name
     return {"model": name} | ({"adapter": "/".join(Path(adapter).parts[-3:])} if adapter else {})
+
+
+def _open_rows(rows: Path, out: Path, ranks: Ranks, vocab_size: int, max_positions: int | None) -> Rows:
+    """Copy the rows once on each machine, beside the folder, which begins when all is checked; map them in all."""
+    mapped = out.with_name(f".{out.name}.rows-{platform.node()}")
+    try:
+        facts = None if ranks.local else copy_rows(rows, mapped, vocab_size=vocab_size, max_positions=max_positions)
+        table = Rows(mapped, next(found for found in ranks.gather(facts) if found is not None))
+        ranks.gather(None)  # all have opened it: now its name can go, and its space goes with the processes
+        return table
+    finally:
+        if ranks.local == 0:
+            mapped.unlink(missing_ok=True)
 
 
 def _check_tokenizer(rows: Path, model: Path, num_embeddings: int, ranks: Ranks) -> int:
@@ -217,7 +236,7 @@ def _new_ends(model: Path, table: Rows, ranks: Ranks) -> frozenset[int]:
     """Return the tokens that end the answers and at which the model does not stop yet."""
     from dasd_lite.chat import engine_stop_ids
 
-    stops, ends = engine_stop_ids(model), table.end_ids
+    stops, ends = engine_stop_ids(model), table.facts.end_ids
     if len(ends) > _FEW_ENDS:
         return frozenset()  # rows of no chat: nothing that they have in common ends them
     if ends - stops and stops and ranks.is_first:
@@ -273,7 +292,8 @@ def train(job: Job) -> None:
 
     from dasd_lite import checkpoint, objectives
     from dasd_lite.optimizer import make_optimizer
-    from dasd_lite.training import Log, Told, blame, fault, means, stop_signals
+    from dasd_lite.train_log import Log
+    from dasd_lite.training import Told, blame, fault, means, stop_signals
 
     model, ranks, schedule = job.model, job.ranks, job.schedule
     config, device = schedule.config, torch.device(ranks.device)
@@ -284,26 +304,24 @@ def train(job: Job) -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=job.dtype == torch.float16)
     folder = job.out / "checkpoints"
     first = checkpoint.restore(folder, model, optimizer, scaler, job.fingerprint, ranks)
-
-    def save(num_steps: int) -> None:
-        checkpoint.save(folder, num_steps, model, optimizer, scaler, job.fingerprint, ranks)
+    skipped = 0  # steps in a row whose gradient was too large for float16
 
     with Log(job, first) as log, stop_signals() as stop:
         watch(job, first)
+        job.forget_peak()
         for step in range(first, schedule.num_steps):
             began = time.perf_counter()
             torch.manual_seed(derive_seed(schedule.seed, "step", step, ranks.rank))  # for dropout, where there is any
             micro_batches = job.read(step)
             num_targets = round(ranks.sum([sum(row.num_targets for row, counts in micro_batches if counts)])[0])
 
-            losses, metrics, rows = [], [], []
+            metrics, rows = [], []
             for row, counts in micro_batches:
                 loss, found = job.forward(objective, row, num_targets)
                 # FSDP takes the mean over processes; the loss is a sum over them.
                 factor = (ranks.size if job.is_sharded else 1) * counts
                 scaler.scale(loss * factor).backward()
                 if counts:
-                    losses.append(loss.detach())
                     metrics.append(found)
                     rows.append(row)
             if not job.is_sharded:
@@ -311,17 +329,15 @@ def train(job: Job) -> None:
             scaler.unscale_(optimizer)
             grad_norm = job.clip(trained)
 
-            told = ranks.gather(Told.of(losses, metrics, rows, stop.is_set(), job.memory_bytes()))
+            told = ranks.gather(Told.of(metrics, rows, stop.is_set(), job.memory_bytes()))
             figures = means(told, num_targets)
-            # The scaler skips a step whose gradient is too large for float16 by itself.
-            known_norm = grad_norm if math.isfinite(grad_norm) or not scaler.is_enabled() else 0.0
-            if problem := fault(figures["loss"], known_norm, log.losses, config.max_loss_jump):
-                if step > first:
-                    log.sync()
-                    save(step)
-                raise TrainError(
-                    f"step {step + 1}: {problem}; {blame(told)}; the weights are kept as they were after step {step}"
-                )
+            scaled = skipped if scaler.is_enabled() else None
+            if problem := fault(figures["loss"], grad_norm, log.losses, config.max_loss_jump, scaled):
+                kept = ranks.from_first(partial(checkpoint.go_back, folder, step))
+                raise TrainError(f"step {step + 1}: {problem}; {blame(told, figures['loss'])}; {log.keeps(kept)}")
+            if ranks.is_first:
+                checkpoint.settle(folder, step)  # its weights have made a step that is good
+            skipped = 0 if math.isfinite(grad_norm) else skipped + 1
 
             learning_rate = schedule.learning_rate(step)
             for group in optimizer.param_groups:
@@ -332,31 +348,45 @@ def train(job: Job) -> None:
 
             figures |= {"learning_rate": learning_rate, "grad_norm": grad_norm, "target_tokens": num_targets}
             log.write(step, figures, max(t.memory_bytes for t in told), time.perf_counter() - began)
-            watch(job, step + 1)
             last = step + 1 == schedule.num_steps
             stopping = any(t.stop for t in told) or (ranks.size == 1 and stop.is_set())
             if last or stopping or (step + 1) % config.checkpoint_every == 0:
                 log.sync()  # before the checkpoint, which counts on these lines
-                save(step + 1)
+                checkpoint.save(folder, step + 1, model, optimizer, scaler, job.fingerprint, ranks)
             if stopping and not last:
                 message = f"stopped after step {step + 1} of {schedule.num_steps}; the same command goes on from there"
                 if ranks.is_first:
                     err().print(message)
                 raise KeyboardInterrupt(message)
+            watch(job, step + 1)
 
 
 def watch(job: Job, num_steps: int) -> None:
     """Ask the student a few questions before the first step, after 1 % of them and after the last."""
+    import torch
+
     from dasd_lite.watch import append, collapse, look, read
 
-    last = job.schedule.num_steps
-    path = job.out / "watch.jsonl"
-    looks: dict[int, Look] = job.ranks.from_first(lambda: read(path)) if job.questions else {}
-    if not job.questions or num_steps in looks or num_steps not in (0, math.ceil(last / 100), last):
+    last, path, ranks = job.schedule.num_steps, job.out / "watch.jsonl", job.ranks
+    if not job.questions or num_steps not in (0, math.ceil(last / 100), last):
         return
-    with job.autocast():
-        found = look(job.model, job.source, job.questions, num_steps, max_tokens=job.watch_tokens)
-    if job.ranks.is_first:
+    looks: dict[int, Look] = ranks.from_first(lambda: read(path))
+    if num_steps in looks:
+        return
+    try:
+        with job.autocast():
+            found = look(
+                job.model, job.source, job.questions, num_steps, max_tokens=job.watch_tokens, agree=ranks.agree
+            )
+    except torch.OutOfMemoryError:
+        if ranks.size > 1:
+            raise  # the others wait for this one
+        err().print("note: the GPU has no room for train.watch_questions beside training; it goes on without them")
+        job.questions = []
+        return
+    finally:
+        job.forget_peak()
+    if ranks.is_first:
         with disk_errors(job.out):
             append(path, found)
         if (said := collapse(looks.get(0, found), found)) is not None:
