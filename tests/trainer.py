@@ -108,19 +108,13 @@ class Trainer:
             )
         self._process.stdout.readline()  # model and rows are there
 
-    def run(
-        self,
-        out,
-        *,
-        ranks=1,
-        config=None,
-        model="model",
-        limit=0,
-        logit_bytes=1 << 28,
-        kill_after=None,
-        number=signal.SIGKILL,
-    ):
-        """Train in processes of their own; return their exit codes, −9 when killed. `number` kills the first."""
+    def run(self, out, *, kill_after=None, number=signal.SIGKILL, **options):
+        """Train in processes of their own; return their exit codes, −9 when killed. `number` kills the first.
+
+        Options: ranks, config, model, a limit of bytes per file, and of the logits that exist at once.
+        """
+        defaults = {"ranks": 1, "config": {}, "model": "model", "limit": 0, "logit_bytes": 1 << 28}
+        assert options.keys() <= defaults.keys()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
