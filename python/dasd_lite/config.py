@@ -308,7 +308,7 @@ class RecipeConfig(Table):
                 what = f"rule = {phase.select.rule!r}" if phase.select.rule in SCORED_RULES else "weighting"
                 raise ValueError(
                     f"phase {phase.name!r}: select.{what} needs log-probabilities, but teacher.logprobs = false;"
-                    " use rule 'random' or 'all' without weighting"
+                    " use 'random' or 'all', without weighting"
                 )
             if phase.score.by == "teacher" and phase.is_scored:
                 self._check_reader(phase)

@@ -44,7 +44,7 @@ def _objective(name: str) -> str:
     """Refuse an objective that is no file."""
     known = sorted(path.stem for path in (Path(__file__).parent / "objectives").glob("[a-z]*.py"))
     if name not in known:
-        raise ValueError(f"is {name!r}; it must be one of {', '.join(known)}")
+        raise ValueError(f"should be one of {', '.join(known)}, the files of dasd_lite/objectives")
     return name
 
 
