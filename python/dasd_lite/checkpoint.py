@@ -13,6 +13,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -20,8 +21,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from dasd_lite.dataset import disk_errors, sync_file, sync_folder, write_atomic
+from dasd_lite.dataset import fingerprint as content
 from dasd_lite.distributed import Ranks
-from dasd_lite.errors import CheckpointError, MissingExtraError
+from dasd_lite.errors import CheckpointError, DataError, MissingExtraError
 
 try:
     import torch
@@ -54,7 +56,8 @@ def save(
     def publish() -> None:
         state = {"format": FORMAT, "fingerprint": fingerprint, "step": step, "scaler": scaler.state_dict()}
         with saving(folder):
-            write_atomic(temporary / "state.json", json.dumps(state | {"numbers": numbers}))
+            files = {path.name: content(path) for path in sorted(temporary.iterdir())}
+            write_atomic(temporary / "state.json", json.dumps(state | {"numbers": numbers, "files": files}))
             for path in temporary.iterdir():
                 sync_file(path)
             sync_folder(temporary)
@@ -84,7 +87,7 @@ def go_back(folder: Path, step: int) -> int:
 
     Returns the step of the one that is left, or 0.
     """
-    steps = sorted(int(path.name[5:]) for path in folder.glob("step-????????"))
+    steps = steps_in(folder)
     if len(steps) > 1 and steps[-1] == step:
         shutil.rmtree(folder / f"step-{steps.pop():08d}")
     return steps[-1] if steps else 0
@@ -93,15 +96,13 @@ def go_back(folder: Path, step: int) -> int:
 def restore(folder: Path, model: Any, optimizer: Any, scaler: Any, fingerprint: str, ranks: Ranks | None = None) -> int:
     """Load the newest checkpoint into model, optimiser and scaler; return its step, 0 when there is none."""
     ranks = ranks or Ranks()
-    found = ranks.from_first(lambda: sorted(path.name for path in folder.glob("step-????????")))
+    found = ranks.from_first(lambda: steps_in(folder))
+    ranks.from_first(lambda: _try_to_write(folder))
     if not found:
         return 0
-    newest = folder / found[-1]
-    try:
-        state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-        names = set(HuggingFaceStorageReader(str(newest)).read_metadata().state_dict_metadata)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{newest}: cannot be read ({error}); remove this folder to go on without it") from error
+    newest = folder / f"step-{found[-1]:08d}"
+    state = ranks.from_first(lambda: _read_state(newest, found))
+    names = set(HuggingFaceStorageReader(str(newest)).read_metadata().state_dict_metadata)
     if (state["format"], state["fingerprint"]) != (FORMAT, fingerprint):
         raise CheckpointError(f"{newest}: made under another configuration; remove the folder {folder} to train afresh")
     if bool(state["scaler"]) != scaler.is_enabled():
@@ -123,6 +124,42 @@ def restore(folder: Path, model: Any, optimizer: Any, scaler: Any, fingerprint: 
                 optimizer.state[p][key] = value.fill_(number) if isinstance(value, torch.Tensor) else number
     scaler.load_state_dict(state["scaler"])
     return int(state["step"])
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Return the steps of which there are checkpoints, the newest last; a folder that cannot be read is an error."""
+    if not folder.exists():
+        return []
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error.strerror}); training would begin anew") from error
+    return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-[0-9]{8}", name))
+
+
+def _try_to_write(folder: Path) -> None:
+    """Find out before the first step whether a checkpoint can be written where there are some."""
+    if folder.exists():
+        with disk_errors(folder):
+            (folder / "try.tmp").write_bytes(b"")
+            (folder / "try.tmp").unlink()
+
+
+def _read_state(newest: Path, steps: list[int]) -> dict[str, Any]:
+    """Read what a checkpoint says of itself and hold its files against it."""
+    rest = f"that of step {steps[-2]}" if len(steps) > 1 else "step 1"
+    try:
+        state: dict[str, Any] = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+        wanted = state["files"] if state["format"] == FORMAT else {}
+        odd = [name for name, hashed in wanted.items() if content(newest / name) != hashed]
+        state["fingerprint"], state["scaler"], state["numbers"], state["step"]
+    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
+        raise CheckpointError(f"{newest}: damaged ({error}); without it training goes on from {rest}") from error
+    if odd:
+        raise CheckpointError(
+            f"{newest}: damaged ({odd[0]} is not what was written); without it training goes on from {rest}"
+        )
+    return state
 
 
 def truncate_metrics(path: Path, step: int) -> None:

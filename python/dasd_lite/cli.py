@@ -126,7 +126,8 @@ def _stage_command(stage: str, text: str) -> None:
         before_paying(config, only_stage=stage, only_phase=phase)
         if not recipes.run(config, only_stage=stage, only_phase=phase, force=force, announce=_announce):
             _next("Nothing to do.")
-        _next(f"Next: dasd-lite run {_quoted(recipe, overrides)}, or look: dasd-lite show {config.out}/PHASE/{stage}")
+        made = config.out / (phase or config.phase[-1].name) / stage
+        _next(f"Next: dasd-lite run {_quoted(recipe, overrides)}, or look: dasd-lite show {made}")
 
 
 for _name, _text in _STAGES.items():
@@ -156,7 +157,8 @@ def show(folder: Path, uid: str | None, rejected: bool, limit: int) -> None:
     from dasd_lite import show as shows
 
     shows.show(folder, uid, rejected=rejected, limit=limit)
-    _next("Next: one of them whole by its uid, or what select left out: --rejected")
+    rejected_too = ", or what select left out: --rejected" if folder.name == "select" else ""
+    _next(f"Next: one of them whole by its uid{rejected_too}")
 
 
 @app.command()

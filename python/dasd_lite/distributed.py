@@ -120,6 +120,11 @@ def is_rank() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
+def num_ranks() -> int:
+    """Return how many processes train together, this one included."""
+    return int(os.environ["WORLD_SIZE"]) if is_rank() else 1
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
     """Join the others for as long as the context lasts; alone when there are none."""
@@ -193,6 +198,7 @@ def launch(num_processes: int, stage: str, arguments: Mapping[str, Any]) -> None
 
 
 def _run_agent(num_processes: int, folder: Path, failures: list[BaseException]) -> None:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in ("elastic", "launcher"):  # we say in one line what they do in 50
@@ -206,6 +212,7 @@ def _run_agent(num_processes: int, folder: Path, failures: list[BaseException]) 
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         run_id=folder.name,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         **{name: value for name, value in options.items() if name in known},
     )
     import torch
@@ -269,7 +276,7 @@ def _raise(failure: BaseException, folder: Path, num_processes: int) -> None:
             why = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
             raise TrainError(
                 f"process {rank} of {num_processes} was ended by {name}{why}; the others were stopped, and the same"
-                " command goes on from the last checkpoint"
+                " command goes on from the last checkpoint, where there is one"
             )
     for path in sorted(folder.glob("traceback-*")):
         sys.stderr.write(path.read_text(encoding="utf-8"))

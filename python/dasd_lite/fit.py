@@ -53,14 +53,17 @@ def visible_card() -> Card | None:
     return Card(properties.name, properties.total_memory, number, machine)
 
 
-def conflicts(config: TrainConfig) -> Iterator[str]:
-    """Name options of train that this machine, or each other, do not allow; nothing is loaded."""
+def conflicts(config: TrainConfig, num_processes: int | None = None) -> Iterator[str]:
+    """Name options of train that this machine, or each other, do not allow; nothing is loaded.
+
+    `num_processes` is how many train, on one machine or several; none is what the options say of this one.
+    """
     import torch
 
     gpus, method = int(torch.cuda.device_count()), config.method
-    number = config.num_processes or max(1, gpus)
-    if gpus and number > gpus:
-        yield f"train.num_processes = {number}: this machine has {gpus} GPU{'s' * (gpus > 1)}, one for each process"
+    number = num_processes or config.num_processes or max(1, gpus)
+    if gpus and (config.num_processes or 1) > gpus:
+        yield f"train.num_processes = {config.num_processes}: GPUs here are {gpus}, and each process needs one"
     if config.optimizer == "paged_adamw_8bit" and not gpus:
         yield "train.optimizer = 'paged_adamw_8bit' needs a GPU; on a CPU use 'adamw_8bit' or 'adamw'"
     if config.optimizer != "adamw" and isinstance(method, Full) and number > 1:

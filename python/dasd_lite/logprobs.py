@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from dasd_lite.attention import PACKED, Documents
 from dasd_lite.errors import MissingExtraError, TrainError
+from dasd_lite.memory import LOGIT_BYTES
 
 try:
     import torch
@@ -28,7 +29,6 @@ except ImportError as error:
 
 Ids = npt.NDArray[np.integer[Any]]
 Terms = Callable[[Any, Any, slice], Any]
-LOGIT_BYTES = 256 << 20  # of one chunk's float32 logits; the loss needs about three times this
 _SCORED_BYTES = 128 << 20  # the same where no gradient is taken: a chunk; on a GPU as much again for a copy
 # On a CPU a chunk is read in portions that stay in the cache, for each is gone over six times.
 _CACHED_BYTES = 2 << 20

@@ -23,7 +23,7 @@ AUTO_CHECKPOINTING = 4096
 """Tokens of a forward pass over which gradient_checkpointing = "auto" means on …"""
 _AUTO_KEPT = 4e9  # … or bytes that would be kept without it: fewer than any card has to spare
 LOGIT_BYTES = 256 << 20
-"""Of one chunk's float32 logits; as in logprobs.py, which needs torch."""
+"""Of one chunk's float32 logits where a loss is taken of them, which needs about three times this."""
 _MOMENTS = {"adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03}  # bytes a trained weight; blocks of 256 + scale
 _NF4 = 0.516  # bytes a weight: half a byte, 8 bits of scale for each 64, a float32 for each 256 of these
 _CONTEXT = 600e6  # CUDA's context and its libraries' workspaces

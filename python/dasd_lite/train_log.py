@@ -15,6 +15,7 @@ from typing import IO
 from dasd_lite import checkpoint
 from dasd_lite.console import Progress, progress
 from dasd_lite.dataset import disk_errors
+from dasd_lite.errors import CheckpointError
 from dasd_lite.trackers import Tracker, open_tracker
 from dasd_lite.training import Job
 
@@ -30,7 +31,10 @@ class Log:
         if self._is_first:
             checkpoint.truncate_metrics(path, first)
         kept = path.read_text(encoding="utf-8").splitlines()[:first] if first else []
-        self.losses = [float(json.loads(line)["loss"]) for line in kept]
+        try:
+            self.losses = [float(json.loads(line)["loss"]) for line in kept]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: damaged ({error}); remove {job.out} to train afresh") from error
         """Of the steps so far."""
         self._left, self._began, self._done = sum(self.tokens[first:]), time.perf_counter(), 0
         self._stack = contextlib.ExitStack()

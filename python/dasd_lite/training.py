@@ -144,8 +144,6 @@ def build(
     dtype = student.pick_dtype(config.dtype, device)
     ranks = dataclasses.replace(ranks, device=str(device))
     to_shard = ranks.size > 1 and isinstance(config.method, Full)
-    if to_shard and dtype == torch.float16:
-        raise ConfigError("train.method full in float16 over several processes: its loss cannot be scaled there")
     turns = math.ceil(schedule.rows_per_step / config.micro_batch_size)
     if ranks.is_first and turns < ranks.size:
         err().print(

@@ -75,7 +75,9 @@ def test_weights_of_1_are_sft_to_the_bit_and_their_scale_does_not_count(tiny, tm
     drawn = np.random.default_rng(0)
     mixed = write_rows(tmp_path / "mixed", [{**r, "weights": drawn.uniform(0.2, 3, 4).tolist()} for r in make_rows(12)])
     sft = train_on(plain, tiny, tmp_path / "sft", "sft")
-    for folder in (plain, ones, fours):
+    with pytest.raises(TrainError, match=r"objective = 'weighted', but .* rows have no weights"):
+        train_on(plain, tiny, tmp_path / "none", "weighted")
+    for folder in (ones, fours):
         found = train_on(folder, tiny, tmp_path / f"weighted-{folder.name}", "weighted")
         torch.testing.assert_close(found, sft, rtol=0, atol=0)
     torch.testing.assert_close(train_on(mixed, tiny, tmp_path / "unread", "sft"), sft, rtol=0, atol=0)

@@ -312,12 +312,12 @@ def test_checkpoints_of_many_files(tiny, tmp_path, monkeypatch):
         checkpoint.restore(tmp_path, again, its, scaler, "g")
 
 
-def test_what_this_machine_cannot_do(tiny):
+def test_what_this_machine_cannot_do(tiny, packed, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("it can")
-    model = student.load_trainable(tiny, Full(), device="cpu")
     with pytest.raises(ConfigError, match="paged_adamw_8bit' needs a GPU"):
-        make_optimizer(model, TrainConfig(optimizer="paged_adamw_8bit"))
+        train.run(packed, tiny, TrainConfig(optimizer="paged_adamw_8bit"), tmp_path / "out", seed=0)
+    assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match=r"train.liger = true: .*(not installed|need a GPU)"):
         student.load_trainable(tiny, Full(), device="cpu", liger=True)
     student.load_trainable(tiny, Lora(kind="lora"), device="cpu", liger="auto")
@@ -365,3 +365,15 @@ def test_a_training_is_watched_before_early_and_at_the_end(packed, tmp_path):
     # Neither the look nor its absence changes the weights.
     plain = train.run(rows, DEMO / "student", config, tmp_path / "plain", seed=0)
     assert "watched" not in plain["counts"] and plain["counts"]["final_loss"] == manifest["counts"]["final_loss"]
+
+
+def test_questions_without_answers_are_said_not_to_watch(tmp_path, capsys):
+    rows = write_rows(tmp_path / "rows", make_rows(8))
+    questions = [{"prompt": f"Question {i}?"} | ({"answer": "7"} if i > 5 else {}) for i in range(9)]
+    config = TrainConfig(**QUICK | {"epochs": 1, "watch_questions": 2, "watch_tokens": 4})
+    for name, asked in (("none", questions[:5]), ("some", questions)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, asked)))
+        train.run(rows, DEMO / "student", config, tmp_path / name, seed=0, questions=tmp_path / f"{name}.jsonl")
+    assert capsys.readouterr().err.count("no question has an answer, so the student is not watched") == 1
+    assert not (tmp_path / "none" / "watch.jsonl").exists()
+    assert {found.questions for found in watch.read(tmp_path / "some" / "watch.jsonl").values()} == {2}

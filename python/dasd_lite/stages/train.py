@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from dasd_lite.watch import Look
 
 VERSION = 2
-_FEW_ENDS = 4  # tokens with which the answers of one chat template end
 
 
 # --- the stage ------------------------------------------------------------------------------------------
@@ -89,10 +88,13 @@ def run(
         max_tokens=max_tokens,
         identity=asdict(identity),
     )
-    here = distributed.is_rank() or is_finished(out, identity, force=force) or _num_processes(config) == 1
-    if here:
+    if not distributed.is_rank() and is_finished(out, identity, force=force):
+        work(**asdict(task))  # what a kill left right after the manifest
+    elif distributed.is_rank() or _num_processes(config) == 1:
+        _refuse(config, distributed.num_ranks())
         work(**asdict(task))
     else:
+        _refuse(config, _num_processes(config))
         distributed.launch(_num_processes(config), "train", asdict(task))
     return read_manifest(out)
 
@@ -153,14 +155,18 @@ def _prepare(task: Task, options: TrainConfig, ranks: Ranks) -> tuple[Job, Row, 
     """Check all that can be checked before the first step; return also a row to compare by, and new end tokens."""
     from dasd_lite import student
     from dasd_lite.prompts import read_prompts
-    from dasd_lite.self_check import check_packing, documents_of, probe
+    from dasd_lite.self_check import check_packing, check_tokenizer, documents_of, new_ends, probe
     from dasd_lite.training import build
 
     rows, source, out = Path(task.rows), Path(task.model), Path(task.out)
     spec = student.model_spec(source, trust_remote_code=task.trust_remote_code)
-    vocab_size = _check_tokenizer(rows, source, spec.vocab_size, ranks)
+    vocab_size = check_tokenizer(rows, source, spec.vocab_size, ranks)
     table = _open_rows(rows, out, ranks, vocab_size, spec.max_positions)
-    end_ids = _new_ends(source, table, ranks)
+    if options.objective == "weighted" and table.facts.mean_weight is None:
+        raise TrainError(
+            f"{rows}: train.objective = 'weighted', but its rows have no weights; run select and pack again"
+        )
+    end_ids = new_ends(source, table, ranks)
     cost = (6.0 * spec.hidden_size, 1.0)  # of a token, and of a pair of tokens in attention
     schedule = Schedule(table.doc_lengths, table.doc_offsets, options, task.seed, cost, task.max_steps)
     fingerprint = Identity(**task.identity).fingerprint
@@ -172,19 +178,25 @@ def _prepare(task: Task, options: TrainConfig, ranks: Ranks) -> tuple[Job, Row, 
     with job.autocast():
         check_packing(job.model, some, job.dtype)
     if task.questions is not None:
-        asked = read_prompts(Path(task.questions), limit=options.watch_questions, system=task.system)
-        job.questions = [q for q in asked if q.answer is not None]
+        asked = [q for q in read_prompts(Path(task.questions), system=task.system) if q.answer is not None]
+        job.questions = asked[: options.watch_questions]
+        if not asked and ranks.is_first:
+            said = f"note: {task.questions}: no question has an answer, so the student is not watched"
+            err().print(said, soft_wrap=True)
         job.watch_tokens = min(options.watch_tokens, task.max_tokens or options.watch_tokens)
     return job, probe(some, 128), end_ids
 
 
 def _num_processes(config: TrainConfig) -> int:
-    """Return how many processes train: one for each GPU, or as many as are asked for."""
+    """Return how many processes train: as many as are asked for, or one for each GPU."""
     import torch
 
-    if faults := list(conflicts(config)):
-        raise ConfigError("\n".join(faults))
     return config.num_processes or max(1, int(torch.cuda.device_count()))
+
+
+def _refuse(config: TrainConfig, num_processes: int) -> None:
+    if faults := list(conflicts(config, num_processes)):
+        raise ConfigError("\n".join(faults))
 
 
 def _start(model: Path, adapter: str | None) -> dict[str, str]:
@@ -204,48 +216,6 @@ def _open_rows(rows: Path, out: Path, ranks: Ranks, vocab_size: int, max_positio
     finally:
         if ranks.local == 0:
             mapped.unlink(missing_ok=True)
-
-
-def _check_tokenizer(rows: Path, model: Path, num_embeddings: int, ranks: Ranks) -> int:
-    """Hold the tokenizer of the rows against the model's; return the number of ids that a row may have."""
-    from dasd_lite.chat import Chat
-
-    packed_with = read_manifest(rows)["inputs"].get("tokenizer")  # rows that others packed do not say
-    if packed_with is None:
-        return num_embeddings
-    chat = Chat(model)
-    if chat.fingerprint != packed_with:
-        raise TrainError(
-            f"{rows}: packed with another tokenizer or chat template than that of {model}; run select and pack again"
-            " with student.model set to it"
-        )
-    if chat.vocab_size > num_embeddings:
-        raise TrainError(
-            f"{model}: its tokenizer has {chat.vocab_size:,} ids, the model {num_embeddings:,} embeddings; resize them"
-        )
-    if chat.vocab_size < num_embeddings and ranks.is_first:
-        err().print(
-            f"note: the model has {num_embeddings:,} embeddings, its tokenizer {chat.vocab_size:,} ids:"
-            f" {num_embeddings - chat.vocab_size:,} are padding, no row may have them",
-            soft_wrap=True,
-        )
-    return chat.vocab_size
-
-
-def _new_ends(model: Path, table: Rows, ranks: Ranks) -> frozenset[int]:
-    """Return the tokens that end the answers and at which the model does not stop yet."""
-    from dasd_lite.chat import engine_stop_ids
-
-    stops, ends = engine_stop_ids(model), table.facts.end_ids
-    if len(ends) > _FEW_ENDS:
-        return frozenset()  # rows of no chat: nothing that they have in common ends them
-    if ends - stops and stops and ranks.is_first:
-        err().print(
-            f"note: answers end with token {', '.join(map(str, sorted(ends - stops)))}, the student stops at"
-            f" {', '.join(map(str, sorted(stops)))}: the trained model's generation_config.json gets both",
-            soft_wrap=True,
-        )
-    return frozenset(ends - stops)
 
 
 def _publish(job: Job, identity: Identity, gap: float, start: dict[str, str]) -> None:

@@ -1,0 +1,98 @@
+"""What an earlier call of training left, damaged or out of reach: one line each, and nothing is lost."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from tests.rows import make_model, make_rows, write_rows
+
+from dasd_lite import checkpoint
+from dasd_lite.config import TrainConfig
+from dasd_lite.errors import CheckpointError, DataError, TrainError
+from dasd_lite.stages import train
+
+CONFIG = TrainConfig(epochs=2, learning_rate=1e-2, min_learning_rate=1e-3, grad_accum_steps=2, checkpoint_every=2)
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """A training that ended in its sixth step, with the checkpoint of the fourth; what goes on with it."""
+    model = make_model(tmp_path / "model")
+    rows = write_rows(tmp_path / "rows", make_rows(16))
+
+    def go_on():
+        return train.run(rows, model, CONFIG, tmp_path / "out", seed=0)
+
+    monkeypatch.setattr("dasd_lite.training.fault", lambda *a: "a fault" if len(a[2]) == 5 else None)
+    with pytest.raises(TrainError, match="the checkpoint of step 4 is kept"):
+        go_on()
+    monkeypatch.undo()
+    (newest,) = (tmp_path / "out" / "checkpoints").iterdir()
+    return newest, go_on
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "a bit": lambda newest: flip(next(newest.glob("*.safetensors"))),
+    "no weights": lambda newest: next(newest.glob("*.safetensors")).unlink(),
+    "no state": lambda newest: (newest / "state.json").unlink(),
+    "empty state": lambda newest: (newest / "state.json").write_text("{}"),
+    "a list": lambda newest: (newest / "state.json").write_text("[]"),
+    "half of it": lambda newest: (newest / "state.json").write_text((newest / "state.json").read_text()[:40]),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_checkpoint_is_refused_before_anything_is_touched(stopped, case):
+    newest, go_on = stopped
+    metrics = newest.parents[1] / "metrics.jsonl"
+    lines = metrics.read_text()
+    DAMAGE[case](newest)
+    with pytest.raises(CheckpointError, match=r"damaged .* without it training goes on from step 1$") as caught:
+        go_on()
+    assert str(caught.value).startswith(f"{newest}: ") and "\n" not in str(caught.value)
+    assert metrics.read_text() == lines
+
+
+def test_other_names_are_no_checkpoints_and_damaged_metrics_are_said(stopped):
+    newest, go_on = stopped
+    (newest.parent / "step-abcdefgh").mkdir()
+    metrics = newest.parents[1] / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text("\n".join(["rubbish", *whole.splitlines()[1:]]) + "\n")
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl: damaged"):
+        go_on()
+    metrics.write_text(whole)
+    assert go_on()["counts"]["steps"] == 16
+
+
+def refuse(*arguments, **options):
+    """A superuser, as tests may run, is refused nothing."""
+    raise PermissionError(13, "Permission denied")
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_none(stopped, monkeypatch):
+    newest, go_on = stopped
+    lines = (newest.parents[1] / "metrics.jsonl").read_text()
+    monkeypatch.setattr(checkpoint, "os", SimpleNamespace(**vars(os) | {"listdir": refuse}))
+    with pytest.raises(CheckpointError, match=r"cannot be read \(Permission denied\); training would begin anew"):
+        go_on()
+    assert (newest.parents[1] / "metrics.jsonl").read_text() == lines
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(stopped, monkeypatch):
+    newest, go_on = stopped
+    lines = (newest.parents[1] / "metrics.jsonl").read_text()
+    monkeypatch.setattr(checkpoint.Path, "write_bytes", refuse)
+    with pytest.raises(DataError, match=r"checkpoints: cannot be written .*Permission denied"):
+        go_on()
+    assert (newest.parents[1] / "metrics.jsonl").read_text() == lines
