@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dasd_lite.chat import Chat, engine_stop_ids, model_folder
-from dasd_lite.config import EndpointModel, Full, Phase, RecipeConfig, VllmModel
+from dasd_lite.config import EndpointModel, Full, Lora, Phase, RecipeConfig, VllmModel
 from dasd_lite.console import out
 from dasd_lite.dataset import free_bytes
 from dasd_lite.errors import ConfigError, DasdError
@@ -24,7 +24,7 @@ from dasd_lite.prompts import read_prompts
 from dasd_lite.records import Prompt
 from dasd_lite.rehearsal import probe_teacher, trial
 from dasd_lite.sampler import Tally
-from dasd_lite.training_costs import hours_line, memory_line, size, too_big, trainings_of
+from dasd_lite.training_costs import hours_line, memory_line, no_such_layer, size, too_big, trainings_of
 
 _BYTES_PER_TOKEN = 20  # on disk: ids, log-probability, byte length and text, with a margin over what zstd makes of it
 
@@ -56,9 +56,25 @@ def unread(recipe: RecipeConfig) -> Iterator[str]:
                 yield f"phase {phase.name!r} has source = {phase.source!r}: its [{stage}] settings are not read"
         if phase.select.rule == "all" and phase.select.keep != defaults.select.keep:
             yield f"phase {phase.name!r}: select.keep = {phase.select.keep} is not read, select.rule = 'all' keeps all"
+        if phase.select.weighting is not None and phase.train.objective == "sft":
+            yield f"phase {phase.name!r}: select.weighting is not read, train.objective = 'sft' counts all tokens alike"
+    yield from _unread_starts(recipe)
     read = any(phase.score.by == "teacher" and phase.is_scored for phase in recipe.phase)
     if recipe.teacher is not None and not read and all(phase.source == "ingest" for phase in recipe.phase):
         yield "[teacher] is not read: every phase ingests its answers"
+
+
+def _unread_starts(recipe: RecipeConfig) -> Iterator[str]:
+    """Name phases that are to go on with an adapter where the phase before leaves none."""
+    for before, phase in zip([None, *recipe.phase], recipe.phase, strict=False):
+        method = phase.train.method
+        if (
+            isinstance(method, Lora)
+            and method.start == "adapter"
+            and not (before and isinstance(before.train.method, Lora))
+        ):
+            which = f"phase {before.name!r} leaves none" if before else "it is the first phase"
+            yield f"phase {phase.name!r}: train.method.start = 'adapter' is not read, {which}"
 
 
 def _used_elsewhere(recipe: RecipeConfig, stage: str) -> bool:
@@ -171,10 +187,27 @@ def _machine(recipe: RecipeConfig) -> Iterator[str]:
             yield from _gpus(name, table)
     if importlib.util.find_spec("torch") is not None:
         yield from dict.fromkeys(line for phase in recipe.phase for line in conflicts(phase.train))
-    yield from too_big(trainings_of(recipe))
+    trainings = trainings_of(recipe)
+    yield from dict.fromkeys(line for training in trainings for line in no_such_layer(training))
+    yield from too_big(trainings)
+    for phase in recipe.phase:
+        yield from _too_few_rows(recipe, phase)
     free, wanted = free_bytes(recipe.out), _disk_bytes(recipe)
     if wanted > free:
         yield f"out = {recipe.out}: needs up to {wanted / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free"
+
+
+def _too_few_rows(recipe: RecipeConfig, phase: Phase) -> Iterator[str]:
+    """Say when a step reads more rows than all that can be kept could fill, were each answer a row of its own."""
+    train, select = phase.train, phase.select
+    wanted = train.micro_batch_size * train.grad_accum_steps
+    each = phase.sample.num_samples if select.rule == "all" else min(select.keep, phase.sample.num_samples)
+    most = round(_num_prompts(recipe) * each * (1 + phase.pack.replay))
+    if phase.source == "sample" and 0 < most < wanted:
+        yield (
+            f"phase {phase.name!r}: train.micro_batch_size × train.grad_accum_steps = {wanted} rows a step, and of"
+            f" {_num_prompts(recipe):,} prompts at most {most:,} answers are kept; lower train.grad_accum_steps"
+        )
 
 
 def _gpus(name: str, model: VllmModel) -> Iterator[str]:

@@ -22,6 +22,8 @@ from dasd_lite.errors import ConfigError
 STAGE_TABLES = tuple(name for name in Phase.model_fields if name not in ("name", "source"))
 _TOP_KEYS = (*RecipeConfig.model_fields, *STAGE_TABLES)
 _DEMO = Path(__file__).parent / "demo"
+_KINDS = ("transformers", "vllm", "endpoint", "full", "lora", "qlora")
+_TYPE = re.compile(r"bool|(list|literal)\[.*")  # how pydantic names a type of several in the place of a fault
 Location = tuple[str | int, ...]
 
 
@@ -49,7 +51,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeConfig:
     for override in overrides:
         _apply(raw, override)
     faults: list[str] = []
-    names = [str(phase.get("name")) for phase in phases]
+    names = [phase.get("name") for phase in phases]
     where = _Where(path, key_lines(text), overrides, names)
     recipe = _resolve(raw, where, faults)
     if faults or recipe is None:
@@ -75,31 +77,41 @@ def _validate(model: Any, table: Any, at: Location, where: _Where, faults: list[
     try:
         return model.model_validate(table)
     except ValidationError as error:
-        for fault in error.errors(include_url=False):
-            location = (*at, *fault["loc"])
+        for location, fault in _joined(error.errors(include_url=False), at).items():
             if not where.told(location):
                 faults.append(_describe(fault, location, where))
         return None
 
 
+def _joined(errors: Sequence[Mapping[str, Any]], at: Location) -> dict[Location, Mapping[str, Any]]:
+    """Make one fault of those that pydantic finds in each type that a value may have."""
+    found: dict[Location, Mapping[str, Any]] = {}
+    for fault in errors:
+        location = tuple(key for key in (*at, *fault["loc"]) if not _TYPE.fullmatch(str(key)))
+        if location in found:
+            also = str(fault["msg"]).removeprefix("Input should be ")
+            found[location] = {**found[location], "msg": f"{found[location]['msg']} or {also}"}
+        elif not any(other[: len(location)] == location for other in found):  # one type was nearly right
+            found[location] = fault
+    return found
+
+
 def _describe(fault: Mapping[str, Any], location: Location, where: _Where) -> str:
     """Write one fault as `file:line: key = value: what would be right`."""
     keys = tuple(key for key in location if not _is_union_tag(key, location))
-    name = _dotted(keys)
+    name = where.name(keys)
     if fault["type"] == "extra_forbidden":
-        options = _options_of(keys[:-1])
-        near = difflib.get_close_matches(str(keys[-1]), options, n=1, cutoff=0.6)
-        table = _dotted(keys[:-1]) or "the top level"
-        hint = f"did you mean {near[0]!r}?" if near else f"{table} has {', '.join(sorted(options))}"
-        return f"{where(keys)}: {name}: unknown key; {hint}"
+        return f"{where(keys)}: {name}: unknown key{_nearest(location, where.name(keys[:-1]))}"
     if fault["type"] == "missing":
         return f"{where(keys[:-1])}: {name} is missing; {_doc(keys)}"
     if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
         return f"{where(keys)}: {name} = {fault['input']!r}: should be a table of keys and values"
+    if fault["type"] == "path_type":
+        return f"{where(keys)}: {name} = {fault['input']!r}: should be text, a path"
     if fault["type"] in ("union_tag_not_found", "union_tag_invalid"):
         kind = fault["input"].get("kind")
         found = f"{name}.kind is missing" if kind is None else f"{name}.kind = {kind!r}"
-        return f"{where((*keys, 'kind'))}: {found}: should be one of {_kinds_of(keys)}"
+        return f"{where(keys if kind is None else (*keys, 'kind'))}: {found}: should be one of {_kinds_of(keys)}"
     message = str(fault["msg"]).removeprefix("Value error, ").replace("Input should", "should")
     if isinstance(fault["input"], Mapping) or not keys:
         return f"{where(keys)}: {name + ': ' if name else ''}{message}"
@@ -107,12 +119,26 @@ def _describe(fault: Mapping[str, Any], location: Location, where: _Where) -> st
 
 
 def _is_union_tag(key: str | int, location: Location) -> bool:
-    return key in ("transformers", "vllm", "endpoint", "full", "lora", "qlora") and key != location[-1]
+    return key in _KINDS and key != location[-1]
 
 
-def _options_of(keys: Location) -> list[str]:
-    """Return the keys that the table at `keys` can have, over all kinds of it."""
-    return sorted({name for model in _tables_at(keys) for name in model.model_fields}) if keys else list(_TOP_KEYS)
+def _nearest(location: Location, table: str) -> str:
+    """Say what may have been meant by a key that is unknown: another of the table, or one of another kind of it."""
+    key = str(location[-1])
+    options = _options_of(location[:-1])
+    if near := difflib.get_close_matches(key, options, n=1, cutoff=0.6):
+        return f"; did you mean {near[0]!r}?"
+    if _is_union_tag(location[-2:][0], location):
+        kinds = [kind for model in _tables_at(location[:-2]) if key in model.model_fields for kind in _kinds([model])]
+        if kinds:
+            return f" of kind {location[-2]!r}; kind {' or '.join(map(repr, sorted(kinds)))} has it"
+    return f"; {table or 'the top level'} has {', '.join(sorted(options))}"
+
+
+def _options_of(location: Location) -> list[str]:
+    """Return the keys that the table at `location` can have, over all kinds of it if none is named."""
+    found = {name for model in _tables_at(location) for name in model.model_fields}
+    return sorted(found) if location else list(_TOP_KEYS)
 
 
 def _fields(model: type[BaseModel]) -> dict[str, Any]:
@@ -134,8 +160,11 @@ def _tables_in(field: Any) -> list[type[BaseModel]]:
 
 def _kinds_of(keys: Location) -> str:
     """Return the values that `kind` can have in the table at `keys`."""
-    kinds = {kind for model in _tables_at(keys) for kind in get_args(model.model_fields["kind"].annotation)}
-    return ", ".join(map(repr, sorted(kinds)))
+    return ", ".join(map(repr, sorted(_kinds(_tables_at(keys)))))
+
+
+def _kinds(models: Sequence[type[BaseModel]]) -> set[str]:
+    return {kind for model in models for kind in get_args(model.model_fields["kind"].annotation)}
 
 
 def _doc(keys: Location) -> str:
@@ -148,15 +177,14 @@ def _doc(keys: Location) -> str:
     return {"phase": "write at least one [[phase]] table"}.get(str(keys[-1]), "it has no default")
 
 
-def _tables_at(keys: Location) -> list[type[BaseModel]]:
+def _tables_at(location: Location) -> list[type[BaseModel]]:
     models: list[type[BaseModel]] = [RecipeConfig]
-    for key in (k for k in keys if not isinstance(k, int)):
-        models = [inner for model in models for inner in _tables_in(_fields(model).get(str(key)))]
+    for key in (k for k in location if not isinstance(k, int)):
+        if key in _KINDS:
+            models = [model for model in models if key in _kinds([model])]
+        else:
+            models = [inner for model in models for inner in _tables_in(_fields(model).get(str(key)))]
     return models
-
-
-def _dotted(keys: Location) -> str:
-    return re.sub(r"\.\[", "[", ".".join(f"[{k}]" if isinstance(k, int) else k for k in keys))
 
 
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,7 +233,7 @@ class _Where:
     """Says where a key stands: file and line, or the command line."""
 
     def __init__(
-        self, path: Path, lines: Mapping[Location, int], overrides: Sequence[str], names: Sequence[str]
+        self, path: Path, lines: Mapping[Location, int], overrides: Sequence[str], names: Sequence[Any]
     ) -> None:
         self._path, self._lines = path, lines
         self._overridden = {tuple(o.partition("=")[0].strip().split(".")) for o in overrides}
@@ -219,10 +247,18 @@ class _Where:
         self._told.add(location)
         return False
 
+    def name(self, keys: Location) -> str:
+        """Write keys as they are written in an override: those of a phase with its name."""
+        parts = [f"[{key}]" if isinstance(key, int) else key for key in keys]
+        named = str(self._names[int(keys[1])]) if len(keys) > 1 and keys[0] == "phase" else ""
+        if re.fullmatch(r"[a-z0-9][a-z0-9_-]*", named):
+            parts = [named, *parts[2:]] if len(keys) > 2 else [f"phase {named!r}"]
+        return ".".join(parts).replace(".[", "[")
+
     def __call__(self, keys: Location) -> str:
         bare = _without_phase(keys)
         named = (self._names[int(keys[1])], *bare) if bare != keys else keys
-        if bare in self._overridden or named in self._overridden:
+        if any(key in (bare[: len(key)], named[: len(key)]) for key in self._overridden):
             return "command line"
         unwritten = keys not in self._lines and bare not in self._lines
         if unwritten and any(key[: len(named)] == named or key[: len(bare)] == bare for key in self._overridden):

@@ -11,15 +11,15 @@ import contextlib
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dasd_lite.config import Lora, Phase, RecipeConfig
+from dasd_lite.config import Lora, Phase, RecipeConfig, semantic
 from dasd_lite.console import is_first
-from dasd_lite.dataset import disk_errors, read_timing, run_lock, write_atomic
-from dasd_lite.errors import ConfigError
+from dasd_lite.dataset import disk_errors, read_manifest, read_timing, run_lock, write_atomic
+from dasd_lite.errors import CheckpointError, ConfigError
 from dasd_lite.journal import read_tally
 from dasd_lite.sampler import Tally
 
@@ -173,6 +173,22 @@ def _spent(recipe: RecipeConfig, step: Step) -> Tally:
     return tally
 
 
+def _refuse_stale(before: Sequence[Step]) -> None:
+    """Refuse to go on from folders that hold the results of other options than the recipe has now."""
+    for step in before:
+        if step.finished_at is None:
+            continue
+        found, wanted = read_manifest(step.folder)["config"], semantic(step.arguments["config"])
+        # What the recipe leaves open, a stage may have filled in.
+        changed = [key for key in wanted.keys() & found.keys() if wanted[key] not in (None, found[key])]
+        if changed:
+            names = "; ".join(f"{key}: {found[key]} there, {wanted[key]} now" for key in sorted(changed))
+            raise CheckpointError(
+                f"{step.folder}: made with another configuration ({names}); run {step.stage} and what follows it with"
+                " --force, or use another out folder"
+            )
+
+
 def run(
     recipe: RecipeConfig,
     *,
@@ -186,7 +202,8 @@ def run(
     `announce` is told of each step before it runs (with None) and after (with its manifest). With
     `only_stage` or `only_phase` the others are left as they are.
     """
-    steps = [step for step in plan(recipe) if only_stage in (None, step.stage) and (only_phase in (None, step.phase))]
+    whole = plan(recipe)
+    steps = [step for step in whole if only_stage in (None, step.stage) and (only_phase in (None, step.phase))]
     if not steps:
         phases = ", ".join(phase.name for phase in recipe.phase)
         raise ConfigError(
@@ -202,6 +219,8 @@ def run(
     ran = 0
     with disk_errors(recipe.out), run_lock(recipe.out) if first else contextlib.nullcontext():
         for step in steps:
+            if only_stage is not None:
+                _refuse_stale([other for other in whole[: whole.index(step)] if other.phase == step.phase])
             before = step.finished_at
             if before is None and first:
                 announce(step, None)

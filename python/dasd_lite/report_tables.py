@@ -15,6 +15,7 @@ from typing import Any
 
 from dasd_lite.report_data import Accuracy, Curve, Evaluation, Stage, change
 from dasd_lite.report_rollouts import CLASSES, Answers, Opening, PhaseRollouts, SentenceTally
+from dasd_lite.summary import watched
 
 DASH = "–"
 _CHAIN = ("sample", "ingest", "mix", "score", "select", "pack", "train", "evaluate")
@@ -308,17 +309,24 @@ def packing(stages: Sequence[Stage]) -> Table | None:
 
 def training(stages: Sequence[Stage], curves: Sequence[Curve]) -> Table | None:
     """Tabulate training, a row per phase."""
-    table = Table("Training", ("phase", "steps", "loss", "largest gradient", "tokens/s"))
+    table = Table("Training", ("phase", "steps", "loss", "largest gradient", "tokens/s", "watched"))
     found = {stage.phase: stage for stage in stages if stage.name == "train"}
     for own in curves:
         stage = found[own.phase]
         loss = f"{own.first_loss:.3f} → {own.last_loss:.3f}"
         phase = own.phase if stage.finished else f"{own.phase} (unfinished)"
-        table.add(phase, number(own.num_steps), loss, f"{own.max_grad_norm:.2f}", number(_rate(stage)))
+        table.add(phase, number(own.num_steps), loss, f"{own.max_grad_norm:.2f}", number(_rate(stage)), _watched(stage))
     table.notes.append(
-        "loss: mean of the first and of the last tenth of the steps. largest gradient: its norm, unclipped."
+        "loss: mean of the first and of the last tenth of the steps. largest gradient: its norm, unclipped. watched:"
+        " right ones of a few short greedy answers before and after, where a collapse shows; no measure of quality."
     )
     return table if table.rows else None
+
+
+def _watched(stage: Stage) -> str:
+    """Say how the student answered the few questions that it was watched by."""
+    looks = stage.manifest()["counts"].get("watched") if stage.finished else None
+    return watched(looks) if looks else DASH
 
 
 def times(stages: Sequence[Stage]) -> Table | None:

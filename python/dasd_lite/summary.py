@@ -6,6 +6,7 @@ folder, none is computed anew.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,13 @@ def _pack(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
 def _train(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
     loss = f"loss {counts['first_loss']:.3f} → {counts['final_loss']:.3f}"
     utilisation = [f"MFU {timing['mfu']:.0%}"] if "mfu" in timing else []
-    return [f"{counts['steps']:,} steps", loss, *_memory(timing), *utilisation, *_rate(timing)]
+    looks = [f"watched {watched(counts['watched'])}"] if counts.get("watched") else []
+    return [f"{counts['steps']:,} steps", loss, *looks, *_memory(timing), *utilisation, *_rate(timing)]
+
+
+def watched(looks: Sequence[Mapping[str, Any]]) -> str:
+    """Say how many answers were right when training was watched, before it and after."""
+    return f"{looks[0]['right']} → {looks[-1]['right']} of {looks[-1]['questions']} right"
 
 
 def _memory(timing: dict[str, float]) -> list[str]:

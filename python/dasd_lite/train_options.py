@@ -93,7 +93,8 @@ class TrainConfig(Table):
     checkpoint_every: Annotated[PositiveInt, EXECUTION] = 100
     """Optimiser steps between checkpoints; training goes on from the newest after any stop."""
     max_loss_jump: Annotated[PositiveFloat, EXECUTION] = 2.0
-    """Training stops before a step whose loss is this many nats over the median of the 32 steps before it."""
+    """Training stops before a step whose loss is this many nats over the median of the 32 steps before it, or
+    over the highest of fewer than 8."""
     watch_questions: Annotated[int, Field(ge=0), EXECUTION] = 16
     """Questions of evaluate.prompts answered before, after 1 % of the steps and at the end: a collapse is said at once;
     0 is none."""

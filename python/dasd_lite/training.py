@@ -277,10 +277,15 @@ def fault(loss: float, grad_norm: float, history: list[float], max_jump: float, 
     if not math.isfinite(grad_norm) and (skipped is None or skipped >= _MOST_SKIPPED):
         steps = f" for {skipped + 1} steps" if skipped is not None else ""
         return f"the gradient is {grad_norm}{steps}, the loss {loss:.4g}"
-    if len(history) >= _LEAST_HISTORY:
-        usual = statistics.median(history[-_HISTORY:])
-        if loss > usual + max_jump:
-            return f"the loss is {loss:.4g}, {usual:.4g} in the steps before (train.max_loss_jump = {max_jump:g})"
+    if not history:
+        return None
+    # A median of a few steps is too easily passed: until there are more, the highest of them stands in for it.
+    usual = statistics.median(history[-_HISTORY:]) if len(history) >= _LEAST_HISTORY else max(history)
+    if loss > usual + max_jump:
+        return (
+            f"the loss is {loss:.4g}, {usual:.4g} in the steps before, and train.max_loss_jump = {max_jump:g}; lower"
+            " train.learning_rate, or raise train.max_loss_jump if it will come down again"
+        )
     return None
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dasd_lite.chat import model_folder
-from dasd_lite.config import Phase, RecipeConfig
+from dasd_lite.config import Lora, Phase, RecipeConfig
 from dasd_lite.errors import DasdError
 from dasd_lite.fit import (
     ASSUMED_MFU,
@@ -86,6 +86,17 @@ def trainings_of(recipe: RecipeConfig) -> list[Training]:
         else:
             same.phases.extend(one.phases)
     return found
+
+
+def no_such_layer(training: Training) -> Iterator[str]:
+    """Name the layers that are to get an adapter and that the student has not."""
+    known = {*training.shape.linears, "embed_tokens", "lm_head"}
+    for method in (phase.train.method for phase in training.phases):
+        targets = method.target_modules if isinstance(method, Lora) else "all-linear"
+        for target in targets if isinstance(targets, list) else ():
+            if target.rsplit(".", 1)[-1] not in known:
+                has = ", ".join(sorted(training.shape.linears))
+                yield f"train.method.target_modules: the student has no layer {target!r}; it has {has}"
 
 
 def too_big(trainings: list[Training]) -> Iterator[str]:

@@ -95,6 +95,17 @@ def test_force_replaces_what_differs_and_only_that(copied, cli):
     assert all(name.startswith("low/select/") or name == "recipe.json" for name in changed), changed
 
 
+def test_a_stage_alone_refuses_what_other_options_have_made(copied, cli):
+    before = snapshot(copied / "run")
+    for stage in ("pack", "train"):
+        for force in ((), ("--force",)):
+            done = cli(stage, "run.toml", "--phase", "low", *force, "select.keep=2", cwd=copied)
+            (line,) = done.stderr.splitlines()
+            assert line.startswith("dasd-lite: run/low/select: made with another configuration (keep: 1 there, 2 now)")
+            assert "run select and what follows it with --force" in line
+            assert done.rc == 2 and snapshot(copied / "run") == before
+
+
 def test_an_option_that_only_says_how_fast_is_no_other_configuration(finished, cli):
     done = cli("run", "run.toml", "score.batch_tokens=77", "teacher.batch_size=3", cwd=finished)
     assert (done.rc, done.stdout.splitlines()[0]) == (0, "Nothing to do.")

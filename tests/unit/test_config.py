@@ -177,9 +177,9 @@ def test_the_lines_of_keys():
         ("[sample]", "[smaple]", 15, ["smaple", "did you mean 'sample'?"]),
         ("seed", "sed", 2, ["sed", "did you mean 'seed'?"]),
         ("rank", "rnk", 23, ["train.method.rnk", "did you mean 'rank'?"]),
-        ("sample.temperature", "sample.temprature", 28, ["phase[0].sample.temprature", "'temperature'"]),
-        ("sample.temperature", "smple.temperature", 28, ["phase[0].smple", "did you mean 'sample'?"]),
-        ("temperature = 1\n", "temprature = 1\n", 33, ["phase[1].sample.temprature", "'temperature'"]),
+        ("sample.temperature", "sample.temprature", 28, ["low.sample.temprature", "'temperature'"]),
+        ("sample.temperature", "smple.temperature", 28, ["low.smple", "did you mean 'sample'?"]),
+        ("temperature = 1\n", "temprature = 1\n", 33, ["high.sample.temprature", "'temperature'"]),
         ('model = "./student"', 'model = "x"\ntimout_s = 3', 14, ["student.timout_s"]),
         # types
         ("= 3", '= "3"', 16, ["sample.num_samples = '3'", "should be a valid integer"]),
@@ -199,7 +199,7 @@ def test_the_lines_of_keys():
         ("1e-3", "inf", 24, ["train.learning_rate = inf", "finite"]),
         ("1e-3", "nan", 24, ["train.learning_rate = nan", "finite"]),
         ("seed = 1", "seed = -1", 2, ["seed = -1", "greater than or equal to 0"]),
-        ("0.6", "2.1", 28, ["phase[0].sample.temperature = 2.1", "less than or equal to 2"]),
+        ("0.6", "2.1", 28, ["low.sample.temperature = 2.1", "less than or equal to 2"]),
         (
             "keep = 1",
             'rule = "cuont"',
@@ -275,8 +275,8 @@ def test_all_faults_are_told_at_once_each_with_its_line(faults):
         ("select.kep=2", ["command line: select.kep", "did you mean 'keep'?"]),
         ("selct.keep=2", ["command line: selct", "did you mean 'select'?"]),
         ("lo.select.keep=2", ["command line: lo: unknown key"]),
-        ("low.keep=2", ["command line: phase[0].keep", "unknown key"]),
-        ("low.select.keep=0", ["command line: phase[0].select.keep = 0", "greater than 0"]),
+        ("low.keep=2", ["command line: low.keep", "unknown key"]),
+        ("low.select.keep=0", ["command line: low.select.keep = 0", "greater than 0"]),
         ("select.keep=many", ["command line: select.keep = 'many'", "integer"]),
         ("select.keep", ["'select.keep': an override looks like select.keep=2"]),
         ("=2", ["'=2': an override looks like select.keep=2"]),
@@ -284,6 +284,17 @@ def test_all_faults_are_told_at_once_each_with_its_line(faults):
         ("seed.x=2", ["'seed.x=2': seed is not a table"]),
         ("phase=2", ["'phase=2'", "an override looks like"]),
         ("student=2", ["command line: student = 2", "should be a table"]),
+        ("train.liger=3", ["command line: train.liger = 3: should be a valid boolean or 'auto'"]),
+        (
+            'train.method={ kind = "full", rank = 4 }',
+            ["command line: train.method.rank: unknown key of kind 'full'; kind 'lora' or 'qlora' has it"],
+        ),
+        (
+            'train.method={ kind = "lora", target_modules = ["q", 3] }',
+            ["command line: train.method.target_modules[1] = 3: should be a valid string"],
+        ),
+        ("high.train.epochs=-1", ["command line: high.train.epochs = -1: should be greater than 0"]),
+        ("prompts.path=3", ["command line: prompts.path = 3: should be text, a path"]),
     ],
 )
 def test_overrides_that_are_wrong_are_told_as_such(faults, override, words):

@@ -111,7 +111,8 @@ def select(folder, rows):
 
 
 def train(folder, loss):
-    dataset(folder, "train", {}, tokens_per_second=1234.0, seconds=4.0)
+    looks = [{"step": step, "questions": 16, "right": right} for step, right in ((0, 3), (1, 2), (3, 12))]
+    dataset(folder, "train", {}, {"watched": looks}, tokens_per_second=1234.0, seconds=4.0)
     rows = [
         {"step": i + 1, "loss": value, "learning_rate": 1e-3 / (i + 1), "grad_norm": 1.0, "tokens": 9, "seconds": 0.1}
         for i, value in enumerate(loss)
@@ -278,7 +279,7 @@ def test_rollouts_packing_time_by_hand(reported):
     ]
     assert table_rows(text, "Mixed policy") == [["mixed", "2", "1 (50.0 %)", "100.0 %", "0.0 %", "0.0 %", "50.0 %"]]
     assert table_rows(text, "Packing") == [["low", "2", "0", "1", "28", "22", "87.5 %"]]
-    assert table_rows(text, "Training") == [["low", "3", "3.000 → 1.000", "1.00", "1,234"]]
+    assert table_rows(text, "Training") == [["low", "3", "3.000 → 1.000", "1.00", "1,234", "3 → 12 of 16 right"]]
     times = table_rows(text, "Seconds of each stage (tokens per second)")
     assert times[0] == ["sample", "–", "2.0 (250)", "–"]
     assert times[1] == ["mix", "–", "–", "3.0 (50)"]  # both parts: 150 tokens in 3 s

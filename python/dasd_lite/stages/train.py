@@ -324,10 +324,10 @@ def train(job: Job) -> None:
                 log.sync()  # before the checkpoint, which counts on these lines
                 checkpoint.save(folder, step + 1, model, optimizer, scaler, job.fingerprint, ranks)
             if stopping and not last:
-                message = f"stopped after step {step + 1} of {schedule.num_steps}; the same command goes on from there"
+                done = f"stopped after step {step + 1} of {schedule.num_steps}, whose checkpoint is written"
                 if ranks.is_first:
-                    err().print(message)
-                raise KeyboardInterrupt(message)
+                    err().print(done)
+                raise KeyboardInterrupt(f"{done}; the same command goes on from there")
             watch(job, step + 1)
 
 

@@ -1,0 +1,47 @@
+"""What `check` finds in the options of training before anything is paid for."""
+
+import pytest
+
+from dasd_lite.check import unread
+from dasd_lite.load import load_recipe
+
+LORA = 'train.method={ kind = "lora", rank = 4, target_modules = ["q_proj", "model.layers.0.mlp.up_proj"] }'
+
+
+def test_a_layer_that_the_student_has_not(small_recipe, tmp_path, cli):
+    small_recipe(tmp_path)
+    assert cli("check", "run.toml", LORA, cwd=tmp_path).rc == 0
+    ended = cli("check", "run.toml", LORA.replace("q_proj", "query"), cwd=tmp_path)
+    assert ended.rc == 2
+    assert ended.stderr == (
+        "dasd-lite: train.method.target_modules: the student has no layer 'query'; it has down_proj, gate_proj, k_proj,"
+        " o_proj, q_proj, up_proj, v_proj\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "most"), [((), 8), (("select.keep=2",), 16), (("select.keep=9",), 16), (('select.rule="all"',), 16)]
+)
+def test_more_rows_a_step_than_answers_can_fill(overrides, most, small_recipe, tmp_path, cli):
+    small_recipe(tmp_path)
+    low = "low.train.grad_accum_steps="
+    assert cli("check", "run.toml", *overrides, f"{low}{most}", cwd=tmp_path).rc == 0
+    ended = cli("check", "run.toml", *overrides, f"{low}{most + 1}", cwd=tmp_path)
+    assert ended.rc == 2
+    assert ended.stderr == (
+        f"dasd-lite: phase 'low': train.micro_batch_size × train.grad_accum_steps = {most + 1} rows a step, and of 8"
+        f" prompts at most {most} answers are kept; lower train.grad_accum_steps\n"
+    )
+
+
+def test_options_of_training_that_nothing_reads(small_recipe, tmp_path):
+    path = small_recipe(tmp_path)
+    weighted = ["low.select.weighting={ lam = 1.0 }"]
+    (note,) = unread(load_recipe(path, weighted))
+    assert "'low': select.weighting is not read, train.objective = 'sft'" in note
+    assert not list(unread(load_recipe(path, [*weighted, 'low.train.objective="weighted"'])))
+    adapter = 'train.method={ kind = "lora", start = "adapter" }'
+    (first,) = unread(load_recipe(path, [adapter]))
+    assert first == "phase 'low': train.method.start = 'adapter' is not read, it is the first phase"
+    (second,) = unread(load_recipe(path, [f"mixed.{adapter}"]))
+    assert second == "phase 'mixed': train.method.start = 'adapter' is not read, phase 'low' leaves none"
