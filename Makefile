@@ -59,7 +59,7 @@ docs: .venv/.built  ## write docs/options.md and the table in docs/training.md a
 	$(BIN)/python docs/make_training_table.py
 
 torture: .venv/.dev .venv/.built  ## 200 random kills over all stages that resume
-	DASD_KILLS=200 $(BIN)/pytest tests/pipeline/test_kill.py tests/pipeline/test_sampling.py -k killed
+	DASD_KILLS=200 $(BIN)/pytest tests/pipeline/test_kill.py tests/pipeline/test_sampling.py tests/pipeline/test_train_resume.py -k killed
 
 fuzz:  ## a million random inputs to every entry point of the Rust core, with overflow checks
 	FUZZ_INPUTS=1000000 cargo test --profile fuzz --test fuzz
