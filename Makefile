@@ -29,7 +29,7 @@ help:  ## what there is to make
 	$(INSTALL) --build-constraint constraints.txt --no-deps --editable .
 	@touch $@
 
-demo: .venv/.built  ## a tiny student learns from a tiny teacher through every stage, in a minute
+demo: .venv/.built  ## a tiny student learns from a tiny teacher through every stage, in a minute or two
 	$(BIN)/dasd-lite demo
 
 test: check  ## all tests, the linters included

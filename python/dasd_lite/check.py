@@ -56,7 +56,8 @@ def unread(recipe: RecipeConfig) -> Iterator[str]:
                 yield f"phase {phase.name!r} has source = {phase.source!r}: its [{stage}] settings are not read"
         if phase.select.rule == "all" and phase.select.keep != defaults.select.keep:
             yield f"phase {phase.name!r}: select.keep = {phase.select.keep} is not read, select.rule = 'all' keeps all"
-        if phase.select.weighting is not None and phase.train.objective == "sft":
+        weighs = phase.select.weighting is not None and phase.select.weighting.lam != 0
+        if weighs and all(p.train.objective == "sft" for p in recipe.phase if p is phase or p.pack.replay):
             yield f"phase {phase.name!r}: select.weighting is not read, train.objective = 'sft' counts all tokens alike"
     yield from _unread_starts(recipe)
     read = any(phase.score.by == "teacher" and phase.is_scored for phase in recipe.phase)
@@ -188,7 +189,7 @@ def _machine(recipe: RecipeConfig) -> Iterator[str]:
     if importlib.util.find_spec("torch") is not None:
         yield from dict.fromkeys(line for phase in recipe.phase for line in conflicts(phase.train))
     trainings = trainings_of(recipe)
-    yield from dict.fromkeys(line for training in trainings for line in no_such_layer(training))
+    yield from no_such_layer(recipe)
     yield from too_big(trainings)
     for phase in recipe.phase:
         yield from _too_few_rows(recipe, phase)
@@ -202,7 +203,8 @@ def _too_few_rows(recipe: RecipeConfig, phase: Phase) -> Iterator[str]:
     train, select = phase.train, phase.select
     wanted = train.micro_batch_size * train.grad_accum_steps
     each = phase.sample.num_samples if select.rule == "all" else min(select.keep, phase.sample.num_samples)
-    most = round(_num_prompts(recipe) * each * (1 + phase.pack.replay))
+    own = _num_prompts(recipe) * each
+    most = own + round(phase.pack.replay * own)
     if phase.source == "sample" and 0 < most < wanted:
         yield (
             f"phase {phase.name!r}: train.micro_batch_size × train.grad_accum_steps = {wanted} rows a step, and of"

@@ -126,7 +126,7 @@ def _stage_command(stage: str, text: str) -> None:
         before_paying(config, only_stage=stage, only_phase=phase)
         if not recipes.run(config, only_stage=stage, only_phase=phase, force=force, announce=_announce):
             _next("Nothing to do.")
-        made = config.out / (phase or config.phase[-1].name) / stage
+        made = [step.folder for step in recipes.plan(config) if step.stage == stage and phase in (None, step.phase)][-1]
         _next(f"Next: dasd-lite run {_quoted(recipe, overrides)}, or look: dasd-lite show {made}")
 
 
@@ -166,7 +166,7 @@ def show(folder: Path, uid: str | None, rejected: bool, limit: int) -> None:
 @_overrides
 @_force
 def demo(out: Path, overrides: tuple[str, ...], force: bool) -> None:
-    """Watch a tiny student learn from a tiny teacher, all stages, within a minute on two CPU cores."""
+    """Watch a tiny student learn from a tiny teacher, all stages, in a minute or two on two CPU cores."""
     source = Path(__file__).parent / "recipes" / "demo.toml"
     _run_all(_load(source, (f'out="{out}"', *overrides)), force=force)
     click.echo("Your own: dasd-lite init api-8gb (or t4, lab, paper) writes a run.toml to start from.")

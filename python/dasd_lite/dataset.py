@@ -220,8 +220,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
             raise DataError(
                 f"{folder}: no space left on the device; what is committed stays; free some and run the same again"
             ) from error
-        if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise DataError(f"{folder}: cannot be written ({error}); what is committed stays") from error
+        if isinstance(error, OSError) and error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise DataError(f"{error.filename}: {error.strerror}; what is committed stays") from error
         raise
 
 

@@ -76,7 +76,11 @@ def conflicts(config: TrainConfig, num_processes: int | None = None) -> Iterator
     has_bfloat16 = not gpus or torch.cuda.is_bf16_supported(including_emulation=False)
     if config.dtype == "bfloat16" and not has_bfloat16:
         yield f"train.dtype = 'bfloat16': {torch.cuda.get_device_name()} has not; use 'auto' or 'float16'"
-    if isinstance(method, Full) and number > 1 and (config.dtype == "float16" or not has_bfloat16):
+    if (
+        isinstance(method, Full)
+        and number > 1
+        and (config.dtype == "float16" or (config.dtype != "float32" and not has_bfloat16))
+    ):
         yield (
             "train.method full in float16 over several processes: its loss cannot be scaled there; use lora or qlora,"
             " or train.num_processes = 1"

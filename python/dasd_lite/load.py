@@ -23,7 +23,7 @@ STAGE_TABLES = tuple(name for name in Phase.model_fields if name not in ("name",
 _TOP_KEYS = (*RecipeConfig.model_fields, *STAGE_TABLES)
 _DEMO = Path(__file__).parent / "demo"
 _KINDS = ("transformers", "vllm", "endpoint", "full", "lora", "qlora")
-_TYPE = re.compile(r"bool|(list|literal)\[.*")  # how pydantic names a type of several in the place of a fault
+_UNIONS = ("gradient_checkpointing", "liger", "target_modules")  # keys behind which pydantic names the type it tried
 Location = tuple[str | int, ...]
 
 
@@ -87,7 +87,8 @@ def _joined(errors: Sequence[Mapping[str, Any]], at: Location) -> dict[Location,
     """Make one fault of those that pydantic finds in each type that a value may have."""
     found: dict[Location, Mapping[str, Any]] = {}
     for fault in errors:
-        location = tuple(key for key in (*at, *fault["loc"]) if not _TYPE.fullmatch(str(key)))
+        loc = (*at, *fault["loc"])
+        location = tuple(key for i, key in enumerate(loc) if not (i and loc[i - 1] in _UNIONS and isinstance(key, str)))
         if location in found:
             also = str(fault["msg"]).removeprefix("Input should be ")
             found[location] = {**found[location], "msg": f"{found[location]['msg']} or {also}"}
@@ -98,7 +99,7 @@ def _joined(errors: Sequence[Mapping[str, Any]], at: Location) -> dict[Location,
 
 def _describe(fault: Mapping[str, Any], location: Location, where: _Where) -> str:
     """Write one fault as `file:line: key = value: what would be right`."""
-    keys = tuple(key for key in location if not _is_union_tag(key, location))
+    keys = tuple(key for i, key in enumerate(location) if not _is_kind(location, i))
     name = where.name(keys)
     if fault["type"] == "extra_forbidden":
         return f"{where(keys)}: {name}: unknown key{_nearest(location, where.name(keys[:-1]))}"
@@ -118,8 +119,9 @@ def _describe(fault: Mapping[str, Any], location: Location, where: _Where) -> st
     return f"{where(keys)}: {name} = {fault['input']!r}: {message}"
 
 
-def _is_union_tag(key: str | int, location: Location) -> bool:
-    return key in _KINDS and key != location[-1]
+def _is_kind(location: Location, i: int) -> bool:
+    """Tell whether what stands there is no key, but which kind of table pydantic took it for."""
+    return i > 0 and location[i] in _KINDS and location[i - 1] in ("student", "teacher", "method")
 
 
 def _nearest(location: Location, table: str) -> str:
@@ -128,7 +130,7 @@ def _nearest(location: Location, table: str) -> str:
     options = _options_of(location[:-1])
     if near := difflib.get_close_matches(key, options, n=1, cutoff=0.6):
         return f"; did you mean {near[0]!r}?"
-    if _is_union_tag(location[-2:][0], location):
+    if len(location) > 1 and _is_kind(location, len(location) - 2):
         kinds = [kind for model in _tables_at(location[:-2]) if key in model.model_fields for kind in _kinds([model])]
         if kinds:
             return f" of kind {location[-2]!r}; kind {' or '.join(map(repr, sorted(kinds)))} has it"
@@ -179,10 +181,10 @@ def _doc(keys: Location) -> str:
 
 def _tables_at(location: Location) -> list[type[BaseModel]]:
     models: list[type[BaseModel]] = [RecipeConfig]
-    for key in (k for k in location if not isinstance(k, int)):
-        if key in _KINDS:
+    for i, key in enumerate(location):
+        if _is_kind(location, i):
             models = [model for model in models if key in _kinds([model])]
-        else:
+        elif not isinstance(key, int):
             models = [inner for model in models for inner in _tables_in(_fields(model).get(str(key)))]
     return models
 
@@ -208,7 +210,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     name, sign, value = override.partition("=")
     keys = name.strip().split(".")
     names = [phase.get("name") for phase in raw.get("phase", [])]
-    if not sign or not all(keys) or keys == ["phase"] or (len(keys) == 1 and keys[0] in names):
+    if not sign or not all(keys) or keys[0] == "phase" or (len(keys) == 1 and keys[0] in names):
         raise ConfigError(f"{override!r}: an override looks like select.keep=2")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
@@ -250,8 +252,8 @@ class _Where:
     def name(self, keys: Location) -> str:
         """Write keys as they are written in an override: those of a phase with its name."""
         parts = [f"[{key}]" if isinstance(key, int) else key for key in keys]
-        named = str(self._names[int(keys[1])]) if len(keys) > 1 and keys[0] == "phase" else ""
-        if re.fullmatch(r"[a-z0-9][a-z0-9_-]*", named):
+        named = self._names[int(keys[1])] if len(keys) > 1 and keys[0] == "phase" else None
+        if isinstance(named, str) and re.fullmatch(r"[a-z0-9][a-z0-9_-]*", named):
             parts = [named, *parts[2:]] if len(keys) > 2 else [f"phase {named!r}"]
         return ".".join(parts).replace(".[", "[")
 

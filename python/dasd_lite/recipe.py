@@ -178,14 +178,18 @@ def _refuse_stale(before: Sequence[Step]) -> None:
     for step in before:
         if step.finished_at is None:
             continue
-        found, wanted = read_manifest(step.folder)["config"], semantic(step.arguments["config"])
-        # What the recipe leaves open, a stage may have filled in.
-        changed = [key for key in wanted.keys() & found.keys() if wanted[key] not in (None, found[key])]
+        manifest, wanted = read_manifest(step.folder), semantic(step.arguments["config"])
+        written, used = manifest["resolved"], manifest["config"]
+        changed = []
+        for key in sorted(wanted.keys() & used.keys() & written.keys()):
+            # What was left open or is more than can be, a stage has replaced: all ways of writing it are the same.
+            same = [written[key], used[key]] + [None] * (written[key] != used[key])
+            if wanted[key] not in same:
+                changed.append(f"{key}: {written[key]} there, {wanted[key]} now")
         if changed:
-            names = "; ".join(f"{key}: {found[key]} there, {wanted[key]} now" for key in sorted(changed))
             raise CheckpointError(
-                f"{step.folder}: made with another configuration ({names}); run {step.stage} and what follows it with"
-                " --force, or use another out folder"
+                f"{step.folder}: made with another configuration ({'; '.join(changed)}); run {step.stage} and what"
+                " follows it with --force, or use another out folder"
             )
 
 
@@ -218,9 +222,9 @@ def run(
         raise ConfigError("torchrun starts the stage train alone: torchrun … -m dasd_lite train run.toml --phase NAME")
     ran = 0
     with disk_errors(recipe.out), run_lock(recipe.out) if first else contextlib.nullcontext():
+        for step in steps if only_stage is not None else ():
+            _refuse_stale([other for other in whole[: whole.index(step)] if other.phase == step.phase])
         for step in steps:
-            if only_stage is not None:
-                _refuse_stale([other for other in whole[: whole.index(step)] if other.phase == step.phase])
             before = step.finished_at
             if before is None and first:
                 announce(step, None)

@@ -28,14 +28,14 @@ class Log:
         self._job, self._is_first = job, job.ranks.is_first
         schedule, path = job.schedule, job.out / "metrics.jsonl"
         self.tokens = [int(job.rows.num_tokens[schedule.rows_of(step)].sum()) for step in range(schedule.num_steps)]
+        try:
+            kept = path.read_text(encoding="utf-8").splitlines()[:first] if first else []
+            self.losses = [float(json.loads(line)["loss"]) for line in kept]
+            """Of the steps so far."""
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: damaged ({error}); remove {job.out} to train afresh") from error
         if self._is_first:
             checkpoint.truncate_metrics(path, first)
-        kept = path.read_text(encoding="utf-8").splitlines()[:first] if first else []
-        try:
-            self.losses = [float(json.loads(line)["loss"]) for line in kept]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: damaged ({error}); remove {job.out} to train afresh") from error
-        """Of the steps so far."""
         self._left, self._began, self._done = sum(self.tokens[first:]), time.perf_counter(), 0
         self._stack = contextlib.ExitStack()
         self._file: IO[str] | None = None

@@ -6,9 +6,11 @@ predictions (memory.py, flops.py), and say so.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from dasd_lite.chat import model_folder
 from dasd_lite.config import Lora, Phase, RecipeConfig
@@ -88,15 +90,28 @@ def trainings_of(recipe: RecipeConfig) -> list[Training]:
     return found
 
 
-def no_such_layer(training: Training) -> Iterator[str]:
-    """Name the layers that are to get an adapter and that the student has not."""
-    known = {*training.shape.linears, "embed_tokens", "lm_head"}
-    for method in (phase.train.method for phase in training.phases):
-        targets = method.target_modules if isinstance(method, Lora) else "all-linear"
-        for target in targets if isinstance(targets, list) else ():
-            if target.rsplit(".", 1)[-1] not in known:
-                has = ", ".join(sorted(training.shape.linears))
-                yield f"train.method.target_modules: the student has no layer {target!r}; it has {has}"
+def no_such_layer(recipe: RecipeConfig) -> Iterator[str]:
+    """Name the layers that are to get an adapter and of which the student's files have no weights."""
+    methods = [phase.train.method for phase in recipe.phase if isinstance(phase.train.method, Lora)]
+    targets = {
+        target for method in methods if method.target_modules != "all-linear" for target in method.target_modules
+    }
+    if not targets or importlib.util.find_spec("safetensors") is None:
+        return
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for path in Path(recipe.student.model).glob("*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            names |= {
+                name.removesuffix(".weight").rsplit(".", 1)[-1]
+                for name in list(file.keys())
+                if name.endswith(".weight")
+            }
+    for target in sorted(targets) if names else ():
+        if target.rsplit(".", 1)[-1] not in names:
+            layers = sorted(name for name in names if name.endswith("_proj")) or sorted(names)
+            yield f"train.method.target_modules: the student has no layer {target!r}; it has {', '.join(layers)}"
 
 
 def too_big(trainings: list[Training]) -> Iterator[str]:

@@ -60,6 +60,10 @@ def test_a_stage_by_its_name_is_the_same_stage(finished, cli):
     done = cli("select", "run.toml", "--phase", "low", cwd=finished)
     assert (done.rc, done.stdout.splitlines()[0]) == (0, "Nothing to do.")
     assert "Next: dasd-lite run run.toml" in done.stdout
+    for stage in ("sample", "train"):
+        done = cli(stage, "run.toml", cwd=finished)
+        folder = done.stdout.splitlines()[-1].rpartition(" ")[2]
+        assert cli("show", folder, cwd=finished).rc == 0, folder
 
 
 def test_the_same_seed_gives_the_same_bytes(finished, small_recipe, tmp_path, cli):
@@ -104,6 +108,24 @@ def test_a_stage_alone_refuses_what_other_options_have_made(copied, cli):
             assert line.startswith("dasd-lite: run/low/select: made with another configuration (keep: 1 there, 2 now)")
             assert "run select and what follows it with --force" in line
             assert done.rc == 2 and snapshot(copied / "run") == before
+
+
+def test_what_a_stage_puts_in_place_of_an_option_is_no_other_one(small_recipe, tmp_path, cli):
+    """A longest answer over the student's context is its context: the same folder, whichever way it is written."""
+    small_recipe(tmp_path)
+    long = ("select.keep=2", "pack.seq_len=5000", "select.max_tokens=4000")
+    for options in (long, long[:2]):
+        done = cli("select", "run.toml", "--phase", "low", *options, cwd=tmp_path)
+        assert done.rc == 2 and "low/sample" in done.stderr  # there is nothing yet
+    for stage in ("sample", "score", "select", "pack"):
+        assert cli(stage, "run.toml", "--phase", "low", *long, cwd=tmp_path).rc == 0
+    for options in (long, long[:2]):
+        done = cli("pack", "run.toml", "--phase", "low", *options, cwd=tmp_path)
+        assert (done.rc, done.stdout.splitlines()[:1]) == (0, ["Nothing to do."]), done.stderr
+    weighted = "low.select.weighting={ lam = 1.0 }"
+    assert cli("select", "run.toml", "--phase", "low", "--force", *long, weighted, cwd=tmp_path).rc == 0
+    done = cli("pack", "run.toml", "--phase", "low", *long, cwd=tmp_path)
+    assert done.rc == 2 and "low/select: made with another configuration (weighting: {" in done.stderr
 
 
 def test_an_option_that_only_says_how_fast_is_no_other_configuration(finished, cli):

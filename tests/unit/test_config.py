@@ -284,6 +284,10 @@ def test_all_faults_are_told_at_once_each_with_its_line(faults):
         ("seed.x=2", ["'seed.x=2': seed is not a table"]),
         ("phase=2", ["'phase=2'", "an override looks like"]),
         ("student=2", ["command line: student = 2", "should be a table"]),
+        ("bool=3", ["command line: bool: unknown key"]),
+        ("train.bool=3", ["command line: train.bool: unknown key"]),
+        ("select.budget={ bool = -1 }", ["command line: select.budget.bool = -1"]),
+        ("phase.x=2", ["'phase.x=2': an override looks like"]),
         ("train.liger=3", ["command line: train.liger = 3: should be a valid boolean or 'auto'"]),
         (
             'train.method={ kind = "full", rank = 4 }',

@@ -154,6 +154,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    assert not list(conflicts(TrainConfig(num_processes=2, dtype="float32")))
     found = list(conflicts(TrainConfig(num_processes=3, dtype="bfloat16", tracker="trackio", liger=True)))
     assert [line.partition(":")[0] for line in found] == [
         "train.num_processes = 3",

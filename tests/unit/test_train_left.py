@@ -71,13 +71,17 @@ def test_other_names_are_no_checkpoints_and_damaged_metrics_are_said(stopped):
     metrics.write_text("\n".join(["rubbish", *whole.splitlines()[1:]]) + "\n")
     with pytest.raises(CheckpointError, match=r"metrics.jsonl: damaged"):
         go_on()
+    metrics.write_bytes(b"\xff" + whole.encode())
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl: damaged \(.*utf-8"):
+        go_on()
+    assert metrics.read_bytes() == b"\xff" + whole.encode()
     metrics.write_text(whole)
     assert go_on()["counts"]["steps"] == 16
 
 
-def refuse(*arguments, **options):
+def refuse(path, *arguments):
     """A superuser, as tests may run, is refused nothing."""
-    raise PermissionError(13, "Permission denied")
+    raise PermissionError(13, "Permission denied", str(path))
 
 
 def test_a_folder_that_cannot_be_read_is_not_taken_for_none(stopped, monkeypatch):
@@ -93,6 +97,6 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(stopped, 
     newest, go_on = stopped
     lines = (newest.parents[1] / "metrics.jsonl").read_text()
     monkeypatch.setattr(checkpoint.Path, "write_bytes", refuse)
-    with pytest.raises(DataError, match=r"checkpoints: cannot be written .*Permission denied"):
+    with pytest.raises(DataError, match=r"checkpoints/try.tmp: Permission denied; what is committed stays"):
         go_on()
     assert (newest.parents[1] / "metrics.jsonl").read_text() == lines

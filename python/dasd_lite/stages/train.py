@@ -91,7 +91,8 @@ def run(
     if not distributed.is_rank() and is_finished(out, identity, force=force):
         work(**asdict(task))  # what a kill left right after the manifest
     elif distributed.is_rank() or _num_processes(config) == 1:
-        _refuse(config, distributed.num_ranks())
+        # How many there are, torchrun has said.
+        _refuse(config.model_copy(update={"num_processes": None}), distributed.num_ranks())
         work(**asdict(task))
     else:
         _refuse(config, _num_processes(config))
