@@ -195,7 +195,7 @@ def _machine(recipe: RecipeConfig) -> Iterator[str]:
         yield from _too_few_rows(recipe, phase)
     free, wanted = free_bytes(recipe.out), _disk_bytes(recipe)
     if wanted > free:
-        yield f"out = {recipe.out}: needs up to {wanted / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free"
+        yield f"out = {recipe.out}: needs up to {size(wanted)}, the disk has {size(free)} free"
 
 
 def _too_few_rows(recipe: RecipeConfig, phase: Phase) -> Iterator[str]:

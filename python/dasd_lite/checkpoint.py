@@ -159,13 +159,13 @@ def _read_state(newest: Path, steps: list[int]) -> dict[str, Any]:
         state["fingerprint"], state["scaler"], state["numbers"], state["step"]
     except KeyError as error:
         raise CheckpointError(
-            f"{newest}: damaged (state.json has no {error}); without it training goes on from {rest}"
+            f"{newest}: damaged (state.json has no {error}); remove it, and training goes on from {rest}"
         ) from error
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{newest}: damaged ({error}); without it training goes on from {rest}") from error
+        raise CheckpointError(f"{newest}: damaged ({error}); remove it, and training goes on from {rest}") from error
     if odd:
         raise CheckpointError(
-            f"{newest}: damaged ({odd[0]} is not what was written); without it training goes on from {rest}"
+            f"{newest}: damaged ({odd[0]} is not what was written); remove it, and training goes on from {rest}"
         )
     return state
 

@@ -131,6 +131,16 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def parse_metrics(path: Path, number: int, line: str) -> dict[str, Any]:
+    """Read a line of a training's metrics.jsonl."""
+    try:
+        found: dict[str, Any] = json.loads(line)
+        found["step"], found["loss"], found["learning_rate"], found["grad_norm"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}:{number}: damaged ({error}); take the line out, or train again") from None
+    return found
+
+
 def read_timing(folder: Path) -> dict[str, float]:
     """Read what a finished folder's stage took; nothing where it was not kept."""
     path = folder / "timing.json"
@@ -232,11 +242,12 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def is_finished(folder: Path, identity: Identity, *, force: bool = False) -> bool:
+def is_finished(folder: Path, identity: Identity, *, force: bool = False, keep: bool = False) -> bool:
     """Tell whether `folder` already holds `identity`, finished.
 
     A folder that holds something else is refused with the names of what differs; with `force` it is removed.
-    So is without it an unfinished one that holds no work worth going on with.
+    So is without it an unfinished one that holds no work worth going on with. With `keep` nothing is removed yet, for
+    a stage that may still be refused: it asks again when it begins.
     """
     state = next((p for p in (folder / "manifest.json", folder / "unfinished.json") if p.exists()), None)
     if state is None:
@@ -244,7 +255,8 @@ def is_finished(folder: Path, identity: Identity, *, force: bool = False) -> boo
             raise DataError(
                 f"{folder}: the folder is not empty and no stage of ours made it; choose another or remove it"
             )
-        clear(folder)
+        if not keep:
+            clear(folder)
         return False
     found = _read_state(state)
     if found["fingerprint"] == identity.fingerprint:
@@ -252,7 +264,8 @@ def is_finished(folder: Path, identity: Identity, *, force: bool = False) -> boo
     if not force and (state.name == "manifest.json" or _has_progress(folder)):
         names = "; ".join(identity.differences(found)) or f"it was made by {found['stage']}"
         raise CheckpointError(f"{folder}: made with another configuration ({names}); use another out folder or --force")
-    clear(folder)
+    if not keep:
+        clear(folder)
     return False
 
 

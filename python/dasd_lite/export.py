@@ -126,7 +126,9 @@ def save_model(model: Any, folder: Path, tokenizer_from: Path, end_ids: Set[int]
 
 def _put(temporary: Path, folder: Path) -> None:
     """Give a finished temporary folder its name, in place of an earlier one."""
+    mode = next(temporary.glob("*config.json")).stat().st_mode
     for path in temporary.iterdir():
+        path.chmod(mode)  # safetensors lets nobody but its writer read what it writes
         sync_file(path)
     sync_folder(temporary)
     shutil.rmtree(folder, ignore_errors=True)

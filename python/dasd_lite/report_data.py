@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from dasd_lite.config import Phase, RecipeConfig
-from dasd_lite.dataset import batches, read_manifest
+from dasd_lite.dataset import batches, parse_metrics, read_manifest
 from dasd_lite.errors import DataError
 
 _CURVE_POINTS = 400  # of a curve in the report; longer ones are averaged in equal spans of steps
@@ -237,10 +237,10 @@ def curve(stage: Stage) -> Curve | None:
 
 def _metric_rows(path: Path) -> Iterator[tuple[float, float, float, float]]:
     with path.open(encoding="utf-8") as file:
-        for line in file:
+        for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):  # a training under way is writing it
                 return
-            row = json.loads(line)
+            row = parse_metrics(path, number, line)
             yield row["step"], row["loss"], row["learning_rate"], row["grad_norm"]
 
 

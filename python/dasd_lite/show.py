@@ -7,7 +7,6 @@ without a uid only so much is shown as one can look over, and what is left out i
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from pydantic import ValidationError
 
 from dasd_lite import console
 from dasd_lite.config import RecipeConfig, SelectConfig
-from dasd_lite.dataset import batches, read_manifest, shards
+from dasd_lite.dataset import batches, parse_metrics, read_manifest, shards
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.show_pieces import abridge, sentence_pieces, token_pieces
 from dasd_lite.show_print import Shown, print_legend, print_metrics, print_view, safe
@@ -114,7 +113,8 @@ def _open(folder: Path, *, rejected: bool) -> _Place:
 def _metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be half written as yet
+    whole = [line for line in lines if line.endswith("\n")]  # the last may be half written as yet
+    return [parse_metrics(path, number, line) for number, line in enumerate(whole, start=1)]
 
 
 def _what_train_reads(folder: Path, rows: Path) -> list[str]:

@@ -26,6 +26,7 @@ from dasd_lite.logprobs import target_positions as target_positions
 
 try:
     import torch
+    from safetensors import SafetensorError
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
@@ -81,8 +82,9 @@ def load_model(
     options: dict[str, Any] = {"quantization_config": _nf4(number_format)} if four_bit else {}
     with quiet():
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model, found = AutoModelForCausalLM.from_pretrained(
                 folder,
+                output_loading_info=True,
                 dtype=number_format,
                 device_map={"": target},
                 trust_remote_code=trust_remote_code,
@@ -90,10 +92,13 @@ def load_model(
                 local_files_only=True,
                 **options,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ConfigError(
                 f"{folder}: cannot be loaded as a language model: {str(error).splitlines()[0]}"
             ) from error
+    if missing := sorted(found["missing_keys"]):  # transformers would begin these at random
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ConfigError(f"{folder}: its files lack the weights of {missing[0]}{more}; get the model again")
     if four_bit:
         _disable_repacking(model)
     return model.eval()

@@ -147,8 +147,8 @@ def build(
     turns = math.ceil(schedule.rows_per_step / config.micro_batch_size)
     if ranks.is_first and turns < ranks.size:
         err().print(
-            f"note: {ranks.size} processes, but {turns} micro-batches a step: {ranks.size - turns} wait; raise"
-            " train.grad_accum_steps",
+            f"note: {ranks.size} processes, but {turns} micro-batch{'es' * (turns > 1)} a step, so that some wait;"
+            " raise train.grad_accum_steps",
             soft_wrap=True,
         )
     estimate = _estimate(model, rows, schedule, ranks, dtype)

@@ -36,7 +36,7 @@ def test_more_rows_a_step_than_answers_can_fill(overrides, most, small_recipe, t
 
 def test_options_of_training_that_nothing_reads(small_recipe, tmp_path):
     path = small_recipe(tmp_path)
-    weighted = ["low.select.weighting={ lam = 1.0 }"]
+    weighted = ["low.select.weighting={ lam = 1.0 }", "low.select.keep=2"]
     (note,) = unread(load_recipe(path, weighted))
     assert "'low': select.weighting is not read, train.objective = 'sft'" in note
     assert not list(unread(load_recipe(path, [*weighted, 'low.train.objective="weighted"'])))

@@ -8,11 +8,12 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from safetensors.torch import load_file, save_file
 from tests.rows import make_model, make_rows, write_rows
 
 from dasd_lite import checkpoint
 from dasd_lite.config import TrainConfig
-from dasd_lite.errors import CheckpointError, DataError, TrainError
+from dasd_lite.errors import CheckpointError, ConfigError, DataError, TrainError
 from dasd_lite.stages import train
 
 CONFIG = TrainConfig(epochs=2, learning_rate=1e-2, min_learning_rate=1e-3, grad_accum_steps=2, checkpoint_every=2)
@@ -57,7 +58,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_touched(stopped, cas
     metrics = newest.parents[1] / "metrics.jsonl"
     lines = metrics.read_text()
     DAMAGE[case](newest)
-    with pytest.raises(CheckpointError, match=r"damaged .* without it training goes on from step 1$") as caught:
+    with pytest.raises(CheckpointError, match=r"damaged .* remove it, and training goes on from step 1$") as caught:
         go_on()
     assert str(caught.value).startswith(f"{newest}: ") and "\n" not in str(caught.value)
     assert metrics.read_text() == lines
@@ -100,3 +101,36 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(stopped, 
     with pytest.raises(DataError, match=r"checkpoints/try.tmp: Permission denied; what is committed stays"):
         go_on()
     assert (newest.parents[1] / "metrics.jsonl").read_text() == lines
+
+
+def test_what_is_there_stays_until_training_can_begin(stopped):
+    newest, go_on = stopped
+    go_on()
+    out = newest.parents[1]
+    before = {path.name: path.stat().st_mtime_ns for path in out.rglob("*")}
+    for config, refused in ((CONFIG.model_copy(update={"grad_accum_steps": 99}), TrainError), (CONFIG, ConfigError)):
+        model = out.parent / "model"
+        if config is CONFIG:  # an odd model comes up later yet
+            (weights,) = model.glob("*.safetensors")
+            weights.write_bytes(weights.read_bytes()[:4000])
+        with pytest.raises(refused):
+            train.run(out.parent / "rows", model, config, out, seed=1, force=True)
+        assert {path.name: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_a_model_that_lacks_weights_is_no_model(tmp_path):
+    model = make_model(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights.pop("model.layers.0.mlp.down_proj.weight")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    rows = write_rows(tmp_path / "rows", make_rows(16))
+    with pytest.raises(ConfigError, match=r"model: its files lack the weights of model.layers.0.mlp.down_proj.weight;"):
+        train.run(rows, model, CONFIG, tmp_path / "out", seed=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_others_may_read_what_was_trained(stopped):
+    newest, go_on = stopped
+    go_on()
+    model = newest.parents[1] / "model"
+    assert len({path.stat().st_mode for path in model.iterdir()}) == 1

@@ -88,7 +88,7 @@ def run(
         max_tokens=max_tokens,
         identity=asdict(identity),
     )
-    if not distributed.is_rank() and is_finished(out, identity, force=force):
+    if not distributed.is_rank() and is_finished(out, identity, force=force, keep=True):
         work(**asdict(task))  # what a kill left right after the manifest
     elif distributed.is_rank() or _num_processes(config) == 1:
         # How many there are, torchrun has said.
@@ -130,13 +130,14 @@ def work(**values: Any) -> None:
     task = Task(**values)
     out, identity, options = Path(task.out), Identity(**task.identity), TrainConfig.model_validate(task.config)
     with distributed.joined() as ranks:
-        if ranks.from_first(lambda: is_finished(out, identity, force=task.force)):
+        if ranks.from_first(lambda: is_finished(out, identity, force=task.force, keep=True)):
             shutil.rmtree(out / "checkpoints", ignore_errors=True)  # left when a kill came right after the manifest
             return
         job = None
         try:
             job, probe, end_ids = _prepare(task, options, ranks)
             with disk_errors(out):
+                ranks.from_first(lambda: is_finished(out, identity, force=task.force))
                 ranks.from_first(lambda: begin(out, identity, options))
             train(job)
             gap = export(
