@@ -182,9 +182,9 @@ def _refuse_stale(before: Sequence[Step]) -> None:
         written, used = manifest["resolved"], manifest["config"]
         changed = []
         for key in sorted(wanted.keys() & used.keys() & written.keys()):
-            # What was left open or is more than can be, a stage has replaced: all ways of writing it are the same.
-            same = [written[key], used[key]] + [None] * (written[key] != used[key])
-            if wanted[key] not in same:
+            # What is left open or more than can be, a stage replaces: all ways of writing it are the same.
+            is_open = wanted[key] is None and (written[key] != used[key] or step.arguments.get(key) == used[key])
+            if not is_open and wanted[key] not in (written[key], used[key]):
                 changed.append(f"{key}: {written[key]} there, {wanted[key]} now")
         if changed:
             raise CheckpointError(
