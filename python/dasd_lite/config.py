@@ -244,8 +244,7 @@ class Phase(Table):
                 "train.objective = 'weighted' needs select.weighting, e.g. { effective_sample_size = 0.7 }"
             )
         weighting, chosen = self.select.weighting, self.select.keep > 1 or self.select.rule == "all"
-        told = weighting is not None and weighting.lam is not None and self.source == "mix"
-        if weighting is not None and weighting.lam != 0 and not told and (self.source == "mix" or not chosen):
+        if weighting is not None and weighting.lam != 0 and (self.source == "mix" or not chosen):
             raise ValueError(
                 "select.weighting is among one prompt's answers, and this phase keeps one each; raise select.keep, or"
                 " set select.weighting = { lam = 0.0 } and train.objective = 'sft' here"
