@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import dasd_lite
-from dasd_lite import recipe as recipes
-from dasd_lite.config import Phase, RecipeConfig
-from dasd_lite.load import load_recipe
+from dasd_lite.config.load import load_recipe
+from dasd_lite.config.stages import Phase, RecipeConfig
+from dasd_lite.run import pipeline as recipes
 
 RECIPE = Path(dasd_lite.__file__).parent / "recipes" / "demo.toml"
 LOW, HIGH, MIXED = 0, 1, 2

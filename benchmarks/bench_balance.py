@@ -20,7 +20,7 @@ import numpy as np
 from data import SEQ_LEN, long_lengths
 from numpy.typing import NDArray
 
-from dasd_lite.packing import balance_rows, pack_rows
+from dasd_lite.method.packing import balance_rows, pack_rows
 
 MICRO_STEPS = 4
 COST = (24_576, 1)

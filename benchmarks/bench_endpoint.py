@@ -29,9 +29,9 @@ from urllib.request import urlopen
 import harness
 from loopback import MODEL
 
-from dasd_lite.models import EndpointModel
-from dasd_lite.sampler import Request, SamplingParams
-from dasd_lite.sampler.endpoint import EndpointSampler
+from dasd_lite.config.models import EndpointModel
+from dasd_lite.inference import Request, SamplingParams
+from dasd_lite.inference.endpoint.sampler import EndpointSampler
 
 PEERS_PYTHON = harness.HERE / ".venv-curator" / "bin" / "python"
 OURS, BARE, CURATOR = "EndpointSampler", "bare sockets, unread", "curator"

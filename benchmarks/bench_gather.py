@@ -20,7 +20,7 @@ import harness  # first: it pins this process to one core
 import numpy as np
 from data import SEQ_LEN, long_lengths, offsets_of
 
-from dasd_lite.packing import gather_rows, pack_rows
+from dasd_lite.method.packing import gather_rows, pack_rows
 
 NUM = 8_000
 CHUNK = 8

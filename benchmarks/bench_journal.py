@@ -16,11 +16,11 @@ from pathlib import Path
 import harness
 import numpy as np
 
-from dasd_lite.dataset import identify
-from dasd_lite.journal import Journal
-from dasd_lite.records import ROLLOUT
-from dasd_lite.sampler import Completion
-from dasd_lite.sampler.collect import token_columns
+from dasd_lite.data.dataset import identify
+from dasd_lite.data.journal import Journal
+from dasd_lite.data.records import ROLLOUT
+from dasd_lite.inference import Completion
+from dasd_lite.inference.collect import token_columns
 
 
 def answers(number: int, tokens: int) -> list[Completion]:

@@ -24,11 +24,11 @@ import numpy as np
 import pyarrow as pa
 
 import dasd_lite
-from dasd_lite.chat import Chat
-from dasd_lite.config import PackConfig, SelectConfig
-from dasd_lite.dataset import identify
-from dasd_lite.journal import ShardWriter
-from dasd_lite.records import ROLLOUT, SCORE
+from dasd_lite.chat.chat import Chat
+from dasd_lite.config.stages import PackConfig, SelectConfig
+from dasd_lite.data.dataset import identify
+from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.records import ROLLOUT, SCORE
 from dasd_lite.stages import pack, select
 
 STUDENT = Path(dasd_lite.__file__).parent / "demo" / "student"

@@ -15,7 +15,7 @@ import harness  # first: it pins this process to one core
 import numpy as np
 from data import SEQ_LEN, fewest_rows, long_lengths
 
-from dasd_lite.packing import pack_rows
+from dasd_lite.method.packing import pack_rows
 
 NUM = 448_000
 

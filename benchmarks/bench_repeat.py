@@ -18,7 +18,7 @@ import numpy as np
 from data import long_lengths, offsets_of
 from numpy.typing import NDArray
 
-from dasd_lite.text import repeated_ngrams
+from dasd_lite.method.sentences import repeated_ngrams
 
 NUM_RESPONSES = 1_620
 VOCABULARY = 150_000

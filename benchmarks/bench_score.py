@@ -140,8 +140,8 @@ def status(name: str) -> float:
 
 def ours(folder: Path, docs: list[np.ndarray[Any, Any]]) -> Any:
     """Open our scorer; return what reads the documents."""
-    from dasd_lite.config import TransformersModel
-    from dasd_lite.sampler.scorer import open_scorer
+    from dasd_lite.config.models import TransformersModel
+    from dasd_lite.inference.scorer import open_scorer
 
     scorer, _ = open_scorer(TransformersModel(model=str(folder), dtype="float32"), batch_tokens=BATCH_TOKENS)
     list(scorer.score([(0, docs[0][:32])]))  # its check of packing, and what is kept from a first call

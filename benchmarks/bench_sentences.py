@@ -19,7 +19,7 @@ import pyarrow as pa
 from data import offsets_of
 from make_text import reasoning
 
-from dasd_lite.text import sentence_ends
+from dasd_lite.method.sentences import sentence_ends
 
 NUM_BYTES = 100_000_000
 SAMPLE = 2_000_000

@@ -21,7 +21,7 @@ import numpy as np
 from data import offsets_of
 from numpy.typing import NDArray
 
-from dasd_lite.divergence import sentence_stats
+from dasd_lite.method.divergence import sentence_stats
 
 NUM_TOKENS = 50_000_000
 BETA = 0.1

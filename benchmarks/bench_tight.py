@@ -16,7 +16,7 @@ import numpy as np
 from data import SEQ_LEN, fewest_rows, long_lengths
 from numpy.typing import NDArray
 
-from dasd_lite.packing import pack_rows
+from dasd_lite.method.packing import pack_rows
 
 
 def main() -> None:

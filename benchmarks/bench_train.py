@@ -95,9 +95,9 @@ def make_data(data: Path, steps: int) -> None:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from dasd_lite.dataset import identify
-    from dasd_lite.journal import ShardWriter
-    from dasd_lite.records import ROW
+    from dasd_lite.data.dataset import identify
+    from dasd_lite.data.journal import ShardWriter
+    from dasd_lite.data.records import ROW
 
     torch.manual_seed(0)
     config = Qwen3Config(
@@ -148,10 +148,10 @@ def summary(steps: list[tuple[int, float, float]], start: float, first: float, l
 def run_ours(data: Path, steps: int) -> dict[str, float]:
     """Train by our stage; steps are told apart by when the next one asks for its rows."""
     began = time.perf_counter()
-    from dasd_lite import checkpoint
-    from dasd_lite.config import TrainConfig
+    from dasd_lite.config.train import TrainConfig
     from dasd_lite.stages import train
-    from dasd_lite.training import Job
+    from dasd_lite.training import checkpoint
+    from dasd_lite.training.job import Job
 
     marks: list[tuple[float, float]] = []
     pauses: list[float] = []

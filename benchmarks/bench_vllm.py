@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import dasd_lite
-from dasd_lite.chat import Chat
-from dasd_lite.config import VllmModel
-from dasd_lite.prompts import read_prompts
-from dasd_lite.records import derive_seed
-from dasd_lite.sampler import Request, SamplingParams
-from dasd_lite.sampler.vllm import VllmSampler
+from dasd_lite.chat.chat import Chat
+from dasd_lite.config.models import VllmModel
+from dasd_lite.data.prompts import read_prompts
+from dasd_lite.data.records import derive_seed
+from dasd_lite.inference import Request, SamplingParams
+from dasd_lite.inference.vllm.sampler import VllmSampler
 
 DEMO = Path(dasd_lite.__file__).parent / "demo"
 SIDES = ("ours", "bare")

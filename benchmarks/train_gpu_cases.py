@@ -126,7 +126,7 @@ def make_data(args: Any) -> Result:
     if not (args.folder / "model").exists():
         make_model(args.folder / "model", args)
     lengths = {case: make_rows(case, args) for case in args.cases}
-    from dasd_lite.flops import peak_flops
+    from dasd_lite.costs.flops import peak_flops
 
     device = torch.cuda.get_device_name() if on_gpu else "CPU"
     return {
@@ -158,10 +158,10 @@ def make_rows(case: str, args: Any) -> list[int]:
     import numpy as np
     import pyarrow as pa
 
-    from dasd_lite.dataset import identify
-    from dasd_lite.journal import ShardWriter
-    from dasd_lite.packing import pack_rows
-    from dasd_lite.records import ROW
+    from dasd_lite.data.dataset import identify
+    from dasd_lite.data.journal import ShardWriter
+    from dasd_lite.data.records import ROW
+    from dasd_lite.method.packing import pack_rows
 
     seq_len, shape = seq_len_of(case, dry=args.dry), TINY if args.dry else SHAPE
     median, prompt = (max(2, value // (SHRUNK if args.dry else 1)) for value in (MEDIAN, PROMPT))
@@ -201,7 +201,7 @@ def run_ours(args: Any) -> Result:
     """Train by our stage and read its metrics."""
     case = CASES[args.case]
     require("torch", "transformers", "dasd_lite", *NEEDED[case.method])
-    from dasd_lite.config import TrainConfig
+    from dasd_lite.config.train import TrainConfig
     from dasd_lite.stages import train
 
     adapter = {} if case.method == "full" else {"rank": RANK, "alpha": ALPHA}
@@ -243,8 +243,8 @@ def predicted_bytes(config: Any, args: Any) -> float:
     """Return what the package expects of full rows, CUDA's own 0.6 GB included, which torch does not count."""
     import torch
 
-    from dasd_lite.flops import read_shape
-    from dasd_lite.memory import Machine, predict
+    from dasd_lite.costs.flops import read_shape
+    from dasd_lite.costs.memory import Machine, predict
 
     on_gpu = torch.cuda.is_available()
     machine = Machine(
@@ -264,7 +264,7 @@ def leave_out_the_end() -> dict[str, int]:
     """
     import torch
 
-    from dasd_lite import checkpoint, export
+    from dasd_lite.training import checkpoint, export
 
     peaks: dict[str, int] = {}
 

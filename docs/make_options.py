@@ -14,21 +14,22 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from dasd_lite import config
+from dasd_lite.config import models, train
+from dasd_lite.config import stages as config
 
 TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("at the top", config.RecipeConfig),
     ("[prompts]", config.PromptsConfig),
-    ('[teacher] or [student], kind = "transformers"', config.TransformersModel),
-    ('[teacher] or [student], kind = "vllm"', config.VllmModel),
-    ('[teacher], kind = "endpoint"', config.EndpointModel),
+    ('[teacher] or [student], kind = "transformers"', models.TransformersModel),
+    ('[teacher] or [student], kind = "vllm"', models.VllmModel),
+    ('[teacher], kind = "endpoint"', models.EndpointModel),
     ("[sample]", config.SampleConfig),
     ("[ingest]", config.IngestConfig),
     ("[score]", config.ScoreConfig),
     ("[select]", config.SelectConfig),
     ("[pack]", config.PackConfig),
-    ("[train]", config.TrainConfig),
-    ('[train] method = { kind = "lora" or "qlora", … }', config.Lora),
+    ("[train]", train.TrainConfig),
+    ('[train] method = { kind = "lora" or "qlora", … }', train.Lora),
     ("[mix]", config.MixConfig),
     ("[evaluate]", config.EvaluateConfig),
     ("[[phase]]", config.Phase),
@@ -56,7 +57,7 @@ def _table(title: str, model: type[BaseModel]) -> str:
     lines = [f"\n## {title}\n", (model.__doc__ or "").strip(), "", "| key | default | meaning |", "|---|---|---|"]
     for name, field in model.model_fields.items():
         if field.description:
-            mark = " *" if config.EXECUTION in field.metadata else ""
+            mark = " *" if models.EXECUTION in field.metadata else ""
             lines.append(
                 f"| `{name}`{mark} | {_default(field.default)}{_choices(field.annotation)} | {field.description} |"
             )

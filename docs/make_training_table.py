@@ -13,10 +13,11 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from dasd_lite.config import PackConfig, TrainConfig
-from dasd_lite.fit import training_hours
-from dasd_lite.flops import ModelShape, peak_flops, shape_of
-from dasd_lite.memory import Machine, predict
+from dasd_lite.config.stages import PackConfig
+from dasd_lite.config.train import TrainConfig
+from dasd_lite.costs.fit import training_hours
+from dasd_lite.costs.flops import ModelShape, peak_flops, shape_of
+from dasd_lite.costs.memory import Machine, predict
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 _DOC_LENGTH = 8192  # tokens of a document, where a row holds one

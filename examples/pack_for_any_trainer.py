@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dasd_lite.packing import balance_rows, gather_rows, pack_rows
+from dasd_lite.method.packing import balance_rows, gather_rows, pack_rows
 
 # Token ids one behind the other in a file, as a tokenizer's output is best kept; 20,000 answers of about 2,000 tokens.
 rng = np.random.default_rng(0)

@@ -8,8 +8,9 @@ Every call writes one folder and returns its manifest; run again, it skips what 
 from pathlib import Path
 
 import dasd_lite
-from dasd_lite.config import PromptsConfig, SampleConfig, ScoreConfig, SelectConfig, TransformersModel
-from dasd_lite.dataset import read
+from dasd_lite.config.models import TransformersModel
+from dasd_lite.config.stages import PromptsConfig, SampleConfig, ScoreConfig, SelectConfig
+from dasd_lite.data.dataset import read
 from dasd_lite.stages import sample, score, select
 
 demo, out = Path(dasd_lite.__file__).parent / "demo", Path("runs/from-python")

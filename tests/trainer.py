@@ -23,14 +23,16 @@ from pathlib import Path
 import bitsandbytes, peft, numpy as np, pyarrow as pa, torch
 from peft import PeftModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
-from dasd_lite import checkpoint, distributed, export, logprobs, student, train_log, training, watch
-from dasd_lite.config import TrainConfig
-from dasd_lite.dataset import identify
+from dasd_lite.config.train import TrainConfig
+from dasd_lite.data.dataset import identify
+from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.records import ROW
 from dasd_lite.errors import DasdError
-from dasd_lite.journal import ShardWriter
-from dasd_lite.objectives import sft, weighted
-from dasd_lite.records import ROW
+from dasd_lite.model import load as student, logprobs
 from dasd_lite.stages import train
+from dasd_lite.training import checkpoint, export, job as training, launch as distributed, metrics as train_log
+from dasd_lite.training import monitor as watch
+from dasd_lite.training.objectives import sft, weighted
 
 def build(base):
     torch.manual_seed(0)

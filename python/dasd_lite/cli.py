@@ -16,7 +16,7 @@ import click
 from dasd_lite.errors import ConfigError, DasdError
 
 if TYPE_CHECKING:
-    from dasd_lite.config import RecipeConfig
+    from dasd_lite.config.stages import RecipeConfig
 
 SITUATIONS = ("demo", "api-8gb", "t4", "lab", "paper")
 _STAGES = {
@@ -58,7 +58,7 @@ _force = click.option("--force", is_flag=True, help="Replace folders that were m
 @click.argument("situation", type=click.Choice(SITUATIONS))
 def init(situation: str) -> None:
     """Write a commented run.toml for a SITUATION into this folder; never overwrites."""
-    from dasd_lite.dataset import write_atomic
+    from dasd_lite.data.dataset import write_atomic
 
     target = Path("run.toml")
     if target.exists():
@@ -80,7 +80,7 @@ def init(situation: str) -> None:
 )
 def check(recipe: Path, overrides: tuple[str, ...], until: str) -> None:
     """Look a recipe over before it costs anything; all faults of a rung at once."""
-    from dasd_lite import check as checks
+    from dasd_lite.run import check as checks
 
     config = _load(recipe, overrides)
     checks.check(config, until)
@@ -93,7 +93,7 @@ def check(recipe: Path, overrides: tuple[str, ...], until: str) -> None:
 @_force
 def run(recipe: Path, overrides: tuple[str, ...], force: bool) -> None:
     """Run what is missing, in order; the same command goes on after anything."""
-    from dasd_lite.rehearsal import before_paying
+    from dasd_lite.run.trial import before_paying
 
     config = _load(recipe, overrides)
     before_paying(config)
@@ -101,8 +101,8 @@ def run(recipe: Path, overrides: tuple[str, ...], force: bool) -> None:
 
 
 def _run_all(config: RecipeConfig, *, force: bool = False) -> None:
-    from dasd_lite import recipe as recipes
-    from dasd_lite.stages import report
+    from dasd_lite.report import page as report
+    from dasd_lite.run import pipeline as recipes
 
     ran = recipes.run(config, force=force, announce=_announce)
     page = report.run(config.out, config.out / "report", quiet=not ran)
@@ -119,8 +119,8 @@ def _stage_command(stage: str, text: str) -> None:
     @click.option("--phase", help="Only this phase; without it, every phase that has this stage.")
     @_force
     def command(recipe: Path, overrides: tuple[str, ...], phase: str | None, force: bool) -> None:
-        from dasd_lite import recipe as recipes
-        from dasd_lite.rehearsal import before_paying
+        from dasd_lite.run import pipeline as recipes
+        from dasd_lite.run.trial import before_paying
 
         config = _load(recipe, overrides)
         before_paying(config, only_stage=stage, only_phase=phase)
@@ -139,7 +139,7 @@ for _name, _text in _STAGES.items():
 @_overrides
 def report(recipe: Path, overrides: tuple[str, ...]) -> None:
     """Show what came of a run: tables here, and one HTML page with plots."""
-    from dasd_lite.stages import report as reports
+    from dasd_lite.report import page as reports
 
     config = _load(recipe, overrides)
     _next(f"Report: {reports.run(config.out, config.out / 'report')}")
@@ -154,7 +154,7 @@ def report(recipe: Path, overrides: tuple[str, ...]) -> None:
 )
 def show(folder: Path, uid: str | None, rejected: bool, limit: int) -> None:
     """Look into a FOLDER: sentences coloured by class, trained and masked tokens."""
-    from dasd_lite import show as shows
+    from dasd_lite.report.show import show as shows
 
     shows.show(folder, uid, rejected=rejected, limit=limit)
     rejected_too = ", or what select left out: --rejected" if folder.name == "select" else ""
@@ -173,14 +173,14 @@ def demo(out: Path, overrides: tuple[str, ...], force: bool) -> None:
 
 
 def _load(path: Path, overrides: tuple[str, ...]) -> RecipeConfig:
-    from dasd_lite.load import load_recipe
+    from dasd_lite.config.load import load_recipe
 
     return load_recipe(path, overrides)
 
 
 def _announce(step: Any, manifest: dict[str, Any] | None) -> None:
     from dasd_lite.console import err, out
-    from dasd_lite.summary import rejections, summary
+    from dasd_lite.report.summary import rejections, summary
 
     if manifest is None:
         if err().is_terminal:

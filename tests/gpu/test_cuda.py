@@ -21,7 +21,8 @@ def ids() -> np.ndarray:
 
 
 def test_packed_documents_score_on_the_gpu_as_on_the_cpu() -> None:
-    from dasd_lite.student import load_model, target_logprobs
+    from dasd_lite.model.load import load_model
+    from dasd_lite.model.logprobs import target_logprobs
 
     found = [
         target_logprobs(load_model(DEMO / "student", dtype="float32", device=device), ids(), LENGTHS)
@@ -31,7 +32,8 @@ def test_packed_documents_score_on_the_gpu_as_on_the_cpu() -> None:
 
 
 def test_gradients_of_packed_documents_are_those_of_each_alone() -> None:
-    from dasd_lite.student import load_model, loss_sum
+    from dasd_lite.model.load import load_model
+    from dasd_lite.model.logprobs import loss_sum
 
     def gradient(parts: list[tuple[np.ndarray, list[int]]]) -> torch.Tensor:
         model = load_model(DEMO / "student", dtype="float32", device="cuda")
@@ -45,11 +47,12 @@ def test_gradients_of_packed_documents_are_those_of_each_alone() -> None:
 
 
 def test_sampled_logprobs_are_those_of_a_plain_forward() -> None:
-    from dasd_lite.config import TransformersModel
-    from dasd_lite.prompts import read_prompts
-    from dasd_lite.sampler import Request, SamplingParams
-    from dasd_lite.sampler.transformers import TransformersSampler
-    from dasd_lite.student import load_model, target_logprobs
+    from dasd_lite.config.models import TransformersModel
+    from dasd_lite.data.prompts import read_prompts
+    from dasd_lite.inference import Request, SamplingParams
+    from dasd_lite.inference.local import TransformersSampler
+    from dasd_lite.model.load import load_model
+    from dasd_lite.model.logprobs import target_logprobs
 
     prompts = read_prompts(DEMO / "validation.jsonl", limit=16)
     sampler = TransformersSampler(TransformersModel(model=str(DEMO / "teacher"), dtype="float32"))
@@ -88,9 +91,9 @@ def make_rows(folder: Path, lengths: list[int], num_rows: int = 8) -> Path:
     """Documents that count by a step of their own: something to learn."""
     import pyarrow as pa
 
-    from dasd_lite.dataset import identify
-    from dasd_lite.journal import ShardWriter
-    from dasd_lite.records import ROW
+    from dasd_lite.data.dataset import identify
+    from dasd_lite.data.journal import ShardWriter
+    from dasd_lite.data.records import ROW
 
     rng = np.random.default_rng(0)
     rows = [
@@ -116,7 +119,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def steps(data: tuple[Path, Path], out: Path, **options: object) -> list[dict[str, float]]:
     """Train on one GPU; return what was told of each step."""
-    from dasd_lite.config import TrainConfig
+    from dasd_lite.config.train import TrainConfig
     from dasd_lite.stages import train
 
     given = {"epochs": 1, "grad_accum_steps": 2, "learning_rate": 1e-3, "warmup_ratio": 0, "num_processes": 1}
@@ -131,7 +134,8 @@ def test_packed_gradients_in_bfloat16_are_those_of_plain_attention_document_by_d
     small: tuple[Path, Path],
 ) -> None:
     """The kernel for documents of any length, where there is one, against torch's own on each alone."""
-    from dasd_lite.student import load_model, loss_sum
+    from dasd_lite.model.load import load_model
+    from dasd_lite.model.logprobs import loss_sum
 
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("this card has no bfloat16")
@@ -170,7 +174,7 @@ def test_a_checkpoint_goes_on_with_the_moments_that_it_had(
     small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     """Rates this high make the steps after a loss of the moments differ at once."""
-    from dasd_lite import checkpoint
+    from dasd_lite.training import checkpoint
 
     if optimizer != "adamw":
         pytest.importorskip("bitsandbytes")
@@ -196,7 +200,8 @@ def test_a_checkpoint_goes_on_with_the_moments_that_it_had(
 def test_qlora_learns_on_the_card_and_exports(small: tuple[Path, Path], tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     pytest.importorskip("peft")
-    from dasd_lite.student import load_model, target_logprobs
+    from dasd_lite.model.load import load_model
+    from dasd_lite.model.logprobs import target_logprobs
 
     method = {"kind": "qlora", "rank": 8}
     told = steps(small, tmp_path / "out", method=method, epochs=8, learning_rate=5e-3)
@@ -216,9 +221,9 @@ def test_float16_with_scaled_losses_learns_what_float32_does(small: tuple[Path, 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_predicted_memory_is_within_a_tenth_of_what_the_card_gave(tmp_path: Path, method: str) -> None:
-    from dasd_lite.config import TrainConfig
-    from dasd_lite.flops import read_shape
-    from dasd_lite.memory import Machine, predict
+    from dasd_lite.config.train import TrainConfig
+    from dasd_lite.costs.flops import read_shape
+    from dasd_lite.costs.memory import Machine, predict
 
     if method == "lora":
         pytest.importorskip("peft")

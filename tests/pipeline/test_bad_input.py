@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dasd_lite.dataset import Identity, batches, read_manifest
-from dasd_lite.journal import Journal, ShardWriter
-from dasd_lite.records import KEPT, ROLLOUT
+from dasd_lite.data.dataset import Identity, batches, read_manifest
+from dasd_lite.data.journal import Journal, ShardWriter
+from dasd_lite.data.records import KEPT, ROLLOUT
 
 
 @pytest.fixture
@@ -388,8 +388,9 @@ def mount(*options):
     subprocess.run(["mount", *options, str(disk)], check=True)
 mount("-t", "tmpfs", "-o", f"size={size}k", "none")
 import torch, transformers
-from dasd_lite import cli, student
-from dasd_lite.sampler import transformers as _
+from dasd_lite import cli
+from dasd_lite.inference import local
+from dasd_lite.model import load
 torch.set_num_threads(1)
 def committed():
     count = 0

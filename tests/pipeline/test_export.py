@@ -157,10 +157,10 @@ def write_rows(folder: Path, student: Path, questions: list[dict[str, str]]) -> 
     """Pack a row of three documents each of questions with a made-up answer."""
     import pyarrow as pa
 
-    from dasd_lite.chat import Chat
-    from dasd_lite.dataset import Identity
-    from dasd_lite.journal import ShardWriter
-    from dasd_lite.records import ROW
+    from dasd_lite.chat.chat import Chat
+    from dasd_lite.data.dataset import Identity
+    from dasd_lite.data.journal import ShardWriter
+    from dasd_lite.data.records import ROW
 
     chat, rows = Chat(student), []
     for i in range(0, len(questions) - 2, 3):
@@ -184,9 +184,9 @@ def train_and_read(kind: str, student: Path, rows: Path, out: Path, read: dict[s
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from dasd_lite.config import TrainConfig
+    from dasd_lite.config.train import TrainConfig
+    from dasd_lite.model.load import load_model
     from dasd_lite.stages import train
-    from dasd_lite.student import load_model
 
     method = {"kind": kind} if kind == "full" else {"kind": kind, "rank": RANK, "alpha": 40}
     config = TrainConfig.model_validate({"method": method, "epochs": 2, "learning_rate": 3e-3, "grad_accum_steps": 1})

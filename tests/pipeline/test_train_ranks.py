@@ -39,7 +39,7 @@ import json, sys
 from pathlib import Path
 import click
 from dasd_lite import cli
-from dasd_lite.config import TrainConfig
+from dasd_lite.config.train import TrainConfig
 from dasd_lite.stages import train
 base, out, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 @click.command()

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dasd_lite.config import VllmModel
+from dasd_lite.config.models import VllmModel
 from dasd_lite.errors import ConfigError, DataError, EngineError, MissingExtraError
-from dasd_lite.sampler import Completion, Request, SamplingParams, open_sampler
-from dasd_lite.sampler.vllm import VllmSampler, gpu_groups, visible_gpus
+from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler
+from dasd_lite.inference.vllm.sampler import VllmSampler, gpu_groups, visible_gpus
 
 CONTEXT, MAX_TOKENS, NUM = 256, 120, 24
 PARAMS = SamplingParams(temperature=0.6)
@@ -298,7 +298,7 @@ def test_nothing_is_left_of_a_sampler_that_is_closed(options: dict[str, Any]) ->
 
 
 def test_scoring_in_small_steps(options: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dasd_lite.sampler.vllm._SCORING_LOGITS", 0)  # the smallest steps: 128 tokens
+    monkeypatch.setattr("dasd_lite.inference.vllm.sampler._SCORING_LOGITS", 0)  # the smallest steps: 128 tokens
     sampler = VllmSampler(VllmModel(**options), scoring=True)
     rng = np.random.default_rng(1)
     sequences = [rng.integers(1, 282, size=num).astype(np.int32) for num in (250, 3, CONTEXT, 120, 129, 128)]
@@ -310,8 +310,9 @@ def test_scoring_in_small_steps(options: dict[str, Any], folder: Path, monkeypat
 
 def test_children_end_with_a_parent_that_is_killed(options: dict[str, Any]) -> None:
     program = (
-        "import json, sys; from dasd_lite.config import VllmModel; from dasd_lite.sampler.vllm import VllmSampler\n"
-        "from dasd_lite.sampler import Request, SamplingParams\n"
+        "import json, sys; from dasd_lite.config.stages import VllmModel\n"
+        "from dasd_lite.inference.vllm.sampler import VllmSampler\n"
+        "from dasd_lite.inference import Request, SamplingParams\n"
         "sampler = VllmSampler(VllmModel(**json.loads(sys.argv[1])))\n"
         "request = Request(0, ({'role': 'user', 'content': 'one'},), 200, seed=0)\n"
         "while True:\n list(sampler.complete([request], SamplingParams())); print('sampled', flush=True)\n"

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from tests.conftest import ENVIRONMENT
 
-from dasd_lite.config import EndpointModel
-from dasd_lite.sampler import Request, SamplingParams, open_sampler
-from dasd_lite.sampler.probe import Needs, probe
+from dasd_lite.config.models import EndpointModel
+from dasd_lite.inference import Request, SamplingParams, open_sampler
+from dasd_lite.inference.endpoint.probe import Needs, probe
 
 NUM = 24
 READY_S = 300
@@ -132,7 +132,8 @@ def test_a_stream_gives_the_same(urls, demo, questions, sampled):
 
 
 def test_logprobs_are_raw_and_reading_gives_the_same(urls, demo, questions, sampled):
-    from dasd_lite.student import load_model, plain_logprobs
+    from dasd_lite.model.load import load_model
+    from dasd_lite.model.logprobs import plain_logprobs
 
     sampler = open_sampler(model(urls, tokenizer=str(demo / "teacher")))
     prompts = [sampler.chat.prompt_ids(request.messages) for request in requests(questions)]

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from dasd_lite.divergence import logprob_histogram, quantiles, sentence_spans, sentence_stats
-from dasd_lite.packing import balance_rows, gather_rows, pack_rows
-from dasd_lite.ragged import offsets_of
-from dasd_lite.text import repeated_ngrams, sentence_ends, text_repetition
+from dasd_lite.method.divergence import logprob_histogram, quantiles, sentence_spans, sentence_stats
+from dasd_lite.method.packing import balance_rows, gather_rows, pack_rows
+from dasd_lite.method.ragged import offsets_of
+from dasd_lite.method.sentences import repeated_ngrams, sentence_ends, text_repetition
 
 
 def slow_ids() -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -143,8 +143,8 @@ def test_the_next_call_is_as_if_nothing_had_happened() -> None:
 
 EVERYTHING = """
 import hashlib, numpy as np, pyarrow as pa
-from dasd_lite import divergence, packing, text
-from dasd_lite.ragged import offsets_of
+from dasd_lite.method import divergence, packing, sentences as text
+from dasd_lite.method.ragged import offsets_of
 
 rng = np.random.default_rng(0)
 lengths = rng.integers(1, 3000, 500)

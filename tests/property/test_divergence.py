@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dasd_lite import divergence
-from dasd_lite.divergence import SentenceClass
 from dasd_lite.errors import DataError
-from dasd_lite.text import sentence_ends
+from dasd_lite.method import divergence
+from dasd_lite.method.divergence import SentenceClass
+from dasd_lite.method.sentences import sentence_ends
 
 LOGPROBS = st.floats(-30, 0, width=32)
 PROBABILITIES = st.one_of(st.floats(0, 1, width=32), st.just(math.nan))

@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dasd_lite import filters
+from dasd_lite.method import filters
 
 CALLS = re.compile(r"<tool_call>|<\|call\|>|<\|tool▁calls▁begin\|>|<function=")
 PIECES = [

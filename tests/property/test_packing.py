@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasd_lite.errors import DataError
-from dasd_lite.packing import Method, Plan, pack_rows
+from dasd_lite.method.packing import Method, Plan, pack_rows
 
 DTYPES = st.sampled_from([np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64])
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dasd_lite.errors import DataError
-from dasd_lite.packing import Batch, Plan, balance_rows, gather_rows, pack_rows
-from dasd_lite.ragged import offsets_of
+from dasd_lite.method.packing import Batch, Plan, balance_rows, gather_rows, pack_rows
+from dasd_lite.method.ragged import offsets_of
 
 COST = (24_576.0, 1.0)
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=60)

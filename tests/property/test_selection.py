@@ -9,8 +9,8 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasd_lite import selection
 from dasd_lite.errors import DataError
+from dasd_lite.method import selection
 
 CANDIDATES = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 2000), st.integers(0, 5)), max_size=30)
 

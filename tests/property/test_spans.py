@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dasd_lite
-from dasd_lite.chat import Chat
+from dasd_lite.chat.chat import Chat
 from dasd_lite.errors import DataError
-from dasd_lite.sentence_scores import Tokens, sentence_scores
-from dasd_lite.text import sentence_ends
+from dasd_lite.method.sentence_scores import Tokens, sentence_scores
+from dasd_lite.method.sentences import sentence_ends
 
 DEMO = Path(dasd_lite.__file__).parent / "demo"
 TEMPLATE = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"

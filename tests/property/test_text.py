@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dasd_lite.errors import DataError
-from dasd_lite.text import Ragged, repeated_ngrams, sentence_ends, text_repetition
+from dasd_lite.method.sentences import Ragged, repeated_ngrams, sentence_ends, text_repetition
 
 PIECES = [
     *[

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dasd_lite.check import unread
-from dasd_lite.load import load_recipe
+from dasd_lite.config.load import load_recipe
+from dasd_lite.run.check import unread
 
 LORA = 'train.method={ kind = "lora", rank = 4, target_modules = ["q_proj", "model.layers.0.mlp.up_proj"] }'
 

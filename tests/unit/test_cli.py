@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dasd_lite.dataset import read, read_manifest
+from dasd_lite.data.dataset import read, read_manifest
 
 
 def stages_of(run):

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from dasd_lite.config import Phase, RecipeConfig
+from dasd_lite.config.load import STAGE_TABLES, key_lines, load_recipe
+from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.errors import ConfigError
-from dasd_lite.load import STAGE_TABLES, key_lines, load_recipe
 
 RECIPE = """\
 out = "run"

@@ -14,20 +14,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dasd_lite import dataset
-from dasd_lite.config import (
-    EXECUTION,
-    EndpointModel,
-    PackConfig,
-    SampleConfig,
-    ScoreConfig,
-    Table,
-    TrainConfig,
-    semantic,
+from dasd_lite.config.models import EXECUTION, EndpointModel, Table, semantic
+from dasd_lite.config.stages import PackConfig, SampleConfig, ScoreConfig
+from dasd_lite.config.train import TrainConfig
+from dasd_lite.data import dataset
+from dasd_lite.data.dataset import (
+    Identity,
+    batches,
+    fingerprint,
+    identify,
+    is_finished,
+    read_manifest,
+    run_lock,
+    shards,
 )
-from dasd_lite.dataset import Identity, batches, fingerprint, identify, is_finished, read_manifest, run_lock, shards
+from dasd_lite.data.journal import Journal, ShardWriter
 from dasd_lite.errors import CheckpointError, DataError
-from dasd_lite.journal import Journal, ShardWriter
 
 NUMBERS = pa.schema([("n", pa.int64()), ("text", pa.large_string()), ("list", pa.large_list(pa.int32()))])
 ONE = Identity("stage", 1, {"a": 1, "b": {"c": 2.0}}, {"x": "hash"})

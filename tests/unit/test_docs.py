@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dasd_lite.load import load_recipe
-from dasd_lite.recipe import plan
+from dasd_lite.config.load import load_recipe
+from dasd_lite.run.pipeline import plan
 
 ROOT = Path(__file__).parents[2]
 

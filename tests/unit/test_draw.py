@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dasd_lite.sampler import SamplingParams
-from dasd_lite.sampler.transformers import _draw
+from dasd_lite.inference import SamplingParams
+from dasd_lite.inference.local import _draw
 
 PROBS = np.array([0.4, 0.3, 0.2, 0.08, 0.02])
 

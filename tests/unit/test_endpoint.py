@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from tests.server import END, Answer, ChatServer, pieces_of, plain
 
-from dasd_lite.config import EndpointModel
+from dasd_lite.config.models import EndpointModel
 from dasd_lite.errors import ConfigError, EndpointError
-from dasd_lite.sampler import Completion, Request, SamplingParams, dispatch, open_sampler, servers
-from dasd_lite.sampler.replies import align
+from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler
+from dasd_lite.inference.endpoint import client as servers
+from dasd_lite.inference.endpoint import dispatch
+from dasd_lite.inference.endpoint.replies import align
 
 KEY = "sk-very-secret"
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from tests.server import END, Answer, ChatServer, pieces_of, plain
 
-from dasd_lite.config import Budget, EndpointModel, Prices
+from dasd_lite.config.models import Budget, EndpointModel, Prices
 from dasd_lite.errors import ConfigError, EndpointError
-from dasd_lite.sampler import Completion, Request, SamplingParams, Tally, dispatch, open_sampler, servers
-from dasd_lite.sampler.collect import token_columns
+from dasd_lite.inference import Completion, Request, SamplingParams, Tally, open_sampler
+from dasd_lite.inference.collect import token_columns
+from dasd_lite.inference.endpoint import client as servers
+from dasd_lite.inference.endpoint import dispatch
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from dasd_lite import cli
-from dasd_lite.check import unread
-from dasd_lite.load import load_recipe
+from dasd_lite.config.load import load_recipe
+from dasd_lite.run.check import unread
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = sorted(EXAMPLES.glob("*.toml"))

@@ -2,9 +2,9 @@
 
 import pytest
 
-from dasd_lite.grading import extract, grade
-from dasd_lite.records import Prompt
-from dasd_lite.sampler import Completion
+from dasd_lite.data.records import Prompt
+from dasd_lite.grading.math import extract, grade
+from dasd_lite.inference import Completion
 from dasd_lite.stages.evaluate import _graded
 
 

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.server import ChatServer
 
-from dasd_lite.chat import Chat
-from dasd_lite.config import EndpointModel, IngestConfig, ScoreConfig, TransformersModel
-from dasd_lite.dataset import is_finished, read, read_manifest
+from dasd_lite.chat.chat import Chat
+from dasd_lite.config.models import EndpointModel, TransformersModel
+from dasd_lite.config.stages import IngestConfig, ScoreConfig
+from dasd_lite.data.dataset import is_finished, read, read_manifest
 from dasd_lite.errors import DataError
 from dasd_lite.stages import ingest, score
 from dasd_lite.stages.mix import _cut_off, _with_room

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dasd_lite import dataset
-from dasd_lite.dataset import Identity, read_manifest, shards
+from dasd_lite.data import dataset
+from dasd_lite.data.dataset import Identity, read_manifest, shards
+from dasd_lite.data.journal import Journal, ShardWriter
 from dasd_lite.errors import DataError
-from dasd_lite.journal import Journal, ShardWriter
 
 SCHEMA = pa.schema([("uid", pa.string()), ("values", pa.large_list(pa.float32())), ("text", pa.large_string())])
 IDENTITY = Identity("stage", 1, {}, {})

@@ -1,4 +1,4 @@
-"""The house: imports go down only, and the command line starts without anything heavy."""
+"""The house: a table of rooms and what each may import, and a command line that starts without anything heavy."""
 
 import ast
 import subprocess
@@ -10,49 +10,36 @@ import pytest
 import dasd_lite
 
 PACKAGE = Path(dasd_lite.__file__).parent
-# From the ground up; a module may import what stands in a line above its own, or in its own.
-LEVELS = [
-    {"errors", "models", "train_options"},
-    {"config", "console", "ragged", "records", "load"},
-    {"dataset", "journal", "prompts", "rows", "flops"},
-    {
-        "attention",
-        "chat",
-        "harmony",
-        "filters",
-        "divergence",
-        "selection",
-        "weights",
-        "sentence_scores",
-        "text",
-        "packing",
-        "grading",
-        "schedule",
-        "memory",
-        "fit",
-        "training_costs",
-        "logprobs",
-        "distributed",
-        "checkpoint",
-        "objectives",
-        "optimizer",
-        "student",
-        "export",
-        "self_check",
-        "trackers",
-        "training",
-        "train_log",
-    },
-    {"sampler", "plots", "report_data", "report_rollouts", "report_tables", "show_pieces", "show_print", "summary"},
-    {"watch"},
-    {"stages"},
-    {"recipe", "show"},
-    {"rehearsal"},
-    {"check"},
-    {"cli"},
-    {"__main__"},
-]
-LEVEL = {name: i for i, level in enumerate(LEVELS) for name in level}
+GROUND = {"errors", "console"}
+DATA = GROUND | {"config", "method", "data"}
+WRITERS = DATA | {"chat", "model", "costs", "grading", "inference"}
+# Each room and the other rooms it may import, from the ground up. `__main__` and `cli` are files at the top.
+ROOMS = {
+    "errors": set(),
+    "console": {"errors"},
+    "method": {"errors"},
+    "config": GROUND,
+    "data": GROUND | {"config", "method"},
+    "chat": DATA,
+    "model": DATA | {"chat"},
+    "costs": DATA | {"chat", "model"},
+    "grading": DATA | {"chat"},
+    "inference": WRITERS - {"inference"},
+    "training": WRITERS,
+    "stages": WRITERS | {"training"},
+    "report": DATA | {"chat", "grading", "costs", "model"},
+    "run": WRITERS | {"training", "stages"},
+    "cli": WRITERS | {"training", "stages", "report", "run"},
+    "__main__": {"cli"},
+}
+# What takes long to load, or is not there without an extra: only these files may import it while they are loaded.
+TORCH = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors")
+HEAVY_AT_TOP = {name: {"model", "training"} for name in TORCH} | {
+    "vllm": set(),
+    "httpx": {"inference"},
+    "matplotlib": set(),
+}
+# Nothing of this may be loaded by `dasd-lite --help`.
 HEAVY = {
     *("torch", "transformers", "vllm", "peft", "bitsandbytes", "accelerate", "safetensors", "tokenizers"),
     *("pyarrow", "numpy", "pydantic", "rich", "httpx", "matplotlib", "jinja2", "huggingface_hub"),
@@ -67,70 +54,131 @@ def module_name(path):
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def imports_of(path, inside=True):
-    """What a file imports: names of our modules without the package, others as they are."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        node
-        for test in ast.walk(tree)
-        if isinstance(test, ast.If) and ast.unparse(test.test) == "TYPE_CHECKING"
-        for node in ast.walk(test)
-    }
-    nodes = ast.walk(tree) if inside else iter(tree.body)
-    found = set()
-    for node in nodes:
-        if node in typing_only:
+def room(module):
+    return module.split(".")[0]
+
+
+def is_type_checking(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def nodes_of(node, *, inside):
+    """All nodes that run; with `inside` also those in functions, which run when they are called."""
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child) or (not inside and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)):
             continue
+        yield child
+        yield from nodes_of(child, inside=inside)
+
+
+def imports_of(source, *, inside=True):
+    """Modules that a source text imports, at the top or in any block: ours without the package, others as they are."""
+    names = set()
+    for node in nodes_of(ast.parse(source), inside=inside):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if is_module(name) else node.module for name in names}
-    return {name.removeprefix("dasd_lite.") for name in found if name != "dasd_lite"}
+            assert node.level == 0, "relative import"
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if is_module(name) else node.module for name in full}
+    return {name.removeprefix("dasd_lite.") for name in names if name != "dasd_lite"}
 
 
 def is_module(name):
     return name.startswith("dasd_lite.") and (name.removeprefix("dasd_lite.") in MODULES or name == "dasd_lite._rust")
 
 
-def room(module):
-    return module.split(".")[0]
+def forbidden(module, source):
+    """What `module` with this source imports from rooms that its room may not import."""
+    ours = {name for name in imports_of(source) if name in MODULES}
+    return {name for name in ours if room(name) != room(module) and room(name) not in ROOMS[room(module)]}
 
 
-def test_every_module_has_its_level():
-    assert {room(name) for name in MODULES} - {"__init__"} == set(LEVEL)
+def heavy_at_top(module, source):
+    """Packages that `module` loads with itself although its room may not."""
+    packages = {name.split(".")[0] for name in imports_of(source, inside=False)}
+    return {name for name in packages & HEAVY_AT_TOP.keys() if room(module) not in HEAVY_AT_TOP[name]}
+
+
+def sources(prefix=""):
+    return {name: path.read_text(encoding="utf-8") for name, path in MODULES.items() if name.startswith(prefix)}
+
+
+def test_every_room_is_in_the_table():
+    assert {room(name) for name in MODULES} - {"__init__", "demo", "recipes"} == set(ROOMS)
+    for name, below in ROOMS.items():
+        if name == "__main__":
+            continue
+        assert all(ROOMS[other] <= below for other in below), f"{name} may import more than what it imports may"
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "__init__"])
-def test_imports_go_down_only(module):
-    ours = {name for name in imports_of(MODULES[module]) if name in MODULES}
-    up = {name for name in ours if LEVEL[room(name)] > LEVEL[room(module)]}
-    assert not up, f"{module} imports {up}, which stand above it"
+def test_a_room_imports_only_what_the_table_allows(module):
+    assert not forbidden(module, sources()[module])
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "__init__"])
+def test_heavy_packages_are_loaded_only_where_they_are_the_work(module):
+    assert not heavy_at_top(module, sources()[module])
+
+
+IMPORT = "from dasd_lite.stages import sample"
+PLACES = {
+    "at the top": "{}",
+    "in a try": "try:\n    {}\nexcept ImportError as error:\n    raise SystemExit from error",
+    "in an except": "try:\n    import json\nexcept ImportError:\n    {}",
+    "in a with": "import contextlib\nwith contextlib.suppress(ImportError):\n    {}",
+    "in an if": "import sys\nif sys.platform:\n    {}",
+    "in a class": "class A:\n    {}",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_import_is_seen_wherever_it_stands(place):
+    assert forbidden("data.dataset", PLACES[place].format(IMPORT)) == {"stages.sample"}
+    assert heavy_at_top("stages.sample", PLACES[place].format("import torch.nn")) == {"torch"}
+    assert heavy_at_top("model.load", PLACES[place].format("import torch")) == set()
+
+
+def test_functions_import_when_they_are_called_and_types_never():
+    inside = "def f():\n    {}"
+    assert forbidden("data.dataset", inside.format(IMPORT)) == {"stages.sample"}
+    assert heavy_at_top("stages.sample", inside.format("import torch")) == set()
+    for_types = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {}"
+    assert forbidden("data.dataset", for_types.format(IMPORT)) == set()
+    assert heavy_at_top("stages.sample", for_types.format("import torch")) == set()
+
+
+def test_torch_is_seen_where_it_is_used():
+    """The rule above would hold for an empty set as well."""
+    assert "torch" in {name for source in sources("model").values() for name in imports_of(source, inside=False)}
+
+
+def test_no_private_name_is_imported():
+    for name, source in sources().items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dasd_lite"):
+                private = [alias.name for alias in node.names if alias.name.startswith("_") and alias.name != "_rust"]
+                assert not private, f"{name} imports {private}"
 
 
 def test_stages_never_import_each_other():
     stages = {name for name in MODULES if name.startswith("stages.")}
-    assert len(stages) == 9
-    for stage in stages:
-        assert not imports_of(MODULES[stage]) & stages, stage
+    assert stages == {
+        f"stages.{name}" for name in ["sample", "ingest", "score", "select", "pack", "train", "mix", "evaluate"]
+    }
+    for stage, source in sources("stages.").items():
+        assert not imports_of(source) & stages, stage
 
 
-def test_only_four_modules_know_the_rust_core():
-    knowing = {name for name, path in MODULES.items() if any(i.startswith("_rust") for i in imports_of(path))}
-    assert knowing <= {"packing", "divergence", "text", "dataset"}
-    assert {"packing", "divergence", "text"} <= knowing
-
-
-def test_torch_is_imported_at_the_top_only_where_it_is_the_work():
-    torches = {"torch", "transformers", "peft", "bitsandbytes", "vllm", "safetensors", "safetensors.torch"}
-    at_top = {name for name, path in MODULES.items() if imports_of(path, inside=False) & torches}
-    assert at_top <= {"student", "logprobs", "attention", "checkpoint", "stages.train", "sampler.transformers"}
+def test_only_three_modules_know_the_rust_core():
+    knowing = {name for name, source in sources().items() if any(i.startswith("_rust") for i in imports_of(source))}
+    assert knowing == {"method.packing", "method.divergence", "method.sentences"}
 
 
 def test_only_the_program_of_the_engine_knows_vllm():
-    knowing = {name for name, path in MODULES.items() if any(room(i) == "vllm" for i in imports_of(path))}
-    assert knowing == {"sampler.vllm_engine"}
+    knowing = {name for name, source in sources().items() if any(room(i) == "vllm" for i in imports_of(source))}
+    assert knowing == {"inference.vllm.engine"}
 
 
 def loaded_by(code):
@@ -153,8 +201,9 @@ def test_help_loads_nothing_heavy(arguments):
 
 
 def test_checking_a_recipe_and_packing_need_no_torch():
-    modules = ("check", "recipe", "prompts", "stages.sample", "stages.ingest", "stages.select", "stages.pack")
-    loaded = loaded_by("\n".join(f"import dasd_lite.{name}" for name in (*modules, "stages.report", "stages.mix")))
+    modules = ("run.check", "run.pipeline", "data.prompts", "report.page")
+    stages = (f"stages.{name}" for name in ("sample", "ingest", "select", "pack", "mix"))
+    loaded = loaded_by("\n".join(f"import dasd_lite.{name}" for name in (*modules, *stages)))
     assert "pyarrow" in loaded
     assert not loaded & {"torch", "transformers", "vllm", "peft", "bitsandbytes"}
 

@@ -13,19 +13,23 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_leaves  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-from dasd_lite import check, logprobs, memory, student, training_costs  # noqa: E402
-from dasd_lite.attention import PACKED, register  # noqa: E402
-from dasd_lite.config import Full, Lora, TrainConfig  # noqa: E402
-from dasd_lite.errors import ConfigError  # noqa: E402
-from dasd_lite.fit import Card, sizes_that_fit, smallest_change  # noqa: E402
-from dasd_lite.flops import peak_flops, read_shape, shape_of, training_flops  # noqa: E402
-from dasd_lite.load import load_recipe  # noqa: E402
-from dasd_lite.memory import Machine, Step, predict  # noqa: E402
+from dasd_lite.config.load import load_recipe
+from dasd_lite.config.train import Full, Lora, TrainConfig
+from dasd_lite.costs import estimate as training_costs
+from dasd_lite.costs import memory
+from dasd_lite.costs.fit import Card, sizes_that_fit, smallest_change
+from dasd_lite.costs.flops import peak_flops, read_shape, shape_of, training_flops
+from dasd_lite.costs.memory import Machine, Step, predict
+from dasd_lite.errors import ConfigError
+from dasd_lite.model import load as student
+from dasd_lite.model import logprobs
+from dasd_lite.model.attention import PACKED, register
+from dasd_lite.run import check
 
 ROOT = Path(__file__).parents[2]
 FULL, LORA, QLORA = Full(), Lora(kind="lora", rank=8, alpha=16), Lora(kind="qlora", rank=8, alpha=16)

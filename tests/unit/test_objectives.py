@@ -9,15 +9,17 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tests.rows import VOCAB, make_model, make_rows, write_rows  # noqa: E402
+from tests.rows import VOCAB, make_model, make_rows, write_rows
 
-from dasd_lite import objectives, student  # noqa: E402
-from dasd_lite.config import Full, TrainConfig  # noqa: E402
-from dasd_lite.errors import TrainError  # noqa: E402
-from dasd_lite.logprobs import negative_logprobs, target_terms  # noqa: E402
-from dasd_lite.objectives import Targets  # noqa: E402
-from dasd_lite.rows import Row, open_rows  # noqa: E402
-from dasd_lite.stages import train  # noqa: E402
+from dasd_lite.config.train import Full, TrainConfig
+from dasd_lite.errors import TrainError
+from dasd_lite.model import load as student
+from dasd_lite.model.logprobs import negative_logprobs, target_terms
+from dasd_lite.model.row import Row
+from dasd_lite.stages import train
+from dasd_lite.training import objectives
+from dasd_lite.training.objectives import Targets
+from dasd_lite.training.rows import open_rows
 
 QUICK = {"epochs": 2, "learning_rate": 1e-2, "min_learning_rate": 1e-3, "micro_batch_size": 2, "grad_accum_steps": 2}
 
@@ -128,7 +130,7 @@ def top_k_terms(logits_CV, target_ids_C, at):
 
 def test_a_new_objective_is_a_module(tiny, monkeypatch):
     """Of whole answers in pairs, and of more than the target's probability: the same with the logits in chunks."""
-    module = types.ModuleType("dasd_lite.objectives.pairs")
+    module = types.ModuleType("dasd_lite.training.objectives.pairs")
     module.terms, module.loss = negative_logprobs, pairs_loss
     monkeypatch.setitem(sys.modules, module.__name__, module)
     data = row(20, 19, 22, 24)
@@ -136,7 +138,7 @@ def test_a_new_objective_is_a_module(tiny, monkeypatch):
     assert chunked[0] == pytest.approx(whole[0], rel=1e-5) and whole[0] > 0
     torch.testing.assert_close(chunked[2], whole[2], rtol=1e-3, atol=1e-5)
 
-    tail = types.ModuleType("dasd_lite.objectives.tail")
+    tail = types.ModuleType("dasd_lite.training.objectives.tail")
     tail.terms = top_k_terms
     tail.loss = lambda terms, targets: ((terms[:, 0] * (1 - terms[:, 1])).sum(), {"loss": terms[:, 0].detach().sum()})
     monkeypatch.setitem(sys.modules, tail.__name__, tail)

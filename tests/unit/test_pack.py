@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dasd_lite.config import PackConfig
-from dasd_lite.dataset import Identity, read, shards
+from dasd_lite.config.stages import PackConfig
+from dasd_lite.data.dataset import Identity, read, shards
+from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.records import KEPT, ROW
 from dasd_lite.errors import DataError
-from dasd_lite.journal import ShardWriter
-from dasd_lite.records import KEPT, ROW
 from dasd_lite.stages import pack
 
 BLANK = {

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tests.server import END, Answer, ChatServer, pieces_of
 
-from dasd_lite.config import Budget, EndpointModel
-from dasd_lite.sampler import servers
-from dasd_lite.sampler.probe import Finding, Needs, probe, spread
+from dasd_lite.config.models import Budget, EndpointModel
+from dasd_lite.inference.endpoint import client as servers
+from dasd_lite.inference.endpoint.probe import Finding, Needs, probe, spread
 
 QUESTION = ({"role": "user", "content": "How much is 2 + 2?"},)
 

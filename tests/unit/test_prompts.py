@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dasd_lite.data.prompts import read_prompts, read_rows
 from dasd_lite.errors import DataError
-from dasd_lite.prompts import read_prompts, read_rows
 
 
 @pytest.fixture

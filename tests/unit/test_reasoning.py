@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tests.unit.test_chat import CHATML, byte_level, write_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from dasd_lite import harmony
-from dasd_lite.chat import Chat
+from dasd_lite.chat import harmony
+from dasd_lite.chat.chat import Chat
 from dasd_lite.errors import ConfigError, DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -49,7 +49,7 @@ def tokenizer_of(cases, special):
 
 
 def _letters():
-    from dasd_lite.chat import _byte_level_table
+    from dasd_lite.chat.chat import _byte_level_table
 
     return _byte_level_table()
 

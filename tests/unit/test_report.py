@@ -11,15 +11,16 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from dasd_lite import console, report_data
-from dasd_lite.config import RecipeConfig
-from dasd_lite.dataset import Identity, begin
+from dasd_lite import console
+from dasd_lite.config.stages import RecipeConfig
+from dasd_lite.data.dataset import Identity, begin
+from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.records import GRADED, KEPT, REJECTED, ROLLOUT, ROW, SCORE
 from dasd_lite.errors import DataError
-from dasd_lite.journal import ShardWriter
-from dasd_lite.records import GRADED, KEPT, REJECTED, ROLLOUT, ROW, SCORE
-from dasd_lite.report_rollouts import Preference, opening_of, read_phase
-from dasd_lite.stages import report
-from dasd_lite.text import sentence_ends
+from dasd_lite.method.sentences import sentence_ends
+from dasd_lite.report import page as report
+from dasd_lite.report import results as report_data
+from dasd_lite.report.rollouts import Preference, opening_of, read_phase
 
 EVIL = 'pick<script>alert("x")</script>'
 LONG = "<think> Start at 9. Wait, no. Up 3 is 2.</think>\nAnswer: 2"

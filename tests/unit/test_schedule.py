@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dasd_lite.config import TrainConfig
+from dasd_lite.config.train import TrainConfig
 from dasd_lite.errors import TrainError
-from dasd_lite.ragged import offsets_of
-from dasd_lite.schedule import Schedule
+from dasd_lite.method.ragged import offsets_of
+from dasd_lite.training.schedule import Schedule
 
 COST = (6.0 * 64, 1.0)
 

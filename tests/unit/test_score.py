@@ -14,25 +14,16 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from dasd_lite import student  # noqa: E402
-from dasd_lite.chat import Chat  # noqa: E402
-from dasd_lite.config import (  # noqa: E402
-    EndpointModel,
-    IngestConfig,
-    PromptsConfig,
-    RecipeConfig,
-    SampleConfig,
-    ScoreConfig,
-    SelectConfig,
-    TransformersModel,
-    VllmModel,
-)
-from dasd_lite.dataset import batches, read_manifest, read_timing  # noqa: E402
-from dasd_lite.errors import ConfigError, DataError, EndpointError  # noqa: E402
-from dasd_lite.recipe import plan  # noqa: E402
-from dasd_lite.records import ROLLOUT  # noqa: E402
-from dasd_lite.sampler.scorer import context_of, open_scorer  # noqa: E402
-from dasd_lite.stages import ingest, sample, score, select  # noqa: E402
+from dasd_lite.chat.chat import Chat
+from dasd_lite.config.models import EndpointModel, TransformersModel, VllmModel
+from dasd_lite.config.stages import IngestConfig, PromptsConfig, RecipeConfig, SampleConfig, ScoreConfig, SelectConfig
+from dasd_lite.data.dataset import batches, read_manifest, read_timing
+from dasd_lite.data.records import ROLLOUT
+from dasd_lite.errors import ConfigError, DataError, EndpointError
+from dasd_lite.inference.scorer import context_of, open_scorer
+from dasd_lite.model import load as student
+from dasd_lite.run.pipeline import plan
+from dasd_lite.stages import ingest, sample, score, select
 
 BY_TEACHER = ScoreConfig(by="teacher")
 

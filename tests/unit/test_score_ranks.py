@@ -10,7 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from dasd_lite import logprobs, student  # noqa: E402
+from dasd_lite.model import load as student
+from dasd_lite.model import logprobs
 
 
 def numpy_scores(logits, targets):
@@ -66,7 +67,7 @@ def test_packed_documents_have_the_scores_of_each_alone(demo, dtype, chunk_token
 MEMORY = """
 import ctypes, sys
 import numpy as np, torch, transformers
-from dasd_lite import logprobs, student
+from dasd_lite.model import load as student, logprobs
 dtype, folder, num = sys.argv[1], sys.argv[2], int(sys.argv[3])
 model = student.load_model(folder, dtype=dtype)
 def status(name):

@@ -5,14 +5,14 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from dasd_lite.chat import Chat
-from dasd_lite.config import SelectConfig, Weighting
-from dasd_lite.dataset import Identity, batches, read, read_manifest
+from dasd_lite.chat.chat import Chat
+from dasd_lite.config.stages import SelectConfig, Weighting
+from dasd_lite.data.dataset import Identity, batches, read, read_manifest
+from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.records import ROLLOUT, SCORE
 from dasd_lite.errors import CheckpointError, ConfigError, DataError
-from dasd_lite.journal import ShardWriter
-from dasd_lite.records import ROLLOUT, SCORE
+from dasd_lite.report.summary import rejections, summary
 from dasd_lite.stages import select
-from dasd_lite.summary import rejections, summary
 
 GOOD = "<think> Start at 3. Up 1 is 4. </think>\nAnswer: 4"
 LINE = "this line is here more than once\n"

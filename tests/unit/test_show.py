@@ -10,14 +10,14 @@ from rich.console import Console
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from dasd_lite import console
-from dasd_lite.chat import Chat
-from dasd_lite.config import RecipeConfig
-from dasd_lite.dataset import Identity, begin, publish, read_manifest
+from dasd_lite.chat.chat import Chat
+from dasd_lite.config.stages import RecipeConfig
+from dasd_lite.data.dataset import Identity, begin, publish, read_manifest
+from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.records import GRADED, KEPT, REJECTED, ROLLOUT, ROW, SCORE
 from dasd_lite.errors import DataError
-from dasd_lite.journal import ShardWriter
-from dasd_lite.records import GRADED, KEPT, REJECTED, ROLLOUT, ROW, SCORE
-from dasd_lite.show import show
-from dasd_lite.text import sentence_ends
+from dasd_lite.method.sentences import sentence_ends
+from dasd_lite.report.show.show import show
 
 TEXT = "<think> Start at 9. Wait, é no. Up 3 is 2.</think>\nAnswer: 2"
 P_TEACHER = [0.99, 0.9, 0.9, 0.2, np.nan, 0.9]

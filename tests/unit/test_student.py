@@ -12,11 +12,13 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from dasd_lite import export, student  # noqa: E402
-from dasd_lite.attention import Documents  # noqa: E402
-from dasd_lite.config import Full, Lora  # noqa: E402
-from dasd_lite.errors import ConfigError, TrainError  # noqa: E402
-from dasd_lite.rows import Row  # noqa: E402
+from dasd_lite.config.train import Full, Lora
+from dasd_lite.errors import ConfigError, TrainError
+from dasd_lite.model import load as student
+from dasd_lite.model import logprobs
+from dasd_lite.model.attention import Documents
+from dasd_lite.model.row import Row
+from dasd_lite.training import export
 
 VOCAB = 97
 LORA = Lora(kind="lora", rank=4, alpha=8)
@@ -92,7 +94,7 @@ def full_logprobs(plain, row):
 @pytest.mark.parametrize("lengths", [(7,), (1, 2, 3), (40, 40, 40), (90, 3, 61, 1, 300, 44, 290, 60)])
 @pytest.mark.parametrize("chunk_tokens", [5, 1024])
 def test_logprobs_equal_full_logits_of_each_document_alone(model, plain, lengths, chunk_tokens):
-    packed = student.target_logprobs(model, row(*lengths).ids, lengths, chunk_tokens)
+    packed = logprobs.target_logprobs(model, row(*lengths).ids, lengths, chunk_tokens)
     assert packed.dtype == np.float32
     np.testing.assert_allclose(packed, full_logprobs(plain, row(*lengths)), atol=1e-5)
     assert np.isnan(packed[[span.start for span in documents(row(*lengths))]]).all()
@@ -102,7 +104,7 @@ def test_a_neighbour_cannot_leak(model):
     one, other = row(50, 61, 200, 55), row(50, 61, 200, 55)
     second = documents(one)[1]
     other.ids[second] = (one.ids[second] + 1) % VOCAB
-    a, b = (student.target_logprobs(model, r.ids, r.doc_lengths) for r in (one, other))
+    a, b = (logprobs.target_logprobs(model, r.ids, r.doc_lengths) for r in (one, other))
     outside = np.ones(len(a), dtype=bool)
     outside[second] = False
     np.testing.assert_array_equal(a[outside], b[outside])  # to the bit
@@ -111,7 +113,7 @@ def test_a_neighbour_cannot_leak(model):
     later = row(50, 61, 200, 55)
     later.ids[second.start + 30] += 1
     later.ids[second.start + 30] %= VOCAB
-    c = student.target_logprobs(model, later.ids, later.doc_lengths)
+    c = logprobs.target_logprobs(model, later.ids, later.doc_lengths)
     np.testing.assert_array_equal(a[second][1:30], c[second][1:30])
     assert (a[second][31:] != c[second][31:]).all()
 
@@ -138,7 +140,7 @@ def test_loss_and_gradient_equal_those_of_each_document_alone(tiny, plain, optio
     options = dict(options)
     checkpointing = options.pop("gradient_checkpointing", False)
     model = student.load_trainable(tiny, Full(), device="cpu", gradient_checkpointing=checkpointing)
-    loss = student.loss_sum(model, data.ids, data.loss_mask, data.doc_lengths, **options)
+    loss = logprobs.loss_sum(model, data.ids, data.loss_mask, data.doc_lengths, **options)
     loss.backward()
     assert loss.item() == pytest.approx(total, rel=1e-6)
     found = gradients(model)
@@ -153,7 +155,7 @@ def test_gradient_of_the_head_is_the_analytic_one(tiny):
     data = row(6, 5)
     data.loss_mask[:] = [1, 0, 1, 1, 0, 0, 1, 0, 0, 0, 1]  # the first of each document is masked in and yet no target
     targets = [2, 3, 10]
-    assert student.target_positions(data.loss_mask, data.doc_lengths).tolist() == targets
+    assert logprobs.target_positions(data.loss_mask, data.doc_lengths).tolist() == targets
     weight = model.lm_head.weight
     expected = torch.zeros_like(weight)
     for span in documents(data):
@@ -168,7 +170,7 @@ def test_gradient_of_the_head_is_the_analytic_one(tiny):
                 error = (weight @ state).softmax(-1)
                 error[data.ids[target]] -= 1
                 expected += error[:, None] * state[None]
-    student.loss_sum(model, data.ids, data.loss_mask, data.doc_lengths).backward()
+    logprobs.loss_sum(model, data.ids, data.loss_mask, data.doc_lengths).backward()
     torch.testing.assert_close(weight.grad, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -198,18 +200,18 @@ def test_sliding_window_layers(tmp_path):
     model, plain = (student.load_model(folder, device="cpu", attention=a) for a in ("dasd_packed", "sdpa"))
     assert "sliding_attention" in model.config.layer_types
     data = row(60, 12, 45)
-    packed = student.target_logprobs(model, data.ids, data.doc_lengths)
+    packed = logprobs.target_logprobs(model, data.ids, data.doc_lengths)
     np.testing.assert_allclose(packed, full_logprobs(plain, data), atol=1e-5)
 
 
 def test_a_model_with_another_attention_is_refused(plain):
     with pytest.raises(TrainError, match="attention 'sdpa', not 'dasd_packed'"):
-        student.target_logprobs(plain, np.arange(4), [2, 2])
+        logprobs.target_logprobs(plain, np.arange(4), [2, 2])
 
 
 def test_lengths_that_do_not_add_up_are_refused(model):
     with pytest.raises(TrainError, match="documents of 5 tokens in a row of 4"):
-        student.target_logprobs(model, np.arange(4), [2, 3])
+        logprobs.target_logprobs(model, np.arange(4), [2, 3])
 
 
 def test_no_model_in_the_folder(tmp_path):
@@ -240,7 +242,7 @@ def fit(model, data, steps=30):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(steps):
-        loss = student.loss_sum(model, data.ids, data.loss_mask, data.doc_lengths) / data.loss_mask.sum()
+        loss = logprobs.loss_sum(model, data.ids, data.loss_mask, data.doc_lengths) / data.loss_mask.sum()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -278,7 +280,7 @@ def test_qlora_gradient_is_right_after_an_eval_forward(tiny):
     data = row(40, 50)
 
     def gradient(model):
-        student.loss_sum(model, data.ids, data.loss_mask, data.doc_lengths).backward()
+        logprobs.loss_sum(model, data.ids, data.loss_mask, data.doc_lengths).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
     def build(method):
@@ -287,13 +289,13 @@ def test_qlora_gradient_is_right_after_an_eval_forward(tiny):
 
     fresh, used = build(QLORA), build(QLORA)
     used.eval()
-    student.target_logprobs(used, data.ids, data.doc_lengths)
+    logprobs.target_logprobs(used, data.ids, data.doc_lengths)
     used.train()
     expected = gradient(fresh)
     torch.testing.assert_close(gradient(used), expected, rtol=0, atol=0)
     dequantised = build(LORA)
     whole = student.load_model(tiny, device="cpu", four_bit=True).dequantize().state_dict()
-    own = student.causal_model(dequantised).state_dict()
+    own = logprobs.causal_model(dequantised).state_dict()
     for name, weight in whole.items():
         own[name.replace("_proj.weight", "_proj.base_layer.weight")].copy_(weight)
     assert float(torch.cosine_similarity(gradient(dequantised), expected, dim=0)) > 0.9999

@@ -12,16 +12,16 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tests.rows import VOCAB, make_model, make_rows, write_rows  # noqa: E402
+from tests.rows import VOCAB, make_model, make_rows, write_rows
 
-from dasd_lite.config import Full, TrainConfig  # noqa: E402
-from dasd_lite.errors import CheckpointError, ConfigError, DataError, TrainError  # noqa: E402
-from dasd_lite.ragged import offsets_of  # noqa: E402
-from dasd_lite.rows import open_rows  # noqa: E402
-from dasd_lite.schedule import Schedule  # noqa: E402
-from dasd_lite.self_check import check_packing, documents_of, probe  # noqa: E402
-from dasd_lite.stages import train  # noqa: E402
-from dasd_lite.student import load_trainable  # noqa: E402
+from dasd_lite.config.train import Full, TrainConfig
+from dasd_lite.errors import CheckpointError, ConfigError, DataError, TrainError
+from dasd_lite.method.ragged import offsets_of
+from dasd_lite.model.load import load_trainable
+from dasd_lite.model.packed_check import check_packing, documents_of, probe
+from dasd_lite.stages import train
+from dasd_lite.training.rows import open_rows
+from dasd_lite.training.schedule import Schedule
 
 QUICK = {"epochs": 2, "learning_rate": 1e-2, "min_learning_rate": 1e-3, "micro_batch_size": 2, "grad_accum_steps": 2}
 
@@ -138,8 +138,8 @@ def test_16_bit_computation_trains_float32_weights(tiny, packed, tmp_path, dtype
 
 
 def test_only_matrices_decay(tiny):
-    from dasd_lite import student
-    from dasd_lite.optimizer import make_optimizer
+    from dasd_lite.model import load as student
+    from dasd_lite.training.optimizer import make_optimizer
 
     config = TrainConfig(weight_decay=0.3)
     optimizer = make_optimizer(student.load_trainable(tiny, config.method, device="cpu"), config)
@@ -191,7 +191,7 @@ def test_training_off_the_main_thread(tiny, packed, tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_names_step_and_rollouts(tiny, packed, tmp_path, monkeypatch):
-    from dasd_lite.objectives import sft
+    from dasd_lite.training.objectives import sft
 
     whole, calls = sft.loss, []
 
@@ -279,7 +279,7 @@ def test_a_model_folder_that_is_none(packed, tmp_path):
 
 
 def test_documents_that_leak_are_refused(tiny, packed, tmp_path, monkeypatch):
-    from dasd_lite import logprobs
+    from dasd_lite.model import logprobs
 
     of = logprobs.Documents.of
     # One document where there are several: what a wrong mask would do.

@@ -12,20 +12,23 @@ import dasd_lite
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tests.rows import VOCAB, make_model, make_rows, write_rows  # noqa: E402
+from tests.rows import VOCAB, make_model, make_rows, write_rows
 
-from dasd_lite import checkpoint, logprobs, student, watch  # noqa: E402
-from dasd_lite.chat import Chat, engine_stop_ids  # noqa: E402
-from dasd_lite.config import Full, Lora, TrainConfig  # noqa: E402
-from dasd_lite.errors import ConfigError, TrainError  # noqa: E402
-from dasd_lite.fit import conflicts  # noqa: E402
-from dasd_lite.optimizer import make_optimizer  # noqa: E402
-from dasd_lite.prompts import read_prompts  # noqa: E402
-from dasd_lite.rows import Row  # noqa: E402
-from dasd_lite.schedule import Schedule  # noqa: E402
-from dasd_lite.stages import train  # noqa: E402
-from dasd_lite.training import Job, Told, blame, fault  # noqa: E402
-from dasd_lite.watch import Look, collapse  # noqa: E402
+from dasd_lite.chat.chat import Chat, engine_stop_ids
+from dasd_lite.config.train import Full, Lora, TrainConfig
+from dasd_lite.costs.fit import conflicts
+from dasd_lite.data.prompts import read_prompts
+from dasd_lite.errors import ConfigError, TrainError
+from dasd_lite.model import load as student
+from dasd_lite.model import logprobs
+from dasd_lite.model.row import Row
+from dasd_lite.stages import train
+from dasd_lite.training import checkpoint
+from dasd_lite.training import monitor as watch
+from dasd_lite.training.job import Job, Told, blame, fault
+from dasd_lite.training.monitor import Look, collapse
+from dasd_lite.training.optimizer import make_optimizer
+from dasd_lite.training.schedule import Schedule
 
 QUICK = {"epochs": 4, "learning_rate": 1e-2, "min_learning_rate": 1e-3, "micro_batch_size": 2, "grad_accum_steps": 2}
 DEMO = Path(dasd_lite.__file__).parent / "demo"
@@ -127,7 +130,7 @@ def test_the_worst_micro_batch_is_that_of_the_highest_loss_per_token():
 
 
 def test_out_of_memory_is_one_line_with_what_needs_less(tiny, packed, tmp_path, monkeypatch):
-    from dasd_lite import training
+    from dasd_lite.training import job as training
 
     def full(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -166,7 +169,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(monkeypatch):
 
 
 def test_the_gap_shows_a_model_that_is_not_what_was_trained(tiny, packed, tmp_path, monkeypatch):
-    from dasd_lite import export
+    from dasd_lite.training import export
 
     config = TrainConfig(**QUICK | {"method": LORA, "learning_rate": 3e-2})
     right = train.run(packed, tiny, config, tmp_path / "right", seed=0)
@@ -243,8 +246,8 @@ def test_a_phase_goes_on_with_the_adapter_of_the_one_before(tiny, packed, tmp_pa
 
 
 def test_a_recipe_hands_over_merged_models_or_the_adapter(tmp_path):
-    from dasd_lite.config import RecipeConfig
-    from dasd_lite.recipe import plan
+    from dasd_lite.config.stages import RecipeConfig
+    from dasd_lite.run.pipeline import plan
 
     def trains(start):
         method = {"kind": "qlora", "start": start}

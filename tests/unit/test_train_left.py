@@ -11,10 +11,10 @@ pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file
 from tests.rows import make_model, make_rows, write_rows
 
-from dasd_lite import checkpoint
-from dasd_lite.config import TrainConfig
+from dasd_lite.config.train import TrainConfig
 from dasd_lite.errors import CheckpointError, ConfigError, DataError, TrainError
 from dasd_lite.stages import train
+from dasd_lite.training import checkpoint
 
 CONFIG = TrainConfig(epochs=2, learning_rate=1e-2, min_learning_rate=1e-3, grad_accum_steps=2, checkpoint_every=2)
 
@@ -28,7 +28,7 @@ def stopped(tmp_path, monkeypatch):
     def go_on():
         return train.run(rows, model, CONFIG, tmp_path / "out", seed=0)
 
-    monkeypatch.setattr("dasd_lite.training.fault", lambda *a: "a fault" if len(a[2]) == 5 else None)
+    monkeypatch.setattr("dasd_lite.training.job.fault", lambda *a: "a fault" if len(a[2]) == 5 else None)
     with pytest.raises(TrainError, match="the checkpoint of step 4 is kept"):
         go_on()
     monkeypatch.undo()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasd_lite.errors import DataError
-from dasd_lite.weights import answer_weights, choose_lam, effective_sample_size
+from dasd_lite.method.weights import answer_weights, choose_lam, effective_sample_size
 
 MEANS = st.floats(-20, 0)
 ANSWERS = st.lists(st.tuples(MEANS, st.integers(-2, 5)), min_size=1, max_size=40)

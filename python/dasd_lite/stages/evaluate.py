@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from dasd_lite.config import EvaluateConfig, Student, engine, semantic
-from dasd_lite.dataset import identify, is_finished, read_manifest
+from dasd_lite.config.models import Student, engine, semantic
+from dasd_lite.config.stages import EvaluateConfig
+from dasd_lite.data.dataset import identify, is_finished, read_manifest
+from dasd_lite.data.journal import Journal
+from dasd_lite.data.prompts import read_prompts
+from dasd_lite.data.records import GRADED, Prompt, derive_seed, digest
 from dasd_lite.errors import DataError
-from dasd_lite.grading import Grade, grade
-from dasd_lite.journal import Journal
-from dasd_lite.prompts import read_prompts
-from dasd_lite.records import GRADED, Prompt, derive_seed, digest
-from dasd_lite.sampler import Completion, Request, SamplingParams, open_sampler
-from dasd_lite.sampler.collect import collect
+from dasd_lite.grading.math import Grade, grade
+from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler
+from dasd_lite.inference.collect import collect
 
 VERSION = 1
 

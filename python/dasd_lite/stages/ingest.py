@@ -13,13 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from dasd_lite.config import IngestConfig, semantic
+from dasd_lite.config.models import semantic
+from dasd_lite.config.stages import IngestConfig
 from dasd_lite.console import progress
-from dasd_lite.dataset import identify, is_finished, read_manifest
+from dasd_lite.data.dataset import identify, is_finished, read_manifest
+from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.prompts import read_rows, to_prompt
+from dasd_lite.data.records import ROLLOUT, digest
 from dasd_lite.errors import DataError
-from dasd_lite.journal import ShardWriter
-from dasd_lite.prompts import read_rows, to_prompt
-from dasd_lite.records import ROLLOUT, digest
 
 VERSION = 1
 _BATCH = 256

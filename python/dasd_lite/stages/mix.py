@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from dasd_lite.chat import Chat, model_folder
-from dasd_lite.config import MixConfig, Student, Teacher, engine, semantic
-from dasd_lite.dataset import Identity, batches, begin, identify, is_finished, read_manifest, write_atomic
+from dasd_lite.chat.chat import Chat, model_folder
+from dasd_lite.config.models import Student, Teacher, engine, semantic
+from dasd_lite.config.stages import MixConfig
+from dasd_lite.data.dataset import Identity, batches, begin, identify, is_finished, read_manifest, write_atomic
+from dasd_lite.data.journal import Journal
+from dasd_lite.data.records import ROLLOUT, derive_seed, digest
 from dasd_lite.errors import DataError
-from dasd_lite.journal import Journal
-from dasd_lite.records import ROLLOUT, derive_seed, digest
-from dasd_lite.sampler import Completion, Request, SamplingParams, Tally, open_sampler, source
-from dasd_lite.sampler.collect import collect, token_columns
-from dasd_lite.sampler.scorer import context_of
+from dasd_lite.inference import Completion, Request, SamplingParams, Tally, open_sampler, source
+from dasd_lite.inference.collect import collect, token_columns
+from dasd_lite.inference.scorer import context_of
 
 VERSION = 2
 # A token border that every tokenizer keeps: before a space or behind a whole run of line breaks. Elsewhere the

@@ -18,14 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dasd_lite.config import PackConfig, semantic
+from dasd_lite.config.models import semantic
+from dasd_lite.config.stages import PackConfig
 from dasd_lite.console import progress
-from dasd_lite.dataset import batches, disk_errors, fingerprint, identify, is_finished, num_rows, read_manifest
+from dasd_lite.data.dataset import batches, disk_errors, fingerprint, identify, is_finished, num_rows, read_manifest
+from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.records import ROW, derive_seed
 from dasd_lite.errors import DataError
-from dasd_lite.journal import ShardWriter
-from dasd_lite.packing import Plan, gather_rows, pack_rows
-from dasd_lite.ragged import offsets_of
-from dasd_lite.records import ROW, derive_seed
+from dasd_lite.method.packing import Plan, gather_rows, pack_rows
+from dasd_lite.method.ragged import offsets_of
 
 VERSION = 2  # 1 had no weights
 _ID = np.dtype(np.int32)

@@ -10,14 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dasd_lite.config import PromptsConfig, SampleConfig, Teacher, engine, semantic
-from dasd_lite.dataset import Identity, batches, identify, is_finished, read_manifest, read_timing
+from dasd_lite.config.models import Teacher, engine, semantic
+from dasd_lite.config.stages import PromptsConfig, SampleConfig
+from dasd_lite.data.dataset import Identity, batches, identify, is_finished, read_manifest, read_timing
+from dasd_lite.data.journal import Journal
+from dasd_lite.data.prompts import read_prompts
+from dasd_lite.data.records import ROLLOUT, Prompt, derive_seed, digest
 from dasd_lite.errors import DataError
-from dasd_lite.journal import Journal
-from dasd_lite.prompts import read_prompts
-from dasd_lite.records import ROLLOUT, Prompt, derive_seed, digest
-from dasd_lite.sampler import Completion, Request, SamplingParams, Tally, open_sampler, source
-from dasd_lite.sampler.collect import collect, token_columns
+from dasd_lite.inference import Completion, Request, SamplingParams, Tally, open_sampler, source
+from dasd_lite.inference.collect import collect, token_columns
 
 VERSION = 2
 

@@ -21,16 +21,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dasd_lite import divergence, filters, selection, weights
-from dasd_lite.chat import Chat, Ids, model_folder
-from dasd_lite.config import SCORED_RULES, SelectConfig, semantic
+from dasd_lite.chat.chat import Chat, Ids, model_folder
+from dasd_lite.config.models import semantic
+from dasd_lite.config.stages import SCORED_RULES, SelectConfig
 from dasd_lite.console import err, progress
-from dasd_lite.dataset import batches, fingerprint, identify, is_finished, num_rows, read, read_manifest
+from dasd_lite.data.dataset import batches, fingerprint, identify, is_finished, num_rows, read, read_manifest
+from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.records import KEPT, REJECTED, TOKENS, derive_seed
 from dasd_lite.errors import DataError
-from dasd_lite.journal import ShardWriter
-from dasd_lite.ragged import Ragged, from_arrow, join, offsets_of
-from dasd_lite.records import KEPT, REJECTED, TOKENS, derive_seed
-from dasd_lite.text import repeated_ngrams, text_repetition
+from dasd_lite.method import divergence, filters, selection, weights
+from dasd_lite.method.ragged import Ragged, from_arrow, join, offsets_of
+from dasd_lite.method.sentences import repeated_ngrams, text_repetition
 
 VERSION = 3  # 2 had no weights
 _NGRAM = 20

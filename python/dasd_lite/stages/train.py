@@ -26,19 +26,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dasd_lite.config import TrainConfig
+from dasd_lite.config.train import TrainConfig
 from dasd_lite.console import err
-from dasd_lite.dataset import Identity, begin, disk_errors, identify, is_finished, publish, read_manifest
+from dasd_lite.costs.fit import conflicts
+from dasd_lite.data.dataset import Identity, begin, disk_errors, identify, is_finished, publish, read_manifest
+from dasd_lite.data.records import derive_seed
 from dasd_lite.errors import ConfigError, TrainError
-from dasd_lite.fit import conflicts
-from dasd_lite.records import derive_seed
-from dasd_lite.rows import Row, Rows, copy_rows
-from dasd_lite.schedule import Schedule
+from dasd_lite.model.row import Row
+from dasd_lite.training.rows import Rows, copy_rows
+from dasd_lite.training.schedule import Schedule
 
 if TYPE_CHECKING:
-    from dasd_lite.distributed import Ranks
-    from dasd_lite.training import Job
-    from dasd_lite.watch import Look
+    from dasd_lite.training.job import Job
+    from dasd_lite.training.launch import Ranks
+    from dasd_lite.training.monitor import Look
 
 VERSION = 2
 
@@ -67,7 +68,7 @@ def run(
     one of the phase before to go on with. `questions` (with answers of at most `max_tokens`, after `system`) are what
     the student is watched by.
     """
-    from dasd_lite import distributed
+    from dasd_lite.training import launch as distributed
 
     inputs: dict[str, Path | str] = {"rows": rows, "model": model, "seed": str(seed)}
     inputs |= {"max_steps": str(max_steps)} if max_steps is not None else {}
@@ -123,9 +124,9 @@ def work(**values: Any) -> None:
     """Do the stage in this process, together with the others of its kind; takes the values of a Task."""
     import torch
 
-    from dasd_lite import distributed
-    from dasd_lite.export import export
-    from dasd_lite.training import out_of_memory
+    from dasd_lite.training import launch as distributed
+    from dasd_lite.training.export import export
+    from dasd_lite.training.job import out_of_memory
 
     task = Task(**values)
     out, identity, options = Path(task.out), Identity(**task.identity), TrainConfig.model_validate(task.config)
@@ -155,10 +156,11 @@ def work(**values: Any) -> None:
 
 def _prepare(task: Task, options: TrainConfig, ranks: Ranks) -> tuple[Job, Row, frozenset[int]]:
     """Check all that can be checked before the first step; return also a row to compare by, and new end tokens."""
-    from dasd_lite import student
-    from dasd_lite.prompts import read_prompts
-    from dasd_lite.self_check import check_packing, check_tokenizer, documents_of, new_ends, probe
-    from dasd_lite.training import build
+    from dasd_lite.data.prompts import read_prompts
+    from dasd_lite.model import load as student
+    from dasd_lite.model.packed_check import check_packing, documents_of, probe
+    from dasd_lite.training.checks import check_tokenizer, new_ends
+    from dasd_lite.training.job import build
 
     rows, source, out = Path(task.rows), Path(task.model), Path(task.out)
     spec = student.model_spec(source, trust_remote_code=task.trust_remote_code)
@@ -221,7 +223,7 @@ def _open_rows(rows: Path, out: Path, ranks: Ranks, vocab_size: int, max_positio
 
 
 def _publish(job: Job, identity: Identity, gap: float, start: dict[str, str]) -> None:
-    from dasd_lite.watch import read
+    from dasd_lite.training.monitor import read
 
     metrics = [json.loads(line) for line in (job.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     seconds = sum(m["seconds"] for m in metrics)
@@ -262,10 +264,10 @@ def train(job: Job) -> None:
     """Train the model in place, from the newest checkpoint if there is one, to the last step."""
     import torch
 
-    from dasd_lite import checkpoint, objectives
-    from dasd_lite.optimizer import make_optimizer
-    from dasd_lite.train_log import Log
-    from dasd_lite.training import Told, blame, fault, means, stop_signals
+    from dasd_lite.training import checkpoint, objectives
+    from dasd_lite.training.job import Told, blame, fault, means, stop_signals
+    from dasd_lite.training.metrics import Log
+    from dasd_lite.training.optimizer import make_optimizer
 
     model, ranks, schedule = job.model, job.ranks, job.schedule
     config, device = schedule.config, torch.device(ranks.device)
@@ -337,7 +339,7 @@ def watch(job: Job, num_steps: int) -> None:
     """Ask the student a few questions before the first step, after 1 % of them and after the last."""
     import torch
 
-    from dasd_lite.watch import append, collapse, look, read
+    from dasd_lite.training.monitor import append, collapse, look, read
 
     last, path, ranks = job.schedule.num_steps, job.out / "watch.jsonl", job.ranks
     if not job.questions or num_steps not in (0, math.ceil(last / 100), last):

@@ -12,7 +12,7 @@ mod repeat;
 mod segment;
 mod stats;
 
-/// The Rust core; use `dasd_lite.packing`, `dasd_lite.text` and `dasd_lite.divergence`.
+/// The Rust core; use `dasd_lite.method`.
 #[pyo3::pymodule]
 mod _rust {
     #[pymodule_export]

@@ -1,0 +1,1 @@
+"""What lies on disk: records, prompts, dataset folders, manifests and journals."""

@@ -1,0 +1,257 @@
+"""The two writers of dataset folders: one for stages that take seconds, one for those that take days.
+
+`ShardWriter`: an unfinished folder starts afresh. `Journal`: every finished item is committed to
+SQLite, and items leave it in shards of consecutive positions, so the finished files do not depend on
+the order of completion. Invariant: after a kill at any instant no finished item is lost or there twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from dasd_lite.data.dataset import Identity, begin, clear, disk_errors, publish, sync_file, sync_folder
+from dasd_lite.errors import DataError
+
+
+class FolderWriter:
+    """What both writers share: a folder that becomes finished by `publish`, and its shards."""
+
+    def __init__(self, folder: Path, identity: Identity, config: BaseModel | None) -> None:
+        """Begin the folder, or go on with it."""
+        self.folder, self.identity, self.config = folder, identity, config
+        self._tables: dict[str, list[dict[str, Any]]] = {}
+        self._started = time.perf_counter()
+        with disk_errors(folder):
+            begin(folder, identity, config)
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of open files; only `publish` finishes the folder."""
+        with contextlib.suppress(OSError, pa.ArrowException) if error else contextlib.nullcontext():
+            self.close()  # after an error its own is what is told, not one of closing half a shard
+
+    def close(self) -> None:
+        """Let go of open files; the folder stays as it is."""
+
+    def publish(self, counts: Mapping[str, Any], **timing: float) -> dict[str, Any]:
+        """Finish the folder with what went in and came out."""
+        self.close()
+        seconds = time.perf_counter() - self._started
+        tables = {name: list(files) for name, files in self._tables.items()}
+        with disk_errors(self.folder):
+            return publish(
+                self.folder,
+                self.identity,
+                tables=tables,
+                counts=counts,
+                config=self.config,
+                timing={"seconds": seconds, **timing},
+            )
+
+
+class ShardWriter(FolderWriter):
+    """Writes the tables of a short stage; an unfinished folder starts afresh.
+
+    `schemas` maps a table's name to its columns. Batches are written as they come, a row group each.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Identity,
+        schemas: Mapping[str, pa.Schema],
+        config: BaseModel | None = None,
+        shard_rows: int = 10_000,
+    ) -> None:
+        """Begin `folder`, which `is_finished` has cleared."""
+        clear(folder)
+        super().__init__(folder, identity, config)
+        self._schemas, self._shard_rows = schemas, shard_rows
+        self._open: dict[str, pq.ParquetWriter] = {}
+        self._tables = {name: [] for name in schemas}
+
+    def write(self, table: str, batch: pa.RecordBatch | pa.Table) -> None:
+        """Append rows to a table; a shard ends with the batch that fills it."""
+        if batch.num_rows == 0:
+            return
+        with disk_errors(self.folder):
+            if table not in self._open:
+                name = f"{table}-{len(self._tables[table]):05d}.parquet"
+                self._tables[table].append({"file": name, "rows": 0})
+                self._open[table] = pq.ParquetWriter(self.folder / name, self._schemas[table], compression="zstd")
+            whole = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
+            self._open[table].write_table(whole.cast(self._schemas[table]))
+            self._tables[table][-1]["rows"] += batch.num_rows
+            if self._tables[table][-1]["rows"] >= self._shard_rows:
+                self._end_shard(table)
+
+    def _end_shard(self, table: str) -> None:
+        self._open.pop(table).close()
+        sync_file(self.folder / self._tables[table][-1]["file"])
+
+    def close(self) -> None:
+        """End the open shards."""
+        with disk_errors(self.folder):
+            for table in list(self._open):
+                self._end_shard(table)
+
+
+def read_tally(folder: Path) -> dict[str, float]:
+    """Read what the journal of an unfinished folder has counted so far; nothing where there is none."""
+    path = folder / "journal.sqlite"
+    if not path.exists():
+        return {}
+    with contextlib.closing(sqlite3.connect(path)) as db, contextlib.suppress(sqlite3.OperationalError):
+        return dict(db.execute("SELECT name, amount FROM tally").fetchall())
+    return {}
+
+
+class Journal(FolderWriter):
+    """Commits the items of a long stage one by one, and turns them into shards behind the front.
+
+    An item is one row, named by its uid and by its position in the stage's plan of `total` items. A
+    shard holds the positions [i × shard_items, (i + 1) × shard_items): it is written when the last of
+    them is there, to a temporary name, synced and renamed, and its rows leave SQLite in the
+    transaction that records the shard's name. Whatever instant the process dies at, an item is in
+    SQLite or in a recorded shard, and never in both.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Identity,
+        schema: pa.Schema,
+        total: int,
+        *,
+        table: str = "rollouts",
+        config: BaseModel | None = None,
+        shard_items: int = 1000,
+    ) -> None:
+        """Open or begin `folder` for `total` items of `schema`."""
+        super().__init__(folder, identity, config)
+        self.total, self._schema, self._table, self._shard_items = total, schema, table, shard_items
+        with disk_errors(folder):
+            self._db = sqlite3.connect(folder / "journal.sqlite", isolation_level=None)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")  # a commit survives a kill; a shard also a power cut
+            self._db.execute("CREATE TABLE IF NOT EXISTS items (position INTEGER PRIMARY KEY, row BLOB)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS shards (number INTEGER PRIMARY KEY, file TEXT, rows INTEGER)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS tally (name TEXT PRIMARY KEY, amount INTEGER)")
+        for number, file in self._db.execute("SELECT number, file FROM shards").fetchall():
+            if not (folder / file).exists():  # removed by hand: its items are to be made again
+                self._db.execute("DELETE FROM shards WHERE number = ?", (number,))
+        self._recorded = {number for (number,) in self._db.execute("SELECT number FROM shards")}
+        self._waiting = [0] * (-(-total // shard_items))
+        for (position,) in self._db.execute("SELECT position FROM items"):
+            self._waiting[position // shard_items] += 1
+        for path in folder.glob(f"{table}-*"):  # written, but its record did not come to be: still in SQLite
+            if path.suffix == ".tmp" or int(path.stem.rsplit("-", 1)[1]) not in self._recorded:
+                path.unlink()
+        with disk_errors(folder):
+            self._seal(range(len(self._waiting)))
+
+    def done(self) -> set[int]:
+        """Return the positions of the items that are committed."""
+        finished = {position for (position,) in self._db.execute("SELECT position FROM items")}
+        for number in self._recorded:
+            finished.update(range(*self._span(number)))
+        return finished
+
+    def tally(self) -> dict[str, int]:
+        """Return what was counted beside the items, over all calls that worked on this folder."""
+        return dict(self._db.execute("SELECT name, amount FROM tally").fetchall())
+
+    def commit(self, rows: Mapping[int, Mapping[str, Any]], counts: Mapping[str, int] | None = None) -> None:
+        """Commit finished items, position → row, and what they add to the tally, in one transaction."""
+        with disk_errors(self.folder):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                for position, row in rows.items():
+                    batch = pa.RecordBatch.from_pylist([dict(row)], schema=self._schema)
+                    payload = batch.serialize().to_pybytes()
+                    self._db.execute("INSERT INTO items VALUES (?, ?)", (position, payload))
+                for name, amount in (counts or {}).items():
+                    self._db.execute("INSERT OR IGNORE INTO tally VALUES (?, 0)", (name,))
+                    self._db.execute("UPDATE tally SET amount = amount + ? WHERE name = ?", (amount, name))
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+            touched = [position // self._shard_items for position in rows]
+            for number in touched:
+                self._waiting[number] += 1
+            self._seal(sorted(set(touched)))
+
+    def commit_each(self, items: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        """Commit (position, row) as they come: an item that is finished is never only in memory."""
+        for position, row in items:
+            self.commit({position: row})
+
+    def _span(self, number: int) -> tuple[int, int]:
+        return number * self._shard_items, min((number + 1) * self._shard_items, self.total)
+
+    def _seal(self, numbers: Iterable[int]) -> None:
+        """Turn those of these spans that are complete into shards."""
+        for number in numbers:
+            first, end = self._span(number)
+            if self._waiting[number] < end - first or number in self._recorded:
+                continue
+            name = f"{self._table}-{number:05d}.parquet"
+            temporary = self.folder / f"{name}.tmp"
+            self._write_shard(temporary, first, end)
+            temporary.rename(self.folder / name)
+            sync_folder(self.folder)
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("INSERT INTO shards VALUES (?, ?, ?)", (number, name, end - first))
+            self._db.execute("DELETE FROM items WHERE position >= ? AND position < ?", (first, end))
+            self._db.execute("COMMIT")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._recorded.add(number)
+            self._waiting[number] = 0
+
+    def _write_shard(self, path: Path, first: int, end: int, group: int = 64) -> None:
+        with pq.ParquetWriter(path, self._schema, compression="zstd") as writer:
+            for start in range(first, end, group):
+                found = self._db.execute(
+                    "SELECT row FROM items WHERE position >= ? AND position < ? ORDER BY position",
+                    (start, min(start + group, end)),
+                )
+                rows = [pa.ipc.read_record_batch(pa.py_buffer(row), self._schema) for (row,) in found]
+                writer.write_table(pa.Table.from_batches(rows).combine_chunks())
+        sync_file(path)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Stream the shards of a journal whose items are all committed, in the order of the plan."""
+        for (file,) in self._db.execute("SELECT file FROM shards ORDER BY number").fetchall():
+            with pq.ParquetFile(self.folder / file) as shard:
+                yield from shard.iter_batches(columns=list(columns))
+
+    def publish(self, counts: Mapping[str, Any], **timing: float) -> dict[str, Any]:
+        """Finish the folder; every item must be committed."""
+        missing = self.total - sum(b - a for a, b in map(self._span, self._recorded))
+        if missing:
+            raise DataError(f"{self.folder}: {missing} of {self.total} items are not done; run the same command again")
+        rows = self._db.execute("SELECT file, rows FROM shards ORDER BY number").fetchall()
+        self._tables = {self._table: [{"file": file, "rows": count} for file, count in rows]}
+        return super().publish(counts, **timing)
+
+    def close(self) -> None:
+        """Close SQLite."""
+        self._db.close()

@@ -1,0 +1,263 @@
+"""One server behind a base URL: how it is asked, what its failures mean, and when it is left alone.
+
+Input: a request's JSON body. Output: the reply, or an error. Invariants: the key is part of no
+message; what can pass (429, 5xx, a time-out, a cut connection, broken JSON) is a `Passing`, what
+cannot (a wrong key, path, model or certificate) an EndpointError with its remedy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import random
+import ssl
+import time
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from dasd_lite.config.models import EndpointModel
+from dasd_lite.errors import EndpointError
+from dasd_lite.inference.endpoint.replies import Pieces, Reply, read
+
+BACKOFF_S = 0.5  # before the first retry, twice as long before each further one
+_BACKOFF_MAX_S = 60.0
+_CONNECT_S = 15.0
+_DESCRIBE_S = 10.0
+_TRIES = 3  # to learn what a server is
+_LONGEST_WAIT_S = 600.0  # that a server may ask for; a longer `timeout_s` allows more
+
+
+class Passing(Exception):
+    """A failure that can pass."""
+
+    def __init__(
+        self, reason: str, *, wait_s: float | None = None, unreachable: bool = False, costly: bool = False
+    ) -> None:
+        """Keep the reason, what the server asks to wait, whether the request never arrived, or was paid for in vain."""
+        super().__init__(reason)
+        self.costly = costly
+        self.wait_s = wait_s
+        self.unreachable = unreachable
+
+
+class Refused(EndpointError):
+    """One request that its server will never answer, or not readably; others may do well."""
+
+
+class Server:
+    """What is known about one server."""
+
+    def __init__(self, base_url: str) -> None:
+        """Know nothing but the address."""
+        self.base_url = base_url.rstrip("/")
+        self.rests_until = 0.0
+        self.rests = self.faults = 0  # in a row, without a good reply between
+        self.reason = ""
+        self.busy = self.done = 0
+        self.described = False  # whether it has been asked what it is
+        self.models: list[str] = []  # those that it lists
+        self.context: int | None = None  # prompt plus completion in tokens, where it says so
+        self.is_vllm = False
+        self.root = ""  # what a vLLM server loaded the model from
+
+    def rest(self, now: float) -> None:
+        """Leave the server alone for a while, the longer the more often; requests that fail together count as one."""
+        if now >= self.rests_until:
+            self.rests += 1
+            self.rests_until = now + backoff(self.rests)
+
+    def state(self, now: float) -> str:
+        """Say in a few words how the server is."""
+        name = self.base_url.split("://", 1)[-1].removesuffix("/v1")
+        if now < self.rests_until:
+            return f"{name} rests {self.rests_until - now:.0f} s ({self.reason[:40]})"
+        return f"{name} {self.busy} in flight, {self.done} done"
+
+
+class Caller:
+    """Sends requests to servers with one configuration and key.
+
+    One that is `alone` sends one request at a time over one connection, and notices a reply that was sent twice: the
+    second would pass for the answer to the next request.
+    """
+
+    def __init__(self, config: EndpointModel, key: str, trust: ssl.SSLContext, *, alone: bool = False) -> None:
+        """Open the connections' pool; nothing is sent yet."""
+        self.config, self._key, self._trust, self._alone = config, key, trust, alone
+        self._last: Reply | None = None
+        self._undescribed = 0
+        self._client = self._open()
+
+    def _open(self) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        timeout = httpx.Timeout(None, connect=min(_CONNECT_S, self.config.timeout_s))
+        return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout, verify=self._trust)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def post(self, server: Server, path: str, body: dict[str, Any]) -> Reply:
+        """Ask a server; raises Passing or EndpointError."""
+        try:
+            reply = await (self._stream if self.config.stream else self._whole)(server, path, body)
+        except TimeoutError as error:
+            remedy = "" if self.config.stream else "; for long answers raise it, or set teacher.stream = true"
+            raise Passing(f"no reply within timeout_s = {self.config.timeout_s:g}{remedy}", costly=True) from error
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise self._unreachable(server, error) from error
+        except httpx.RequestError as error:
+            raise Passing(f"the connection was cut: {error or type(error).__name__}") from error
+        last, self._last = self._last, reply if self._alone else None
+        if last is not None and reply.id and reply.id == last.id and reply.choices == last.choices:
+            await self.close()  # what else comes over this connection is out of step
+            self._client, self._last = self._open(), None
+            raise Passing(f"the reply {reply.id[:40]} came twice")
+        return reply
+
+    async def _whole(self, server: Server, path: str, body: dict[str, Any]) -> Reply:
+        async with asyncio.timeout(self.config.timeout_s):
+            response = await self._client.post(server.base_url + path, json=body)
+        if response.status_code != 200:
+            self._raise_status(server, path, response, body)
+        try:
+            return read(response.content)
+        except ValueError as error:
+            raise Passing(f"the reply is not a completion ({error}): {self._says(response)}") from error
+
+    async def _stream(self, server: Server, path: str, body: dict[str, Any]) -> Reply:
+        """Ask for the reply in pieces; `timeout_s` is the longest silence between two of them."""
+        pieces = Pieces()
+        body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        async with asyncio.timeout(self.config.timeout_s) as limit:
+            async with self._client.stream("POST", server.base_url + path, json=body) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    self._raise_status(server, path, response, body)
+                async for line in response.aiter_lines():
+                    limit.reschedule(asyncio.get_running_loop().time() + self.config.timeout_s)
+                    if not line.startswith("data:"):
+                        continue
+                    try:
+                        if pieces.add(line.removeprefix("data:").strip()):
+                            break
+                    except ValueError as error:
+                        reason = f"a piece of the stream is none of a completion: {self._clean(line)}"
+                        raise Passing(reason) from error
+        try:
+            return pieces.whole()
+        except ValueError as error:
+            raise Passing(str(error)) from error
+
+    async def describe(self, server: Server) -> str:
+        """Ask which models the server has; return what is wrong with the address, the key or the name, or nothing.
+
+        Many providers do not answer this, and that is no fault.
+        """
+        try:
+            async with asyncio.timeout(min(_DESCRIBE_S, self.config.timeout_s)):
+                response = await self._client.get(f"{server.base_url}/models")
+        except (httpx.RequestError, TimeoutError):
+            self._undescribed += 1
+            server.described = self._undescribed > _TRIES  # it may have no such page, and let one wait for it
+            return ""
+        server.described = response.status_code not in (502, 503, 504)  # which something before the server answers
+        if response.status_code in (401, 403):
+            return self._status(response) + self._key_hint()
+        models: list[dict[str, Any]] = []
+        with suppress(ValueError, LookupError, TypeError):
+            models = [m for m in response.json()["data"] if isinstance(m, dict)]
+        server.models = [str(m.get("id")) for m in models]
+        for model in models:
+            if model.get("id") == self.config.model:
+                server.is_vllm = model.get("owned_by") == "vllm"
+                server.root = str(model.get("root") or "")
+                context = model.get("max_model_len")
+                server.context = context if isinstance(context, int) else None
+        return ""
+
+    def _unreachable(self, server: Server, error: httpx.TransportError) -> Exception:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ssl.SSLCertVerificationError) or "WRONG_VERSION_NUMBER" in str(cause):
+                remedy = "write http:// if the server speaks no TLS, or trust its certificate (SSL_CERT_FILE)"
+                return EndpointError(f"{server.base_url}: no TLS connection: {cause}; {remedy}")
+            cause = cause.__cause__ or cause.__context__
+        return Passing(str(error) or "no connection", unreachable=True)
+
+    def _raise_status(self, server: Server, path: str, response: httpx.Response, body: dict[str, Any]) -> None:
+        status = self._status(response)
+        if response.status_code in (408, 425, 429) or response.status_code >= 500:
+            wait_s = _retry_after(response)
+            longest = max(self.config.timeout_s, _LONGEST_WAIT_S)
+            if wait_s is None or wait_s <= longest:
+                raise Passing(status, wait_s=wait_s)
+            status += f"; it asks to wait {wait_s:.0f} s, which is over {longest:g}; run the same command then"
+        elif response.status_code in (401, 403):
+            status += self._key_hint()
+        elif response.status_code == 404:
+            status += f"; {self._path_hint(server)}"
+        elif response.status_code in (400, 413, 422):
+            messages = body.get("messages")
+            asked = f" {messages[-1]['content'][:40]!r}" if messages else f" {len(body.get('prompt', ()))} tokens"
+            status += f"; it was asked{asked} with max_tokens = {body.get('max_tokens')}"
+            if server.context is not None and "prompt" not in body:
+                status += f", its context is {server.context}: shorten the question, or lower max_tokens"
+            status += "; teacher.max_failed = 10 leaves out up to ten such questions, counted"
+            raise Refused(f"{server.base_url}{path}: {status}")
+        raise EndpointError(f"{server.base_url}{path}: {status}")
+
+    def _status(self, response: httpx.Response) -> str:
+        return f"{response.status_code} {response.reason_phrase}: {self._says(response)}"
+
+    def _key_hint(self) -> str:
+        unset = "" if self._key else ", which is not set"
+        return f"; the key is read from the environment variable {self.config.api_key_env}{unset}"
+
+    def _path_hint(self, server: Server) -> str:
+        """Say what may be wrong when there is nothing at an address: its path, or the model's name."""
+        url = server.base_url
+        if server.models:
+            return f"the server must know model = {self.config.model!r}; it has {', '.join(server.models[:5])}"
+        if url.endswith("/v1/v1"):
+            return f"base_urls has /v1 twice; write {url.removesuffix('/v1')}"
+        if not url.endswith("/v1"):
+            return f"base_urls end with /v1 at most servers; try {url}/v1"
+        return f"base_urls end with /v1, and the server must know model = {self.config.model!r}"
+
+    def _says(self, response: httpx.Response) -> str:
+        """Return the server's message on one line, without the key, which some servers repeat."""
+        text = response.text
+        with suppress(ValueError, LookupError, TypeError):
+            error = json.loads(text)["error"]
+            text = error if isinstance(error, str) else error["message"]
+        return self._clean(str(text)) or "(no message)"
+
+    def _clean(self, text: str) -> str:
+        """Return the beginning of what a server says on one line, without the key."""
+        text = text[:10_000]
+        return " ".join((text.replace(self._key, "[key]") if self._key else text).split())[:300]
+
+
+def trusted() -> ssl.SSLContext:
+    """Return the certificates to trust; reading them takes a while, so callers share them."""
+    return httpx.create_ssl_context()
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after the n-th failure: doubling, with jitter so that requests do not come back in step."""
+    return min(BACKOFF_S * 2.0 ** min(failures - 1, 60), _BACKOFF_MAX_S) * random.uniform(0.5, 1.0)
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    value = response.headers.get("retry-after", "")
+    with suppress(ValueError):
+        return max(float(value), 0.0) if math.isfinite(float(value)) else None
+    with suppress(ValueError):
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    return None

@@ -1,0 +1,1 @@
+"""A model in vLLM, in child processes."""

@@ -1,0 +1,233 @@
+"""The method's formulas: probability and class of sentences, counts of classes, and how log-probabilities lie.
+
+Input and output: flat numpy columns, with int64 offsets where rows are of unequal length. Nothing is changed in place,
+and the same input gives the same output. Invariant: the probability of a sentence is exp(mean log-probability of the
+tokens that begin in it), each model on its own tokens; a sentence in which no token begins has probability NaN, no
+class, and is not counted.
+
+What walks over tokens or sentences is Rust (`rust/core/src/stats.rs`), without the GIL; Ctrl-C stops it.
+Log-probabilities are natural logarithms; lengths of tokens and places of sentence ends are in bytes of the UTF-8 text.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dasd_lite import _rust
+from dasd_lite.method.ragged import column, whole
+
+
+class SentenceClass(IntEnum):
+    """What the two probabilities say about a sentence; the values stand in int8 columns."""
+
+    NONE = -1
+    """No token of the one or the other begins in it."""
+    SHARED = 0
+    """The two differ by at most β."""
+    TEACHER = 1
+    """p_T - p_S > β."""
+    STUDENT = 2
+    """p_S - p_T > β."""
+
+
+class SentenceStats(NamedTuple):
+    """What both models say about each sentence.
+
+    Attributes:
+        p_teacher: exp(mean log-probability) under the teacher, NaN if no token begins in it; float32 `[num_sentences]`.
+        p_student: The same under the student.
+        classes: Values of `SentenceClass`; int8 `[num_sentences]`.
+        counts: Sentences of each class in each response, as `class_counts` has them; int64 `[num_responses, 3]`.
+    """
+
+    p_teacher: NDArray[np.float32]
+    p_student: NDArray[np.float32]
+    classes: NDArray[np.int8]
+    counts: NDArray[np.int64]
+
+
+class Histogram(NamedTuple):
+    """Counts in bins.
+
+    Attributes:
+        counts: int64 `[num_bins]`.
+        edges: Bin i goes from `edges[i]` up to, but without, `edges[i + 1]`, but for the rounding of the edges; float64
+            `[num_bins + 1]`.
+    """
+
+    counts: NDArray[np.int64]
+    edges: NDArray[np.float64]
+
+
+def sentence_spans(
+    token_bytes: NDArray[np.int32] | NDArray[np.uint16],
+    token_offsets: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    end_offsets: NDArray[np.int64],
+    first_bytes: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """Which tokens of one model begin in which sentence.
+
+    A token belongs to the sentence in which its first byte lies. A token without bytes belongs where it stands: one
+    behind the last byte (an end-of-text token, say) to the last sentence.
+
+    Args:
+        token_bytes: Length of each token in bytes of the text; int32 or uint16 `[num_tokens]`.
+        token_offsets: Response r has tokens `token_offsets[r]` to `token_offsets[r + 1]`; int64 `[num_responses + 1]`.
+        ends: Sentence ends in bytes from the response's start, as `text.sentence_ends` gives them; int64
+            `[num_sentences]`.
+        end_offsets: Response r has sentences `end_offsets[r]` to `end_offsets[r + 1]`; int64 `[num_responses + 1]`.
+        first_bytes: Where the first token of each response begins, for texts that begin with something that no token
+            wrote (a `<think>` of the template); int64 `[num_responses]`. None: at 0.
+
+    Returns:
+        Sentence s has the tokens `spans[s]` to `spans[s + 1]`; int64 `[num_sentences + 1]`.
+
+    Raises:
+        DataError: The tokens of a response have more or fewer bytes than its text; ends do not increase; a response has
+            tokens, but no sentence; offsets do not fit. Names response, index and value.
+        TypeError: A wrong dtype.
+        ValueError: An array is not one-dimensional.
+
+    Source: bytes as the ruler that two tokenizers share; the DASD report (arXiv 2601.09088, §4) compares sentences,
+    since teacher and student have different vocabularies.
+    """
+    return _rust.sentence_spans(
+        column("token_bytes", token_bytes, np.int32, np.uint16),
+        column("token_offsets", token_offsets, np.int64),
+        column("ends", ends, np.int64),
+        column("end_offsets", end_offsets, np.int64),
+        None if first_bytes is None else column("first_bytes", first_bytes, np.int64),
+    )
+
+
+def sentence_stats(
+    teacher_logprobs: NDArray[np.float32],
+    teacher_spans: NDArray[np.int64],
+    student_logprobs: NDArray[np.float32],
+    student_spans: NDArray[np.int64],
+    response_offsets: NDArray[np.int64],
+    beta: float,
+) -> SentenceStats:
+    """Probability of each sentence under both models, its class, and the counts of each response, in one pass.
+
+    The probability is exp(mean log-probability of the tokens that begin in the sentence), each model on its own tokens.
+    Sums are kept in float64; a probability is within 1e-7 of the exact one. Every processor and every number of threads
+    gives the same bytes.
+
+    Args:
+        teacher_logprobs: Log-probability of each of the teacher's tokens given those before it, at most 0 (rounding up
+            to 1e-4 above is let through); float32 `[num_teacher_tokens]`.
+        teacher_spans: The tokens of each sentence, as `sentence_spans` gives them; int64 `[num_sentences + 1]`.
+        student_logprobs: The same of the student's tokens; float32 `[num_student_tokens]`.
+        student_spans: The same of the student's tokens; int64 `[num_sentences + 1]`.
+        response_offsets: Response r has sentences `response_offsets[r]` to `response_offsets[r + 1]`; int64
+            `[num_responses + 1]`.
+        beta: How far apart the two probabilities of a Teacher or Student sentence are; the companion paper uses 0.1.
+
+    Returns:
+        Probabilities and classes of all sentences of all responses in order, and counts per response.
+
+    Raises:
+        DataError: A log-probability is NaN or positive; spans or offsets do not fit. Names index and value.
+        TypeError: A wrong dtype.
+        ValueError: `beta` is negative or NaN, or an array is not one-dimensional.
+
+    Source: DASD report (arXiv 2601.09088, §4): the geometric mean of the token probabilities of a sentence.
+    """
+    return SentenceStats(
+        *_rust.sentence_stats(
+            column("teacher_logprobs", teacher_logprobs, np.float32),
+            column("teacher_spans", teacher_spans, np.int64),
+            column("student_logprobs", student_logprobs, np.float32),
+            column("student_spans", student_spans, np.int64),
+            column("response_offsets", response_offsets, np.int64),
+            beta,
+        )
+    )
+
+
+def classify_sentences(p_teacher: NDArray[np.float32], p_student: NDArray[np.float32], beta: float) -> NDArray[np.int8]:
+    """Class of each sentence.
+
+    Args:
+        p_teacher: Probability of each sentence under the teacher, NaN if it has none; float32 `[num_sentences]`.
+        p_student: The same under the student.
+        beta: How far apart the two must be, at least 0; the companion paper uses 0.1.
+
+    Returns:
+        Values of `SentenceClass`; int8 `[num_sentences]`. The difference is taken in float64, and one of exactly `beta`
+        is Shared.
+
+    Raises:
+        DataError: The columns are not equally long, or a value is no probability; names its index.
+        TypeError: A wrong dtype.
+        ValueError: `beta` is negative or NaN, or an array is not one-dimensional.
+
+    Source: companion paper of the DASD report (arXiv 2512.20908), its test order without the Boosted class, which
+    needs the distilled model.
+    """
+    return _rust.classify(column("p_teacher", p_teacher, np.float32), column("p_student", p_student, np.float32), beta)
+
+
+def class_counts(classes: NDArray[np.int8], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sentences of each class in each response.
+
+    Args:
+        classes: Values of `SentenceClass`; int8 `[num_sentences]`.
+        offsets: Response r has sentences `offsets[r]` to `offsets[r + 1]`; int64 `[num_responses + 1]`.
+
+    Returns:
+        int64 `[num_responses, 3]`; column c counts `SentenceClass(c)`: Shared, Teacher, Student. Those without a class
+        are in none.
+
+    Raises:
+        DataError: A value is no class, or the offsets do not fit; names index and value.
+        TypeError: A wrong dtype.
+        ValueError: An array is not one-dimensional.
+    """
+    return _rust.class_counts(column("classes", classes, np.int8), column("offsets", offsets, np.int64))
+
+
+def logprob_histogram(logprobs: NDArray[np.float32], *, num_bins: int = 100, low: float = -10.0) -> Histogram:
+    """Histogram of log-probabilities in equal bins from `low` to 0.
+
+    Args:
+        logprobs: Of tokens or means of sentences, without NaN; float32 `[n]`.
+        num_bins: Number of bins, at least 1.
+        low: Lower edge of the first bin, below 0. What lies below it is counted in the first bin.
+
+    Returns:
+        Counts and edges; the counts add up to n.
+
+    Raises:
+        DataError: A value is NaN or above 1e-4; names its index.
+        TypeError: A wrong dtype.
+        ValueError: `num_bins` or `low` is out of range, or the array is not one-dimensional.
+    """
+    num_bins = whole("num_bins", num_bins, 1, 2**32 - 1)
+    counts = _rust.logprob_histogram(column("logprobs", logprobs, np.float32), num_bins, low)
+    return Histogram(counts, np.linspace(low, 0.0, num_bins + 1))
+
+
+def quantiles(values: NDArray[np.float32], q: ArrayLike) -> NDArray[np.float64]:
+    """Exact quantiles, linear between the two nearest ranks (numpy's default), without a sort or a copy.
+
+    Meant for a few quantiles of many values: each takes up to 1 MB while it works.
+
+    Args:
+        values: At least one, none NaN; float32 `[n]`.
+        q: Which quantiles, 0 to 1; `[num_quantiles]`, or one number.
+
+    Returns:
+        float64 `[num_quantiles]`.
+
+    Raises:
+        DataError: A value is NaN or a `q` is outside 0…1; names its index.
+        TypeError: A wrong dtype.
+        ValueError: There are no values, or an array is not one-dimensional.
+    """
+    wanted = np.atleast_1d(np.asarray(q, np.float64))
+    return _rust.quantiles(column("values", values, np.float32), column("q", wanted, np.float64))

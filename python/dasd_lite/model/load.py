@@ -1,0 +1,293 @@
+"""The student: load it, make it trainable.
+
+Input: a model folder on disk. What a model says about packed documents, their log-probabilities and their loss, is in
+logprobs.py; how it is saved, in export.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from dasd_lite.config.models import Dtype
+from dasd_lite.config.train import Full, Lora
+from dasd_lite.errors import ConfigError, MissingExtraError
+from dasd_lite.model.attention import PACKED, register
+from dasd_lite.model.logprobs import causal_model
+
+try:
+    import torch
+    from safetensors import SafetensorError
+except ImportError as error:
+    raise MissingExtraError("train", "torch") from error
+
+
+# It asks for a package of faster CPU kernels, for LoRA too, where nothing is in 4 bits.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+# --- loading ----------------------------------------------------------------------------------------
+
+
+def pick_device(device: str = "auto") -> Any:
+    """Return the device that "auto" stands for: the GPU when there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+
+def pick_dtype(dtype: Dtype, device: Any) -> Any:
+    """Return the number format that "auto" stands for on this device."""
+    on_gpu = torch.device(device).type == "cuda"
+    has_bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if dtype == "bfloat16" and on_gpu and not has_bfloat16:
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError(f"dtype = 'bfloat16': {name} has no bfloat16; use 'auto' or 'float16'")
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if not on_gpu:
+        return torch.float32
+    return torch.bfloat16 if has_bfloat16 else torch.float16
+
+
+def load_model(
+    folder: Path,
+    *,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    attention: str = PACKED,
+    four_bit: bool = False,
+) -> Any:
+    """Load a causal language model from a local folder, in eval mode.
+
+    `attention` is PACKED for the functions below, "sdpa" for `generate`. `four_bit` quantises the
+    weights to NF4 with double quantisation while they are read. Raises ConfigError with the reason
+    when the folder holds no such model.
+    """
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise MissingExtraError("train", "transformers") from error
+    register()
+    target = pick_device(device)
+    number_format = pick_dtype(dtype, target)
+    options: dict[str, Any] = {"quantization_config": _nf4(number_format)} if four_bit else {}
+    with quiet():
+        try:
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder,
+                output_loading_info=True,
+                dtype=number_format,
+                device_map={"": target},
+                trust_remote_code=trust_remote_code,
+                attn_implementation=attention,
+                local_files_only=True,
+                **options,
+            )
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ConfigError(
+                f"{folder}: cannot be loaded as a language model: {str(error).splitlines()[0]}"
+            ) from error
+    if missing := sorted(found["missing_keys"]):  # transformers would begin these at random
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ConfigError(f"{folder}: its files lack the weights of {missing[0]}{more}; get the model again")
+    if four_bit:
+        _disable_repacking(model)
+    return model.eval()
+
+
+def _nf4(compute_dtype: Any) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401 - transformers' own message does not name our extra
+        from transformers import BitsAndBytesConfig
+    except ImportError as error:
+        raise MissingExtraError("train", "bitsandbytes") from error
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def _disable_repacking(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights in place at an eval-mode forward.
+
+    It does so on CPUs with AVX512-BF16, and every gradient after it is wrong without a word
+    (bitsandbytes 0.50.2: cosine 0.416 to the right one).
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' bars and advice: what matters is raised."""
+    from transformers.utils import logging as library
+
+    level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)
+        if bars:
+            library.enable_progress_bar()
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model can read."""
+
+    vocab_size: int
+    """Ids that it has an embedding for, padding included."""
+    max_positions: int | None
+    hidden_size: int
+
+
+def model_spec(folder: Path, *, trust_remote_code: bool = False) -> ModelSpec:
+    """Read a model's limits from its config, without its weights."""
+    try:
+        from transformers import AutoConfig
+    except ImportError as error:
+        raise MissingExtraError("train", "transformers") from error
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder}: cannot be loaded as a language model: {str(error).splitlines()[0]}") from error
+    text = config.get_text_config()
+    return ModelSpec(int(text.vocab_size), getattr(text, "max_position_embeddings", None), int(text.hidden_size))
+
+
+def stored_dtype(folder: Path) -> Any:
+    """Return the number format that a model folder's weights are stored in."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def is_float32(model: Any) -> bool:
+    """Tell whether all weights are float32; 4-bit ones are not."""
+    return all(p.dtype == torch.float32 for p in model.parameters())
+
+
+# --- training ---------------------------------------------------------------------------------------
+
+
+def load_trainable(
+    folder: Path,
+    method: Full | Lora,
+    *,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    gradient_checkpointing: bool = False,
+    liger: bool | Literal["auto"] = False,
+    adapter: Path | None = None,
+    to_shard: bool = False,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load a model to train by `method`, in train mode.
+
+    What is trained is float32 whatever `dtype` says; weights that stay as they are take `dtype`, and with kind "qlora"
+    4 bits. The adapter's start is drawn from torch's generator, or is `adapter`, an earlier one's folder. With
+    `to_shard` the weights are left as they are stored, in host memory, for `distributed.shard` to take.
+    """
+    is_lora = isinstance(method, Lora)
+    four_bit = isinstance(method, Lora) and method.kind == "qlora"
+    own = str(stored_dtype(folder)).removeprefix("torch.") if to_shard else "float32"
+    model = load_model(
+        folder,
+        dtype=dtype if is_lora else cast(Dtype, own),
+        device="cpu" if to_shard else device,
+        trust_remote_code=trust_remote_code,
+        four_bit=four_bit,
+    )
+    target = pick_device(device)
+    if liger is True or (liger == "auto" and target.type == "cuda" and importlib.util.find_spec("liger_kernel")):
+        _apply_liger(model, target)
+    if isinstance(method, Lora):
+        model = _add_adapter(model, folder, method, adapter, pick_dtype(dtype, target))
+    causal = causal_model(model)
+    if gradient_checkpointing:
+        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    causal.get_input_embeddings().register_forward_hook(_narrow)
+    return model.train()
+
+
+def _narrow(module: Any, arguments: Any, hidden: Any) -> Any:
+    """Begin the residual stream in the format of the computation: under autocast it would stay float32 throughout."""
+    device = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+
+
+def _apply_liger(model: Any, device: Any) -> None:
+    """Put Liger's kernels in place of norms, rotary embeddings and MLPs; the loss is ours."""
+    try:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    except ImportError as error:
+        raise ConfigError("train.liger = true: liger-kernel is not installed; pip install liger-kernel") from error
+    if device.type != "cuda":
+        raise ConfigError(f"train.liger = true: its kernels need a GPU, and this is a {device.type}; use 'auto'")
+    with quiet():
+        _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+
+
+def _add_adapter(model: Any, folder: Path, method: Lora, adapter: Path | None, dtype: Any) -> Any:
+    try:
+        from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+    except ImportError as error:
+        raise MissingExtraError("train", "peft") from error
+    if isinstance(method.target_modules, list):
+        names = [name for name, _ in model.named_modules()]
+        for target in method.target_modules:
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                layers = sorted({name.rsplit(".", 1)[-1] for name in names if name.endswith("_proj")})
+                raise ConfigError(
+                    f"train.method.target_modules: {folder} has no layer {target!r}; it has {', '.join(layers)}"
+                )
+    if method.kind == "qlora":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        # That makes everything but the 4-bit weights float32. They are frozen, so it adds no information (norms
+        # compute in float32 anyway), but embeddings of a vocabulary of 152K would take 1.6 GB of an 8 GB card, and
+        # what comes out of the norms twice the room.
+        for p in model.parameters():
+            if p.dtype == torch.float32:
+                p.data = p.data.to(dtype)
+    if adapter is not None:
+        _check_adapter(adapter, method)
+        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    lora = LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,
+        target_modules=method.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, lora)
+
+
+def _check_adapter(folder: Path, method: Lora) -> None:
+    """Refuse to go on with an adapter of another shape."""
+    path = folder / "adapter_config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: no adapter to start from ({error}); use train.method.start = 'merged'") from error
+    if isinstance(method.target_modules, list) and set(found.get("target_modules") or ()) != set(method.target_modules):
+        raise ConfigError(
+            f"train.method.target_modules = {method.target_modules}, the adapter to start from has"
+            f" {sorted(found.get('target_modules') or ())}; make them equal, or use start = 'merged'"
+        )
+    for key, name, wanted in (("r", "rank", method.rank), ("lora_alpha", "alpha", method.alpha)):
+        if found.get(key) != wanted:
+            raise ConfigError(
+                f"train.method.{name} = {wanted}, the adapter to start from has {found.get(key)}; make them equal, or"
+                " use start = 'merged'"
+            )

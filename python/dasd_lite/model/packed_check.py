@@ -1,0 +1,56 @@
+"""Before a model scores or learns: are the log-probabilities of packed documents those of each document alone?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dasd_lite.chat.chat import Ids
+from dasd_lite.errors import TrainError
+from dasd_lite.model.row import Row
+
+_PROBE_DOCS, _PROBE_TOKENS = 4, 512  # full logits of these can be afforded on any machine
+
+
+def probe(documents: Sequence[Ids], num_tokens: int = _PROBE_TOKENS) -> Row:
+    """Return the beginnings of the first few documents, at most `num_tokens` of each, as one row."""
+    cut = [document[:num_tokens] for document in documents[:_PROBE_DOCS]]
+    ids = np.concatenate(cut)
+    return Row(ids, np.ones(len(ids), dtype=bool), np.array([len(d) for d in cut], dtype=np.int32), ())
+
+
+def documents_of(rows: Sequence[Row]) -> list[Ids]:
+    """Return the documents of some rows."""
+    return [document for row in rows for document in np.split(row.ids, np.cumsum(row.doc_lengths)[:-1])]
+
+
+def check_packing(model: Any, documents: Sequence[Ids], dtype: Any = None) -> None:
+    """Compare packed log-probabilities with those of each document alone; refuse when they differ.
+
+    `dtype` is the format of the computation, where it is not that of the weights.
+    """
+    import torch
+
+    from dasd_lite.model import load as student
+    from dasd_lite.model import logprobs
+
+    row = probe(documents)
+    docs = documents_of([row])
+    was_training = model.training
+    model.eval()
+    packed = logprobs.target_logprobs(model, row.ids, row.doc_lengths)
+    alone = np.concatenate([logprobs.plain_logprobs(model, doc) for doc in docs])
+    model.train(was_training)
+    if np.isfinite(alone).sum() != len(alone) - len(docs):  # all but the first token of each
+        raise TrainError("the model's log-probabilities are not finite before the first step; are its weights whole?")
+    gap = float(np.nanmean(np.abs(packed - alone)))
+    exact = student.is_float32(model) and dtype in (None, torch.float32)
+    allowed = 1e-3 if exact else 5e-2  # nats; rounding of 16-bit weights is up to 0.02
+    if not gap <= allowed:
+        raise TrainError(
+            f"log-probabilities of packed documents differ from those of each alone by {gap:.3g} nats on average"
+            f" (allowed {allowed:g}): documents leak into each other, or the logits of this architecture"
+            " are more than its output head"
+        )

@@ -1,0 +1,1 @@
+"""Looking back at a run: the page, its tables and figures."""

@@ -1,0 +1,1 @@
+"""`dasd-lite show`: rows of one folder in the terminal."""

@@ -1,0 +1,1 @@
+"""Phases and stages: the pipeline, the check before it and the trial."""

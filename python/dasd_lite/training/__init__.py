@@ -1,0 +1,1 @@
+"""One model learns: loop, schedule, rows, ranks, checkpoints, export and objectives."""

@@ -1,0 +1,31 @@
+"""AdamW over what is trained: by torch in float32, or by bitsandbytes with moments in 8 bits.
+
+Input: a model and the options of the stage. Invariant: matrices decay, vectors (norms, biases) do not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dasd_lite.config.train import TrainConfig
+
+
+def make_optimizer(model: Any, config: TrainConfig) -> Any:
+    """Return the optimiser, at a learning rate of 0 until one is set.
+
+    What this machine cannot do, `fit.conflicts` has said before.
+    """
+    import torch
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    options: dict[str, Any] = {"lr": 0.0, "betas": (config.beta1, config.beta2), "eps": 1e-8}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, fused=True, **options)
+    import bitsandbytes as bnb
+
+    kind = bnb.optim.PagedAdamW8bit if config.optimizer == "paged_adamw_8bit" else bnb.optim.AdamW8bit
+    return kind(groups, **options)

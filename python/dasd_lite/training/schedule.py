@@ -1,0 +1,135 @@
+"""What each optimiser step of training does, known before the first one: its rows, who reads them, its learning rate.
+
+Input: the lengths of the documents of every row, a seed, the options. Invariants: all of it is a pure
+function of these and of the step, so a run that goes on after a kill does what it would have done;
+nothing but `share` depends on the number of ranks; every row is read once an epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from dasd_lite.config.train import TrainConfig
+from dasd_lite.data.records import derive_seed
+from dasd_lite.errors import TrainError
+from dasd_lite.method import packing
+
+_MOST_ALIKE = 8  # rows of equal cost that lie together in the order
+_GROUPS = 4  # of them in a step at the least, so that a step is still a mixture of short and long documents
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The steps of one training.
+
+    Attributes:
+        lengths: Tokens of each document, row after row; int64 `[num_documents]`.
+        offsets: Row r has the documents `offsets[r]` to `offsets[r + 1]`; int64 `[num_rows + 1]`.
+        config: The options of the stage.
+        seed: Of the order.
+        cost: Cost of a token and of a pair of tokens of one document; see `packing.balance_rows`.
+        max_steps: Steps at most.
+    """
+
+    lengths: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    config: TrainConfig
+    seed: int
+    cost: tuple[float, float] = (1.0, 0.0)
+    max_steps: int | None = None
+    _orders: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse fewer rows than one step reads: a step that reads a row twice is not what was asked for."""
+        if self.num_rows < self.rows_per_step:
+            raise TrainError(
+                f"{self.num_rows} rows are fewer than one optimiser step reads: train.micro_batch_size ="
+                f" {self.config.micro_batch_size} × train.grad_accum_steps = {self.config.grad_accum_steps}; lower"
+                f" them to {self.num_rows} or fewer rows a step"
+            )
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the data."""
+        return len(self.offsets) - 1
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one optimiser step over all ranks; the last step takes what is left."""
+        return self.config.micro_batch_size * self.config.grad_accum_steps
+
+    @property
+    def num_samples(self) -> int:
+        """Rows read in all: each one `epochs` times, and part of them once more when that is a fraction."""
+        whole = max(1, math.ceil(round(self.config.epochs * self.num_rows, 6)))
+        return whole if self.max_steps is None else min(whole, self.max_steps * self.rows_per_step)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps."""
+        return math.ceil(self.num_samples / self.rows_per_step)
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step (counted from 0): linear warm-up, then a cosine down to the floor."""
+        peak, floor = self.config.learning_rate, self.config.min_learning_rate
+        warmup = round(self.config.warmup_ratio * self.num_steps)
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        done = (step - warmup) / max(1, self.num_steps - 1 - warmup)
+        return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+    def rows_of(self, step: int) -> list[int]:
+        """Return the rows of a step (counted from 0), the most expensive first; it may reach into the next epoch."""
+        first = step * self.rows_per_step
+        places = (divmod(i, self.num_rows) for i in range(first, min(first + self.rows_per_step, self.num_samples)))
+        rows = [int(self.order(epoch)[place]) for epoch, place in places]
+        return sorted(rows, key=lambda row: (-self.costs[row], row))
+
+    def share(self, step: int, rank: int, num_ranks: int) -> list[list[int]]:
+        """Return the micro-batches of one rank in a step: equally many for each rank, empty ones where rows run out.
+
+        At any moment all ranks work on neighbours in the order of cost, for they wait for each other.
+        """
+        rows, size = self.rows_of(step), self.config.micro_batch_size
+        micro_batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+        num_turns = math.ceil(len(micro_batches) / num_ranks)
+        micro_batches += [[]] * (num_turns * num_ranks - len(micro_batches))
+        return micro_batches[rank::num_ranks]
+
+    def order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Return the order of rows in an epoch.
+
+        Rows of about equal cost lie together in small groups, so that any number of ranks finds work of equal
+        length in it; the groups are in a random order.
+        """
+        if epoch not in self._orders:
+            most = max(1, min(_MOST_ALIKE, self.rows_per_step // _GROUPS))
+            alike = max(n for n in range(1, most + 1) if self.rows_per_step % n == 0)
+            no_one = np.empty(0, dtype=np.uint32)
+            tokens = np.add.reduceat(self.lengths, self.offsets[:-1])
+            num_tokens, longest = int(tokens.sum()), int(tokens.max())
+            documents = np.arange(len(self.lengths), dtype=np.uint32)
+            found = packing.balance_rows(
+                packing.Plan(documents, self.offsets, no_one, num_tokens, longest),
+                self.lengths,
+                num_ranks=alike,
+                micro_steps=self.rows_per_step // alike,
+                cost=self.cost,
+                seed=derive_seed(self.seed, "rows", epoch),
+            )
+            while len(self._orders) > 1:  # a step reaches into two epochs at the most
+                del self._orders[next(iter(self._orders))]
+            self._orders[epoch] = np.concatenate([found.rows.ravel(), found.left_over]).astype(np.int64)
+        return self._orders[epoch]
+
+    @cached_property
+    def costs(self) -> npt.NDArray[np.float64]:
+        """Cost of each row; float64 `[num_rows]`."""
+        linear, quadratic = self.cost
+        work = linear * self.lengths + quadratic * self.lengths.astype(np.float64) ** 2
+        return np.add.reduceat(work, self.offsets[:-1])
