@@ -16,8 +16,8 @@ from pathlib import Path
 import harness
 import numpy as np
 
-from dasd_lite.data.dataset import identify
 from dasd_lite.data.journal import Journal
+from dasd_lite.data.manifest import identify
 from dasd_lite.data.records import ROLLOUT
 from dasd_lite.inference import Completion
 from dasd_lite.inference.collect import token_columns

@@ -26,9 +26,9 @@ import pyarrow as pa
 import dasd_lite
 from dasd_lite.chat.chat import Chat
 from dasd_lite.config.stages import PackConfig, SelectConfig
-from dasd_lite.data.dataset import identify
-from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.manifest import identify
 from dasd_lite.data.records import ROLLOUT, SCORE
+from dasd_lite.data.writer import ShardWriter
 from dasd_lite.stages import pack, select
 
 STUDENT = Path(dasd_lite.__file__).parent / "demo" / "student"

@@ -95,9 +95,9 @@ def make_data(data: Path, steps: int) -> None:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from dasd_lite.data.dataset import identify
-    from dasd_lite.data.journal import ShardWriter
+    from dasd_lite.data.manifest import identify
     from dasd_lite.data.records import ROW
+    from dasd_lite.data.writer import ShardWriter
 
     torch.manual_seed(0)
     config = Qwen3Config(

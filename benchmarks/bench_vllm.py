@@ -27,7 +27,7 @@ import dasd_lite
 from dasd_lite.chat.chat import Chat
 from dasd_lite.config.models import VllmModel
 from dasd_lite.data.prompts import read_prompts
-from dasd_lite.data.records import derive_seed
+from dasd_lite.data.seeds import derive_seed
 from dasd_lite.inference import Request, SamplingParams
 from dasd_lite.inference.vllm.sampler import VllmSampler
 

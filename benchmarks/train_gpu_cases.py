@@ -126,7 +126,7 @@ def make_data(args: Any) -> Result:
     if not (args.folder / "model").exists():
         make_model(args.folder / "model", args)
     lengths = {case: make_rows(case, args) for case in args.cases}
-    from dasd_lite.costs.flops import peak_flops
+    from dasd_lite.costs.hardware import peak_flops
 
     device = torch.cuda.get_device_name() if on_gpu else "CPU"
     return {
@@ -158,9 +158,9 @@ def make_rows(case: str, args: Any) -> list[int]:
     import numpy as np
     import pyarrow as pa
 
-    from dasd_lite.data.dataset import identify
-    from dasd_lite.data.journal import ShardWriter
+    from dasd_lite.data.manifest import identify
     from dasd_lite.data.records import ROW
+    from dasd_lite.data.writer import ShardWriter
     from dasd_lite.method.packing import pack_rows
 
     seq_len, shape = seq_len_of(case, dry=args.dry), TINY if args.dry else SHAPE
@@ -243,8 +243,9 @@ def predicted_bytes(config: Any, args: Any) -> float:
     """Return what the package expects of full rows, CUDA's own 0.6 GB included, which torch does not count."""
     import torch
 
-    from dasd_lite.costs.flops import read_shape
-    from dasd_lite.costs.memory import Machine, predict
+    from dasd_lite.costs.hardware import Machine
+    from dasd_lite.costs.memory import predict
+    from dasd_lite.costs.shape import read_shape
 
     on_gpu = torch.cuda.is_available()
     machine = Machine(

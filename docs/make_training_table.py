@@ -15,9 +15,10 @@ from pathlib import Path
 
 from dasd_lite.config.stages import PackConfig
 from dasd_lite.config.train import TrainConfig
-from dasd_lite.costs.fit import training_hours
-from dasd_lite.costs.flops import ModelShape, peak_flops, shape_of
-from dasd_lite.costs.memory import Machine, predict
+from dasd_lite.costs.flops import training_hours
+from dasd_lite.costs.hardware import Machine, peak_flops
+from dasd_lite.costs.memory import predict
+from dasd_lite.costs.shape import ModelShape, shape_of
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 _DOC_LENGTH = 8192  # tokens of a document, where a row holds one

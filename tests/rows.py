@@ -3,9 +3,9 @@
 import numpy as np
 import pyarrow as pa
 
-from dasd_lite.data.dataset import identify
-from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.manifest import identify
 from dasd_lite.data.records import ROW
+from dasd_lite.data.writer import ShardWriter
 
 VOCAB = 61
 

@@ -58,7 +58,7 @@ _force = click.option("--force", is_flag=True, help="Replace folders that were m
 @click.argument("situation", type=click.Choice(SITUATIONS))
 def init(situation: str) -> None:
     """Write a commented run.toml for a SITUATION into this folder; never overwrites."""
-    from dasd_lite.data.dataset import write_atomic
+    from dasd_lite.data.files import write_atomic
 
     target = Path("run.toml")
     if target.exists():

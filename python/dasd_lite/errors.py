@@ -39,3 +39,12 @@ class MissingExtraError(DasdError, ImportError):
     def __init__(self, extra: str, package: str) -> None:
         """Name the extra to install and the package that was not found."""
         super().__init__(f"{package} is not installed; it comes with: pip install 'dasd-lite[{extra}]'")
+
+
+def remote_error(kind: str, message: str) -> DasdError:
+    """Return the error that another process named by its kind."""
+    kinds = {
+        kind.__name__: kind
+        for kind in (ConfigError, DataError, EndpointError, EngineError, TrainError, CheckpointError)
+    }
+    return kinds.get(kind, ConfigError)(message)

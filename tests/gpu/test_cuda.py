@@ -91,9 +91,9 @@ def make_rows(folder: Path, lengths: list[int], num_rows: int = 8) -> Path:
     """Documents that count by a step of their own: something to learn."""
     import pyarrow as pa
 
-    from dasd_lite.data.dataset import identify
-    from dasd_lite.data.journal import ShardWriter
+    from dasd_lite.data.manifest import identify
     from dasd_lite.data.records import ROW
+    from dasd_lite.data.writer import ShardWriter
 
     rng = np.random.default_rng(0)
     rows = [
@@ -222,8 +222,9 @@ def test_float16_with_scaled_losses_learns_what_float32_does(small: tuple[Path, 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_predicted_memory_is_within_a_tenth_of_what_the_card_gave(tmp_path: Path, method: str) -> None:
     from dasd_lite.config.train import TrainConfig
-    from dasd_lite.costs.flops import read_shape
-    from dasd_lite.costs.memory import Machine, predict
+    from dasd_lite.costs.hardware import Machine
+    from dasd_lite.costs.memory import predict
+    from dasd_lite.costs.shape import read_shape
 
     if method == "lora":
         pytest.importorskip("peft")

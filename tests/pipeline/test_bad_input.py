@@ -17,9 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dasd_lite.data.dataset import Identity, batches, read_manifest
-from dasd_lite.data.journal import Journal, ShardWriter
+from dasd_lite.data.dataset import batches
+from dasd_lite.data.journal import Journal
+from dasd_lite.data.manifest import Identity, read_manifest
 from dasd_lite.data.records import KEPT, ROLLOUT
+from dasd_lite.data.writer import ShardWriter
 
 
 @pytest.fixture

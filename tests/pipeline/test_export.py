@@ -158,9 +158,9 @@ def write_rows(folder: Path, student: Path, questions: list[dict[str, str]]) -> 
     import pyarrow as pa
 
     from dasd_lite.chat.chat import Chat
-    from dasd_lite.data.dataset import Identity
-    from dasd_lite.data.journal import ShardWriter
+    from dasd_lite.data.manifest import Identity
     from dasd_lite.data.records import ROW
+    from dasd_lite.data.writer import ShardWriter
 
     chat, rows = Chat(student), []
     for i in range(0, len(questions) - 2, 3):

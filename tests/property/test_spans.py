@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import dasd_lite
 from dasd_lite.chat.chat import Chat
 from dasd_lite.errors import DataError
-from dasd_lite.method.sentence_scores import Tokens, sentence_scores
+from dasd_lite.method.divergence import Tokens, sentence_scores
 from dasd_lite.method.sentences import sentence_ends
 
 DEMO = Path(dasd_lite.__file__).parent / "demo"

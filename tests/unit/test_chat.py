@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from dasd_lite.chat.chat import Chat, model_folder
+from dasd_lite.chat.chat import Chat
+from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import ConfigError, DataError
 
 CHATML = (

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dasd_lite.data.dataset import read, read_manifest
+from dasd_lite.data.dataset import read
+from dasd_lite.data.manifest import read_manifest
 
 
 def stages_of(run):

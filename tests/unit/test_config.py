@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from dasd_lite.config.load import STAGE_TABLES, key_lines, load_recipe
+from dasd_lite.config.explain import STAGE_TABLES, key_lines
+from dasd_lite.config.load import load_recipe
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.errors import ConfigError
 

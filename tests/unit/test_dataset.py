@@ -17,18 +17,12 @@ from hypothesis import strategies as st
 from dasd_lite.config.models import EXECUTION, EndpointModel, Table, semantic
 from dasd_lite.config.stages import PackConfig, SampleConfig, ScoreConfig
 from dasd_lite.config.train import TrainConfig
-from dasd_lite.data import dataset
-from dasd_lite.data.dataset import (
-    Identity,
-    batches,
-    fingerprint,
-    identify,
-    is_finished,
-    read_manifest,
-    run_lock,
-    shards,
-)
-from dasd_lite.data.journal import Journal, ShardWriter
+from dasd_lite.data import dataset, files
+from dasd_lite.data.dataset import batches, shards
+from dasd_lite.data.files import run_lock
+from dasd_lite.data.journal import Journal
+from dasd_lite.data.manifest import Identity, fingerprint, identify, read_manifest
+from dasd_lite.data.writer import ShardWriter, is_finished
 from dasd_lite.errors import CheckpointError, DataError
 
 NUMBERS = pa.schema([("n", pa.int64()), ("text", pa.large_string()), ("list", pa.large_list(pa.int32()))])
@@ -304,7 +298,7 @@ def test_a_run_folder_that_cannot_be_one(tmp_path, out):
 )
 def test_a_full_disk_is_one_line(tmp_path, error):
     told = "no space left on the device; what is committed stays; free some and run the same again"
-    with pytest.raises(DataError, match=told), dataset.disk_errors(tmp_path):
+    with pytest.raises(DataError, match=told), files.disk_errors(tmp_path):
         raise error
 
 
@@ -312,7 +306,7 @@ def test_a_full_disk_is_one_line(tmp_path, error):
     "error", [OSError(errno.EIO, "I/O error"), ValueError("No space left"), pa.ArrowInvalid("bad")]
 )
 def test_other_errors_stay_what_they_are(tmp_path, error):
-    with pytest.raises(type(error)) as found, dataset.disk_errors(tmp_path):
+    with pytest.raises(type(error)) as found, files.disk_errors(tmp_path):
         raise error
     assert found.value is error
 

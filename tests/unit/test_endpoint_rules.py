@@ -10,8 +10,9 @@ import pytest
 from tests.server import END, Answer, ChatServer, pieces_of, plain
 
 from dasd_lite.config.models import Budget, EndpointModel, Prices
+from dasd_lite.data.usage import Tally
 from dasd_lite.errors import ConfigError, EndpointError
-from dasd_lite.inference import Completion, Request, SamplingParams, Tally, open_sampler
+from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler
 from dasd_lite.inference.collect import token_columns
 from dasd_lite.inference.endpoint import client as servers
 from dasd_lite.inference.endpoint import dispatch

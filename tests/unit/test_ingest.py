@@ -11,7 +11,9 @@ from tests.server import ChatServer
 from dasd_lite.chat.chat import Chat
 from dasd_lite.config.models import EndpointModel, TransformersModel
 from dasd_lite.config.stages import IngestConfig, ScoreConfig
-from dasd_lite.data.dataset import is_finished, read, read_manifest
+from dasd_lite.data.dataset import read
+from dasd_lite.data.manifest import read_manifest
+from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.stages import ingest, score
 from dasd_lite.stages.mix import _cut_off, _with_room

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasd_lite.data import dataset
-from dasd_lite.data.dataset import Identity, read_manifest, shards
-from dasd_lite.data.journal import Journal, ShardWriter
+from dasd_lite.data.dataset import shards
+from dasd_lite.data.journal import Journal
+from dasd_lite.data.manifest import Identity, read_manifest
+from dasd_lite.data.writer import ShardWriter
 from dasd_lite.errors import DataError
 
 SCHEMA = pa.schema([("uid", pa.string()), ("values", pa.large_list(pa.float32())), ("text", pa.large_string())])

@@ -22,14 +22,16 @@ from dasd_lite.config.load import load_recipe
 from dasd_lite.config.train import Full, Lora, TrainConfig
 from dasd_lite.costs import estimate as training_costs
 from dasd_lite.costs import memory
-from dasd_lite.costs.fit import Card, sizes_that_fit, smallest_change
-from dasd_lite.costs.flops import peak_flops, read_shape, shape_of, training_flops
-from dasd_lite.costs.memory import Machine, Step, predict
+from dasd_lite.costs.fit import sizes_that_fit, smallest_change
+from dasd_lite.costs.flops import training_flops
+from dasd_lite.costs.hardware import Card, Machine, peak_flops
+from dasd_lite.costs.memory import Step, predict
+from dasd_lite.costs.shape import read_shape, shape_of
 from dasd_lite.errors import ConfigError
-from dasd_lite.model import load as student
 from dasd_lite.model import logprobs
 from dasd_lite.model.attention import PACKED, register
 from dasd_lite.run import check
+from dasd_lite.training import trainable
 
 ROOT = Path(__file__).parents[2]
 FULL, LORA, QLORA = Full(), Lora(kind="lora", rank=8, alpha=16), Lora(kind="qlora", rank=8, alpha=16)
@@ -121,10 +123,10 @@ def test_flops_are_those_that_torch_counts(tmp_path):
     saved(tmp_path, "Qwen3")
     shape, num_tokens = read_shape(tmp_path), 64
     attention = 6 * shape.num_layers * shape.q_size * num_tokens**2  # 3 passes, 2 products, 2 each, half of the pairs
-    whole = student.load_trainable(tmp_path, FULL, device="cpu")
+    whole = trainable.load_trainable(tmp_path, FULL, device="cpu")
     ours = training_flops(shape, [num_tokens], FULL, num_targets=num_tokens - 1) - attention
     assert ours == counted_flops(whole, num_tokens)
-    adapted = student.load_trainable(tmp_path, LORA, device="cpu")
+    adapted = trainable.load_trainable(tmp_path, LORA, device="cpu")
     ours = training_flops(shape, [num_tokens], LORA, num_targets=num_tokens - 1) - attention
     assert ours == pytest.approx(counted_flops(adapted, num_tokens), rel=0.03)  # nothing needs the embedding's gradient
 
@@ -250,7 +252,7 @@ def logit_bytes(monkeypatch):
 def test_the_terms_are_what_autograd_keeps(tmp_path, logit_bytes, method, dtype, lengths, checkpointing):
     logit_bytes(4 * 1000 * 64)
     folder = saved(tmp_path)
-    model = student.load_trainable(
+    model = trainable.load_trainable(
         folder, method, dtype=dtype, device="cpu", gradient_checkpointing=checkpointing, liger=False
     )
     kept, peak = kept_and_peak(model, getattr(torch, dtype), lengths)
@@ -261,7 +263,7 @@ def test_the_terms_are_what_autograd_keeps(tmp_path, logit_bytes, method, dtype,
 
 def test_weights_in_four_bits_take_what_is_said(tmp_path):
     folder = saved(tmp_path, vocab_size=256, hidden_size=512, intermediate_size=1536)
-    model = student.load_trainable(folder, QLORA, dtype="bfloat16", device="cpu")
+    model = trainable.load_trainable(folder, QLORA, dtype="bfloat16", device="cpu")
     tensors = list(model.parameters())
     for state in [p.quant_state for p in tensors if hasattr(p, "quant_state")]:
         tensors += [t for t in state.as_dict(packed=True).values() if isinstance(t, torch.Tensor)]
@@ -281,7 +283,7 @@ def fake_model(method, dtype, checkpointing, fake, num_layers, name="Qwen3", **o
     causal = logprobs.causal_model(model)
     if checkpointing:
         causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    causal.get_input_embeddings().register_forward_hook(student._narrow)
+    causal.get_input_embeddings().register_forward_hook(trainable._narrow)
     made = {}
     with fake:
         for module in model.modules():

@@ -13,11 +13,10 @@ from tests.rows import VOCAB, make_model, make_rows, write_rows
 
 from dasd_lite.config.train import Full, TrainConfig
 from dasd_lite.errors import TrainError
-from dasd_lite.model import load as student
 from dasd_lite.model.logprobs import negative_logprobs, target_terms
 from dasd_lite.model.row import Row
 from dasd_lite.stages import train
-from dasd_lite.training import objectives
+from dasd_lite.training import objectives, trainable
 from dasd_lite.training.objectives import Targets
 from dasd_lite.training.rows import open_rows
 
@@ -36,7 +35,7 @@ def row(*lengths, weights=None):
 
 
 def gradient(tiny, objective, data, num_step, chunk_tokens=None):
-    model = student.load_trainable(tiny, Full(), device="cpu")
+    model = trainable.load_trainable(tiny, Full(), device="cpu")
     targets = Targets.of(data, num_step, "cpu")
     terms = target_terms(
         model, data.ids, targets.positions, data.doc_lengths, objective.terms, chunk_tokens=chunk_tokens

@@ -5,9 +5,10 @@ import pyarrow as pa
 import pytest
 
 from dasd_lite.config.stages import PackConfig
-from dasd_lite.data.dataset import Identity, read, shards
-from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.dataset import read, shards
+from dasd_lite.data.manifest import Identity
 from dasd_lite.data.records import KEPT, ROW
+from dasd_lite.data.writer import ShardWriter
 from dasd_lite.errors import DataError
 from dasd_lite.stages import pack
 

@@ -49,9 +49,9 @@ def tokenizer_of(cases, special):
 
 
 def _letters():
-    from dasd_lite.chat.chat import _byte_level_table
+    from dasd_lite.chat.spelling import byte_level_table
 
-    return _byte_level_table()
+    return byte_level_table()
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from dasd_lite import console
 from dasd_lite.config.stages import RecipeConfig
-from dasd_lite.data.dataset import Identity, begin
-from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.manifest import Identity
 from dasd_lite.data.records import GRADED, KEPT, REJECTED, ROLLOUT, ROW, SCORE
+from dasd_lite.data.writer import ShardWriter, begin
 from dasd_lite.errors import DataError
 from dasd_lite.method.sentences import sentence_ends
 from dasd_lite.report import page as report

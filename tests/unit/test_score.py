@@ -17,7 +17,8 @@ transformers = pytest.importorskip("transformers")
 from dasd_lite.chat.chat import Chat
 from dasd_lite.config.models import EndpointModel, TransformersModel, VllmModel
 from dasd_lite.config.stages import IngestConfig, PromptsConfig, RecipeConfig, SampleConfig, ScoreConfig, SelectConfig
-from dasd_lite.data.dataset import batches, read_manifest, read_timing
+from dasd_lite.data.dataset import batches
+from dasd_lite.data.manifest import read_manifest, read_timing
 from dasd_lite.data.records import ROLLOUT
 from dasd_lite.errors import ConfigError, DataError, EndpointError
 from dasd_lite.inference.scorer import context_of, open_scorer

@@ -7,9 +7,10 @@ from rich.console import Console
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.config.stages import SelectConfig, Weighting
-from dasd_lite.data.dataset import Identity, batches, read, read_manifest
-from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.dataset import batches, read
+from dasd_lite.data.manifest import Identity, read_manifest
 from dasd_lite.data.records import ROLLOUT, SCORE
+from dasd_lite.data.writer import ShardWriter
 from dasd_lite.errors import CheckpointError, ConfigError, DataError
 from dasd_lite.report.summary import rejections, summary
 from dasd_lite.stages import select

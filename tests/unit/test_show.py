@@ -12,9 +12,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from dasd_lite import console
 from dasd_lite.chat.chat import Chat
 from dasd_lite.config.stages import RecipeConfig
-from dasd_lite.data.dataset import Identity, begin, publish, read_manifest
-from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.manifest import Identity, read_manifest
 from dasd_lite.data.records import GRADED, KEPT, REJECTED, ROLLOUT, ROW, SCORE
+from dasd_lite.data.writer import ShardWriter, begin, publish
 from dasd_lite.errors import DataError
 from dasd_lite.method.sentences import sentence_ends
 from dasd_lite.report.show.show import show

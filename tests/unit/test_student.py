@@ -18,7 +18,7 @@ from dasd_lite.model import load as student
 from dasd_lite.model import logprobs
 from dasd_lite.model.attention import Documents
 from dasd_lite.model.row import Row
-from dasd_lite.training import export
+from dasd_lite.training import export, trainable
 
 VOCAB = 97
 LORA = Lora(kind="lora", rank=4, alpha=8)
@@ -139,7 +139,7 @@ def test_loss_and_gradient_equal_those_of_each_document_alone(tiny, plain, optio
 
     options = dict(options)
     checkpointing = options.pop("gradient_checkpointing", False)
-    model = student.load_trainable(tiny, Full(), device="cpu", gradient_checkpointing=checkpointing)
+    model = trainable.load_trainable(tiny, Full(), device="cpu", gradient_checkpointing=checkpointing)
     loss = logprobs.loss_sum(model, data.ids, data.loss_mask, data.doc_lengths, **options)
     loss.backward()
     assert loss.item() == pytest.approx(total, rel=1e-6)
@@ -151,7 +151,7 @@ def test_loss_and_gradient_equal_those_of_each_document_alone(tiny, plain, optio
 
 def test_gradient_of_the_head_is_the_analytic_one(tiny):
     """Mask and shift: the gradient is Σ over targets t of (softmax(logits of t−1) − onehot(t)) ⊗ (state of t−1)."""
-    model = student.load_trainable(tiny, Full(), device="cpu")
+    model = trainable.load_trainable(tiny, Full(), device="cpu")
     data = row(6, 5)
     data.loss_mask[:] = [1, 0, 1, 1, 0, 0, 1, 0, 0, 0, 1]  # the first of each document is masked in and yet no target
     targets = [2, 3, 10]
@@ -234,7 +234,7 @@ def test_model_without_weights_is_refused(tiny, tmp_path):
 def test_unknown_target_module_names_those_that_exist(tiny):
     method = Lora(kind="lora", target_modules=["q_proj", "qkv_proj"])
     with pytest.raises(ConfigError, match=r"target_modules.*no layer 'qkv_proj'; it has down_proj, .*q_proj"):
-        student.load_trainable(tiny, method, device="cpu")
+        trainable.load_trainable(tiny, method, device="cpu")
 
 
 def fit(model, data, steps=30):
@@ -256,7 +256,7 @@ def test_adapter_trains_and_merges_into_the_same_logits(tiny, tmp_path, method):
 
     data = row(40, 50, 33)
     torch.manual_seed(1)
-    model = student.load_trainable(tiny, method, device="cpu")
+    model = trainable.load_trainable(tiny, method, device="cpu")
     trained = [p for p in model.parameters() if p.requires_grad]
     assert all(p.dtype == torch.float32 for p in trained)
     assert sum(p.numel() for p in trained) < 0.3 * sum(p.numel() for p in model.parameters())
@@ -285,7 +285,7 @@ def test_qlora_gradient_is_right_after_an_eval_forward(tiny):
 
     def build(method):
         torch.manual_seed(1)
-        return student.load_trainable(tiny, method, device="cpu")
+        return trainable.load_trainable(tiny, method, device="cpu")
 
     fresh, used = build(QLORA), build(QLORA)
     used.eval()
@@ -304,7 +304,7 @@ def test_qlora_gradient_is_right_after_an_eval_forward(tiny):
 def test_saved_model_keeps_tokenizer_dtype_and_weights(tmp_path):
     source = make_model(tmp_path / "source", dtype="bfloat16")
     (source / "README.md").write_text("not part of the model")
-    model = student.load_trainable(source, Full(), device="cpu")
+    model = trainable.load_trainable(source, Full(), device="cpu")
     assert student.is_float32(model)
     data = row(30)
     fit(model, data, steps=3)

@@ -10,7 +10,7 @@ import pytest
 
 from dasd_lite.config.train import TrainConfig
 from dasd_lite.errors import ConfigError
-from dasd_lite.training.trackers import open_tracker
+from dasd_lite.training.metrics import open_tracker
 
 CONFIG = TrainConfig(learning_rate=1e-3).model_dump(mode="json")
 

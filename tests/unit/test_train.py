@@ -17,11 +17,11 @@ from tests.rows import VOCAB, make_model, make_rows, write_rows
 from dasd_lite.config.train import Full, TrainConfig
 from dasd_lite.errors import CheckpointError, ConfigError, DataError, TrainError
 from dasd_lite.method.ragged import offsets_of
-from dasd_lite.model.load import load_trainable
 from dasd_lite.model.packed_check import check_packing, documents_of, probe
 from dasd_lite.stages import train
 from dasd_lite.training.rows import open_rows
 from dasd_lite.training.schedule import Schedule
+from dasd_lite.training.trainable import load_trainable
 
 QUICK = {"epochs": 2, "learning_rate": 1e-2, "min_learning_rate": 1e-3, "micro_batch_size": 2, "grad_accum_steps": 2}
 
@@ -138,11 +138,11 @@ def test_16_bit_computation_trains_float32_weights(tiny, packed, tmp_path, dtype
 
 
 def test_only_matrices_decay(tiny):
-    from dasd_lite.model import load as student
+    from dasd_lite.training import trainable
     from dasd_lite.training.optimizer import make_optimizer
 
     config = TrainConfig(weight_decay=0.3)
-    optimizer = make_optimizer(student.load_trainable(tiny, config.method, device="cpu"), config)
+    optimizer = make_optimizer(trainable.load_trainable(tiny, config.method, device="cpu"), config)
     decays = {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays == {1: 0.0, 2: 0.3}
 

@@ -43,7 +43,8 @@ def test_the_dry_run_goes_through_both_kinds_of_training(tmp_path):
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_written_formula_is_the_one_that_training_reports_by(bench, method):
     from dasd_lite.config.train import Full, Lora
-    from dasd_lite.costs.flops import shape_of, training_flops
+    from dasd_lite.costs.flops import training_flops
+    from dasd_lite.costs.shape import shape_of
 
     options = Full() if method == "full" else Lora(kind="lora", rank=bench.RANK)
     shape = shape_of({**bench.SHAPE, "model_type": "qwen3", "tie_word_embeddings": True})

@@ -14,20 +14,22 @@ transformers = pytest.importorskip("transformers")
 
 from tests.rows import VOCAB, make_model, make_rows, write_rows
 
-from dasd_lite.chat.chat import Chat, engine_stop_ids
+from dasd_lite.chat.chat import Chat
 from dasd_lite.config.train import Full, Lora, TrainConfig
-from dasd_lite.costs.fit import conflicts
+from dasd_lite.data.hub import engine_stop_ids
 from dasd_lite.data.prompts import read_prompts
 from dasd_lite.errors import ConfigError, TrainError
 from dasd_lite.model import load as student
 from dasd_lite.model import logprobs
 from dasd_lite.model.row import Row
 from dasd_lite.stages import train
-from dasd_lite.training import checkpoint
+from dasd_lite.training import checkpoint, trainable
 from dasd_lite.training import monitor as watch
-from dasd_lite.training.job import Job, Told, blame, fault
+from dasd_lite.training.guard import Told, blame, fault
+from dasd_lite.training.job import Job
 from dasd_lite.training.monitor import Look, collapse
 from dasd_lite.training.optimizer import make_optimizer
+from dasd_lite.training.requirements import conflicts
 from dasd_lite.training.schedule import Schedule
 
 QUICK = {"epochs": 4, "learning_rate": 1e-2, "min_learning_rate": 1e-3, "micro_batch_size": 2, "grad_accum_steps": 2}
@@ -143,7 +145,7 @@ def test_out_of_memory_is_one_line_with_what_needs_less(tiny, packed, tmp_path, 
     ) as e:
         train.run(packed, tiny, config, tmp_path / "out", seed=0)
     assert "\n" not in str(e.value)
-    monkeypatch.setattr(training.student, "load_trainable", full)
+    monkeypatch.setattr(training.trainable, "load_trainable", full)
     with pytest.raises(TrainError, match=r"^NVIDIA T4: its 16.0 GB are full; try train.method qlora"):
         train.run(packed, tiny, config, tmp_path / "other", seed=0)
 
@@ -272,7 +274,7 @@ def test_a_recipe_hands_over_merged_models_or_the_adapter(tmp_path):
 
 
 def gradients(tiny, *, offload, checkpointing):
-    model = student.load_trainable(tiny, Full(), device="cpu", gradient_checkpointing=checkpointing)
+    model = trainable.load_trainable(tiny, Full(), device="cpu", gradient_checkpointing=checkpointing)
     ids, lengths = np.arange(4000) % VOCAB, [60] * 66 + [40]
     positions = logprobs.target_positions(np.ones(4000, dtype=bool), lengths)
     terms = logprobs.target_terms(model, ids, positions, lengths, logprobs.negative_logprobs, offload=offload)
@@ -299,7 +301,7 @@ def test_checkpoints_of_many_files(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_FILE_BYTES", 20_000)
 
     def fresh():
-        model = student.load_trainable(tiny, Full(), device="cpu")
+        model = trainable.load_trainable(tiny, Full(), device="cpu")
         return model, make_optimizer(model, TrainConfig())
 
     scaler = torch.amp.GradScaler("cpu", enabled=False)
@@ -327,15 +329,15 @@ def test_what_this_machine_cannot_do(tiny, packed, tmp_path):
         train.run(packed, tiny, TrainConfig(optimizer="paged_adamw_8bit"), tmp_path / "out", seed=0)
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match=r"train.liger = true: .*(not installed|need a GPU)"):
-        student.load_trainable(tiny, Full(), device="cpu", liger=True)
-    student.load_trainable(tiny, Lora(kind="lora"), device="cpu", liger="auto")
+        trainable.load_trainable(tiny, Full(), device="cpu", liger=True)
+    trainable.load_trainable(tiny, Lora(kind="lora"), device="cpu", liger="auto")
 
 
 # --- the look at a few questions --------------------------------------------------------------------
 
 
 def test_a_look_grades_answers_and_leaves_the_model_as_it_was():
-    model = student.load_trainable(DEMO / "student", Full(), device="cpu")
+    model = trainable.load_trainable(DEMO / "student", Full(), device="cpu")
     before = model.config._attn_implementation
     questions = read_prompts(DEMO / "validation.jsonl", limit=12)
     found = watch.look(model, DEMO / "student", questions, 7, max_tokens=160)

@@ -19,51 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dasd_lite.chat import harmony
-from dasd_lite.data.records import Message, digest
+from dasd_lite.chat.spelling import Ids, Lengths, piece_reader, spell
+from dasd_lite.data.hub import read_json
+from dasd_lite.data.records import Message
+from dasd_lite.data.seeds import digest
 from dasd_lite.errors import ConfigError, DataError
 
-Ids = npt.NDArray[np.int32]
-Lengths = npt.NDArray[np.int32]
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "config.json",
-)
 _PROBE = "x9Qz"
-
-
-def model_folder(name: str, *, weights: bool = False) -> Path:
-    """Return the local folder of a model: `name` itself, or the hub's copy, downloaded when it is not there.
-
-    Without `weights` only the small files are fetched. Raises ConfigError when there is no such model.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            raise ConfigError(f"model = {name!r}: not a model folder, it has no config.json")
-        return path
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise ConfigError(f"model = {name!r}: no such folder (and no hub id, which looks like Qwen/Qwen3-4B)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = [*_TOKENIZER_FILES, *(("*.safetensors", "*.index.json") if weights else ())]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"model = {name!r}: no such folder, and the hub has not given it ({reason})") from error
-
-
-def engine_stop_ids(folder: Path) -> set[int]:
-    """Return the tokens at which engines stop a model: its generation config names them, or else its config."""
-    for name in ("generation_config.json", "config.json"):
-        named = _read_json(folder / name).get("eos_token_id")
-        if named is not None:
-            return set(named) if isinstance(named, list) else {named}
-    return set()
 
 
 class Chat:
@@ -77,14 +39,14 @@ class Chat:
         path = folder / "tokenizer.json"
         if not path.exists():
             raise ConfigError(f"{folder}: no tokenizer.json; the model needs a fast tokenizer")
-        pieces = _read_json(path)
+        pieces = read_json(path)
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the package has no kind of its own
             raise ConfigError(f"{path}: not a tokenizer: {error}") from error
-        self._config = _read_json(folder / "tokenizer_config.json")
+        self._config = read_json(folder / "tokenizer_config.json")
         self._template = self._read_template()
-        self._pieces = _piece_reader(pieces)
+        self._pieces = piece_reader(pieces)
         self._marks = self._find_marks()
         self.eos_id = self._find_eos()
         self._check_round_trip()
@@ -98,7 +60,7 @@ class Chat:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a turn: the template's, and those that the model's generation config names."""
-        named = _read_json(self.folder / "generation_config.json").get("eos_token_id")
+        named = read_json(self.folder / "generation_config.json").get("eos_token_id")
         ids = named if isinstance(named, list) else [] if named is None else [named]
         ends = [token_id for token_id, mark in self._marks.items() if mark in ("return", "call")]
         return tuple(sorted({self.eos_id, *ids, *ends}))
@@ -111,7 +73,7 @@ class Chat:
     @cached_property
     def context(self) -> int:
         """Longest prompt plus answer in tokens that the model's config names."""
-        config = _read_json(self.folder / "config.json")
+        config = read_json(self.folder / "config.json")
         return int(
             config.get("max_position_embeddings")
             or (config.get("text_config") or {}).get("max_position_embeddings")
@@ -197,7 +159,7 @@ class Chat:
             if verdict != "malformed":
                 pieces = [b"" if i in self.stop_ids else piece for i, piece in zip(ids, found, strict=True)]
             finish_reason = verdict or finish_reason
-        text, lengths = _spell(pieces)
+        text, lengths = spell(pieces)
         return (text if prefix else self.opener + text), lengths, finish_reason
 
     def _as_written(self, completion: str) -> str:
@@ -328,72 +290,3 @@ class Chat:
             raise ConfigError(
                 f"{self.folder / 'tokenizer.json'}: {text!r} comes back as {found!r}; this kind is not supported"
             )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: {str(value)[:40]!r} is not an object of keys and values")
-    return value
-
-
-def _spell(pieces: list[bytes]) -> tuple[str, Lengths]:
-    """Join what tokens spell; return the text and each one's bytes of it."""
-    edges = np.cumsum([0, *map(len, pieces)])
-    text, replaced = _decode(b"".join(pieces))
-    for start, end in reversed(replaced):  # edges inside a replaced range move to its end
-        edges = np.where(edges >= end, edges + 3 - (end - start), np.where(edges > start, start + 3, edges))
-    return text, np.diff(edges).astype(np.int32)
-
-
-def _decode(raw: bytes) -> tuple[str, list[tuple[int, int]]]:
-    """Decode UTF-8; return the text and the ranges of bytes that became U+FFFD."""
-    parts: list[str] = []
-    replaced: list[tuple[int, int]] = []
-    start = 0
-    while True:
-        try:
-            return "".join([*parts, raw[start:].decode()]), replaced
-        except UnicodeDecodeError as error:
-            bad, end = start + error.start, start + error.end
-            parts += [raw[start:bad].decode(), "\ufffd"]
-            replaced.append((bad, end))
-            start = end
-
-
-def _piece_reader(tokenizer: dict[str, Any]) -> Any:
-    """Return the function from a vocabulary entry to its bytes, by the kind of decoder."""
-    kinds = _decoder_kinds(tokenizer.get("decoder") or {})
-    if "ByteLevel" in kinds:
-        table = _byte_level_table()
-        return lambda token: bytes(table[c] for c in token)
-    if kinds & {"Metaspace", "Replace", "ByteFallback"}:
-
-        def sentencepiece(token: str) -> bytes:
-            byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
-            return bytes([int(byte.group(1), 16)]) if byte else token.replace("▁", " ").encode()
-
-        return sentencepiece
-    raise ConfigError(
-        f"tokenizer.json: decoder {sorted(kinds) or 'none'} is not supported; byte-level BPE and SentencePiece are"
-    )
-
-
-def _decoder_kinds(decoder: dict[str, Any]) -> set[str]:
-    inner = (kind for part in decoder.get("decoders", []) for kind in _decoder_kinds(part))
-    return {str(decoder.get("type")), *inner} - {"None", "Sequence"}
-
-
-def _byte_level_table() -> dict[str, int]:
-    """Return the character that byte-level BPE writes for each byte: printable ones stand for themselves."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {chr(b): b for b in printable}
-    others = (b for b in range(256) if b not in set(printable))
-    return table | {chr(256 + n): b for n, b in enumerate(others)}

@@ -6,28 +6,17 @@ predictions (memory.py, flops.py), and say so.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-from dasd_lite.chat.chat import model_folder
 from dasd_lite.config.stages import Phase, RecipeConfig
-from dasd_lite.config.train import Lora
-from dasd_lite.costs.fit import (
-    ASSUMED_MFU,
-    CARD_SIZES,
-    Card,
-    Change,
-    has_liger,
-    sizes_that_fit,
-    smallest_change,
-    training_hours,
-    visible_card,
-)
-from dasd_lite.costs.flops import ModelShape, peak_flops, read_shape
-from dasd_lite.costs.memory import Machine, Prediction, predict
+from dasd_lite.costs.fit import Change, sizes_that_fit, smallest_change
+from dasd_lite.costs.flops import ASSUMED_MFU, training_hours
+from dasd_lite.costs.hardware import CARD_SIZES, Card, Machine, has_liger, peak_flops, visible_card
+from dasd_lite.costs.memory import Prediction, predict
+from dasd_lite.costs.shape import ModelShape, read_shape
+from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import DasdError
 
 
@@ -89,30 +78,6 @@ def trainings_of(recipe: RecipeConfig) -> list[Training]:
         else:
             same.phases.extend(one.phases)
     return found
-
-
-def no_such_layer(recipe: RecipeConfig) -> Iterator[str]:
-    """Name the layers that are to get an adapter and of which the student's files have no weights."""
-    methods = [phase.train.method for phase in recipe.phase if isinstance(phase.train.method, Lora)]
-    targets = {
-        target for method in methods if method.target_modules != "all-linear" for target in method.target_modules
-    }
-    if not targets or importlib.util.find_spec("safetensors") is None:
-        return
-    from safetensors import safe_open
-
-    names: set[str] = set()
-    for path in Path(recipe.student.model).glob("*.safetensors"):
-        with safe_open(path, framework="np") as file:
-            names |= {
-                name.removesuffix(".weight").rsplit(".", 1)[-1]
-                for name in list(file.keys())
-                if name.endswith(".weight")
-            }
-    for target in sorted(targets) if names else ():
-        if target.rsplit(".", 1)[-1] not in names:
-            layers = sorted(name for name in names if name.endswith("_proj")) or sorted(names)
-            yield f"train.method.target_modules: the student has no layer {target!r}; it has {', '.join(layers)}"
 
 
 def too_big(trainings: list[Training]) -> Iterator[str]:

@@ -7,93 +7,17 @@ not to be needed are taken back. Nothing here needs torch, but without it no car
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from dasd_lite.config.train import Full, Lora, TrainConfig
-from dasd_lite.costs.flops import ModelShape, training_flops
-from dasd_lite.costs.memory import Machine, Prediction, predict
+from dasd_lite.costs.hardware import CARD_SIZES, Machine
+from dasd_lite.costs.memory import Prediction, predict
+from dasd_lite.costs.shape import ModelShape
 
-CARD_SIZES = (8, 12, 16, 24, 48, 80, 141)
-"""Memory of common cards in GB of 10⁹ bytes."""
-ASSUMED_MFU = 0.4
-"""Share of a card's dense peak that training is assumed to reach; an assumption, not a measurement."""
-_DRIVERS = ("nvidiactl", "dxg", "nvmap", "kfd")  # CUDA, under Windows, on a Jetson, ROCm: asking torch takes 3 s
 _SHORTEST = 512  # a row under this is no answer to anything
-
-
-@dataclass(frozen=True)
-class Card:
-    """What is known of the visible GPUs; of several the one with the least memory."""
-
-    name: str
-    memory: int
-    """Bytes."""
-    number: int
-    machine: Machine
-
-
-def visible_card() -> Card | None:
-    """Ask torch for the GPUs; None when there is none, or no torch."""
-    on_linux = Path("/dev").is_dir()
-    if importlib.util.find_spec("torch") is None or (on_linux and not any(Path("/dev", d).exists() for d in _DRIVERS)):
-        return None
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    number = torch.cuda.device_count()
-    smallest = min(range(number), key=lambda i: torch.cuda.get_device_properties(i).total_memory)
-    properties = torch.cuda.get_device_properties(smallest)
-    machine = Machine(varlen=(properties.major, properties.minor) >= (8, 0), liger=has_liger())
-    return Card(properties.name, properties.total_memory, number, machine)
-
-
-def conflicts(config: TrainConfig, num_processes: int | None = None) -> Iterator[str]:
-    """Name options of train that this machine, or each other, do not allow; nothing is loaded.
-
-    `num_processes` is how many train, on one machine or several; none is what the options say of this one.
-    """
-    import torch
-
-    gpus, method = int(torch.cuda.device_count()), config.method
-    number = num_processes or config.num_processes or max(1, gpus)
-    if gpus and (config.num_processes or 1) > gpus:
-        yield f"train.num_processes = {config.num_processes}: GPUs here are {gpus}, and each process needs one"
-    if config.optimizer == "paged_adamw_8bit" and not gpus:
-        yield "train.optimizer = 'paged_adamw_8bit' needs a GPU; on a CPU use 'adamw_8bit' or 'adamw'"
-    if config.optimizer != "adamw" and isinstance(method, Full) and number > 1:
-        yield (
-            f"train.optimizer = {config.optimizer!r} cannot be spread over {number} processes; use 'adamw', whose"
-            " moments are, or train.num_processes = 1"
-        )
-    if config.optimizer != "adamw" and importlib.util.find_spec("bitsandbytes") is None:
-        yield f"train.optimizer = {config.optimizer!r}: bitsandbytes is missing; pip install 'dasd-lite[train]'"
-    has_bfloat16 = not gpus or torch.cuda.is_bf16_supported(including_emulation=False)
-    if config.dtype == "bfloat16" and not has_bfloat16:
-        yield f"train.dtype = 'bfloat16': {torch.cuda.get_device_name()} has not; use 'auto' or 'float16'"
-    if (
-        isinstance(method, Full)
-        and number > 1
-        and (config.dtype == "float16" or (config.dtype != "float32" and not has_bfloat16))
-    ):
-        yield (
-            "train.method full in float16 over several processes: its loss cannot be scaled there; use lora or qlora,"
-            " or train.num_processes = 1"
-        )
-    if config.liger is True and not (gpus and has_liger()):
-        yield "train.liger = true: needs a GPU and liger-kernel (pip install liger-kernel); use 'auto'"
-    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
-        yield f"train.tracker = {config.tracker!r}: {config.tracker} is missing; pip install {config.tracker}"
-
-
-def has_liger() -> bool:
-    """Tell whether liger-kernel is installed."""
-    return importlib.util.find_spec("liger_kernel") is not None
 
 
 def sizes_that_fit(prediction: Prediction) -> list[int]:
@@ -195,11 +119,3 @@ def _toml(value: Any) -> str:
         pairs = (f"{name} = {_toml(option)}" for name, option in value.model_dump().items() if name in kept)
         return f"{{ {', '.join(pairs)} }}"
     return json.dumps(value)
-
-
-def training_hours(
-    shape: ModelShape, config: TrainConfig, doc_length: int, tokens: float, peak: float, num_cards: int = 1
-) -> float:
-    """Return the hours that documents of `doc_length`, `tokens` in all, take at the assumed share of the peak."""
-    work = training_flops(shape, [doc_length], config.method) * tokens / doc_length
-    return work / (ASSUMED_MFU * peak * num_cards) / 3600

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dasd_lite.config.train import Lora, TrainConfig
-from dasd_lite.costs.flops import ModelShape
+from dasd_lite.costs.hardware import Machine
+from dasd_lite.costs.shape import ModelShape
 from dasd_lite.model import LOGIT_BYTES
 
 AUTO_CHECKPOINTING = 4096
@@ -28,19 +29,6 @@ _NF4 = 0.516  # bytes a weight: half a byte, 8 bits of scale for each 64, a floa
 _CONTEXT = 600e6  # CUDA's context and its libraries' workspaces
 _COMMUNICATION = 500e6  # NCCL's buffers, with several processes
 _FRAGMENTATION = 0.05  # of what comes and goes
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What of the card and of the packages decides which tensors exist."""
-
-    element_bytes: int = 2
-    """Of the format that dtype = "auto" stands for: 2 on a GPU, 4 on a CPU."""
-    varlen: bool = True
-    """Whether attention has a kernel for documents of any length (Ampere or later); else they are laid side by side."""
-    liger: bool = False
-    """Whether liger-kernel is installed."""
-    on_gpu: bool = True
 
 
 @dataclass(frozen=True)

@@ -9,106 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from dasd_lite.data.dataset import Identity, begin, clear, disk_errors, publish, sync_file, sync_folder
+from dasd_lite.data.files import disk_errors, sync_file, sync_folder
+from dasd_lite.data.manifest import Identity
+from dasd_lite.data.writer import FolderWriter
 from dasd_lite.errors import DataError
-
-
-class FolderWriter:
-    """What both writers share: a folder that becomes finished by `publish`, and its shards."""
-
-    def __init__(self, folder: Path, identity: Identity, config: BaseModel | None) -> None:
-        """Begin the folder, or go on with it."""
-        self.folder, self.identity, self.config = folder, identity, config
-        self._tables: dict[str, list[dict[str, Any]]] = {}
-        self._started = time.perf_counter()
-        with disk_errors(folder):
-            begin(folder, identity, config)
-
-    def __enter__(self) -> Self:
-        """Return the writer."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Let go of open files; only `publish` finishes the folder."""
-        with contextlib.suppress(OSError, pa.ArrowException) if error else contextlib.nullcontext():
-            self.close()  # after an error its own is what is told, not one of closing half a shard
-
-    def close(self) -> None:
-        """Let go of open files; the folder stays as it is."""
-
-    def publish(self, counts: Mapping[str, Any], **timing: float) -> dict[str, Any]:
-        """Finish the folder with what went in and came out."""
-        self.close()
-        seconds = time.perf_counter() - self._started
-        tables = {name: list(files) for name, files in self._tables.items()}
-        with disk_errors(self.folder):
-            return publish(
-                self.folder,
-                self.identity,
-                tables=tables,
-                counts=counts,
-                config=self.config,
-                timing={"seconds": seconds, **timing},
-            )
-
-
-class ShardWriter(FolderWriter):
-    """Writes the tables of a short stage; an unfinished folder starts afresh.
-
-    `schemas` maps a table's name to its columns. Batches are written as they come, a row group each.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        identity: Identity,
-        schemas: Mapping[str, pa.Schema],
-        config: BaseModel | None = None,
-        shard_rows: int = 10_000,
-    ) -> None:
-        """Begin `folder`, which `is_finished` has cleared."""
-        clear(folder)
-        super().__init__(folder, identity, config)
-        self._schemas, self._shard_rows = schemas, shard_rows
-        self._open: dict[str, pq.ParquetWriter] = {}
-        self._tables = {name: [] for name in schemas}
-
-    def write(self, table: str, batch: pa.RecordBatch | pa.Table) -> None:
-        """Append rows to a table; a shard ends with the batch that fills it."""
-        if batch.num_rows == 0:
-            return
-        with disk_errors(self.folder):
-            if table not in self._open:
-                name = f"{table}-{len(self._tables[table]):05d}.parquet"
-                self._tables[table].append({"file": name, "rows": 0})
-                self._open[table] = pq.ParquetWriter(self.folder / name, self._schemas[table], compression="zstd")
-            whole = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
-            self._open[table].write_table(whole.cast(self._schemas[table]))
-            self._tables[table][-1]["rows"] += batch.num_rows
-            if self._tables[table][-1]["rows"] >= self._shard_rows:
-                self._end_shard(table)
-
-    def _end_shard(self, table: str) -> None:
-        self._open.pop(table).close()
-        sync_file(self.folder / self._tables[table][-1]["file"])
-
-    def close(self) -> None:
-        """End the open shards."""
-        with disk_errors(self.folder):
-            for table in list(self._open):
-                self._end_shard(table)
 
 
 def read_tally(folder: Path) -> dict[str, float]:

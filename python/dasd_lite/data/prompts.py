@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dasd_lite.data.records import Message, Prompt, digest
+from dasd_lite.data.records import Message, Prompt
+from dasd_lite.data.seeds import digest
 from dasd_lite.errors import DataError
 
 

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dasd_lite.data.records import Message, digest
+from dasd_lite.data.records import Message
+from dasd_lite.data.seeds import digest
+from dasd_lite.data.usage import Tally
 
 if TYPE_CHECKING:
-    from dasd_lite.config.models import EndpointModel, Prices, TransformersModel, VllmModel
+    from dasd_lite.config.models import EndpointModel, TransformersModel, VllmModel
 
 
 @dataclass(frozen=True)
@@ -65,40 +67,6 @@ class Completion:
     """Tokens written for it as their source counts and charges them; 0 where it does not say."""
 
 
-@dataclass
-class Tally:
-    """Tokens that were read and written, which is what providers charge for."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    answers: int = 0
-
-    def __add__(self, other: Tally) -> Tally:
-        """Return both together."""
-        return Tally(
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.answers + other.answers,
-        )
-
-    @property
-    def tokens(self) -> int:
-        """Return how many in all."""
-        return self.prompt_tokens + self.completion_tokens
-
-    def add(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Count one answer more."""
-        self.prompt_tokens += prompt_tokens
-        self.completion_tokens += completion_tokens
-        self.answers += 1
-
-    def cost(self, prices: Prices | None) -> float | None:
-        """Return what these tokens cost, or none without prices."""
-        if prices is None:
-            return None
-        return (self.prompt_tokens * prices.input + self.completion_tokens * prices.output) / 1e6
-
-
 class Sampler(Protocol):
     """Something that writes answers."""
 
@@ -121,7 +89,8 @@ def source(model: TransformersModel | VllmModel | EndpointModel) -> Path | str:
     The hash is of its name and, where they are known, its tokenizer and template. Every stage that asks the teacher
     uses this one, so that two teachers in one run are noticed.
     """
-    from dasd_lite.chat.chat import Chat, model_folder
+    from dasd_lite.chat.chat import Chat
+    from dasd_lite.data.hub import model_folder
 
     if model.kind == "endpoint":
         return digest(model.model, Chat(model_folder(model.tokenizer)).fingerprint if model.tokenizer else "")

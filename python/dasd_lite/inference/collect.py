@@ -14,7 +14,8 @@ from typing import Any
 from dasd_lite.config.models import Prices
 from dasd_lite.console import progress
 from dasd_lite.data.journal import Journal
-from dasd_lite.inference import Completion, Request, Sampler, SamplingParams, Tally
+from dasd_lite.data.usage import Tally
+from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
 
 
 def collect(

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dasd_lite.chat.chat import Chat, Ids, model_folder
+from dasd_lite.chat.chat import Chat
+from dasd_lite.chat.spelling import Ids
+from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import DataError
 from dasd_lite.inference import Completion, Request, SamplingParams
 from dasd_lite.model.load import load_model

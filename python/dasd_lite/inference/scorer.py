@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dasd_lite.chat.chat import Chat, Ids, model_folder
+from dasd_lite.chat.chat import Chat
+from dasd_lite.chat.spelling import Ids
 from dasd_lite.config.models import EndpointModel, TransformersModel, VllmModel
+from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dasd_lite.inference import Tally
+    from dasd_lite.data.usage import Tally
 
     Scores = tuple[int, npt.NDArray[np.float32], npt.NDArray[np.int64] | None]
 

@@ -10,13 +10,16 @@ Log-probabilities are natural logarithms; lengths of tokens and places of senten
 """
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import ArrayLike, NDArray
 
 from dasd_lite import _rust
+from dasd_lite.errors import DataError
 from dasd_lite.method.ragged import column, whole
+from dasd_lite.method.sentences import sentence_ends
 
 
 class SentenceClass(IntEnum):
@@ -231,3 +234,62 @@ def quantiles(values: NDArray[np.float32], q: ArrayLike) -> NDArray[np.float64]:
     """
     wanted = np.atleast_1d(np.asarray(q, np.float64))
     return _rust.quantiles(column("values", values, np.float32), column("q", wanted, np.float64))
+
+
+class Tokens(NamedTuple):
+    """What one model says of the tokens of a text, in order."""
+
+    logprobs: npt.NDArray[np.float32]
+    token_bytes: npt.NDArray[np.int32]
+    """Bytes of the text that each of them spells; 0 for an end token."""
+
+
+def sentence_scores(text: str, teacher: Tokens | None, student: Tokens | None) -> dict[str, Any]:
+    """Return sentence ends, p and mean log-probability of both models; None is a model that has not read the text.
+
+    Raises DataError when tokens do not spell the text, but for a `<think>` that the template wrote before them.
+    """
+    ends = sentence_ends(text)
+    teacher, student = (None if side is None else _without_end(side) for side in (teacher, student))
+    teacher_logprobs, teacher_spans = _spans(text, teacher, ends)
+    student_logprobs, student_spans = _spans(text, student, ends)
+    whole = np.array([0, len(ends)], dtype=np.int64)
+    stats = sentence_stats(teacher_logprobs, teacher_spans, student_logprobs, student_spans, whole, 0.0)
+    return {
+        "sentence_ends": ends,
+        "p_teacher": stats.p_teacher,
+        "p_student": stats.p_student,
+        "teacher_mean_logprob": None if teacher is None else _mean(teacher.logprobs),
+        "student_mean_logprob": None if student is None else _mean(student.logprobs),
+        "num_teacher_tokens": None if teacher is None else len(teacher.logprobs),
+    }
+
+
+def _without_end(tokens: Tokens) -> Tokens:
+    """Leave out the tokens behind the text: the end token has no bytes of it."""
+    spelling = np.flatnonzero(tokens.token_bytes)
+    length = int(spelling[-1]) + 1 if len(spelling) else 0
+    return Tokens(tokens.logprobs[:length], tokens.token_bytes[:length])
+
+
+def _spans(
+    text: str, tokens: Tokens | None, ends: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Return log-probabilities, and which of them begin in which sentence.
+
+    A `<think>` that the template wrote stands before all tokens: no token begins in it.
+    """
+    if tokens is None:
+        return np.empty(0, dtype=np.float32), np.zeros(len(ends) + 1, dtype=np.int64)
+    raw = text.encode()
+    num_bytes = int(tokens.token_bytes.sum())
+    opened = len(raw) - num_bytes
+    if opened < 0 or raw[:opened].strip() not in (b"", b"<think>"):
+        raise DataError(f"its tokens are {num_bytes} bytes of a text of {len(raw)}; they should spell it")
+    token_edges, sentence_edges = (np.array([0, len(rows)], dtype=np.int64) for rows in (tokens.token_bytes, ends))
+    first = np.array([opened], dtype=np.int64)
+    return tokens.logprobs, sentence_spans(tokens.token_bytes, token_edges, ends, sentence_edges, first)
+
+
+def _mean(logprobs: npt.NDArray[np.float32]) -> float:
+    return float(np.mean(logprobs, dtype=np.float64)) if len(logprobs) else float("nan")

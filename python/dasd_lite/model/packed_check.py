@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dasd_lite.chat.chat import Ids
+from dasd_lite.chat.spelling import Ids
 from dasd_lite.errors import TrainError
 from dasd_lite.model.row import Row
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dasd_lite import console
 from dasd_lite.config.stages import RecipeConfig
-from dasd_lite.data.dataset import disk_errors, write_atomic
+from dasd_lite.data.files import disk_errors, write_atomic
 from dasd_lite.report import figures as plots
 from dasd_lite.report import results as data
 from dasd_lite.report import tables

@@ -20,7 +20,9 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from dasd_lite.config.stages import Phase, RecipeConfig
-from dasd_lite.data.dataset import batches, parse_metrics, read_manifest
+from dasd_lite.data.dataset import batches
+from dasd_lite.data.manifest import read_manifest
+from dasd_lite.data.metrics import parse_metrics
 from dasd_lite.errors import DataError
 
 _CURVE_POINTS = 400  # of a curve in the report; longer ones are averaged in equal spans of steps

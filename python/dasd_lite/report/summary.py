@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dasd_lite.data.dataset import read_timing
+from dasd_lite.data.manifest import read_timing
 
 if TYPE_CHECKING:
     from rich.table import Table

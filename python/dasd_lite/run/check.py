@@ -13,20 +13,22 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dasd_lite.chat.chat import Chat, engine_stop_ids, model_folder
+from dasd_lite.chat.chat import Chat
 from dasd_lite.config.models import EndpointModel, VllmModel
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.config.train import Full, Lora
 from dasd_lite.console import out
-from dasd_lite.costs.estimate import hours_line, memory_line, no_such_layer, size, too_big, trainings_of
-from dasd_lite.costs.fit import conflicts
-from dasd_lite.costs.flops import read_shape
-from dasd_lite.data.dataset import free_bytes
+from dasd_lite.costs.estimate import hours_line, memory_line, size, too_big, trainings_of
+from dasd_lite.costs.shape import read_shape
+from dasd_lite.data.files import free_bytes
+from dasd_lite.data.hub import engine_stop_ids, model_folder
 from dasd_lite.data.prompts import read_prompts
 from dasd_lite.data.records import Prompt
+from dasd_lite.data.usage import Tally
 from dasd_lite.errors import ConfigError, DasdError
-from dasd_lite.inference import Tally
-from dasd_lite.run.trial import probe_teacher, trial
+from dasd_lite.run.endpoint_check import probe_teacher
+from dasd_lite.run.trial import trial
+from dasd_lite.training.requirements import conflicts, no_such_layer
 
 _BYTES_PER_TOKEN = 20  # on disk: ids, log-probability, byte length and text, with a margin over what zstd makes of it
 

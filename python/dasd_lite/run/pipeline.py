@@ -20,10 +20,11 @@ from dasd_lite.config.models import semantic
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.config.train import Lora
 from dasd_lite.console import is_first
-from dasd_lite.data.dataset import disk_errors, read_manifest, read_timing, run_lock, write_atomic
+from dasd_lite.data.files import disk_errors, run_lock, write_atomic
 from dasd_lite.data.journal import read_tally
+from dasd_lite.data.manifest import read_manifest, read_timing
+from dasd_lite.data.usage import Tally
 from dasd_lite.errors import CheckpointError, ConfigError
-from dasd_lite.inference import Tally
 
 TRIAL = "trial"
 """Folder of a run in which the first prompts go through the whole chain before the rest is paid for."""
@@ -59,7 +60,7 @@ class Step:
 
 def plan(recipe: RecipeConfig) -> list[Step]:
     """Return the steps of a recipe in the order in which they run; reads only where the base model lies."""
-    from dasd_lite.chat.chat import model_folder
+    from dasd_lite.data.hub import model_folder
 
     base = model_folder(recipe.student.model, weights=True)
     steps: list[Step] = []

@@ -14,10 +14,12 @@ import numpy as np
 
 from dasd_lite.config.models import Student, engine, semantic
 from dasd_lite.config.stages import EvaluateConfig
-from dasd_lite.data.dataset import identify, is_finished, read_manifest
 from dasd_lite.data.journal import Journal
+from dasd_lite.data.manifest import identify, read_manifest
 from dasd_lite.data.prompts import read_prompts
-from dasd_lite.data.records import GRADED, Prompt, derive_seed, digest
+from dasd_lite.data.records import GRADED, Prompt
+from dasd_lite.data.seeds import derive_seed, digest
+from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.grading.math import Grade, grade
 from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler

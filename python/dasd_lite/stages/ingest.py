@@ -16,10 +16,11 @@ import pyarrow as pa
 from dasd_lite.config.models import semantic
 from dasd_lite.config.stages import IngestConfig
 from dasd_lite.console import progress
-from dasd_lite.data.dataset import identify, is_finished, read_manifest
-from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.manifest import identify, read_manifest
 from dasd_lite.data.prompts import read_rows, to_prompt
-from dasd_lite.data.records import ROLLOUT, digest
+from dasd_lite.data.records import ROLLOUT
+from dasd_lite.data.seeds import digest
+from dasd_lite.data.writer import ShardWriter, is_finished
 from dasd_lite.errors import DataError
 
 VERSION = 1

@@ -17,14 +17,20 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from dasd_lite.chat.chat import Chat, model_folder
+from dasd_lite.chat.chat import Chat
 from dasd_lite.config.models import Student, Teacher, engine, semantic
 from dasd_lite.config.stages import MixConfig
-from dasd_lite.data.dataset import Identity, batches, begin, identify, is_finished, read_manifest, write_atomic
+from dasd_lite.data.dataset import batches
+from dasd_lite.data.files import write_atomic
+from dasd_lite.data.hub import model_folder
 from dasd_lite.data.journal import Journal
-from dasd_lite.data.records import ROLLOUT, derive_seed, digest
+from dasd_lite.data.manifest import Identity, identify, read_manifest
+from dasd_lite.data.records import ROLLOUT
+from dasd_lite.data.seeds import derive_seed, digest
+from dasd_lite.data.usage import Tally
+from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import DataError
-from dasd_lite.inference import Completion, Request, SamplingParams, Tally, open_sampler, source
+from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler, source
 from dasd_lite.inference.collect import collect, token_columns
 from dasd_lite.inference.scorer import context_of
 

@@ -21,9 +21,12 @@ import pyarrow as pa
 from dasd_lite.config.models import semantic
 from dasd_lite.config.stages import PackConfig
 from dasd_lite.console import progress
-from dasd_lite.data.dataset import batches, disk_errors, fingerprint, identify, is_finished, num_rows, read_manifest
-from dasd_lite.data.journal import ShardWriter
-from dasd_lite.data.records import ROW, derive_seed
+from dasd_lite.data.dataset import batches, num_rows
+from dasd_lite.data.files import disk_errors
+from dasd_lite.data.manifest import fingerprint, identify, read_manifest
+from dasd_lite.data.records import ROW
+from dasd_lite.data.seeds import derive_seed
+from dasd_lite.data.writer import ShardWriter, is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.method.packing import Plan, gather_rows, pack_rows
 from dasd_lite.method.ragged import offsets_of

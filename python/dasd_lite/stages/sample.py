@@ -12,12 +12,16 @@ from typing import Any
 
 from dasd_lite.config.models import Teacher, engine, semantic
 from dasd_lite.config.stages import PromptsConfig, SampleConfig
-from dasd_lite.data.dataset import Identity, batches, identify, is_finished, read_manifest, read_timing
+from dasd_lite.data.dataset import batches
 from dasd_lite.data.journal import Journal
+from dasd_lite.data.manifest import Identity, identify, read_manifest, read_timing
 from dasd_lite.data.prompts import read_prompts
-from dasd_lite.data.records import ROLLOUT, Prompt, derive_seed, digest
+from dasd_lite.data.records import ROLLOUT, Prompt
+from dasd_lite.data.seeds import derive_seed, digest
+from dasd_lite.data.usage import Tally
+from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
-from dasd_lite.inference import Completion, Request, SamplingParams, Tally, open_sampler, source
+from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler, source
 from dasd_lite.inference.collect import collect, token_columns
 
 VERSION = 2

@@ -23,19 +23,24 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dasd_lite.chat.chat import Chat, Ids, model_folder
+from dasd_lite.chat.chat import Chat
+from dasd_lite.chat.spelling import Ids
 from dasd_lite.config.models import Student, Teacher, TransformersModel, VllmModel, engine, semantic
 from dasd_lite.config.stages import ScoreConfig
 from dasd_lite.console import err, progress
 from dasd_lite.console import out as console
-from dasd_lite.data.dataset import Identity, batches, begin, identify, is_finished, num_rows, read_manifest
+from dasd_lite.data.dataset import batches, num_rows
+from dasd_lite.data.hub import model_folder
 from dasd_lite.data.journal import Journal
+from dasd_lite.data.manifest import Identity, identify, read_manifest
 from dasd_lite.data.records import READING, SCORE
+from dasd_lite.data.usage import Tally
+from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import ConfigError, DataError
-from dasd_lite.inference import Tally, source
+from dasd_lite.inference import source
 from dasd_lite.inference.collect import journal_tally
 from dasd_lite.inference.scorer import Scorer, context_of, open_scorer
-from dasd_lite.method.sentence_scores import Tokens, sentence_scores
+from dasd_lite.method.divergence import Tokens, sentence_scores
 
 VERSION = 3  # 1 rounded the mean to float32 before its exp; 2 had no ranks
 _COLUMNS = ("uid", "messages", "completion", "prefix_bytes", "token_ids", "logprobs", "token_bytes")

@@ -21,13 +21,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dasd_lite.chat.chat import Chat, Ids, model_folder
+from dasd_lite.chat.chat import Chat
+from dasd_lite.chat.spelling import Ids
 from dasd_lite.config.models import semantic
 from dasd_lite.config.stages import SCORED_RULES, SelectConfig
 from dasd_lite.console import err, progress
-from dasd_lite.data.dataset import batches, fingerprint, identify, is_finished, num_rows, read, read_manifest
-from dasd_lite.data.journal import ShardWriter
-from dasd_lite.data.records import KEPT, REJECTED, TOKENS, derive_seed
+from dasd_lite.data.dataset import batches, num_rows, read
+from dasd_lite.data.hub import model_folder
+from dasd_lite.data.manifest import fingerprint, identify, read_manifest
+from dasd_lite.data.records import KEPT, REJECTED, TOKENS
+from dasd_lite.data.seeds import derive_seed
+from dasd_lite.data.writer import ShardWriter, is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.method import divergence, filters, selection, weights
 from dasd_lite.method.ragged import Ragged, from_arrow, join, offsets_of

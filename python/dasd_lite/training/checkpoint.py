@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from dasd_lite.data.dataset import disk_errors, sync_file, sync_folder, write_atomic
+from dasd_lite.data.files import disk_errors, sync_file, sync_folder, write_atomic
 from dasd_lite.errors import CheckpointError, MissingExtraError
-from dasd_lite.training.launch import Ranks
+from dasd_lite.training.ranks import Ranks
 
 try:
     import torch
@@ -182,24 +182,6 @@ def _checksums(paths: list[Path]) -> dict[str, int]:
 
     with ThreadPoolExecutor() as pool:
         return dict(zip((path.name for path in paths), pool.map(checksum, paths), strict=True))
-
-
-def truncate_metrics(path: Path, step: int) -> None:
-    """Cut a metrics file back to its first `step` lines: those of the steps that the checkpoint knows."""
-    data = path.read_bytes() if path.exists() else b""
-    end = 0
-    for i in range(step):
-        end = data.find(b"\n", end) + 1
-        if end == 0:
-            raise CheckpointError(f"{path}: {i} steps, the checkpoint has {step}; remove {path.parent} to train afresh")
-    if path.exists():
-        os.truncate(path, end)
-
-
-def sync(file: IO[str]) -> None:
-    """Make what was written to an open file survive a power cut."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

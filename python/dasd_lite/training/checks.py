@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dasd_lite.chat.chat import Chat, engine_stop_ids
+from dasd_lite.chat.chat import Chat
 from dasd_lite.console import err
-from dasd_lite.data.dataset import read_manifest
+from dasd_lite.data.hub import engine_stop_ids
+from dasd_lite.data.manifest import read_manifest
 from dasd_lite.errors import TrainError
-from dasd_lite.training.launch import Ranks
+from dasd_lite.training.ranks import Ranks
 from dasd_lite.training.rows import Rows
 
 _FEW_ENDS = 4  # tokens with which the answers of one chat template end

@@ -16,16 +16,16 @@ from typing import Any, cast
 
 import numpy as np
 
-from dasd_lite.chat.chat import engine_stop_ids
 from dasd_lite.config.models import Dtype
 from dasd_lite.config.train import Full, Lora
-from dasd_lite.data.dataset import sync_file, sync_folder
+from dasd_lite.data.files import sync_file, sync_folder
+from dasd_lite.data.hub import engine_stop_ids
 from dasd_lite.errors import MissingExtraError, TrainError
 from dasd_lite.model.load import load_model, quiet, stored_dtype
 from dasd_lite.model.logprobs import causal_model, target_logprobs
 from dasd_lite.model.row import Row
 from dasd_lite.training.checkpoint import saving
-from dasd_lite.training.launch import Ranks, whole
+from dasd_lite.training.ranks import Ranks, whole
 
 try:
     import torch

@@ -9,11 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import resource
-import signal
-import statistics
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,16 +19,19 @@ import numpy.typing as npt
 from dasd_lite.config.models import semantic
 from dasd_lite.config.train import Full, TrainConfig
 from dasd_lite.console import err
-from dasd_lite.costs import flops, memory
-from dasd_lite.costs.fit import has_liger, smallest_change
-from dasd_lite.data.records import Prompt, derive_seed
+from dasd_lite.costs import flops, hardware, memory
+from dasd_lite.costs.fit import smallest_change
+from dasd_lite.costs.hardware import has_liger
+from dasd_lite.costs.shape import ModelShape, read_shape
+from dasd_lite.data.records import Prompt
+from dasd_lite.data.seeds import derive_seed
 from dasd_lite.errors import ConfigError, MissingExtraError, TrainError
 from dasd_lite.model import load as student
 from dasd_lite.model.logprobs import target_terms
 from dasd_lite.model.row import Row
-from dasd_lite.training import launch as distributed
-from dasd_lite.training.launch import Ranks
+from dasd_lite.training import trainable
 from dasd_lite.training.objectives import Objective, Targets
+from dasd_lite.training.ranks import Ranks, shard, whole
 from dasd_lite.training.rows import Rows
 from dasd_lite.training.schedule import Schedule
 
@@ -42,17 +40,13 @@ try:
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
-_HISTORY = 32  # steps whose median a loss is held against
-_LEAST_HISTORY = 8
-_MOST_SKIPPED = 24  # halvings of the loss's scale, which begins at 2^16
-
 
 @dataclass(frozen=True)
 class Estimate:
     """What training should take."""
 
-    shape: flops.ModelShape
-    machine: memory.Machine
+    shape: ModelShape
+    machine: hardware.Machine
     row_flops: npt.NDArray[np.float64]
     """Work of each row."""
     predicted_bytes: float
@@ -117,7 +111,7 @@ class Job:
     def clip(self, trained: list[Any]) -> float:
         """Clip the gradients; return their norm before."""
         norm = torch.nn.utils.clip_grad_norm_(trained, self.schedule.config.max_grad_norm)
-        return float(distributed.whole(norm))
+        return float(whole(norm))
 
     def forget_peak(self) -> None:
         """Count a GPU's peak from here on: what came before, or in between, is not training."""
@@ -163,7 +157,7 @@ def build(
     else:
         twice = int(rows.num_tokens.max()) * config.micro_batch_size > memory.AUTO_CHECKPOINTING
     torch.manual_seed(derive_seed(schedule.seed, "train"))  # of a new adapter
-    trained = student.load_trainable(
+    trained = trainable.load_trainable(
         model,
         config.method,
         dtype=config.dtype,
@@ -175,8 +169,8 @@ def build(
         trust_remote_code=trust_remote_code,
     )
     if to_shard:
-        trained = distributed.shard(trained, dtype, ranks)
-    peak = flops.peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        trained = shard(trained, dtype, ranks)
+    peak = hardware.peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return Job(
         *(trained, rows, schedule, out, fingerprint, ranks, dtype, to_shard, model),
         estimate=estimate,
@@ -187,13 +181,13 @@ def build(
 def _estimate(model: Path, rows: Rows, schedule: Schedule, ranks: Ranks, dtype: Any) -> Estimate | None:
     config, device = schedule.config, torch.device(ranks.device)
     try:
-        shape = flops.read_shape(model)
+        shape = read_shape(model)
     except ConfigError:
         return None
     documents = zip(np.split(rows.doc_lengths, rows.doc_offsets[1:-1]), rows.facts.num_targets.tolist(), strict=True)
     work = np.array([flops.training_flops(shape, part.tolist(), config.method, targets) for part, targets in documents])
     on_gpu = device.type == "cuda"
-    machine = memory.Machine(
+    machine = hardware.Machine(
         element_bytes=dtype.itemsize,
         varlen=on_gpu and torch.cuda.get_device_capability(device) >= (8, 0),
         liger=on_gpu and has_liger(),
@@ -235,93 +229,3 @@ def _card() -> tuple[str, float]:
 
 
 # --- a step ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Told:
-    """What one process tells the others at the end of a step."""
-
-    sums: dict[str, float]
-    """Of the objective's metrics."""
-    worst: tuple[bool, float, tuple[str, ...]]
-    """Its worst micro-batch: whether its loss is no number, its loss per target, the rollouts in it."""
-    stop: bool
-    memory_bytes: int
-
-    @classmethod
-    def of(cls, metrics: list[dict[str, Any]], rows: list[Row], stop: bool, memory: int) -> Told:
-        """Put together what came of the micro-batches."""
-        values = [{name: float(value) for name, value in found.items()} for found in metrics]
-        means = [found["loss"] / max(1, row.num_targets) for found, row in zip(values, rows, strict=True)]
-        worst = max(
-            ((not math.isfinite(v), v if math.isfinite(v) else 0.0, r.uids) for v, r in zip(means, rows, strict=True)),
-            default=(False, -math.inf, ()),
-        )
-        return cls(_add_up(values), worst, stop, memory)
-
-
-def means(told: list[Told], num_targets: int) -> dict[str, float]:
-    """Return the objective's metrics, over all target tokens of the step."""
-    return {name: value / num_targets for name, value in _add_up([t.sums for t in told]).items()}
-
-
-def _add_up(parts: list[dict[str, float]]) -> dict[str, float]:
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
-
-
-def fault(loss: float, grad_norm: float, history: list[float], max_jump: float, skipped: int | None) -> str | None:
-    """Say what is wrong with a step whose gradients have not reached the weights yet; None when nothing is.
-
-    `skipped` steps before this one had a gradient too large for float16, which is no fault at first, for the scale
-    of the loss is then lowered; None where the loss is not scaled.
-    """
-    if not math.isfinite(loss):
-        return f"the loss is {loss}"
-    if not math.isfinite(grad_norm) and (skipped is None or skipped >= _MOST_SKIPPED):
-        steps = f" for {skipped + 1} steps" if skipped is not None else ""
-        return f"the gradient is {grad_norm}{steps}, the loss {loss:.4g}"
-    if not history:
-        return None
-    # A median of a few steps is too easily passed: until there are more, the highest of them stands in for it.
-    usual = statistics.median(history[-_HISTORY:]) if len(history) >= _LEAST_HISTORY else max(history)
-    if loss > usual + max_jump:
-        return (
-            f"the loss is {loss:.4g}, {usual:.4g} in the steps before, and train.max_loss_jump = {max_jump:g}; lower"
-            " train.learning_rate, or raise train.max_loss_jump if it will come down again"
-        )
-    return None
-
-
-def blame(told: list[Told], loss: float) -> str:
-    """Name the rollouts of the worst micro-batch."""
-    uids = max(t.worst for t in told)[2]
-    more = f" and {len(uids) - 8} more" if len(uids) > 8 else ""
-    what = "rollouts" if not math.isfinite(loss) else "rollouts of the highest loss"
-    return f"{what}: {', '.join(uids[:8]) or 'unnamed'}{more}"
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Let the first Ctrl-C or SIGTERM set a flag instead of breaking off; the second one breaks off."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread may take signals
-        return
-    numbers = distributed.stop_numbers()
-    before = [signal.getsignal(number) for number in numbers]
-
-    def ask(number: int, frame: object) -> None:
-        asked.set()
-        restore()
-
-    def restore() -> None:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-    for number in numbers:
-        signal.signal(number, ask)
-    try:
-        yield asked
-    finally:
-        restore()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dasd_lite.config.models import TransformersModel
-from dasd_lite.data.dataset import write_atomic
+from dasd_lite.data.files import write_atomic
 from dasd_lite.data.records import Prompt
 from dasd_lite.grading.math import grade
 from dasd_lite.inference import Request, SamplingParams

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dasd_lite.data.dataset import batches, disk_errors
+from dasd_lite.data.dataset import batches
+from dasd_lite.data.files import disk_errors
 from dasd_lite.data.records import ROW
 from dasd_lite.errors import TrainError
 from dasd_lite.method.ragged import offsets_of

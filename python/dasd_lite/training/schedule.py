@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dasd_lite.config.train import TrainConfig
-from dasd_lite.data.records import derive_seed
+from dasd_lite.data.seeds import derive_seed
 from dasd_lite.errors import TrainError
 from dasd_lite.method import packing
 

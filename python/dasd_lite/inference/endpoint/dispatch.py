@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from dasd_lite.config.models import EndpointModel
+from dasd_lite.data.usage import Tally
 from dasd_lite.errors import DasdError, EndpointError
-from dasd_lite.inference import Tally
 from dasd_lite.inference.endpoint.client import Caller, Passing, Server, backoff, trusted
 from dasd_lite.inference.endpoint.replies import Reply
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from dasd_lite.chat.chat import Chat, model_folder
+from dasd_lite.chat.chat import Chat
 from dasd_lite.config.models import EndpointModel
+from dasd_lite.data.hub import model_folder
 from dasd_lite.data.records import Message
 from dasd_lite.errors import EndpointError
 from dasd_lite.inference import Request, SamplingParams

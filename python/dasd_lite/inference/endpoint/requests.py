@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dasd_lite.chat.chat import Chat, Ids
+from dasd_lite.chat.chat import Chat
+from dasd_lite.chat.spelling import Ids
 from dasd_lite.config.models import EndpointModel
 from dasd_lite.errors import DataError, EndpointError
 from dasd_lite.inference import Completion, Request, SamplingParams

@@ -19,11 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dasd_lite.chat.chat import Chat, Ids, model_folder
+from dasd_lite.chat.chat import Chat
+from dasd_lite.chat.spelling import Ids
 from dasd_lite.config.models import EndpointModel
 from dasd_lite.console import err
+from dasd_lite.data.hub import model_folder
+from dasd_lite.data.usage import Tally
 from dasd_lite.errors import ConfigError, EndpointError
-from dasd_lite.inference import Completion, Request, SamplingParams, Tally
+from dasd_lite.inference import Completion, Request, SamplingParams
 from dasd_lite.inference.endpoint.client import Caller, Passing, Refused, Server, backoff, trusted
 from dasd_lite.inference.endpoint.continuation import find_continuation
 from dasd_lite.inference.endpoint.dispatch import Dispatch, Job, Result

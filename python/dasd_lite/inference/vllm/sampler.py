@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dasd_lite.chat.chat import Chat, Ids, model_folder
+from dasd_lite.chat.chat import Chat
+from dasd_lite.chat.spelling import Ids
 from dasd_lite.config.models import VllmModel
+from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import ConfigError, DataError, MissingExtraError
 from dasd_lite.inference import Completion, Request, SamplingParams
 from dasd_lite.inference.vllm.engine import Answer, Job

@@ -18,7 +18,9 @@ from pydantic import ValidationError
 
 from dasd_lite import console
 from dasd_lite.config.stages import RecipeConfig, SelectConfig
-from dasd_lite.data.dataset import batches, parse_metrics, read_manifest, shards
+from dasd_lite.data.dataset import batches, shards
+from dasd_lite.data.manifest import read_manifest
+from dasd_lite.data.metrics import parse_metrics
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.method.sentences import sentence_ends
 from dasd_lite.report.show.pieces import abridge, sentence_pieces, token_pieces
@@ -169,7 +171,8 @@ def _surroundings(place: _Place) -> None:
     names = place.folder.resolve().relative_to(run).parts
     place.beta = next((phase.select.beta for phase in recipe.phase if phase.name == names[0]), place.beta)
     if wants_tokens:
-        from dasd_lite.chat.chat import Chat, model_folder
+        from dasd_lite.chat.chat import Chat
+        from dasd_lite.data.hub import model_folder
 
         try:
             place.chat = Chat(model_folder(recipe.student.model))

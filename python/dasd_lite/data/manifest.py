@@ -1,0 +1,145 @@
+"""The manifest of a dataset folder and the identity that it records."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from dasd_lite.config.models import semantic
+from dasd_lite.data.seeds import digest
+from dasd_lite.errors import DataError
+
+SCHEMA_VERSION = 1
+
+
+PACKAGES = ("dasd-lite", "numpy", "pyarrow", "tokenizers", "torch", "transformers", "peft", "bitsandbytes", "vllm")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a folder holds: equal identities hold equal data."""
+
+    stage: str
+    version: int
+    config: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash over all of it."""
+        return digest(self.stage, self.version, self.config, self.inputs)
+
+    def differences(self, found: Mapping[str, Any]) -> list[str]:
+        """Name what `found` (a manifest) has otherwise, one phrase each."""
+        old, new = _flat(found), _flat({"version": self.version, "config": self.config, "inputs": self.inputs})
+        return [
+            f"{key.removeprefix('config.')}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} now"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and key.split(".")[0] in ("version", "config", "inputs")
+        ]
+
+
+def identify(
+    stage: str, version: int, config: BaseModel | Mapping[str, Any], inputs: Mapping[str, Path | str]
+) -> Identity:
+    """Build the identity of a stage's result; an input is a path, or a fingerprint as a string."""
+    options = semantic(config) if isinstance(config, BaseModel) else dict(config)
+    return Identity(
+        stage, version, options, {k: v if isinstance(v, str) else fingerprint(v) for k, v in inputs.items()}
+    )
+
+
+def fingerprint(path: Path) -> str:
+    """Hash what lies at `path`: a dataset by its manifest, a model folder or a file by its content."""
+    if (path / "manifest.json").exists():
+        return str(read_manifest(path)["fingerprint"])
+    if path.name == "model" and (path.parent / "manifest.json").exists():  # what train wrote beside its manifest
+        return digest("model", fingerprint(path.parent))
+    if path.is_file():
+        return _hash_file(path)
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder; if a stage writes it, run its stage first")
+    names = [p for p in sorted(path.iterdir()) if p.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt")]
+    return digest([(p.name, _hash_file(p)) for p in names if p.name != "README.txt"])
+
+
+def _hash_file(path: Path) -> str:
+    state = path.stat()
+    return _hash_content(path.resolve(), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)  # weights of many GB are read once in a run, not once a step
+def _hash_content(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    return {k: v for key in value for k, v in _flat(value[key], f"{prefix}.{key}" if prefix else key).items()}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a finished folder."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        what = "is unfinished: run its stage again" if folder.is_dir() else "does not exist: run its stage first"
+        raise DataError(f"{folder}: the folder {what}")
+    manifest = read_state(path)
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(f"{path}: schema_version {manifest.get('schema_version')}, this version reads {SCHEMA_VERSION}")
+    return manifest
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read manifest.json or unfinished.json; raises DataError if it is damaged."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}); remove {path.parent} and run its stage again") from None
+    if not isinstance(state, dict) or not {"stage", "fingerprint", "inputs", "config"} <= state.keys():
+        raise DataError(f"{path}: damaged (no manifest of ours); remove {path.parent} and run its stage again")
+    return state
+
+
+def read_timing(folder: Path) -> dict[str, float]:
+    """Read what a finished folder's stage took; nothing where it was not kept."""
+    path = folder / "timing.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def new_state(identity: Identity, config: BaseModel | None) -> dict[str, Any]:
+    """Return what a folder says of itself from its beginning."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "stage": identity.stage,
+        "version": identity.version,
+        "fingerprint": identity.fingerprint,
+        "config": identity.config,
+        "resolved": config.model_dump(mode="json") if config else identity.config,
+        "inputs": identity.inputs,
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that results depend on."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def to_json(value: Any) -> str:
+    """Write a value as indented JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"

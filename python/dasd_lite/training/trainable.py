@@ -1,0 +1,130 @@
+"""A model made trainable: full, LoRA or QLoRA."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from dasd_lite.config.models import Dtype
+from dasd_lite.config.train import Full, Lora
+from dasd_lite.errors import ConfigError, MissingExtraError
+from dasd_lite.model.load import load_model, pick_device, pick_dtype, quiet, stored_dtype
+from dasd_lite.model.logprobs import causal_model
+
+try:
+    import torch
+except ImportError as error:
+    raise MissingExtraError("train", "torch") from error
+
+
+def load_trainable(
+    folder: Path,
+    method: Full | Lora,
+    *,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    gradient_checkpointing: bool = False,
+    liger: bool | Literal["auto"] = False,
+    adapter: Path | None = None,
+    to_shard: bool = False,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load a model to train by `method`, in train mode.
+
+    What is trained is float32 whatever `dtype` says; weights that stay as they are take `dtype`, and with kind "qlora"
+    4 bits. The adapter's start is drawn from torch's generator, or is `adapter`, an earlier one's folder. With
+    `to_shard` the weights are left as they are stored, in host memory, for `distributed.shard` to take.
+    """
+    is_lora = isinstance(method, Lora)
+    four_bit = isinstance(method, Lora) and method.kind == "qlora"
+    own = str(stored_dtype(folder)).removeprefix("torch.") if to_shard else "float32"
+    model = load_model(
+        folder,
+        dtype=dtype if is_lora else cast(Dtype, own),
+        device="cpu" if to_shard else device,
+        trust_remote_code=trust_remote_code,
+        four_bit=four_bit,
+    )
+    target = pick_device(device)
+    if liger is True or (liger == "auto" and target.type == "cuda" and importlib.util.find_spec("liger_kernel")):
+        _apply_liger(model, target)
+    if isinstance(method, Lora):
+        model = _add_adapter(model, folder, method, adapter, pick_dtype(dtype, target))
+    causal = causal_model(model)
+    if gradient_checkpointing:
+        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    causal.get_input_embeddings().register_forward_hook(_narrow)
+    return model.train()
+
+
+def _narrow(module: Any, arguments: Any, hidden: Any) -> Any:
+    """Begin the residual stream in the format of the computation: under autocast it would stay float32 throughout."""
+    device = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+
+
+def _apply_liger(model: Any, device: Any) -> None:
+    """Put Liger's kernels in place of norms, rotary embeddings and MLPs; the loss is ours."""
+    try:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    except ImportError as error:
+        raise ConfigError("train.liger = true: liger-kernel is not installed; pip install liger-kernel") from error
+    if device.type != "cuda":
+        raise ConfigError(f"train.liger = true: its kernels need a GPU, and this is a {device.type}; use 'auto'")
+    with quiet():
+        _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+
+
+def _add_adapter(model: Any, folder: Path, method: Lora, adapter: Path | None, dtype: Any) -> Any:
+    try:
+        from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+    except ImportError as error:
+        raise MissingExtraError("train", "peft") from error
+    if isinstance(method.target_modules, list):
+        names = [name for name, _ in model.named_modules()]
+        for target in method.target_modules:
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                layers = sorted({name.rsplit(".", 1)[-1] for name in names if name.endswith("_proj")})
+                raise ConfigError(
+                    f"train.method.target_modules: {folder} has no layer {target!r}; it has {', '.join(layers)}"
+                )
+    if method.kind == "qlora":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        # That makes everything but the 4-bit weights float32. They are frozen, so it adds no information (norms
+        # compute in float32 anyway), but embeddings of a vocabulary of 152K would take 1.6 GB of an 8 GB card, and
+        # what comes out of the norms twice the room.
+        for p in model.parameters():
+            if p.dtype == torch.float32:
+                p.data = p.data.to(dtype)
+    if adapter is not None:
+        _check_adapter(adapter, method)
+        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    lora = LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,
+        target_modules=method.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, lora)
+
+
+def _check_adapter(folder: Path, method: Lora) -> None:
+    """Refuse to go on with an adapter of another shape."""
+    path = folder / "adapter_config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: no adapter to start from ({error}); use train.method.start = 'merged'") from error
+    if isinstance(method.target_modules, list) and set(found.get("target_modules") or ()) != set(method.target_modules):
+        raise ConfigError(
+            f"train.method.target_modules = {method.target_modules}, the adapter to start from has"
+            f" {sorted(found.get('target_modules') or ())}; make them equal, or use start = 'merged'"
+        )
+    for key, name, wanted in (("r", "rank", method.rank), ("lora_alpha", "alpha", method.alpha)):
+        if found.get(key) != wanted:
+            raise ConfigError(
+                f"train.method.{name} = {wanted}, the adapter to start from has {found.get(key)}; make them equal, or"
+                " use start = 'merged'"
+            )
