@@ -141,7 +141,7 @@ def test_wandb_without_an_account_is_one_line(monkeypatch, tmp_path):
 
 def test_no_tracker_is_imported_unless_it_is_named(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from dasd_lite.training.trackers import open_tracker\n"
+        "import sys; from pathlib import Path; from dasd_lite.training.metrics import open_tracker\n"
         "with open_tracker('none', 'x', Path(), {}) as tracker: tracker.log(1, {'loss': 0.5})\n"
         "print({'torch', 'tensorboard', 'trackio', 'wandb'} & sys.modules.keys())"
     )
