@@ -243,12 +243,12 @@ def predicted_bytes(config: Any, args: Any) -> float:
     """Return what the package expects of full rows, CUDA's own 0.6 GB included, which torch does not count."""
     import torch
 
-    from dasd_lite.costs.hardware import Machine
+    from dasd_lite.costs.hardware import Hardware
     from dasd_lite.costs.memory import predict
     from dasd_lite.costs.shape import read_shape
 
     on_gpu = torch.cuda.is_available()
-    machine = Machine(
+    machine = Hardware(
         element_bytes=2 if on_gpu else 4,
         varlen=on_gpu and torch.cuda.get_device_capability() >= (8, 0),
         liger=on_gpu and importlib.util.find_spec("liger_kernel") is not None,

@@ -16,7 +16,7 @@ from pathlib import Path
 from dasd_lite.config.stages import PackConfig
 from dasd_lite.config.train import TrainConfig
 from dasd_lite.costs.flops import training_hours
-from dasd_lite.costs.hardware import Machine, peak_flops
+from dasd_lite.costs.hardware import Hardware, peak_flops
 from dasd_lite.costs.memory import predict
 from dasd_lite.costs.shape import ModelShape, shape_of
 
@@ -119,7 +119,9 @@ def _cells(row: Row) -> tuple[str, ...]:
     config = TrainConfig.model_validate(tomllib.loads(f"train = {{ {row.train} }}")["train"])
     seq_len = PackConfig(seq_len=row.seq_len).seq_len
     shape = MODELS[row.model]
-    found = predict(shape, config, seq_len=seq_len, num_processes=row.num_processes, machine=Machine(varlen=row.varlen))
+    found = predict(
+        shape, config, seq_len=seq_len, num_processes=row.num_processes, machine=Hardware(varlen=row.varlen)
+    )
     peak = peak_flops(row.device)
     length = min(_DOC_LENGTH, seq_len)
     hours = training_hours(shape, config, length, 10e6, peak, row.num_processes) if peak else None

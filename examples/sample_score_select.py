@@ -10,7 +10,7 @@ from pathlib import Path
 import dasd_lite
 from dasd_lite.config.models import TransformersModel
 from dasd_lite.config.stages import PromptsConfig, SampleConfig, ScoreConfig, SelectConfig
-from dasd_lite.data.dataset import read
+from dasd_lite.data.dataset import read_table
 from dasd_lite.stages import sample, score, select
 
 demo, out = Path(dasd_lite.__file__).parent / "demo", Path("runs/from-python")
@@ -26,7 +26,7 @@ rule = SelectConfig(rule="count", keep=1)
 manifest = select.run(rollouts, student.model, rule, chosen, scores=scores, max_tokens=512, seed=0)
 
 print(manifest["counts"])
-row = read(chosen, "kept", ["messages", "completion", "class_counts"]).slice(0, 1).to_pylist()[0]
+row = read_table(chosen, "kept", ["messages", "completion", "class_counts"]).slice(0, 1).to_pylist()[0]
 shared, of_teacher, of_student = row["class_counts"]
 print(row["messages"][-1]["content"], row["completion"], sep="\n")
 print(f"{of_teacher} teacher sentences, {of_student} student sentences, {shared} shared")

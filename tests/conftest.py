@@ -59,7 +59,7 @@ sample.temperature = 0.6
 [[phase]]
 name = "mixed"
 source = "mix"
-mix.cap = 0.5
+mix.max_length_ratio = 0.5
 mix.max_tokens = 192
 mix.num_prompts = 6
 select.rule = "all"

@@ -222,7 +222,7 @@ def test_float16_with_scaled_losses_learns_what_float32_does(small: tuple[Path, 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_predicted_memory_is_within_a_tenth_of_what_the_card_gave(tmp_path: Path, method: str) -> None:
     from dasd_lite.config.train import TrainConfig
-    from dasd_lite.costs.hardware import Machine
+    from dasd_lite.costs.hardware import Hardware
     from dasd_lite.costs.memory import predict
     from dasd_lite.costs.shape import read_shape
 
@@ -233,7 +233,7 @@ def test_the_predicted_memory_is_within_a_tenth_of_what_the_card_gave(tmp_path: 
     steps(data, tmp_path / "out", **options)
     free, total = torch.cuda.mem_get_info()
     context = total - free - torch.cuda.memory_reserved()  # CUDA's own, if nobody else is on the card
-    machine = Machine(
+    machine = Hardware(
         varlen=torch.cuda.get_device_capability() >= (8, 0),
         liger=importlib.util.find_spec("liger_kernel") is not None,
     )

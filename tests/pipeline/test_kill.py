@@ -49,7 +49,7 @@ sample.temperature = 1.0
 [[phase]]
 name = "mixed"
 source = "mix"
-mix.cap = 0.6
+mix.max_length_ratio = 0.6
 mix.num_prompts = 24
 mix.max_tokens = 160
 select.rule = "all"

@@ -26,7 +26,7 @@ out = "run"
 prompts.path = "{demo}/train.jsonl"
 teacher = {{ kind = "transformers", model = "{demo}/teacher" }}
 student = {{ kind = "transformers", model = "{demo}/student" }}
-train = {{ epochs = 2, grad_accum_steps = 4, watch_questions = 2, watch_tokens = 8 }}
+train = {{ epochs = 2, grad_accum_steps = 4, monitor_questions = 2, watch_tokens = 8 }}
 evaluate.prompts = "{demo}/validation.jsonl"
 [[phase]]
 name = "low"

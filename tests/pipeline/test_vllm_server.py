@@ -19,7 +19,7 @@ from tests.conftest import ENVIRONMENT
 
 from dasd_lite.config.models import EndpointModel
 from dasd_lite.inference import Request, SamplingParams, open_sampler
-from dasd_lite.inference.endpoint.probe import Needs, probe
+from dasd_lite.inference.endpoint.probe import Needs, probe_servers
 
 NUM = 24
 READY_S = 300
@@ -101,7 +101,9 @@ def sampled(urls, demo, questions):
 @pytest.mark.parametrize("by_ids", [True, False])
 def test_the_probe_finds_nothing_to_mend(urls, demo, questions, by_ids):
     teacher = model(urls, tokenizer=str(demo / "teacher") if by_ids else None)
-    for server in probe(teacher, ({"role": "user", "content": questions[0]},), Needs(prefix=True, reading=by_ids)):
+    for server in probe_servers(
+        teacher, ({"role": "user", "content": questions[0]},), Needs(prefix=True, reading=by_ids)
+    ):
         found = {item.name: item.found for item in server.items}
         assert not [item for item in server.items if item.fatal]
         assert found["raw"] == found["logprobs"] == "yes"
@@ -185,7 +187,7 @@ sample.temperature = 0.6
 [[phase]]
 name = "mixed"
 source = "mix"
-mix = {{ cap = 0.6, num_prompts = 12, max_tokens = 160 }}
+mix = {{ max_length_ratio = 0.6, num_prompts = 12, max_tokens = 160 }}
 select.rule = "all"
 train.epochs = 1
 """

@@ -140,7 +140,9 @@ def test_token_bytes_add_up_to_the_text_whatever_the_tokenizer(chats, text):
             lengths = chat.token_bytes(chat.target_ids(said)[:-1], said)
             assert (lengths >= 0).all(), name
             if len(lengths):  # what the template writes by itself is spelt by no token
-                written = len("<think>") + said.startswith("<think>\n") if chat.opener and said[:7] == "<think>" else 0
+                written = (
+                    len("<think>") + said.startswith("<think>\n") if chat.think_prefix and said[:7] == "<think>" else 0
+                )
                 assert lengths.sum() == len(said.encode()) - written, name
 
 
@@ -196,7 +198,7 @@ def test_ids_beyond_the_tokenizer_spell_nothing(chats):
     for name in ALL:
         chat = chats[name]
         text, lengths, _ = chat.read([chat.vocab_size + 5, *chat.encode("a").tolist()], "stop")
-        assert text == chat.opener + "a"
+        assert text == chat.think_prefix + "a"
         assert lengths.sum() == 1
 
 
@@ -257,7 +259,7 @@ def test_no_beginning_twice(chats, tmp_path):
 
 def test_a_template_that_opens_the_thinking_itself(chats):
     chat, plain = chats["opens think"], chats["byte level"]
-    assert (chat.opener, plain.opener) == ("<think>\n", "")
+    assert (chat.think_prefix, plain.think_prefix) == ("<think>\n", "")
     assert chat.render(QUESTION).endswith("<think>\n")
     said = "<think>\nUp 3.\n</think>\nAnswer: 5"
     ids, num_context = chat.example(QUESTION, said)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dasd_lite.data.dataset import read
+from dasd_lite.data.dataset import read_table
 from dasd_lite.data.manifest import read_manifest
 
 
@@ -37,13 +37,13 @@ def test_a_run_goes_down_the_chain(finished):
     assert (finished / "run" / "report" / "report.html").stat().st_size > 1000
     recipe = json.loads((finished / "run" / "recipe.json").read_text())
     assert recipe["phase"][0]["sample"]["temperature"] == 0.6
-    sampled = read(finished / "run" / "low" / "sample", "rollouts")
+    sampled = read_table(finished / "run" / "low" / "sample", "rollouts")
     assert len(sampled) == 16
     for row in sampled.to_pylist():
         assert sum(row["token_bytes"]) == len(row["completion"].encode())
         assert len(row["token_ids"]) == len(row["logprobs"]) == len(row["token_bytes"])
         assert max(row["logprobs"]) <= 0
-    for row in read(finished / "run" / "mixed" / "mix", "rollouts").to_pylist():
+    for row in read_table(finished / "run" / "mixed" / "mix", "rollouts").to_pylist():
         assert 0 < row["prefix_bytes"] < len(row["completion"].encode())
         assert sum(row["token_bytes"]) == len(row["completion"].encode()) - row["prefix_bytes"]
 
@@ -93,7 +93,7 @@ def test_force_replaces_what_differs_and_only_that(copied, cli):
     done = cli("select", "run.toml", "--phase", "low", "--force", "select.keep=2", cwd=copied)
     assert done.rc == 0, done.stderr
     assert read_manifest(copied / "run" / "low" / "select")["config"]["keep"] == 2
-    per_prompt = read(copied / "run" / "low" / "select", "kept")["prompt_uid"].value_counts().to_pylist()
+    per_prompt = read_table(copied / "run" / "low" / "select", "kept")["prompt_uid"].value_counts().to_pylist()
     assert max(entry["counts"] for entry in per_prompt) == 2
     after = snapshot(copied / "run")
     changed = {name for name in before if after.get(name) != before[name]}

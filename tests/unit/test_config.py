@@ -347,7 +347,7 @@ def test_an_empty_recipe_names_all_that_it_needs(faults):
 
 def test_defaults_are_the_papers():
     phase = Phase(name="x")
-    assert (phase.select.rule, phase.select.beta, phase.mix.cap) == ("count", 0.1, 1.5)
+    assert (phase.select.rule, phase.select.beta, phase.mix.max_length_ratio) == ("count", 0.1, 1.5)
     assert (phase.pack.seq_len, phase.train.epochs, phase.train.beta2) == (65536, 6.0, 0.95)
     assert math.isclose(phase.train.learning_rate / phase.train.min_learning_rate, 5)
     assert "sample" in STAGE_TABLES and "name" not in STAGE_TABLES

@@ -64,7 +64,7 @@ def test_some_columns_only(tmp_path):
     folder = make(tmp_path / "f", sizes=(5, 5))
     (batch,) = batches(folder, "numbers", ("list", "n"))
     assert set(batch.schema.names) == {"n", "list"}
-    assert dataset.read(folder, "numbers", ("n",)).to_pydict() == {"n": list(range(10))}
+    assert dataset.read_table(folder, "numbers", ("n",)).to_pydict() == {"n": list(range(10))}
 
 
 def test_reading_what_is_not_there(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from tests.server import END, Answer, ChatServer, pieces_of, plain
 
 from dasd_lite.config.models import Budget, EndpointModel, Prices
-from dasd_lite.data.usage import Tally
+from dasd_lite.data.usage import Usage
 from dasd_lite.errors import ConfigError, EndpointError
 from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler
 from dasd_lite.inference.collect import token_columns
@@ -175,7 +175,7 @@ def test_a_budget_of_money_counts_what_was_spent_before() -> None:
         model = config(server.url, prices=prices, budget=Budget(max_cost=1.0))
         assert len(run(model)) == 12
         with pytest.raises(EndpointError, match=r"teacher.budget.max_cost = 1: 1.005 is spent"):
-            run(model, spent=Tally(5_000, 100_000))
+            run(model, spent=Usage(5_000, 100_000))
     assert len(server.answered) == 12
 
 
@@ -228,9 +228,9 @@ def test_a_vllm_server_is_told_what_it_would_take_from_the_model_folder() -> Non
 
 def test_a_question_that_is_refused_for_good_can_be_left_out(capfd: pytest.CaptureFixture[str]) -> None:
     with ChatServer({"question 3": "400", "question 5": "wrong bytes"}) as server:
-        with pytest.raises(EndpointError, match=r"max_failed = 10|its tokens spell"):
+        with pytest.raises(EndpointError, match=r"max_skipped = 10|its tokens spell"):
             run(config(server.url))
-        done = {c.position: c for c in run(config(server.url, max_failed=2))}
+        done = {c.position: c for c in run(config(server.url, max_skipped=2))}
     assert sorted(done) == list(range(12))
     assert {p for p, c in done.items() if c.finish_reason == "error"} == {3, 5}
     assert done[3].text == "" and len(done[3].logprobs) == 0

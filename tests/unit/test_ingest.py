@@ -11,7 +11,7 @@ from tests.server import ChatServer
 from dasd_lite.chat.chat import Chat
 from dasd_lite.config.models import EndpointModel, TransformersModel
 from dasd_lite.config.stages import IngestConfig, ScoreConfig
-from dasd_lite.data.dataset import read
+from dasd_lite.data.dataset import read_table
 from dasd_lite.data.manifest import read_manifest
 from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
@@ -30,7 +30,7 @@ def run(tmp_path):
             lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
             paths[-1].write_bytes(b"\n".join(lines))
         ingest.run(IngestConfig(paths=paths), tmp_path / out, **options)
-        return read(tmp_path / out, "rollouts").to_pylist()
+        return read_table(tmp_path / out, "rollouts").to_pylist()
 
     return ran
 

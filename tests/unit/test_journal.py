@@ -216,7 +216,7 @@ def test_the_short_writer_starts_afresh_and_finishes_only_by_publishing(tmp_path
         writer.write("others", table)
         writer.write("others", table.slice(0, 0))
         writer.publish({"n": 1}, tokens=3.0)
-    assert dataset.read(tmp_path / "f", "others").to_pylist() == [plain(1)]
+    assert dataset.read_table(tmp_path / "f", "others").to_pylist() == [plain(1)]
     assert read_manifest(tmp_path / "f")["tables"]["rows"] == []
     assert list(dataset.batches(tmp_path / "f", "rows")) == []
     assert json.loads((tmp_path / "f" / "timing.json").read_text())["tokens"] == 3.0

@@ -24,8 +24,8 @@ from dasd_lite.costs import estimate as training_costs
 from dasd_lite.costs import memory
 from dasd_lite.costs.fit import sizes_that_fit, smallest_change
 from dasd_lite.costs.flops import training_flops
-from dasd_lite.costs.hardware import Card, Machine, peak_flops
-from dasd_lite.costs.memory import Step, predict
+from dasd_lite.costs.hardware import Gpu, Hardware, peak_flops
+from dasd_lite.costs.memory import TrainingStep, predict
 from dasd_lite.costs.shape import read_shape, shape_of
 from dasd_lite.errors import ConfigError
 from dasd_lite.model import logprobs
@@ -228,7 +228,7 @@ def saved(folder, name="Qwen3", **options):
 
 def terms(shape, method, dtype, checkpointing, num_tokens, varlen=True):
     config = TrainConfig(method=method, dtype=dtype, gradient_checkpointing=checkpointing, liger=False)
-    return Step(shape, config, num_tokens, 1, Machine(element_bytes=4, varlen=varlen, on_gpu=False))
+    return TrainingStep(shape, config, num_tokens, 1, Hardware(element_bytes=4, varlen=varlen, on_gpu=False))
 
 
 @pytest.fixture
@@ -347,7 +347,7 @@ def test_parts_add_up_and_follow_the_options():
     offloaded = predict(SHAPE_4B, TrainConfig(offload_activations=True), seq_len=65536)
     assert base.total - offloaded.total > 11e9  # 36 layers' inputs of 64K × 2,560 in 16 bits, but one
     assert offloaded.host >= 36 * 65536 * 2560 * 2
-    liger = predict(SHAPE_4B, TrainConfig(), seq_len=65536, machine=Machine(liger=True))
+    liger = predict(SHAPE_4B, TrainConfig(), seq_len=65536, machine=Hardware(liger=True))
     assert liger.total < base.total
 
 
@@ -414,7 +414,7 @@ def trainings(folder, card, monkeypatch):
     text += 'prompts.path = "q.jsonl"\nteacher = { kind = "transformers", model = "t" }\n'
     text += '[[phase]]\nname = "low"\n[[phase]]\nname = "high"\n[[phase]]\nname = "last"\npack.seq_len = 8192\n'
     (folder / "run.toml").write_text(text)
-    monkeypatch.setattr(training_costs, "visible_card", lambda: card)
+    monkeypatch.setattr(training_costs, "visible_gpu", lambda: card)
     monkeypatch.setattr(training_costs, "has_liger", lambda: False)
     return training_costs.trainings_of(load_recipe(folder / "run.toml"))
 
@@ -430,7 +430,7 @@ def test_check_says_what_a_card_must_have(tmp_path, monkeypatch):
 
 
 def test_check_refuses_what_the_card_has_no_room_for(tmp_path, monkeypatch):
-    card = Card("NVIDIA GeForce RTX 4090", 24 * 10**9, 1, Machine())
+    card = Gpu("NVIDIA GeForce RTX 4090", 24 * 10**9, 1, Hardware())
     found = trainings(tmp_path, card, monkeypatch)
     faults = list(training_costs.too_big(found))
     assert len(faults) == 2
@@ -441,8 +441,8 @@ def test_check_refuses_what_the_card_has_no_room_for(tmp_path, monkeypatch):
 
 
 def test_check_refuses_it_with_exit_code_2(tmp_path, monkeypatch, small_recipe):
-    tiny = Card("a tiny card", 10**8, 1, Machine())
-    monkeypatch.setattr(training_costs, "visible_card", lambda: tiny)
+    tiny = Gpu("a tiny card", 10**8, 1, Hardware())
+    monkeypatch.setattr(training_costs, "visible_gpu", lambda: tiny)
     with pytest.raises(ConfigError, match=r"the card \(a tiny card\) has 100\.0 MB"):  # cli.py makes it exit code 2
         check.check(load_recipe(small_recipe(tmp_path)), "models")
 

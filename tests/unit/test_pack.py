@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from dasd_lite.config.stages import PackConfig
-from dasd_lite.data.dataset import read, shards
+from dasd_lite.data.dataset import read_table, shards
 from dasd_lite.data.manifest import Identity
 from dasd_lite.data.records import KEPT, ROW
 from dasd_lite.data.writer import ShardWriter
@@ -51,7 +51,7 @@ def source(tmp_path):
 def documents(folder):
     """uid → (ids, targets) of each document, in the order of the rows."""
     found = {}
-    for row in read(folder, "rows").to_pylist():
+    for row in read_table(folder, "rows").to_pylist():
         edges = np.cumsum([0, *row["doc_lengths"]])
         assert edges[-1] == len(row["ids"]) == len(row["loss_mask"])
         for uid, a, b in zip(row["uids"], edges[:-1], edges[1:], strict=True):
@@ -63,12 +63,12 @@ def documents(folder):
 @pytest.mark.parametrize("method", ["best_fit", "in_order"])
 def test_every_rollout_is_there_once_with_its_targets(source, tmp_path, method):
     manifest = pack.run(source, PackConfig(seq_len=64, method=method), tmp_path / "pack", seed=0)
-    kept = read(source, "kept").to_pylist()
+    kept = read_table(source, "kept").to_pylist()
     found = documents(tmp_path / "pack")
     assert found == {
         row["uid"]: (row["ids"], [i >= row["num_context_tokens"] for i in range(len(row["ids"]))]) for row in kept
     }
-    rows = read(tmp_path / "pack", "rows").to_pylist()
+    rows = read_table(tmp_path / "pack", "rows").to_pylist()
     assert all(len(row["ids"]) <= 64 for row in rows)
     tokens = sum(len(row["ids"]) for row in kept)
     assert manifest["counts"] == {
@@ -97,7 +97,7 @@ def test_replay_joins_so_many_of_the_phase_before(tmp_path, replay, joined):
     found = documents(tmp_path / "pack")
     assert sum(uid.startswith("before") for uid in found) == joined
     assert (manifest["counts"]["replayed"], manifest["counts"]["rollouts"]) == (joined, 6 + joined)
-    theirs = {row["uid"]: row["ids"] for row in read(before, "kept").to_pylist()}
+    theirs = {row["uid"]: row["ids"] for row in read_table(before, "kept").to_pylist()}
     assert all(found[uid][0] == theirs[uid] for uid in found if uid in theirs)
 
 
@@ -116,7 +116,7 @@ def test_what_is_replayed_is_drawn_by_the_seed(tmp_path):
 
 def weights_of(folder):
     """uid → weight of each document."""
-    rows = read(folder, "rows").to_pylist()
+    rows = read_table(folder, "rows").to_pylist()
     return {uid: w for row in rows for uid, w in zip(row["uids"], row["weights"], strict=True)}
 
 
@@ -127,14 +127,14 @@ def test_weights_stay_with_their_documents(tmp_path, method):
     own = selected(tmp_path / "own", [(int(n), 1) for n in rng.integers(2, 40, 23)], weights=weights)
     pack.run(own, PackConfig(seq_len=64, method=method), tmp_path / "pack", seed=0)
     assert weights_of(tmp_path / "pack") == {f"own{i}": weight for i, weight in enumerate(weights)}
-    table = read(tmp_path / "pack", "rows")
+    table = read_table(tmp_path / "pack", "rows")
     assert table.schema == ROW
     assert [len(row) for row in table["weights"].to_pylist()] == [len(row) for row in table["doc_lengths"].to_pylist()]
 
 
 def test_where_nothing_has_a_weight_the_column_is_null(source, tmp_path):
     pack.run(source, PackConfig(seq_len=64), tmp_path / "pack", seed=0)
-    table = read(tmp_path / "pack", "rows")
+    table = read_table(tmp_path / "pack", "rows")
     assert table.schema == ROW
     assert table["weights"].null_count == len(table)
 

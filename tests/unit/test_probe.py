@@ -9,7 +9,7 @@ from tests.server import END, Answer, ChatServer, pieces_of
 
 from dasd_lite.config.models import Budget, EndpointModel
 from dasd_lite.inference.endpoint import client as servers
-from dasd_lite.inference.endpoint.probe import Finding, Needs, probe, spread
+from dasd_lite.inference.endpoint.probe import Finding, Needs, probe_servers, spread
 
 QUESTION = ({"role": "user", "content": "How much is 2 + 2?"},)
 
@@ -36,7 +36,7 @@ def answer(body: dict[str, Any]) -> Answer:
 def found(server: ChatServer, needs: Needs | None = None, **options: Any) -> dict[str, Finding]:
     defaults = {"api_key_env": "NO_SUCH_KEY", "timeout_s": 5.0}
     model = EndpointModel(kind="endpoint", model="teacher", base_urls=[server.url], **{**defaults, **options})
-    (findings,) = probe(model, QUESTION, needs or Needs())
+    (findings,) = probe_servers(model, QUESTION, needs or Needs())
     assert findings.base_url == server.url
     return {item.name: item for item in findings.items}
 

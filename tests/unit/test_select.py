@@ -7,7 +7,7 @@ from rich.console import Console
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.config.stages import SelectConfig, Weighting
-from dasd_lite.data.dataset import batches, read
+from dasd_lite.data.dataset import batches, read_table
 from dasd_lite.data.manifest import Identity, read_manifest
 from dasd_lite.data.records import ROLLOUT, SCORE
 from dasd_lite.data.writer import ShardWriter
@@ -231,7 +231,7 @@ def test_all_rejected_is_one_line_with_the_counts(run, tmp_path):
 
 def test_what_is_kept_is_the_rollout_and_the_ids_that_the_student_reads(run, chat):
     row = rollout("a", domain="code", answer=None, index=3)
-    (found,) = read(run([row]), "kept").to_pylist()
+    (found,) = read_table(run([row]), "kept").to_pylist()
     ids, num_context = chat.example(row["messages"], GOOD)
     assert found == row | {
         "ids": ids.tolist(),
@@ -246,7 +246,7 @@ def test_what_is_kept_is_the_rollout_and_the_ids_that_the_student_reads(run, cha
 def test_scores_bring_sentences_classes_and_what_the_rule_ranked_by(run):
     classes = {"a": "TS=·T", "b": "T"}
     folder = run([rollout("a"), rollout("b")], classes=classes, rule="count")
-    (found,) = read(folder, "kept").to_pylist()
+    (found,) = read_table(folder, "kept").to_pylist()
     assert (found["uid"], found["score"], found["num_sentences"], found["class_counts"]) == ("a", 2.0, 5, [1, 2, 1])
     assert rejected(folder) == {"b": ("rank", 1.0)}
 
@@ -269,7 +269,7 @@ def test_rules(run, rule, best):
     assert kept(folder) == [best, "other"], "the best of each question, in the order of the data"
     values = {uid: value for uid, (reason, value) in rejected(folder).items() if reason == "rank"}
     assert len(values) == 2
-    (score, _) = read(folder, "kept")["score"].to_pylist()
+    (score, _) = read_table(folder, "kept")["score"].to_pylist()
     assert all(score > value for value in values.values())
 
 
@@ -317,8 +317,8 @@ def test_budgets_are_per_domain_and_reproducible(run):
 def test_a_masked_prefix_is_context(run, chat):
     prefix = "<think> Start at 3."
     row = rollout("a", prefix_bytes=len(prefix))
-    (plain,) = read(run([row]), "kept").to_pylist()
-    (masked,) = read(run([row], mask_prefix=True, out="masked"), "kept").to_pylist()
+    (plain,) = read_table(run([row]), "kept").to_pylist()
+    (masked,) = read_table(run([row], mask_prefix=True, out="masked"), "kept").to_pylist()
     assert masked["ids"] == plain["ids"]
     begins = masked["num_context_tokens"]
     assert begins > plain["num_context_tokens"]
@@ -336,7 +336,7 @@ def told(uid, logprobs, prompt="q", **columns):
 
 
 def weights_of(folder):
-    return {row["uid"]: row["weight"] for row in read(folder, "kept").to_pylist()}
+    return {row["uid"]: row["weight"] for row in read_table(folder, "kept").to_pylist()}
 
 
 def softmax(lam, *means):
@@ -367,7 +367,7 @@ def test_weights_follow_the_mean_log_probability_of_the_text(run):
     found = weights_of(folder)
     assert [found[uid] for uid in "abc"] == pytest.approx(softmax(0.8, -1.0, -1.5, -2.0), rel=1e-6)
     assert found["alone"] == 1.0
-    assert read(folder, "rejected")["weight"].to_pylist() == [None, None]
+    assert read_table(folder, "rejected")["weight"].to_pylist() == [None, None]
     counts = read_manifest(folder)["counts"]
     w = np.array([found[uid] for uid in "abc"])
     assert counts["lam"] == 0.8

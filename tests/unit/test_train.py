@@ -17,7 +17,7 @@ from tests.rows import VOCAB, make_model, make_rows, write_rows
 from dasd_lite.config.train import Full, TrainConfig
 from dasd_lite.errors import CheckpointError, ConfigError, DataError, TrainError
 from dasd_lite.method.ragged import offsets_of
-from dasd_lite.model.packed_check import check_packing, documents_of, probe
+from dasd_lite.model.packed_check import check_packing, documents_of, probe_row
 from dasd_lite.stages import train
 from dasd_lite.training.rows import open_rows
 from dasd_lite.training.schedule import Schedule
@@ -318,6 +318,6 @@ def test_rows_are_read_as_they_were_written(packed, tmp_path):
 def test_the_probe_is_the_beginning_of_a_few_documents():
     lengths = [600, 30, 2, 700, 9]
     ids = np.arange(sum(lengths))
-    cut = probe(np.split(ids, np.cumsum(lengths)[:-1]))
+    cut = probe_row(np.split(ids, np.cumsum(lengths)[:-1]))
     assert cut.doc_lengths.tolist() == [512, 30, 2, 512]
     assert cut.ids.tolist() == [*range(512), *range(600, 632), *range(632, 1144)]

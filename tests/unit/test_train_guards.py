@@ -25,9 +25,9 @@ from dasd_lite.model.row import Row
 from dasd_lite.stages import train
 from dasd_lite.training import checkpoint, trainable
 from dasd_lite.training import monitor as watch
-from dasd_lite.training.guard import Told, blame, fault
+from dasd_lite.training.guard import StepStats, check_step, worst_rollouts
 from dasd_lite.training.job import Job
-from dasd_lite.training.monitor import Look, collapse
+from dasd_lite.training.monitor import Snapshot, has_collapsed
 from dasd_lite.training.optimizer import make_optimizer
 from dasd_lite.training.requirements import conflicts
 from dasd_lite.training.schedule import Schedule
@@ -60,20 +60,20 @@ def test_fewer_rows_than_a_step_leave_nothing_behind(tiny, tmp_path):
 
 def test_faults():
     usual = [1.0, 1.2, 0.9, 1.1] * 8
-    assert fault(1.0, 1.0, usual, 2.0, None) is None
-    assert fault(float("nan"), 1.0, [], 2.0, None) == "the loss is nan"
-    assert fault(1.0, float("inf"), [], 2.0, None) == "the gradient is inf, the loss 1"
+    assert check_step(1.0, 1.0, usual, 2.0, None) is None
+    assert check_step(float("nan"), 1.0, [], 2.0, None) == "the loss is nan"
+    assert check_step(1.0, float("inf"), [], 2.0, None) == "the gradient is inf, the loss 1"
     told = "the loss is 3.2, 1.05 in the steps before, and train.max_loss_jump = 2; lower train.learning_rate, or"
-    assert told in fault(3.2, 1.0, usual, 2.0, None)
-    assert fault(3.2, 1.0, usual, 2.5, None) is None
+    assert told in check_step(3.2, 1.0, usual, 2.0, None)
+    assert check_step(3.2, 1.0, usual, 2.5, None) is None
     # Of fewer than 8 steps nobody knows what is usual: their highest stands in for it.
-    assert fault(30.0, 1.0, [], 2.0, None) is None
-    assert fault(3.1, 1.0, usual[:7], 2.0, None) is None
-    assert "the loss is 3.3, 1.2 in the steps before" in fault(3.3, 1.0, usual[:2], 2.0, None)
-    assert fault(3.0, 1.0, [9.0] * 90 + [0.5] * 32, 2.0, None) is not None  # the last ones count
+    assert check_step(30.0, 1.0, [], 2.0, None) is None
+    assert check_step(3.1, 1.0, usual[:7], 2.0, None) is None
+    assert "the loss is 3.3, 1.2 in the steps before" in check_step(3.3, 1.0, usual[:2], 2.0, None)
+    assert check_step(3.0, 1.0, [9.0] * 90 + [0.5] * 32, 2.0, None) is not None  # the last ones count
     # In float16 a gradient that is too large lowers the loss's scale; one that stays so teaches nothing.
-    assert fault(1.0, float("inf"), [], 2.0, 3) is None
-    assert fault(1.0, float("nan"), [], 2.0, 24) == "the gradient is nan for 25 steps, the loss 1"
+    assert check_step(1.0, float("inf"), [], 2.0, 3) is None
+    assert check_step(1.0, float("nan"), [], 2.0, 24) == "the gradient is nan for 25 steps, the loss 1"
 
 
 def test_a_jump_of_the_loss_keeps_the_weights_before_it_and_more_leave_goes_on(tiny, tmp_path):
@@ -127,8 +127,8 @@ def test_weights_that_went_bad_are_not_kept(tiny, packed, tmp_path, monkeypatch)
 def test_the_worst_micro_batch_is_that_of_the_highest_loss_per_token():
     long = Row(np.zeros(10_000, int), np.ones(10_000, bool), np.array([10_000]), ("long",))
     short = Row(np.zeros(500, int), np.ones(500, bool), np.array([500]), ("short",))
-    told = Told.of([{"loss": 5000.0}, {"loss": 4500.0}], [long, short], False, 0)
-    assert "short" in blame([told], 1.0) and told.sums == {"loss": 9500.0}
+    told = StepStats.of([{"loss": 5000.0}, {"loss": 4500.0}], [long, short], False, 0)
+    assert "short" in worst_rollouts([told], 1.0) and told.sums == {"loss": 9500.0}
 
 
 def test_out_of_memory_is_one_line_with_what_needs_less(tiny, packed, tmp_path, monkeypatch):
@@ -340,37 +340,39 @@ def test_a_look_grades_answers_and_leaves_the_model_as_it_was():
     model = trainable.load_trainable(DEMO / "student", Full(), device="cpu")
     before = model.config._attn_implementation
     questions = read_prompts(DEMO / "validation.jsonl", limit=12)
-    found = watch.look(model, DEMO / "student", questions, 7, max_tokens=160)
+    found = watch.take_snapshot(model, DEMO / "student", questions, 7, max_tokens=160)
     assert model.training and model.config._attn_implementation == before
     assert (found.step, found.questions) == (7, 12)
     assert 2 <= found.right <= found.finished <= 12 and found.mean_tokens > 10
-    short = watch.look(model, DEMO / "student", questions, 7, max_tokens=8)
+    short = watch.take_snapshot(model, DEMO / "student", questions, 7, max_tokens=8)
     assert (short.finished, short.right, short.mean_tokens) == (0, 0, 8.0)
     with torch.no_grad():  # one that says the same for ever
         model.lm_head.weight.zero_()
         model.lm_head.weight[100] = 1
         model.base_model.norm.weight.fill_(1.0)
-    looping = watch.look(model, DEMO / "student", questions, 9, max_tokens=160)
+    looping = watch.take_snapshot(model, DEMO / "student", questions, 9, max_tokens=160)
     assert looping.looping >= 6 or looping.finished == 12
 
 
 def test_collapse_is_told_from_learning_to_think_at_length():
-    before = Look(0, 16, 16, 12, 0, 80.0)
-    assert collapse(before, Look(2, 16, 16, 11, 0, 80.0)) is None
-    assert "3 of 16 finished answers are right, 12 of 16 before training" in collapse(
-        before, Look(2, 16, 16, 3, 0, 80.0)
+    before = Snapshot(0, 16, 16, 12, 0, 80.0)
+    assert has_collapsed(before, Snapshot(2, 16, 16, 11, 0, 80.0)) is None
+    assert "3 of 16 finished answers are right, 12 of 16 before training" in has_collapsed(
+        before, Snapshot(2, 16, 16, 3, 0, 80.0)
     )
-    assert collapse(before, Look(2, 16, 2, 0, 1, 1024.0)) is None  # still writing: nothing is known
-    assert "12 of 16 answers repeat themselves" in collapse(before, Look(2, 16, 2, 0, 12, 1024.0))
-    assert collapse(Look(0, 16, 16, 1, 0, 80.0), Look(2, 16, 16, 0, 0, 80.0)) is None  # it could do nothing before
+    assert has_collapsed(before, Snapshot(2, 16, 2, 0, 1, 1024.0)) is None  # still writing: nothing is known
+    assert "12 of 16 answers repeat themselves" in has_collapsed(before, Snapshot(2, 16, 2, 0, 12, 1024.0))
+    assert (
+        has_collapsed(Snapshot(0, 16, 16, 1, 0, 80.0), Snapshot(2, 16, 16, 0, 0, 80.0)) is None
+    )  # it could do nothing before
 
 
 def test_a_training_is_watched_before_early_and_at_the_end(packed, tmp_path):
     rows = write_rows(tmp_path / "rows", make_rows(16))
-    config = TrainConfig(**QUICK | {"watch_questions": 3, "watch_tokens": 4, "max_loss_jump": 50.0})
+    config = TrainConfig(**QUICK | {"monitor_questions": 3, "watch_tokens": 4, "max_loss_jump": 50.0})
     out = tmp_path / "out"
     manifest = train.run(rows, DEMO / "student", config, out, seed=0, questions=DEMO / "validation.jsonl")
-    assert sorted(watch.read(out / "watch.jsonl")) == [0, 1, 16]
+    assert sorted(watch.read_snapshots(out / "watch.jsonl")) == [0, 1, 16]
     assert [look["questions"] for look in manifest["counts"]["watched"]] == [3, 3, 3]
     # Neither the look nor its absence changes the weights.
     plain = train.run(rows, DEMO / "student", config, tmp_path / "plain", seed=0)
@@ -380,10 +382,10 @@ def test_a_training_is_watched_before_early_and_at_the_end(packed, tmp_path):
 def test_questions_without_answers_are_said_not_to_watch(tmp_path, capsys):
     rows = write_rows(tmp_path / "rows", make_rows(8))
     questions = [{"prompt": f"Question {i}?"} | ({"answer": "7"} if i > 5 else {}) for i in range(9)]
-    config = TrainConfig(**QUICK | {"epochs": 1, "watch_questions": 2, "watch_tokens": 4})
+    config = TrainConfig(**QUICK | {"epochs": 1, "monitor_questions": 2, "watch_tokens": 4})
     for name, asked in (("none", questions[:5]), ("some", questions)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, asked)))
         train.run(rows, DEMO / "student", config, tmp_path / name, seed=0, questions=tmp_path / f"{name}.jsonl")
     assert capsys.readouterr().err.count("no question has an answer, so the student is not watched") == 1
     assert not (tmp_path / "none" / "watch.jsonl").exists()
-    assert {found.questions for found in watch.read(tmp_path / "some" / "watch.jsonl").values()} == {2}
+    assert {found.questions for found in watch.read_snapshots(tmp_path / "some" / "watch.jsonl").values()} == {2}

@@ -28,7 +28,7 @@ def stopped(tmp_path, monkeypatch):
     def go_on():
         return train.run(rows, model, CONFIG, tmp_path / "out", seed=0)
 
-    monkeypatch.setattr("dasd_lite.training.guard.fault", lambda *a: "a fault" if len(a[2]) == 5 else None)
+    monkeypatch.setattr("dasd_lite.training.guard.check_step", lambda *a: "a fault" if len(a[2]) == 5 else None)
     with pytest.raises(TrainError, match="the checkpoint of step 4 is kept"):
         go_on()
     monkeypatch.undo()

@@ -81,7 +81,7 @@ class Chat:
         )
 
     @cached_property
-    def opener(self) -> str:
+    def think_prefix(self) -> str:
         """What the template writes of the answer by itself: `<think>` and white space, or nothing."""
         found = re.search(r"<think>\s*$", self.render([{"role": "user", "content": _PROBE}]))
         return found.group() if found else ""
@@ -160,16 +160,16 @@ class Chat:
                 pieces = [b"" if i in self.stop_ids else piece for i, piece in zip(ids, found, strict=True)]
             finish_reason = verdict or finish_reason
         text, lengths = spell(pieces)
-        return (text if prefix else self.opener + text), lengths, finish_reason
+        return (text if prefix else self.think_prefix + text), lengths, finish_reason
 
     def _as_written(self, completion: str) -> str:
         """Return an answer, or its beginning, as the model writes it behind a prompt."""
         return harmony.write(completion) if self._marks else self._after_opener(completion)
 
     def _after_opener(self, completion: str) -> str:
-        if not self.opener or not completion.startswith("<think>"):
+        if not self.think_prefix or not completion.startswith("<think>"):
             return completion
-        return completion.removeprefix("<think>").removeprefix(self.opener.removeprefix("<think>"))
+        return completion.removeprefix("<think>").removeprefix(self.think_prefix.removeprefix("<think>"))
 
     def piece(self, token_id: int) -> bytes:
         """Return the bytes that a token spells; an end token spells its own name."""

@@ -127,7 +127,7 @@ class EndpointModel(Table):
     """Seconds that one reply may take; with `stream`, the longest silence within one."""
     max_retries: Annotated[int, Field(ge=0), EXECUTION] = 8
     """Times that one request is sent again after a failure that can pass."""
-    max_failed: Annotated[int, Field(ge=0), EXECUTION] = 0
+    max_skipped: Annotated[int, Field(ge=0), EXECUTION] = 0
     """Questions that may be left out, with an empty answer that select rejects, when a server refuses them for good or
     answers unreadably; one more ends the run."""
     stream: Annotated[bool, EXECUTION] = False

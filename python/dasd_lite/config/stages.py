@@ -143,7 +143,7 @@ class MixConfig(Table):
     """Temperature of the student and of the teacher."""
     top_p: Probability = 1.0
     """Nucleus of the student and of the teacher."""
-    cap: PositiveFloat = 1.5
+    max_length_ratio: PositiveFloat = 1.5
     """The student is cut off at this many times the teacher's length, in the student's tokens."""
     max_tokens: PositiveInt = 32768
     """Longest rest that the teacher may write."""

@@ -95,7 +95,7 @@ class TrainConfig(Table):
     max_loss_jump: Annotated[PositiveFloat, EXECUTION] = 2.0
     """Training stops before a step whose loss is this many nats over the median of the 32 steps before it, or
     over the highest of fewer than 8."""
-    watch_questions: Annotated[int, Field(ge=0), EXECUTION] = 16
+    monitor_questions: Annotated[int, Field(ge=0), EXECUTION] = 16
     """Questions of evaluate.prompts answered before, after 1 % of the steps and at the end: a collapse is said at once;
     0 is none."""
     watch_tokens: Annotated[PositiveInt, EXECUTION] = 1024

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dasd_lite.config.stages import Phase, RecipeConfig
-from dasd_lite.costs.fit import Change, sizes_that_fit, smallest_change
+from dasd_lite.costs.fit import OptionChange, sizes_that_fit, smallest_change
 from dasd_lite.costs.flops import ASSUMED_MFU, training_hours
-from dasd_lite.costs.hardware import CARD_SIZES, Card, Machine, has_liger, peak_flops, visible_card
+from dasd_lite.costs.hardware import GPU_SIZES, Gpu, Hardware, has_liger, peak_flops, visible_gpu
 from dasd_lite.costs.memory import Prediction, predict
 from dasd_lite.costs.shape import ModelShape, read_shape
 from dasd_lite.data.hub import model_folder
@@ -26,7 +26,7 @@ class Training:
 
     phases: list[Phase]
     shape: ModelShape
-    card: Card | None
+    card: Gpu | None
 
     @property
     def num_processes(self) -> int:
@@ -34,9 +34,9 @@ class Training:
         return self.phases[0].train.num_processes or (self.card.number if self.card else 1)
 
     @property
-    def machine(self) -> Machine:
+    def machine(self) -> Hardware:
         """The card that is here; without one a GPU with the packages that are installed."""
-        return self.card.machine if self.card else Machine(liger=has_liger())
+        return self.card.machine if self.card else Hardware(liger=has_liger())
 
     @cached_property
     def prediction(self) -> Prediction:
@@ -50,7 +50,7 @@ class Training:
             machine=self.machine,
         )
 
-    def change(self, card_bytes: float) -> Change | None:
+    def change(self, card_bytes: float) -> OptionChange | None:
         """Return what to change for a card."""
         phase = self.phases[0]
         return smallest_change(
@@ -69,7 +69,7 @@ def trainings_of(recipe: RecipeConfig) -> list[Training]:
         shape = read_shape(model_folder(recipe.student.model))
     except DasdError:
         return []
-    card = visible_card()
+    card = visible_gpu()
     found: list[Training] = []
     for one in (Training([phase], shape, card) for phase in recipe.phase):
         same = next((other for other in found if other.prediction == one.prediction), None)
@@ -92,7 +92,8 @@ def too_big(trainings: list[Training]) -> Iterator[str]:
         )
         names = ", ".join(repr(phase.name) for phase in training.phases)
         yield (
-            f"train: phase {names} needs about {size(needed)}, the card ({card.name}) has {size(card.memory)}; {help_}"
+            f"train: phase {names} needs about {format_bytes(needed)}, the card ({card.name}) has"
+            f" {format_bytes(card.memory)}; {help_}"
         )
 
 
@@ -107,15 +108,15 @@ def memory_line(training: Training) -> str:
         "loss": found.loss,
         "overhead": found.overhead,
     }
-    told = ", ".join(f"{name} {size(value)}" for name, value in parts.items() if value)  # at the worst moment
+    told = ", ".join(f"{name} {format_bytes(value)}" for name, value in parts.items() if value)  # at the worst moment
     one = "the card" if training.card else "a card"
     where = one if training.num_processes == 1 else f"each of {training.num_processes} cards"
-    line = f"{names}/train: about {size(found.total)} on {where} ({told})"
-    line += f", {size(found.host)} of host memory" if found.host else ""
+    line = f"{names}/train: about {format_bytes(found.total)} on {where} ({told})"
+    line += f", {format_bytes(found.host)} of host memory" if found.host else ""
     if training.card is not None:
         return f"{line}; predicted"
     sizes = sizes_that_fit(found)
-    fits = f"fits cards from {sizes[0]} GB on" if sizes else f"fits no card up to {CARD_SIZES[-1]} GB"
+    fits = f"fits cards from {sizes[0]} GB on" if sizes else f"fits no card up to {GPU_SIZES[-1]} GB"
     return f"{line}; predicted, no card is seen here: {fits}"
 
 
@@ -140,6 +141,6 @@ def hours_line(trainings: list[Training], num_prompts: int) -> str | None:
     )
 
 
-def size(num_bytes: float) -> str:
+def format_bytes(num_bytes: float) -> str:
     """Write bytes as a person reads them."""
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dasd_lite.config.train import Full, Lora, TrainConfig
-from dasd_lite.costs.hardware import CARD_SIZES, Machine
+from dasd_lite.costs.hardware import GPU_SIZES, Hardware
 from dasd_lite.costs.memory import Prediction, predict
 from dasd_lite.costs.shape import ModelShape
 
@@ -22,11 +22,11 @@ _SHORTEST = 512  # a row under this is no answer to anything
 
 def sizes_that_fit(prediction: Prediction) -> list[int]:
     """Return the common cards, in GB, that have room for it."""
-    return [size for size in CARD_SIZES if prediction.total <= size * 1e9]
+    return [size for size in GPU_SIZES if prediction.total <= size * 1e9]
 
 
 @dataclass(frozen=True)
-class Change:
+class OptionChange:
     """Settings that make a training fit, and what it needs then."""
 
     settings: dict[str, str]
@@ -55,11 +55,11 @@ def smallest_change(
     seq_len: int,
     card_bytes: float,
     num_processes: int = 1,
-    machine: Machine | None = None,
-) -> Change | None:
+    machine: Hardware | None = None,
+) -> OptionChange | None:
     """Find the smallest change with which training fits into `card_bytes`; None when nothing helps."""
 
-    def with_all(tries: list[_Try]) -> Change:
+    def with_all(tries: list[_Try]) -> OptionChange:
         options: dict[str, Any] = {}
         length = seq_len
         for one in tries:
@@ -69,9 +69,9 @@ def smallest_change(
         found = predict(shape, changed, seq_len=length, num_processes=num_processes, machine=machine)
         settings = {f"train.{key}": _toml(value) for key, value in options.items()}
         settings |= {"pack.seq_len": str(length)} if length != seq_len else {}
-        return Change(settings, found, changed, length)
+        return OptionChange(settings, found, changed, length)
 
-    def fits(change: Change) -> bool:
+    def fits(change: OptionChange) -> bool:
         return change.prediction.total <= card_bytes
 
     if fits(with_all([])):

@@ -53,7 +53,7 @@ def peak_flops(device_name: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Hardware:
     """What of the card and of the packages decides which tensors exist."""
 
     element_bytes: int = 2
@@ -65,7 +65,7 @@ class Machine:
     on_gpu: bool = True
 
 
-CARD_SIZES = (8, 12, 16, 24, 48, 80, 141)
+GPU_SIZES = (8, 12, 16, 24, 48, 80, 141)
 """Memory of common cards in GB of 10⁹ bytes."""
 
 
@@ -73,17 +73,17 @@ _DRIVERS = ("nvidiactl", "dxg", "nvmap", "kfd")  # CUDA, under Windows, on a Jet
 
 
 @dataclass(frozen=True)
-class Card:
+class Gpu:
     """What is known of the visible GPUs; of several the one with the least memory."""
 
     name: str
     memory: int
     """Bytes."""
     number: int
-    machine: Machine
+    machine: Hardware
 
 
-def visible_card() -> Card | None:
+def visible_gpu() -> Gpu | None:
     """Ask torch for the GPUs; None when there is none, or no torch."""
     on_linux = Path("/dev").is_dir()
     if importlib.util.find_spec("torch") is None or (on_linux and not any(Path("/dev", d).exists() for d in _DRIVERS)):
@@ -95,8 +95,8 @@ def visible_card() -> Card | None:
     number = torch.cuda.device_count()
     smallest = min(range(number), key=lambda i: torch.cuda.get_device_properties(i).total_memory)
     properties = torch.cuda.get_device_properties(smallest)
-    machine = Machine(varlen=(properties.major, properties.minor) >= (8, 0), liger=has_liger())
-    return Card(properties.name, properties.total_memory, number, machine)
+    machine = Hardware(varlen=(properties.major, properties.minor) >= (8, 0), liger=has_liger())
+    return Gpu(properties.name, properties.total_memory, number, machine)
 
 
 def has_liger() -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dasd_lite.config.train import Lora, TrainConfig
-from dasd_lite.costs.hardware import Machine
+from dasd_lite.costs.hardware import Hardware
 from dasd_lite.costs.shape import ModelShape
 from dasd_lite.model import LOGIT_BYTES
 
@@ -62,11 +62,11 @@ class Prediction:
 
 
 def predict(
-    shape: ModelShape, config: TrainConfig, *, seq_len: int, num_processes: int = 1, machine: Machine | None = None
+    shape: ModelShape, config: TrainConfig, *, seq_len: int, num_processes: int = 1, machine: Hardware | None = None
 ) -> Prediction:
     """Predict the memory of training on rows of `seq_len` tokens, the worst case: full, and all tokens targets."""
-    machine = machine or Machine()
-    step = Step(shape, config, seq_len * config.micro_batch_size, num_processes, machine)
+    machine = machine or Hardware()
+    step = TrainingStep(shape, config, seq_len * config.micro_batch_size, num_processes, machine)
     moment, parts = max(step.moments().items(), key=lambda item: sum(item[1]))
     kept, layer, loss = parts
     fixed = _CONTEXT + (_COMMUNICATION if num_processes > 1 else 0) if machine.on_gpu else 0
@@ -85,14 +85,14 @@ def predict(
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """One forward and backward pass over T tokens: the terms that `predict` adds up, in bytes."""
 
     shape: ModelShape
     config: TrainConfig
     tokens: int
     num_processes: int
-    machine: Machine
+    machine: Hardware
 
     # --- what does not depend on the row ------------------------------------------------------------
 

@@ -64,7 +64,7 @@ def batches(
         yield pa.concat_batches(waiting)
 
 
-def read(folder: Path, table: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(folder: Path, table: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one table (or some of its columns) of a finished folder into memory."""
     parts = [pq.read_table(path, columns=list(columns) if columns else None) for path in shards(folder, table)]
     if not parts:

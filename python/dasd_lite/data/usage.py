@@ -10,16 +10,16 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Tally:
+class Usage:
     """Tokens that were read and written, which is what providers charge for."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     answers: int = 0
 
-    def __add__(self, other: Tally) -> Tally:
+    def __add__(self, other: Usage) -> Usage:
         """Return both together."""
-        return Tally(
+        return Usage(
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.answers + other.answers,

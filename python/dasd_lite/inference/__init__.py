@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from dasd_lite.data.records import Message
 from dasd_lite.data.seeds import digest
-from dasd_lite.data.usage import Tally
+from dasd_lite.data.usage import Usage
 
 if TYPE_CHECKING:
     from dasd_lite.config.models import EndpointModel, TransformersModel, VllmModel
@@ -98,7 +98,7 @@ def source(model: TransformersModel | VllmModel | EndpointModel) -> Path | str:
 
 
 def open_sampler(
-    model: TransformersModel | VllmModel | EndpointModel, folder: Path | None = None, spent: Tally | None = None
+    model: TransformersModel | VllmModel | EndpointModel, folder: Path | None = None, spent: Usage | None = None
 ) -> Sampler:
     """Open the sampler that `model` names; `folder` stands in for its weights (a student after training).
 

@@ -14,7 +14,7 @@ from typing import Any
 from dasd_lite.config.models import Prices
 from dasd_lite.console import progress
 from dasd_lite.data.journal import Journal
-from dasd_lite.data.usage import Tally
+from dasd_lite.data.usage import Usage
 from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
 
 
@@ -22,12 +22,12 @@ def collect(
     journal: Journal,
     request: Callable[[int], Request],
     row: Callable[[Completion], Mapping[str, Any]],
-    opened: Callable[[Tally], Sampler],
+    opened: Callable[[Usage], Sampler],
     params: SamplingParams,
     label: str,
     *,
     prices: Prices | None = None,
-    spent: Tally | None = None,
+    spent: Usage | None = None,
 ) -> dict[str, float]:
     """Fill the journal; return what the stage took: tokens, answers, cost, and tokens per second of this call.
 
@@ -36,9 +36,9 @@ def collect(
     """
     done = journal.done()
     requests = [request(position) for position in range(journal.total) if position not in done]
-    start, here, before = time.perf_counter(), Tally(), journal_tally(journal)
+    start, here, before = time.perf_counter(), Usage(), journal_tally(journal)
     if requests:
-        sampler = opened(before + (spent or Tally()))
+        sampler = opened(before + (spent or Usage()))
 
         def status() -> str:
             return _status(before + here, here, time.perf_counter() - start, prices, sampler.status())
@@ -71,13 +71,13 @@ def collect(
     return timing
 
 
-def journal_tally(journal: Journal) -> Tally:
+def journal_tally(journal: Journal) -> Usage:
     """Return the tokens that the journal's items took."""
     found = journal.tally()
-    return Tally(found.get("prompt_tokens", 0), found.get("completion_tokens", 0))
+    return Usage(found.get("prompt_tokens", 0), found.get("completion_tokens", 0))
 
 
-def _status(whole: Tally, here: Tally, seconds: float, prices: Prices | None, sampler: str) -> str:
+def _status(whole: Usage, here: Usage, seconds: float, prices: Prices | None, sampler: str) -> str:
     rates = f"{here.prompt_tokens / seconds:,.0f} tokens/s in, {here.completion_tokens / seconds:,.0f} out"
     cost = whole.cost(prices)
     return ", ".join(filter(None, [rates, "" if cost is None else f"cost {cost:,.2f}", sampler]))

@@ -21,7 +21,7 @@ from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dasd_lite.data.usage import Tally
+    from dasd_lite.data.usage import Usage
 
     Scores = tuple[int, npt.NDArray[np.float32], npt.NDArray[np.int64] | None]
 
@@ -55,7 +55,7 @@ def open_scorer(
     batch_tokens: int = 8192,
     chunk_tokens: int | None = None,
     four_bit: bool = False,
-    spent: Tally | None = None,
+    spent: Usage | None = None,
 ) -> tuple[Scorer, Chat]:
     """Open what reads for `model`, and the tokenizer whose ids it reads.
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dasd_lite import _rust
 from dasd_lite.errors import DataError
-from dasd_lite.method.ragged import column, whole
+from dasd_lite.method.ragged import check_array, check_int
 from dasd_lite.method.sentences import sentence_ends
 
 
@@ -98,11 +98,11 @@ def sentence_spans(
     since teacher and student have different vocabularies.
     """
     return _rust.sentence_spans(
-        column("token_bytes", token_bytes, np.int32, np.uint16),
-        column("token_offsets", token_offsets, np.int64),
-        column("ends", ends, np.int64),
-        column("end_offsets", end_offsets, np.int64),
-        None if first_bytes is None else column("first_bytes", first_bytes, np.int64),
+        check_array("token_bytes", token_bytes, np.int32, np.uint16),
+        check_array("token_offsets", token_offsets, np.int64),
+        check_array("ends", ends, np.int64),
+        check_array("end_offsets", end_offsets, np.int64),
+        None if first_bytes is None else check_array("first_bytes", first_bytes, np.int64),
     )
 
 
@@ -142,11 +142,11 @@ def sentence_stats(
     """
     return SentenceStats(
         *_rust.sentence_stats(
-            column("teacher_logprobs", teacher_logprobs, np.float32),
-            column("teacher_spans", teacher_spans, np.int64),
-            column("student_logprobs", student_logprobs, np.float32),
-            column("student_spans", student_spans, np.int64),
-            column("response_offsets", response_offsets, np.int64),
+            check_array("teacher_logprobs", teacher_logprobs, np.float32),
+            check_array("teacher_spans", teacher_spans, np.int64),
+            check_array("student_logprobs", student_logprobs, np.float32),
+            check_array("student_spans", student_spans, np.int64),
+            check_array("response_offsets", response_offsets, np.int64),
             beta,
         )
     )
@@ -172,7 +172,9 @@ def classify_sentences(p_teacher: NDArray[np.float32], p_student: NDArray[np.flo
     Source: companion paper of the DASD report (arXiv 2512.20908), its test order without the Boosted class, which
     needs the distilled model.
     """
-    return _rust.classify(column("p_teacher", p_teacher, np.float32), column("p_student", p_student, np.float32), beta)
+    return _rust.classify(
+        check_array("p_teacher", p_teacher, np.float32), check_array("p_student", p_student, np.float32), beta
+    )
 
 
 def class_counts(classes: NDArray[np.int8], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -191,7 +193,7 @@ def class_counts(classes: NDArray[np.int8], offsets: NDArray[np.int64]) -> NDArr
         TypeError: A wrong dtype.
         ValueError: An array is not one-dimensional.
     """
-    return _rust.class_counts(column("classes", classes, np.int8), column("offsets", offsets, np.int64))
+    return _rust.class_counts(check_array("classes", classes, np.int8), check_array("offsets", offsets, np.int64))
 
 
 def logprob_histogram(logprobs: NDArray[np.float32], *, num_bins: int = 100, low: float = -10.0) -> Histogram:
@@ -210,8 +212,8 @@ def logprob_histogram(logprobs: NDArray[np.float32], *, num_bins: int = 100, low
         TypeError: A wrong dtype.
         ValueError: `num_bins` or `low` is out of range, or the array is not one-dimensional.
     """
-    num_bins = whole("num_bins", num_bins, 1, 2**32 - 1)
-    counts = _rust.logprob_histogram(column("logprobs", logprobs, np.float32), num_bins, low)
+    num_bins = check_int("num_bins", num_bins, 1, 2**32 - 1)
+    counts = _rust.logprob_histogram(check_array("logprobs", logprobs, np.float32), num_bins, low)
     return Histogram(counts, np.linspace(low, 0.0, num_bins + 1))
 
 
@@ -233,7 +235,7 @@ def quantiles(values: NDArray[np.float32], q: ArrayLike) -> NDArray[np.float64]:
         ValueError: There are no values, or an array is not one-dimensional.
     """
     wanted = np.atleast_1d(np.asarray(q, np.float64))
-    return _rust.quantiles(column("values", values, np.float32), column("q", wanted, np.float64))
+    return _rust.quantiles(check_array("values", values, np.float32), check_array("q", wanted, np.float64))
 
 
 class Tokens(NamedTuple):

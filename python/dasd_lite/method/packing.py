@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dasd_lite import _rust
 from dasd_lite.errors import DataError
-from dasd_lite.method.ragged import column, whole
+from dasd_lite.method.ragged import check_array, check_int
 
 Lengths: TypeAlias = NDArray[np.integer[Any]] | Sequence[int]
 Method: TypeAlias = Literal["best_fit", "tight", "in_order"]
@@ -98,8 +98,8 @@ def pack_rows(
 
     Source: Johnson (1973) for best-fit-decreasing; the DASD report (arXiv 2601.09088, §6.4) packs greedily into 65,536.
     """
-    seq_len = whole("seq_len", seq_len, 1, 2**24)
-    alignment = whole("alignment", alignment, 1, 2**24)
+    seq_len = check_int("seq_len", seq_len, 1, 2**24)
+    alignment = check_int("alignment", alignment, 1, 2**24)
     if method not in get_args(Method):
         raise ValueError(f"method is {method!r}; it must be best_fit, tight or in_order")
     if overlong not in ("error", "drop"):
@@ -172,14 +172,14 @@ def balance_rows(
     except (TypeError, ValueError):
         raise TypeError(f"cost is {cost!r}; it must be two numbers") from None
     rows, left_over = _rust.balance_rows(
-        column("plan.items", plan.items, np.uint32),
-        column("plan.offsets", plan.offsets, np.int64),
+        check_array("plan.items", plan.items, np.uint32),
+        check_array("plan.offsets", plan.offsets, np.int64),
         lengths,
-        num_ranks=whole("num_ranks", num_ranks, 1, 2**32 - 1),
-        micro_steps=whole("micro_steps", micro_steps, 1, 2**32 - 1),
-        window=whole("window", window, 1, 2**32 - 1),
+        num_ranks=check_int("num_ranks", num_ranks, 1, 2**32 - 1),
+        micro_steps=check_int("micro_steps", micro_steps, 1, 2**32 - 1),
+        window=check_int("window", window, 1, 2**32 - 1),
         cost=(linear, quadratic),
-        seed=whole("seed", seed, 0, 2**64 - 1),
+        seed=check_int("seed", seed, 0, 2**64 - 1),
     )
     return Order(rows, left_over)
 
@@ -252,15 +252,15 @@ def gather_rows(
     Source: documents that do not see each other need their borders (`cu_seqlens`) and position ids that start anew; the
     public configs of the DASD report (arXiv 2601.09088) train without either.
     """
-    ids = column("tokens", tokens, np.int32, np.uint32)
-    offsets = column("offsets", offsets, np.int64)
-    mask = None if loss_mask is None else column("loss_mask", loss_mask, np.bool_).view(np.uint8)
-    pad_id = whole("pad_id", pad_id, -(2**31), 2**31 - 1)
+    ids = check_array("tokens", tokens, np.int32, np.uint32)
+    offsets = check_array("offsets", offsets, np.int64)
+    mask = None if loss_mask is None else check_array("loss_mask", loss_mask, np.bool_).view(np.uint8)
+    pad_id = check_int("pad_id", pad_id, -(2**31), 2**31 - 1)
     _check_plan(plan, "offsets", max(len(offsets) - 1, 0))
     sequences, cu_seqlens, row_offsets = _rust.gather_layout(
         offsets,
-        column("plan.items", plan.items, np.uint32),
-        column("plan.offsets", plan.offsets, np.int64),
+        check_array("plan.items", plan.items, np.uint32),
+        check_array("plan.offsets", plan.offsets, np.int64),
         _as_int64("rows", np.atleast_1d(rows)),
         seq_len=plan.seq_len,
         alignment=plan.alignment,
@@ -333,7 +333,7 @@ def _check_plan(plan: Plan, name: str, num_sequences: int) -> None:
 def _as_lengths(lengths: Lengths) -> NDArray[np.int32] | NDArray[np.uint32] | NDArray[np.int64]:
     array = np.asarray(lengths)
     return (
-        column("lengths", array, array.dtype.type)
+        check_array("lengths", array, array.dtype.type)
         if array.dtype in (np.int32, np.uint32)
         else _as_int64("lengths", array)
     )
@@ -347,4 +347,4 @@ def _as_int64(name: str, values: NDArray[Any]) -> NDArray[np.int64]:
         raise TypeError(f"{name} have dtype {array.dtype}; they must be integers")
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:
         array = np.minimum(array, 2**63 - 1)  # what int64 cannot hold is too large for anything anyway
-    return column(name, array.astype(np.int64, copy=False), np.int64)
+    return check_array(name, array.astype(np.int64, copy=False), np.int64)

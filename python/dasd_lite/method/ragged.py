@@ -42,7 +42,7 @@ def offsets_of(lengths: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
     return offsets
 
 
-def column(name: str, values: NDArray[Any], *dtypes: type[np.generic]) -> NDArray[Any]:
+def check_array(name: str, values: NDArray[Any], *dtypes: type[np.generic]) -> NDArray[Any]:
     """Hold a one-dimensional array of one of these dtypes against what it should be.
 
     It is copied only if it does not lie in memory in one piece, or if int64 is asked for and it has narrower integers.
@@ -61,7 +61,7 @@ def column(name: str, values: NDArray[Any], *dtypes: type[np.generic]) -> NDArra
     return np.require(array, requirements=("C", "A"))
 
 
-def whole(name: str, value: SupportsIndex, low: int, high: int) -> int:
+def check_int(name: str, value: SupportsIndex, low: int, high: int) -> int:
     """Hold a number against what it should be: an integer from `low` to `high`.
 
     Raises:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dasd_lite import _rust
 from dasd_lite.errors import DataError
-from dasd_lite.method.ragged import Ragged, column, whole
+from dasd_lite.method.ragged import Ragged, check_array, check_int
 
 TextColumn: TypeAlias = "pa.Array[Any] | pa.ChunkedArray[Any]"  # quoted: they are generic for type checkers only
 
@@ -121,8 +121,8 @@ def repeated_ngrams(ids: NDArray[np.integer[Any]], offsets: NDArray[np.int64], n
 
     Source: n-gram repetition as a filter: DASD report (arXiv 2601.09088, §6.3).
     """
-    n = whole("n", n, 1, 2**63 - 1)
-    ids, offsets = np.asarray(ids), column("offsets", offsets, np.int64)
+    n = check_int("n", n, 1, 2**63 - 1)
+    ids, offsets = np.asarray(ids), check_array("offsets", offsets, np.int64)
     if ids.size and ids.dtype.kind not in "iu":
         raise TypeError(f"ids have dtype {ids.dtype}; they must be integers")
     if ids.dtype not in (np.int32, np.uint32):
@@ -130,7 +130,7 @@ def repeated_ngrams(ids: NDArray[np.integer[Any]], offsets: NDArray[np.int64], n
         if len(bad):
             raise DataError(f"ids[{bad[0]}] is {ids[bad[0]]}; an id is from 0 to 2147483647")
         ids = ids.astype(np.int32)
-    return NgramRepetition(*_rust.repeated_ngrams(column("ids", ids, np.int32, np.uint32), offsets, n))
+    return NgramRepetition(*_rust.repeated_ngrams(check_array("ids", ids, np.int32, np.uint32), offsets, n))
 
 
 def _utf8(text: str | bytes) -> NDArray[np.uint8]:

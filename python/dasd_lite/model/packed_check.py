@@ -14,7 +14,7 @@ from dasd_lite.model.row import Row
 _PROBE_DOCS, _PROBE_TOKENS = 4, 512  # full logits of these can be afforded on any machine
 
 
-def probe(documents: Sequence[Ids], num_tokens: int = _PROBE_TOKENS) -> Row:
+def probe_row(documents: Sequence[Ids], num_tokens: int = _PROBE_TOKENS) -> Row:
     """Return the beginnings of the first few documents, at most `num_tokens` of each, as one row."""
     cut = [document[:num_tokens] for document in documents[:_PROBE_DOCS]]
     ids = np.concatenate(cut)
@@ -36,7 +36,7 @@ def check_packing(model: Any, documents: Sequence[Ids], dtype: Any = None) -> No
     from dasd_lite.model import load as student
     from dasd_lite.model import logprobs
 
-    row = probe(documents)
+    row = probe_row(documents)
     docs = documents_of([row])
     was_training = model.training
     model.eval()

@@ -19,7 +19,7 @@ from dasd_lite.report import figures as plots
 from dasd_lite.report import results as data
 from dasd_lite.report import tables
 from dasd_lite.report.rollouts import DIFFERENCE_EDGES, PhaseRollouts, read_phase
-from dasd_lite.report.tables import Cell, Table
+from dasd_lite.report.tables import Cell, TableModel
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -41,7 +41,7 @@ class Section:
     """A part of the page."""
 
     title: str
-    tables: list[Table] = field(default_factory=list)
+    tables: list[TableModel] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     wide: bool = False  # one figure that deserves the room
 
@@ -102,7 +102,7 @@ def sections(measured: _Run) -> list[Section]:
     return [part for part in parts if part.tables]
 
 
-def _some(*maybe: Table | None) -> list[Table]:
+def _some(*maybe: TableModel | None) -> list[TableModel]:
     return [table for table in maybe if table is not None]
 
 
@@ -276,7 +276,7 @@ def _print(measured: _Run, parts: list[Section]) -> None:
         terminal.print(f"\n[yellow]Not finished:[/] {_escape(states)}")
 
 
-def to_rich(table: Table) -> RichTable:
+def to_rich(table: TableModel) -> RichTable:
     """Lay a table out for the terminal."""
     from rich import box
     from rich.table import Table as RichTable

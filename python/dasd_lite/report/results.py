@@ -130,7 +130,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Change:
+class AccuracyChange:
     """A difference of two accuracies and its standard error."""
 
     difference: float
@@ -180,13 +180,13 @@ def standard_error(values: npt.NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
-def change(before: Accuracy, after: Accuracy) -> Change:
+def change(before: Accuracy, after: Accuracy) -> AccuracyChange:
     """Compare two accuracies: question by question when they answered the same ones, which is sharper."""
     difference = after.mean - before.mean
     if before.by_question.keys() == after.by_question.keys():
         pairs = np.array([after.by_question[uid] - mean for uid, mean in before.by_question.items()])
-        return Change(difference, standard_error(pairs))
-    return Change(difference, math.hypot(before.error, after.error))
+        return AccuracyChange(difference, standard_error(pairs))
+    return AccuracyChange(difference, math.hypot(before.error, after.error))
 
 
 def evaluations(stages: list[Stage]) -> list[Evaluation]:

@@ -30,7 +30,7 @@ class Cell:
 
 
 @dataclass
-class Table:
+class TableModel:
     """A table; its first columns are text and flush left, the rest numbers and flush right."""
 
     title: str
@@ -61,11 +61,11 @@ def _ratio(part: float, whole: float) -> float:
 # --- accuracy ---------------------------------------------------------------------------------------
 
 
-def accuracy(evaluations: Sequence[Evaluation]) -> Table:
+def accuracy(evaluations: Sequence[Evaluation]) -> TableModel:
     """Tabulate accuracy before and after each phase."""
     first = evaluations[0]
     columns = ("after", "accuracy, %", f"since {first.name}", "since last", "truncated", "unparseable", "tokens")
-    table = Table("Accuracy", columns)
+    table = TableModel("Accuracy", columns)
     for i, found in enumerate(evaluations):
         own = found.overall
         table.add(
@@ -124,14 +124,14 @@ def lowered(evaluations: Sequence[Evaluation]) -> list[str]:
     ]
 
 
-def domains(evaluations: Sequence[Evaluation]) -> Table | None:
+def domains(evaluations: Sequence[Evaluation]) -> TableModel | None:
     """Tabulate accuracy per domain; None when there is only one."""
     names = list(dict.fromkeys(name for found in evaluations for name in found.domains))
     if len(names) < 2:
         return None
     since = f"since {evaluations[0].name}"
     columns = ("domain", "after", "questions", "accuracy, %", since, "truncated", "unparseable")
-    table = Table("Accuracy by domain", columns, left=2)
+    table = TableModel("Accuracy by domain", columns, left=2)
     for name in names:
         first = evaluations[0].domains.get(name)
         for i, found in enumerate(evaluations):
@@ -152,10 +152,10 @@ def domains(evaluations: Sequence[Evaluation]) -> Table | None:
 # --- rollouts and selection -------------------------------------------------------------------------
 
 
-def responses(phases: Sequence[PhaseRollouts]) -> Table:
+def responses(phases: Sequence[PhaseRollouts]) -> TableModel:
     """Tabulate what was sampled: how much, how varied, how probable, how long."""
     columns = ("phase", "source", "T", "prompts", "rollouts", "varied", "p", "tokens", "kept")
-    table = Table("Rollouts", columns, left=2)
+    table = TableModel("Rollouts", columns, left=2)
     for found in phases:
         everything = [values for values in found.tokens.values() if len(values)]
         mean = sum(v.sum() for v in everything) / sum(map(len, everything)) if everything else math.nan
@@ -179,10 +179,10 @@ def responses(phases: Sequence[PhaseRollouts]) -> Table:
     return table
 
 
-def sentences(phases: Sequence[PhaseRollouts]) -> Table:
+def sentences(phases: Sequence[PhaseRollouts]) -> TableModel:
     """Tabulate sentence classes before selection and among the kept."""
     columns = ("phase", "answers", "number", "sentences", *CLASSES)
-    table = Table("Sentence classes", columns, left=2)
+    table = TableModel("Sentence classes", columns, left=2)
     for found in phases:
         for name, tally in (("candidates", found.candidates), ("kept", found.kept)):
             if tally is not None:
@@ -204,9 +204,9 @@ def _classes(tally: SentenceTally) -> list[Cell | str]:
     return [number(tally.answers), number(_ratio(total, tally.answers), 1), *shares]
 
 
-def reasons(phases: Sequence[PhaseRollouts]) -> Table:
+def reasons(phases: Sequence[PhaseRollouts]) -> TableModel:
     """Tabulate how many rollouts were kept, and why the others were not."""
-    table = Table("Kept and rejected", ("", *(found.name for found in phases)))
+    table = TableModel("Kept and rejected", ("", *(found.name for found in phases)))
     counts = [found.reasons or Counter() for found in phases]
     names = [""] + [name for name, _ in sum(counts, Counter[str]()).most_common() if name]
     for name in names:
@@ -219,14 +219,14 @@ def reasons(phases: Sequence[PhaseRollouts]) -> Table:
     return table
 
 
-def preference(found: PhaseRollouts) -> list[Table]:
+def preference(found: PhaseRollouts) -> list[TableModel]:
     """Tabulate what the rule chose beside what it ranked lower, with lengths; and openings of sentences."""
     shown = found.preference
     if shown is None or not shown.rest.answers:
         return []
     scored = found.candidates is not None
     columns = ("", "answers", "right", "wrong", "unparseable", "tokens", "sentences", "teacher")
-    table = Table(f"What the rule “{found.rule}” prefers in {found.name}", columns)
+    table = TableModel(f"What the rule “{found.rule}” prefers in {found.name}", columns)
     for name, side in (("chosen", shown.chosen), ("rest", shown.rest)):
         table.add(Cell(name, "strong" if side is shown.chosen else ""), *_answers(side, scored))
     table.notes.append(
@@ -238,7 +238,7 @@ def preference(found: PhaseRollouts) -> list[Table]:
         table.notes.append("No opening of a sentence was picked a tenth more or less often than expected.")
         return [table]
     both = shown.chosen.answers + shown.rest.answers
-    openings = Table(
+    openings = TableModel(
         f"Openings of sentences in {found.name}", ("opening", "chosen", "expected", "ratio", "tokens of its answers")
     )
     for heading, rows in (("over-picked", over), ("under-picked", under)):
@@ -268,9 +268,9 @@ def _opening(row: Opening) -> list[str]:
     return [row.text, number(row.chosen), number(row.expected, 1), f"{row.ratio:.2f}", number(row.mean_tokens, 1)]
 
 
-def mixed(phases: Sequence[PhaseRollouts]) -> Table | None:
+def mixed(phases: Sequence[PhaseRollouts]) -> TableModel | None:
     """Tabulate mixed-policy phases: cut off, and mended by the teacher."""
-    table = Table(
+    table = TableModel(
         "Mixed policy", ("phase", "questions", "cut off", "right after", "wrong", "unparseable", "student's part")
     )
     for found in phases:
@@ -292,9 +292,9 @@ def mixed(phases: Sequence[PhaseRollouts]) -> Table | None:
 # --- packing, training, time ------------------------------------------------------------------------
 
 
-def packing(stages: Sequence[Stage]) -> Table | None:
+def packing(stages: Sequence[Stage]) -> TableModel | None:
     """Tabulate how full the rows are, a row per phase."""
-    table = Table("Packing", ("phase", "rollouts", "replayed", "rows", "tokens", "targets", "fill"))
+    table = TableModel("Packing", ("phase", "rollouts", "replayed", "rows", "tokens", "targets", "fill"))
     for stage in stages:
         if stage.name == "pack" and stage.finished:
             counts: dict[str, Any] = stage.manifest()["counts"]
@@ -307,9 +307,9 @@ def packing(stages: Sequence[Stage]) -> Table | None:
     return table if table.rows else None
 
 
-def training(stages: Sequence[Stage], curves: Sequence[Curve]) -> Table | None:
+def training(stages: Sequence[Stage], curves: Sequence[Curve]) -> TableModel | None:
     """Tabulate training, a row per phase."""
-    table = Table("Training", ("phase", "steps", "loss", "largest gradient", "tokens/s", "watched"))
+    table = TableModel("Training", ("phase", "steps", "loss", "largest gradient", "tokens/s", "watched"))
     found = {stage.phase: stage for stage in stages if stage.name == "train"}
     for own in curves:
         stage = found[own.phase]
@@ -329,11 +329,13 @@ def _watched(stage: Stage) -> str:
     return watched(looks) if looks else DASH
 
 
-def times(stages: Sequence[Stage]) -> Table | None:
+def times(stages: Sequence[Stage]) -> TableModel | None:
     """Tabulate the seconds of each stage, with tokens per second where it says how many."""
     phases = list(dict.fromkeys(stage.phase for stage in stages if stage.finished))
     names = [name for name in _CHAIN if any(stage.name == name for stage in stages)]
-    table = Table("Seconds of each stage (tokens per second)", ("", *("before" if p == "base" else p for p in phases)))
+    table = TableModel(
+        "Seconds of each stage (tokens per second)", ("", *("before" if p == "base" else p for p in phases))
+    )
     found = {(stage.phase, stage.name): stage for stage in stages}
     totals = dict.fromkeys(phases, 0.0)
     for name in names:
@@ -366,18 +368,18 @@ def _rate(stage: Stage) -> float | None:
     return tokens / timing["seconds"] if tokens and timing.get("seconds") else None
 
 
-def missing(stages: Sequence[Stage]) -> Table | None:
+def missing(stages: Sequence[Stage]) -> TableModel | None:
     """Tabulate what is not finished; None when all is."""
-    table = Table("Not finished", ("phase", "stage", "state"), left=3)
+    table = TableModel("Not finished", ("phase", "stage", "state"), left=3)
     for stage in stages:
         if not stage.finished:
             table.add("before" if stage.phase == "base" else stage.phase, stage.name, stage.state)
     return table if table.rows else None
 
 
-def fingerprints(stages: Sequence[Stage]) -> Table:
+def fingerprints(stages: Sequence[Stage]) -> TableModel:
     """Tabulate what identifies each result."""
-    table = Table("Fingerprints", ("phase", "stage", "version", "fingerprint"), left=4)
+    table = TableModel("Fingerprints", ("phase", "stage", "version", "fingerprint"), left=4)
     for stage in stages:
         if stage.finished:
             manifest = stage.manifest()

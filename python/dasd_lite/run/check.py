@@ -18,13 +18,13 @@ from dasd_lite.config.models import EndpointModel, VllmModel
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.config.train import Full, Lora
 from dasd_lite.console import out
-from dasd_lite.costs.estimate import hours_line, memory_line, size, too_big, trainings_of
+from dasd_lite.costs.estimate import format_bytes, hours_line, memory_line, too_big, trainings_of
 from dasd_lite.costs.shape import read_shape
 from dasd_lite.data.files import free_bytes
 from dasd_lite.data.hub import engine_stop_ids, model_folder
 from dasd_lite.data.prompts import read_prompts
 from dasd_lite.data.records import Prompt
-from dasd_lite.data.usage import Tally
+from dasd_lite.data.usage import Usage
 from dasd_lite.errors import ConfigError, DasdError
 from dasd_lite.run.endpoint_check import probe_teacher
 from dasd_lite.run.trial import trial
@@ -199,7 +199,7 @@ def _machine(recipe: RecipeConfig) -> Iterator[str]:
         yield from _too_few_rows(recipe, phase)
     free, wanted = free_bytes(recipe.out), _disk_bytes(recipe)
     if wanted > free:
-        yield f"out = {recipe.out}: needs up to {size(wanted)}, the disk has {size(free)} free"
+        yield f"out = {recipe.out}: needs up to {format_bytes(wanted)}, the disk has {format_bytes(free)} free"
 
 
 def _too_few_rows(recipe: RecipeConfig, phase: Phase) -> Iterator[str]:
@@ -255,7 +255,7 @@ def _print_price(recipe: RecipeConfig) -> None:
     )
     read = sum(len(m["content"]) for prompt in _prompts(recipe) for m in prompt.messages) / 4  # characters a token
     read *= answers / max(_num_prompts(recipe), 1)
-    cost = Tally(round(read), written).cost(teacher.prices)
+    cost = Usage(round(read), written).cost(teacher.prices)
     out().print(
         f"price: at most {cost:,.2f} for sampling, if every answer is as long as it may be{stops}", soft_wrap=True
     )
@@ -311,7 +311,7 @@ def _print_costs(recipe: RecipeConfig) -> None:
                 soft_wrap=True,
             )
     _print_price(recipe)
-    out().print(f"disk: at most {size(_disk_bytes(recipe))} in {recipe.out}", soft_wrap=True)
+    out().print(f"disk: at most {format_bytes(_disk_bytes(recipe))} in {recipe.out}", soft_wrap=True)
     trainings = trainings_of(recipe)
     if not trainings:
         out().print("memory for training: not known, the student's architecture is none that is understood here")

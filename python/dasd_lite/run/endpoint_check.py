@@ -25,11 +25,11 @@ _COLUMNS = (
 
 def probe_teacher(recipe: RecipeConfig, teacher: EndpointModel) -> list[str]:
     """Probe each of the teacher's servers, print what was found, and return what makes the run impossible."""
-    from dasd_lite.inference.endpoint.probe import probe
+    from dasd_lite.inference.endpoint.probe import probe_servers
 
     if err().is_terminal:
         err().print(f"[dim]probing {len(teacher.base_urls)} server(s) …[/dim]", end="\r")
-    found = probe(teacher, _question(recipe), needs(recipe))
+    found = probe_servers(teacher, _question(recipe), needs(recipe))
     _print(found)
     faults = [
         f"teacher: {item.remedy}" if item.name == "answers" else f"{server.base_url}: {item.found}: {item.remedy}"
@@ -54,11 +54,11 @@ def needs(recipe: RecipeConfig) -> Needs:
         thinking=any(phase.select.require_think for phase in asking),
         prefix=any(phase.source == "mix" for phase in asking),
         max_tokens=max([p.sample.max_tokens if p.source == "sample" else p.mix.max_tokens for p in asking], default=0),
-        reading=any(is_read(phase) for phase in recipe.phase),
+        reading=any(teacher_scores(phase) for phase in recipe.phase),
     )
 
 
-def is_read(phase: Phase) -> bool:
+def teacher_scores(phase: Phase) -> bool:
     """Tell whether the teacher reads the phase's answers."""
     return phase.score.by == "teacher" and phase.is_scored
 

@@ -23,7 +23,7 @@ from dasd_lite.console import is_first
 from dasd_lite.data.files import disk_errors, run_lock, write_atomic
 from dasd_lite.data.journal import read_tally
 from dasd_lite.data.manifest import read_manifest, read_timing
-from dasd_lite.data.usage import Tally
+from dasd_lite.data.usage import Usage
 from dasd_lite.errors import CheckpointError, ConfigError
 
 TRIAL = "trial"
@@ -162,9 +162,9 @@ def _evaluate(recipe: RecipeConfig, phase: Phase, name: str, model: Path) -> Ste
     return Step(name, "evaluate", recipe.out / name / "evaluate", arguments | {"system": recipe.prompts.system})
 
 
-def _spent(recipe: RecipeConfig, step: Step) -> Tally:
+def _spent(recipe: RecipeConfig, step: Step) -> Usage:
     """Return what the run's other stages have asked of the teacher: a budget is one for all of them."""
-    tally = Tally()
+    tally = Usage()
     for phase in recipe.phase:
         folder = recipe.out / phase.name
         asked = [] if phase.source not in ASKING else [folder / phase.source]
@@ -172,7 +172,7 @@ def _spent(recipe: RecipeConfig, step: Step) -> Tally:
             if step.folder not in (place, place.parent):
                 took = read_timing(place) or read_tally(place)
                 took = took or read_timing(recipe.out / TRIAL / place.relative_to(recipe.out))
-                tally += Tally(int(took.get("prompt_tokens", 0)), int(took.get("completion_tokens", 0)))
+                tally += Usage(int(took.get("prompt_tokens", 0)), int(took.get("completion_tokens", 0)))
     return tally
 
 

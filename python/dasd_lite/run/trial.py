@@ -20,14 +20,14 @@ from dasd_lite.data.prompts import read_prompts
 from dasd_lite.data.seeds import digest
 from dasd_lite.errors import EndpointError
 from dasd_lite.run import pipeline as recipes
-from dasd_lite.run.endpoint_check import is_read, needs, probe_teacher
+from dasd_lite.run.endpoint_check import needs, probe_teacher, teacher_scores
 from dasd_lite.run.pipeline import ASKING, TRIAL
 
 if TYPE_CHECKING:
     pass
 
 TRIAL_PROMPTS = 16
-_ONE_STEP = {"epochs": 1e-9, "micro_batch_size": 1, "grad_accum_steps": 1, "watch_questions": 1, "tracker": "none"}
+_ONE_STEP = {"epochs": 1e-9, "micro_batch_size": 1, "grad_accum_steps": 1, "monitor_questions": 1, "tracker": "none"}
 PROBED = "probed"
 """File of a run that says of which servers and needs the probe has told: with others it is made again."""
 
@@ -40,7 +40,7 @@ def before_paying(recipe: RecipeConfig, *, only_stage: str | None = None, only_p
     if recipe.teacher is None or recipe.teacher.kind != "endpoint":
         return
     stages: list[tuple[str, str]] = [(phase.name, phase.source) for phase in recipe.phase if phase.source in ASKING]
-    stages += [(phase.name, "score") for phase in recipe.phase if is_read(phase)]
+    stages += [(phase.name, "score") for phase in recipe.phase if teacher_scores(phase)]
     asking = [
         recipe.out / phase / stage
         for phase, stage in stages

@@ -1,7 +1,7 @@
 """Mixed-policy rollouts: the student begins, the teacher ends (paper section 5).
 
 Reads the rollouts that a phase before kept, the trained student and the teacher. The student answers
-each question, capped at `cap` × the length of the teacher's answer. An answer that the cap cuts off
+each question, capped at `max_length_ratio` × the length of the teacher's answer. An answer that the cap cuts off
 has drifted: it is dropped from a random point of its second half on, and the teacher writes the
 rest. Both parts are journals, so the same call goes on after any stop.
 """
@@ -27,7 +27,7 @@ from dasd_lite.data.journal import Journal
 from dasd_lite.data.manifest import Identity, identify, read_manifest
 from dasd_lite.data.records import ROLLOUT
 from dasd_lite.data.seeds import derive_seed, digest
-from dasd_lite.data.usage import Tally
+from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler, source
@@ -51,7 +51,7 @@ def run(
     phase: str,
     seed: int,
     sampled: Path | None = None,
-    spent: Tally | None = None,
+    spent: Usage | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
     """Write mixed-policy rollouts into `out`; returns its manifest.
@@ -86,8 +86,9 @@ def run(
     }
     if not cut:
         raise DataError(
-            f"{out}: none of {len(questions)} student answers was cut off at {config.cap} × the teacher's length,"
-            " so there is nothing to mend; lower mix.cap or leave this phase out"
+            f"{out}: none of {len(questions)} student answers was cut off at {config.max_length_ratio} ×"
+            " the teacher's length,"
+            " so there is nothing to mend; lower mix.max_length_ratio or leave this phase out"
         )
     with Journal(out, identity, ROLLOUT, len(cut), config=config) as journal:
         timing = _teacher_ends(journal, cut, teacher, config, phase, seed, spent)
@@ -101,7 +102,7 @@ def _teacher_ends(
     config: MixConfig,
     phase: str,
     seed: int,
-    spent: Tally | None,
+    spent: Usage | None,
 ) -> dict[str, float]:
     """Let the teacher write the rest behind each prefix; return what it took."""
 
@@ -167,7 +168,7 @@ def _student_answers(
 
             def request(position: int) -> Request:
                 question = questions[position]
-                cap = math.ceil(config.cap * question["length"])
+                cap = math.ceil(config.max_length_ratio * question["length"])
                 new_seed = derive_seed(seed, phase, "student", question["prompt_uid"])
                 return Request(position, tuple(question["messages"]), cap, new_seed)
 

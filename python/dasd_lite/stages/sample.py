@@ -18,7 +18,7 @@ from dasd_lite.data.manifest import Identity, identify, read_manifest, read_timi
 from dasd_lite.data.prompts import read_prompts
 from dasd_lite.data.records import ROLLOUT, Prompt
 from dasd_lite.data.seeds import derive_seed, digest
-from dasd_lite.data.usage import Tally
+from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler, source
@@ -36,7 +36,7 @@ def run(
     phase: str,
     seed: int,
     trial: Path | None = None,
-    spent: Tally | None = None,
+    spent: Usage | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
     """Sample `config.num_samples` answers to each prompt into `out`; returns its manifest.

@@ -34,7 +34,7 @@ from dasd_lite.data.hub import model_folder
 from dasd_lite.data.journal import Journal
 from dasd_lite.data.manifest import Identity, identify, read_manifest
 from dasd_lite.data.records import READING, SCORE
-from dasd_lite.data.usage import Tally
+from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.inference import source
@@ -72,7 +72,7 @@ def run(
     out: Path,
     *,
     teacher: Teacher | None = None,
-    spent: Tally | None = None,
+    spent: Usage | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
     """Score the rollouts of one folder into `out`; returns its manifest.
@@ -97,7 +97,7 @@ def run(
         _check_same_teacher(rollouts, teacher, identity)
         begin(out, identity, config)
         readings = out / "teacher"
-        _read_by_teacher(rollouts, teacher, config, readings, identity, phase, spent or Tally())
+        _read_by_teacher(rollouts, teacher, config, readings, identity, phase, spent or Usage())
         noise = _noise_of_sampling(rollouts, readings)
     total = num_rows(rollouts, "rollouts")
     with Journal(out, identity, SCORE, total, table="scores", config=config) as journal:
@@ -165,7 +165,7 @@ def _check_same_teacher(rollouts: Path, teacher: Teacher, identity: Identity) ->
 
 
 def _read_by_teacher(
-    rollouts: Path, teacher: Teacher, config: ScoreConfig, out: Path, parent: Identity, phase: str, spent: Tally
+    rollouts: Path, teacher: Teacher, config: ScoreConfig, out: Path, parent: Identity, phase: str, spent: Usage
 ) -> None:
     """Let the teacher read every answer: those that came with its token ids by these, others as it would spell them."""
     inputs = {name: parent.inputs[name] for name in ("rollouts", "teacher")}

@@ -26,7 +26,7 @@ from dasd_lite.chat.spelling import Ids
 from dasd_lite.config.models import semantic
 from dasd_lite.config.stages import SCORED_RULES, SelectConfig
 from dasd_lite.console import err, progress
-from dasd_lite.data.dataset import batches, num_rows, read
+from dasd_lite.data.dataset import batches, num_rows, read_table
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.manifest import fingerprint, identify, read_manifest
 from dasd_lite.data.records import KEPT, REJECTED, TOKENS
@@ -291,7 +291,7 @@ def _weigh(
     if _asks_teacher(config):
         means = np.array(candidates.mean_logprob)[kept]
         if len(silent := kept[~np.isfinite(means)]):
-            uid = read(rollouts, "rollouts", ["uid"])["uid"][int(silent[0])].as_py()
+            uid = read_table(rollouts, "rollouts", ["uid"])["uid"][int(silent[0])].as_py()
             raise DataError(
                 f"{rollouts}: {len(silent)} of {len(kept)} kept rollouts have no log-probabilities of the teacher, the"
                 f" first is {uid}; let the teacher read them (score.by = 'teacher', and a rule that needs scores), or"

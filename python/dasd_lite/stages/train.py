@@ -83,7 +83,7 @@ def run(
         force=force,
         trust_remote_code=trust_remote_code,
         adapter=str(adapter) if adapter else None,
-        questions=str(questions) if questions and config.watch_questions else None,
+        questions=str(questions) if questions and config.monitor_questions else None,
         system=system,
         max_tokens=max_tokens,
         identity=asdict(identity),
@@ -157,7 +157,7 @@ def _prepare(task: Task, options: TrainConfig, ranks: Ranks) -> tuple[Job, Row, 
     """Check all that can be checked before the first step; return also a row to compare by, and new end tokens."""
     from dasd_lite.data.prompts import read_prompts
     from dasd_lite.model import load as student
-    from dasd_lite.model.packed_check import check_packing, documents_of, probe
+    from dasd_lite.model.packed_check import check_packing, documents_of, probe_row
     from dasd_lite.training.checks import check_tokenizer, new_ends
     from dasd_lite.training.job import build
 
@@ -182,12 +182,12 @@ def _prepare(task: Task, options: TrainConfig, ranks: Ranks) -> tuple[Job, Row, 
         check_packing(job.model, some, job.dtype)
     if task.questions is not None:
         asked = [q for q in read_prompts(Path(task.questions), system=task.system) if q.answer is not None]
-        job.questions = asked[: options.watch_questions]
+        job.questions = asked[: options.monitor_questions]
         if not asked and ranks.is_first:
             said = f"note: {task.questions}: no question has an answer, so the student is not watched"
             err().print(said, soft_wrap=True)
         job.watch_tokens = min(options.watch_tokens, task.max_tokens or options.watch_tokens)
-    return job, probe(some, 128), end_ids
+    return job, probe_row(some, 128), end_ids
 
 
 def _num_processes(config: TrainConfig) -> int:
@@ -222,12 +222,12 @@ def _open_rows(rows: Path, out: Path, ranks: Ranks, vocab_size: int, max_positio
 
 
 def _publish(job: Job, identity: Identity, gap: float, start: dict[str, str]) -> None:
-    from dasd_lite.training.monitor import read
+    from dasd_lite.training.monitor import read_snapshots
 
     metrics = [json.loads(line) for line in (job.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     seconds = sum(m["seconds"] for m in metrics)
     tokens = sum(m["tokens"] for m in metrics)
-    looks = read(job.out / "watch.jsonl")
+    looks = read_snapshots(job.out / "watch.jsonl")
     counts = {
         "steps": len(metrics),
         "rows": job.schedule.num_rows,

@@ -78,7 +78,7 @@ def save(
     ranks.from_first(partial(publish, files))
 
 
-def settle(folder: Path, step: int) -> None:
+def prune(folder: Path, step: int) -> None:
     """Drop all checkpoints but that of `step`, whose weights have shown themselves to be good."""
     if (folder / f"step-{step:08d}").is_dir():
         for path in folder.iterdir():
@@ -86,7 +86,7 @@ def settle(folder: Path, step: int) -> None:
                 shutil.rmtree(path)
 
 
-def go_back(folder: Path, step: int) -> int:
+def rollback(folder: Path, step: int) -> int:
     """Drop the checkpoint of `step`, whose weights may be what is at fault, where there is an older one.
 
     Returns the step of the one that is left, or 0.

@@ -25,7 +25,7 @@ from dasd_lite.model.load import load_model, quiet, stored_dtype
 from dasd_lite.model.logprobs import causal_model, target_logprobs
 from dasd_lite.model.row import Row
 from dasd_lite.training.checkpoint import saving
-from dasd_lite.training.ranks import Ranks, whole
+from dasd_lite.training.ranks import Ranks, full_tensor
 
 try:
     import torch
@@ -63,7 +63,7 @@ def export(
     trained: dict[str, Any] = {}
     if isinstance(method, Full):
         for name, p in model.named_parameters():  # one whole weight at a time on the device
-            weight = whole(p.detach())
+            weight = full_tensor(p.detach())
             if first:
                 trained[name] = weight.to(stored_dtype(source)).cpu()
             del weight

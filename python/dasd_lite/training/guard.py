@@ -24,7 +24,7 @@ _MOST_SKIPPED = 24  # halvings of the loss's scale, which begins at 2^16
 
 
 @dataclass(frozen=True)
-class Told:
+class StepStats:
     """What one process tells the others at the end of a step."""
 
     sums: dict[str, float]
@@ -35,7 +35,7 @@ class Told:
     memory_bytes: int
 
     @classmethod
-    def of(cls, metrics: list[dict[str, Any]], rows: list[Row], stop: bool, memory: int) -> Told:
+    def of(cls, metrics: list[dict[str, Any]], rows: list[Row], stop: bool, memory: int) -> StepStats:
         """Put together what came of the micro-batches."""
         values = [{name: float(value) for name, value in found.items()} for found in metrics]
         means = [found["loss"] / max(1, row.num_targets) for found, row in zip(values, rows, strict=True)]
@@ -46,7 +46,7 @@ class Told:
         return cls(_add_up(values), worst, stop, memory)
 
 
-def means(told: list[Told], num_targets: int) -> dict[str, float]:
+def means(told: list[StepStats], num_targets: int) -> dict[str, float]:
     """Return the objective's metrics, over all target tokens of the step."""
     return {name: value / num_targets for name, value in _add_up([t.sums for t in told]).items()}
 
@@ -56,7 +56,7 @@ def _add_up(parts: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
-def fault(loss: float, grad_norm: float, history: list[float], max_jump: float, skipped: int | None) -> str | None:
+def check_step(loss: float, grad_norm: float, history: list[float], max_jump: float, skipped: int | None) -> str | None:
     """Say what is wrong with a step whose gradients have not reached the weights yet; None when nothing is.
 
     `skipped` steps before this one had a gradient too large for float16, which is no fault at first, for the scale
@@ -79,7 +79,7 @@ def fault(loss: float, grad_norm: float, history: list[float], max_jump: float, 
     return None
 
 
-def blame(told: list[Told], loss: float) -> str:
+def worst_rollouts(told: list[StepStats], loss: float) -> str:
     """Name the rollouts of the worst micro-batch."""
     uids = max(t.worst for t in told)[2]
     more = f" and {len(uids) - 8} more" if len(uids) > 8 else ""

@@ -31,7 +31,7 @@ from dasd_lite.model.logprobs import target_terms
 from dasd_lite.model.row import Row
 from dasd_lite.training import trainable
 from dasd_lite.training.objectives import Objective, Targets
-from dasd_lite.training.ranks import Ranks, shard, whole
+from dasd_lite.training.ranks import Ranks, full_tensor, shard
 from dasd_lite.training.rows import Rows
 from dasd_lite.training.schedule import Schedule
 
@@ -46,7 +46,7 @@ class Estimate:
     """What training should take."""
 
     shape: ModelShape
-    machine: hardware.Machine
+    machine: hardware.Hardware
     row_flops: npt.NDArray[np.float64]
     """Work of each row."""
     predicted_bytes: float
@@ -103,15 +103,15 @@ class Job:
         targets = Targets.of(row, num_targets, self.ranks.device)
         offload = self.schedule.config.offload_activations
         with self.autocast():
-            terms = target_terms(
+            per_token = target_terms(
                 self.model, row.ids, targets.positions, row.doc_lengths, objective.terms, offload=offload
             )
-            return objective.loss(terms, targets)
+            return objective.loss(per_token, targets)
 
     def clip(self, trained: list[Any]) -> float:
         """Clip the gradients; return their norm before."""
         norm = torch.nn.utils.clip_grad_norm_(trained, self.schedule.config.max_grad_norm)
-        return float(whole(norm))
+        return float(full_tensor(norm))
 
     def forget_peak(self) -> None:
         """Count a GPU's peak from here on: what came before, or in between, is not training."""
@@ -187,7 +187,7 @@ def _estimate(model: Path, rows: Rows, schedule: Schedule, ranks: Ranks, dtype: 
     documents = zip(np.split(rows.doc_lengths, rows.doc_offsets[1:-1]), rows.facts.num_targets.tolist(), strict=True)
     work = np.array([flops.training_flops(shape, part.tolist(), config.method, targets) for part, targets in documents])
     on_gpu = device.type == "cuda"
-    machine = hardware.Machine(
+    machine = hardware.Hardware(
         element_bytes=dtype.itemsize,
         varlen=on_gpu and torch.cuda.get_device_capability(device) >= (8, 0),
         liger=on_gpu and has_liger(),
@@ -195,7 +195,7 @@ def _estimate(model: Path, rows: Rows, schedule: Schedule, ranks: Ranks, dtype: 
     )
     longest = int(rows.num_tokens.max())
     found = memory.predict(shape, config, seq_len=longest, num_processes=ranks.size, machine=machine)
-    step = memory.Step(shape, config, longest * config.micro_batch_size, ranks.size, machine)
+    step = memory.TrainingStep(shape, config, longest * config.micro_batch_size, ranks.size, machine)
     # torch does not count CUDA's own, nor what lies fallow between tensors.
     return Estimate(shape, machine, work, found.total - found.overhead, step.checkpointed)
 

@@ -14,7 +14,7 @@ from dasd_lite.errors import TrainError
 
 if TYPE_CHECKING:
     from dasd_lite.training.job import Job
-    from dasd_lite.training.monitor import Look
+    from dasd_lite.training.monitor import Snapshot
 
 
 def train(job: Job) -> None:
@@ -22,7 +22,7 @@ def train(job: Job) -> None:
     import torch
 
     from dasd_lite.training import checkpoint, objectives
-    from dasd_lite.training.guard import Told, blame, fault, means, stop_signals
+    from dasd_lite.training.guard import StepStats, check_step, means, stop_signals, worst_rollouts
     from dasd_lite.training.metrics import Log
     from dasd_lite.training.optimizer import make_optimizer
 
@@ -38,7 +38,7 @@ def train(job: Job) -> None:
     skipped = 0  # steps in a row whose gradient was too large for float16
 
     with Log(job, first) as log, stop_signals() as stop:
-        watch(job, first)
+        monitor(job, first)
         job.forget_peak()
         for step in range(first, schedule.num_steps):
             began = time.perf_counter()
@@ -60,14 +60,16 @@ def train(job: Job) -> None:
             scaler.unscale_(optimizer)
             grad_norm = job.clip(trained)
 
-            told = ranks.gather(Told.of(metrics, rows, stop.is_set(), job.memory_bytes()))
+            told = ranks.gather(StepStats.of(metrics, rows, stop.is_set(), job.memory_bytes()))
             figures = means(told, num_targets)
             scaled = skipped if scaler.is_enabled() else None
-            if problem := fault(figures["loss"], grad_norm, log.losses, config.max_loss_jump, scaled):
-                kept = ranks.from_first(partial(checkpoint.go_back, folder, step))
-                raise TrainError(f"step {step + 1}: {problem}; {blame(told, figures['loss'])}; {log.keeps(kept)}")
+            if problem := check_step(figures["loss"], grad_norm, log.losses, config.max_loss_jump, scaled):
+                kept = ranks.from_first(partial(checkpoint.rollback, folder, step))
+                raise TrainError(
+                    f"step {step + 1}: {problem}; {worst_rollouts(told, figures['loss'])}; {log.keeps(kept)}"
+                )
             if ranks.is_first:
-                checkpoint.settle(folder, step)  # its weights have made a step that is good
+                checkpoint.prune(folder, step)  # its weights have made a step that is good
             skipped = 0 if math.isfinite(grad_norm) else skipped + 1
 
             learning_rate = schedule.learning_rate(step)
@@ -89,30 +91,30 @@ def train(job: Job) -> None:
                 if ranks.is_first:
                     err().print(done)
                 raise KeyboardInterrupt(f"{done}; the same command goes on from there")
-            watch(job, step + 1)
+            monitor(job, step + 1)
 
 
-def watch(job: Job, num_steps: int) -> None:
+def monitor(job: Job, num_steps: int) -> None:
     """Ask the student a few questions before the first step, after 1 % of them and after the last."""
     import torch
 
-    from dasd_lite.training.monitor import append, collapse, look, read
+    from dasd_lite.training.monitor import append, has_collapsed, read_snapshots, take_snapshot
 
     last, path, ranks = job.schedule.num_steps, job.out / "watch.jsonl", job.ranks
     if not job.questions or num_steps not in (0, math.ceil(last / 100), last):
         return
-    looks: dict[int, Look] = ranks.from_first(lambda: read(path))
+    looks: dict[int, Snapshot] = ranks.from_first(lambda: read_snapshots(path))
     if num_steps in looks:
         return
     try:
         with job.autocast():
-            found = look(
-                job.model, job.source, job.questions, num_steps, max_tokens=job.watch_tokens, agree=ranks.agree
+            found = take_snapshot(
+                job.model, job.source, job.questions, num_steps, max_tokens=job.watch_tokens, agree=ranks.broadcast
             )
     except torch.OutOfMemoryError:
         if ranks.size > 1:
             raise  # the others wait for this one
-        err().print("note: the GPU has no room for train.watch_questions beside training; it goes on without them")
+        err().print("note: the GPU has no room for train.monitor_questions beside training; it goes on without them")
         job.questions = []
         return
     finally:
@@ -120,7 +122,7 @@ def watch(job: Job, num_steps: int) -> None:
     if ranks.is_first:
         with disk_errors(job.out):
             append(path, found)
-        if (said := collapse(looks.get(0, found), found)) is not None:
+        if (said := has_collapsed(looks.get(0, found), found)) is not None:
             err().print(
                 f"[bold red]warning[/bold red]: the student has come apart after step {num_steps} of {last}: {said};"
                 " look at the rows (dasd-lite show), or train with a lower train.learning_rate",

@@ -31,7 +31,7 @@ _ENOUGH = 6  # finished answers, before and now, from which something can be con
 
 
 @dataclass(frozen=True)
-class Look:
+class Snapshot:
     """What the student did with the questions after some steps."""
 
     step: int
@@ -53,7 +53,7 @@ class Look:
         )
 
 
-def look(
+def take_snapshot(
     model: Any,
     folder: Path,
     questions: Sequence[Prompt],
@@ -62,7 +62,7 @@ def look(
     max_tokens: int,
     batch_size: int = 16,
     agree: Any = None,
-) -> Look:
+) -> Snapshot:
     """Let the model answer; `folder` has its tokenizer. All processes that share its weights have to call it."""
     causal = causal_model(model)
     packed, training = causal.config._attn_implementation, causal.training
@@ -82,10 +82,10 @@ def look(
         np.concatenate([c.token_ids for c in found]).astype(np.int32), np.append(0, lengths.cumsum()), _NGRAM
     )
     looping = repeats > _LOOPS * np.maximum(lengths - _NGRAM + 1, 1)
-    return Look(step, len(found), len(finished), len(right), int(looping.sum()), float(lengths.mean()))
+    return Snapshot(step, len(found), len(finished), len(right), int(looping.sum()), float(lengths.mean()))
 
 
-def collapse(before: Look, now: Look) -> str | None:
+def has_collapsed(before: Snapshot, now: Snapshot) -> str | None:
     """Say what has come apart since before training; None when nothing has, or nothing can be concluded."""
     if now.looping > now.questions / 2 and before.looping <= now.questions / 4:
         return (
@@ -98,13 +98,13 @@ def collapse(before: Look, now: Look) -> str | None:
     return None
 
 
-def append(path: Path, found: Look) -> None:
+def append(path: Path, found: Snapshot) -> None:
     """Keep a look for the report, and for the same command after a stop."""
-    looks = {**read(path), found.step: found}
+    looks = {**read_snapshots(path), found.step: found}
     write_atomic(path, "".join(json.dumps(asdict(kept)) + "\n" for _, kept in sorted(looks.items())))
 
 
-def read(path: Path) -> dict[int, Look]:
+def read_snapshots(path: Path) -> dict[int, Snapshot]:
     """Return the looks that were kept, by step."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {kept.step: kept for kept in (Look(**json.loads(line)) for line in lines)}
+    return {kept.step: kept for kept in (Snapshot(**json.loads(line)) for line in lines)}

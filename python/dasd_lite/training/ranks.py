@@ -74,7 +74,7 @@ class Ranks:
             raise remote_error(*told[1])
         return told[0]
 
-    def agree(self, tensor: Any) -> Any:
+    def broadcast(self, tensor: Any) -> Any:
         """Overwrite a tensor by the first process's, so that all do the same next; return it."""
         if self.size > 1:
             import torch
@@ -133,6 +133,6 @@ def shard(model: Any, dtype: Any, ranks: Ranks) -> Any:
     return fully_shard(causal.float(), mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
-def whole(tensor: Any) -> Any:
+def full_tensor(tensor: Any) -> Any:
     """Return a weight that may be spread over processes in one piece; all processes have to call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -26,7 +26,7 @@ from dasd_lite.model.row import Row
 
 
 @dataclass(frozen=True)
-class Facts:
+class RowStats:
     """What is known of rows after they have been checked."""
 
     mean_weight: float | None
@@ -40,7 +40,7 @@ class Facts:
 class Rows:
     """A checked table of rows; `rows[i]` is read from disk when it is asked for."""
 
-    def __init__(self, mapped: Path, facts: Facts) -> None:
+    def __init__(self, mapped: Path, facts: RowStats) -> None:
         """Map the file that `copy_rows` wrote; it may lose its name afterwards."""
         self._table = pa.ipc.open_file(pa.memory_map(str(mapped))).read_all()
         self.facts = facts
@@ -86,7 +86,7 @@ def open_rows(folder: Path, mapped: Path, *, vocab_size: int, max_positions: int
         mapped.unlink(missing_ok=True)
 
 
-def copy_rows(folder: Path, mapped: Path, *, vocab_size: int, max_positions: int | None) -> Facts:
+def copy_rows(folder: Path, mapped: Path, *, vocab_size: int, max_positions: int | None) -> RowStats:
     """Check the rows of a pack folder while they are copied to the uncompressed file `mapped`."""
     num_rows, weight, has_weights = 0, 0.0, False
     end_ids: set[int] = set()
@@ -106,7 +106,7 @@ def copy_rows(folder: Path, mapped: Path, *, vocab_size: int, max_positions: int
     if weight <= 0:
         raise TrainError(f"{folder}: the weights of all documents are 0; nothing would be learnt")
     of_rows = np.concatenate(num_targets)
-    return Facts(weight / int(of_rows.sum()) if has_weights else None, frozenset(end_ids), of_rows)
+    return RowStats(weight / int(of_rows.sum()) if has_weights else None, frozenset(end_ids), of_rows)
 
 
 def _weights(folder: Path, batch: pa.RecordBatch, first: int) -> npt.NDArray[np.float64]:

@@ -21,7 +21,7 @@ import httpx
 
 from dasd_lite.config.models import EndpointModel
 from dasd_lite.errors import EndpointError
-from dasd_lite.inference.endpoint.replies import Pieces, Reply, read
+from dasd_lite.inference.endpoint.replies import Reply, StreamAssembler, read
 
 BACKOFF_S = 0.5  # before the first retry, twice as long before each further one
 _BACKOFF_MAX_S = 60.0
@@ -31,7 +31,7 @@ _TRIES = 3  # to learn what a server is
 _LONGEST_WAIT_S = 600.0  # that a server may ask for; a longer `timeout_s` allows more
 
 
-class Passing(Exception):
+class TransientError(Exception):
     """A failure that can pass."""
 
     def __init__(
@@ -44,7 +44,7 @@ class Passing(Exception):
         self.unreachable = unreachable
 
 
-class Refused(EndpointError):
+class RequestRejected(EndpointError):
     """One request that its server will never answer, or not readably; others may do well."""
 
 
@@ -78,7 +78,7 @@ class Server:
         return f"{name} {self.busy} in flight, {self.done} done"
 
 
-class Caller:
+class Client:
     """Sends requests to servers with one configuration and key.
 
     One that is `alone` sends one request at a time over one connection, and notices a reply that was sent twice: the
@@ -108,16 +108,18 @@ class Caller:
             reply = await (self._stream if self.config.stream else self._whole)(server, path, body)
         except TimeoutError as error:
             remedy = "" if self.config.stream else "; for long answers raise it, or set teacher.stream = true"
-            raise Passing(f"no reply within timeout_s = {self.config.timeout_s:g}{remedy}", costly=True) from error
+            raise TransientError(
+                f"no reply within timeout_s = {self.config.timeout_s:g}{remedy}", costly=True
+            ) from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise self._unreachable(server, error) from error
         except httpx.RequestError as error:
-            raise Passing(f"the connection was cut: {error or type(error).__name__}") from error
+            raise TransientError(f"the connection was cut: {error or type(error).__name__}") from error
         last, self._last = self._last, reply if self._alone else None
         if last is not None and reply.id and reply.id == last.id and reply.choices == last.choices:
             await self.close()  # what else comes over this connection is out of step
             self._client, self._last = self._open(), None
-            raise Passing(f"the reply {reply.id[:40]} came twice")
+            raise TransientError(f"the reply {reply.id[:40]} came twice")
         return reply
 
     async def _whole(self, server: Server, path: str, body: dict[str, Any]) -> Reply:
@@ -128,11 +130,11 @@ class Caller:
         try:
             return read(response.content)
         except ValueError as error:
-            raise Passing(f"the reply is not a completion ({error}): {self._says(response)}") from error
+            raise TransientError(f"the reply is not a completion ({error}): {self._says(response)}") from error
 
     async def _stream(self, server: Server, path: str, body: dict[str, Any]) -> Reply:
         """Ask for the reply in pieces; `timeout_s` is the longest silence between two of them."""
-        pieces = Pieces()
+        pieces = StreamAssembler()
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
         async with asyncio.timeout(self.config.timeout_s) as limit:
             async with self._client.stream("POST", server.base_url + path, json=body) as response:
@@ -148,11 +150,11 @@ class Caller:
                             break
                     except ValueError as error:
                         reason = f"a piece of the stream is none of a completion: {self._clean(line)}"
-                        raise Passing(reason) from error
+                        raise TransientError(reason) from error
         try:
             return pieces.whole()
         except ValueError as error:
-            raise Passing(str(error)) from error
+            raise TransientError(str(error)) from error
 
     async def describe(self, server: Server) -> str:
         """Ask which models the server has; return what is wrong with the address, the key or the name, or nothing.
@@ -188,7 +190,7 @@ class Caller:
                 remedy = "write http:// if the server speaks no TLS, or trust its certificate (SSL_CERT_FILE)"
                 return EndpointError(f"{server.base_url}: no TLS connection: {cause}; {remedy}")
             cause = cause.__cause__ or cause.__context__
-        return Passing(str(error) or "no connection", unreachable=True)
+        return TransientError(str(error) or "no connection", unreachable=True)
 
     def _raise_status(self, server: Server, path: str, response: httpx.Response, body: dict[str, Any]) -> None:
         status = self._status(response)
@@ -196,7 +198,7 @@ class Caller:
             wait_s = _retry_after(response)
             longest = max(self.config.timeout_s, _LONGEST_WAIT_S)
             if wait_s is None or wait_s <= longest:
-                raise Passing(status, wait_s=wait_s)
+                raise TransientError(status, wait_s=wait_s)
             status += f"; it asks to wait {wait_s:.0f} s, which is over {longest:g}; run the same command then"
         elif response.status_code in (401, 403):
             status += self._key_hint()
@@ -208,8 +210,8 @@ class Caller:
             status += f"; it was asked{asked} with max_tokens = {body.get('max_tokens')}"
             if server.context is not None and "prompt" not in body:
                 status += f", its context is {server.context}: shorten the question, or lower max_tokens"
-            status += "; teacher.max_failed = 10 leaves out up to ten such questions, counted"
-            raise Refused(f"{server.base_url}{path}: {status}")
+            status += "; teacher.max_skipped = 10 leaves out up to ten such questions, counted"
+            raise RequestRejected(f"{server.base_url}{path}: {status}")
         raise EndpointError(f"{server.base_url}{path}: {status}")
 
     def _status(self, response: httpx.Response) -> str:

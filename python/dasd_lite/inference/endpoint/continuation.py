@@ -12,7 +12,7 @@ from typing import Any
 
 from dasd_lite.config.models import EndpointModel
 from dasd_lite.errors import EndpointError
-from dasd_lite.inference.endpoint.client import Caller, Passing, Server, backoff
+from dasd_lite.inference.endpoint.client import Client, Server, TransientError, backoff
 from dasd_lite.inference.endpoint.requests import Continuation
 
 _QUESTION = {"role": "user", "content": "Count in words."}
@@ -23,7 +23,7 @@ _TRIES = 3
 STYLES: tuple[Continuation, ...] = ("continue_final_message", "prefix")
 
 
-async def find_continuation(caller: Caller, server: Server) -> Continuation:
+async def find_continuation(caller: Client, server: Server) -> Continuation:
     """Return how `server` is told to continue a given answer; raises EndpointError when it cannot or does not say."""
     plain = await _prompt_tokens(caller, server, _body(caller.config, "", _THOUGHT))
     for style in STYLES:
@@ -50,14 +50,14 @@ def _body(config: EndpointModel, style: Continuation, thought: str) -> dict[str,
     return {"model": config.model, "messages": [_QUESTION, begun], "max_tokens": 1, "temperature": 0.0, **options}
 
 
-async def _prompt_tokens(caller: Caller, server: Server, body: dict[str, Any]) -> int | None:
+async def _prompt_tokens(caller: Client, server: Server, body: dict[str, Any]) -> int | None:
     """Return how many prompt tokens the server counts; none when it refuses or does not say."""
     for attempt in range(_TRIES):
         try:
             reply = await caller.post(server, "/chat/completions", body)
         except EndpointError:
             return None
-        except Passing:
+        except TransientError:
             await asyncio.sleep(backoff(attempt + 1))
         else:
             return reply.usage.prompt_tokens if reply.usage else None

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from dasd_lite.config.models import EndpointModel
-from dasd_lite.data.usage import Tally
+from dasd_lite.data.usage import Usage
 from dasd_lite.errors import DasdError, EndpointError
-from dasd_lite.inference.endpoint.client import Caller, Passing, Server, backoff, trusted
+from dasd_lite.inference.endpoint.client import Client, Server, TransientError, backoff, trusted
 from dasd_lite.inference.endpoint.replies import Reply
 
 POLL_S = 0.1  # how soon a worker without work looks again
@@ -51,9 +51,9 @@ class Dispatch(Generic[Job, Result]):
         config: EndpointModel,
         key: str,
         jobs: Iterable[Job],
-        prepare: Callable[[Caller, list[Server]], Awaitable[None]],
-        ask: Callable[[Caller, Server, Job], Awaitable[tuple[Reply, Result]]],
-        spent: Tally,
+        prepare: Callable[[Client, list[Server]], Awaitable[None]],
+        ask: Callable[[Client, Server, Job], Awaitable[tuple[Reply, Result]]],
+        spent: Usage,
     ) -> None:
         """Take the jobs; nothing is sent before `results` is asked for the first."""
         self._config, self._key, self._prepare, self._ask, self._spent = config, key, prepare, ask, spent
@@ -62,7 +62,7 @@ class Dispatch(Generic[Job, Result]):
         self._retries: list[_Retry[Job]] = []
         self._taken = self._delivered = self._tried_again = 0
         self._drained = False  # no fresh jobs are left
-        self._here = Tally()  # of this run alone
+        self._here = Usage()  # of this run alone
         self._finished: queue.SimpleQueue[Result | _End] = queue.SimpleQueue()
         self._started = threading.Event()
         self._task: asyncio.Task[None] | None = None
@@ -109,7 +109,7 @@ class Dispatch(Generic[Job, Result]):
         self._permits = asyncio.Semaphore(self._config.concurrency * len(self._servers))
         self._started.set()
         trust = trusted()
-        caller = Caller(self._config, self._key, trust)
+        caller = Client(self._config, self._key, trust)
         try:
             await self._prepare(caller, self._servers)
         finally:
@@ -117,11 +117,11 @@ class Dispatch(Generic[Job, Result]):
         async with asyncio.TaskGroup() as group:
             for _ in range(self._config.concurrency):
                 for server in self._servers:  # in turn, so that few requests spread over all
-                    group.create_task(self._work(Caller(self._config, self._key, trust, alone=True), server))
+                    group.create_task(self._work(Client(self._config, self._key, trust, alone=True), server))
         if self._error is not None:
             raise self._error
 
-    async def _work(self, caller: Caller, server: Server) -> None:
+    async def _work(self, caller: Client, server: Server) -> None:
         try:
             while (job := await self._next(server)) is not None:
                 server.busy += 1
@@ -132,15 +132,15 @@ class Dispatch(Generic[Job, Result]):
         finally:
             await caller.close()
 
-    async def _do(self, caller: Caller, server: Server, job: _Retry[Job]) -> None:
+    async def _do(self, caller: Client, server: Server, job: _Retry[Job]) -> None:
         try:
             if not server.described and (wrong := await caller.describe(server)):
                 raise EndpointError(f"{server.base_url}: {wrong}")
             if not server.described:
-                raise Passing("it does not say what it is (/models)", unreachable=True)
+                raise TransientError("it does not say what it is (/models)", unreachable=True)
             reply, result = await self._ask(caller, server, job.job)
             self._account(reply, server)
-        except Passing as failure:
+        except TransientError as failure:
             self._put_back(job, server, failure)
             self._permits.release()
         except DasdError as error:
@@ -195,7 +195,7 @@ class Dispatch(Generic[Job, Result]):
         with suppress(TimeoutError):
             await asyncio.wait_for(self._over.wait(), seconds)
 
-    def _put_back(self, job: _Retry[Job], server: Server, failure: Passing) -> None:
+    def _put_back(self, job: _Retry[Job], server: Server, failure: TransientError) -> None:
         """Let `job` be tried again, later, by whichever server is free; end the run when that is hopeless."""
         now = time.monotonic()
         server.reason = str(failure)
@@ -244,7 +244,7 @@ class Dispatch(Generic[Job, Result]):
         # What is in flight will cost about what those before it did, and so will one more.
         ahead = 1 + self._busy
         mean = ahead / self._here.answers if self._here.answers else 0.0
-        expected = Tally(
+        expected = Usage(
             spent.prompt_tokens + round(mean * self._here.prompt_tokens),
             spent.completion_tokens + round(mean * self._here.completion_tokens),
         )

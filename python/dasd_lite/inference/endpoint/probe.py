@@ -20,10 +20,10 @@ from dasd_lite.data.hub import model_folder
 from dasd_lite.data.records import Message
 from dasd_lite.errors import EndpointError
 from dasd_lite.inference import Request, SamplingParams
-from dasd_lite.inference.endpoint.client import Caller, Passing, Server, backoff, trusted
+from dasd_lite.inference.endpoint.client import Client, Server, TransientError, backoff, trusted
 from dasd_lite.inference.endpoint.continuation import find_continuation
 from dasd_lite.inference.endpoint.replies import PLACEHOLDER, Choice, Reply, token_ids
-from dasd_lite.inference.endpoint.requests import Dialect
+from dasd_lite.inference.endpoint.requests import RequestBuilder
 from dasd_lite.inference.endpoint.sampler import api_key
 
 NUM_TOKENS = 32  # of one probing answer
@@ -78,7 +78,7 @@ class Findings:
         self.items.append(Finding(name, found, remedy, fatal))
 
 
-def probe(config: EndpointModel, messages: Sequence[Message], needs: Needs) -> list[Findings]:
+def probe_servers(config: EndpointModel, messages: Sequence[Message], needs: Needs) -> list[Findings]:
     """Probe every server of `config` with the question `messages`; raises ConfigError for a bad address or key."""
     key = api_key(config)
     chat = Chat(model_folder(config.tokenizer)) if config.tokenizer else None
@@ -89,11 +89,13 @@ async def _probe_all(
     config: EndpointModel, key: str, chat: Chat | None, messages: tuple[Message, ...], needs: Needs
 ) -> list[Findings]:
     hasty = config.model_copy(update={"timeout_s": min(config.timeout_s, _PATIENCE_S)})
-    caller = Caller(hasty, key, trusted())
+    caller = Client(hasty, key, trusted())
     servers = [Server(url) for url in config.base_urls]
     try:
         return list(
-            await asyncio.gather(*(_Probe(caller, s, Dialect(config, chat), messages, needs).run() for s in servers))
+            await asyncio.gather(
+                *(_Probe(caller, s, RequestBuilder(config, chat), messages, needs).run() for s in servers)
+            )
         )
     finally:
         await caller.close()
@@ -103,7 +105,7 @@ class _Probe:
     """The probing of one server."""
 
     def __init__(
-        self, caller: Caller, server: Server, dialect: Dialect, messages: tuple[Message, ...], needs: Needs
+        self, caller: Client, server: Server, dialect: RequestBuilder, messages: tuple[Message, ...], needs: Needs
     ) -> None:
         self._caller, self._server, self._dialect = caller, server, dialect
         self._messages, self._needs = messages, needs
@@ -120,12 +122,12 @@ class _Probe:
             warm = await self._first()
         except EndpointError as error:
             self._found.add("answers", "no", str(error), fatal=True)
-        except Passing as failure:
+        except TransientError as failure:
             self._found.add("answers", "not now", f"{failure}; tried {_TRIES} times")
         else:
             try:
                 await self._all(warm)
-            except (EndpointError, Passing) as error:
+            except (EndpointError, TransientError) as error:
                 self._found.add("answers", "not always", str(error))
         return self._found
 
@@ -165,7 +167,7 @@ class _Probe:
         for attempt in range(1, _TRIES):
             try:
                 return await self._caller.post(self._server, self._dialect.path, body | extra)
-            except Passing as failure:
+            except TransientError as failure:
                 if failure.costly and attempt > 1:
                     raise
                 await asyncio.sleep(failure.wait_s or backoff(attempt))
@@ -267,7 +269,7 @@ class _Probe:
             text = chat.read(ids, "length")[0]
         if message is not None and (message.reasoning_content or message.reasoning):
             self._found.add("thinking", "own field")
-        elif "<think>" in text or (chat is not None and "<think>" in chat.opener):
+        elif "<think>" in text or (chat is not None and "<think>" in chat.think_prefix):
             self._found.add("thinking", "in text")
         else:
             remedy = (

@@ -102,7 +102,7 @@ def read(body: bytes) -> Reply:
     return reply
 
 
-class Pieces:
+class StreamAssembler:
     """A streamed reply, put together from its events."""
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ Continuation = Literal["", "continue_final_message", "prefix"]
 
 
 @dataclass
-class Dialect:
+class RequestBuilder:
     """The way in which one model is asked."""
 
     config: EndpointModel
@@ -126,7 +126,7 @@ class Dialect:
             answer = chat_answer(choice, source, continued=bool(request.prefix))
         else:
             answer = text_answer(choice, source)
-            answer.text = answer.text if request.prefix else self.chat.opener + answer.text
+            answer.text = answer.text if request.prefix else self.chat.think_prefix + answer.text
         return Completion(
             position=request.position,
             text=answer.text,
@@ -152,7 +152,7 @@ class Dialect:
         """Take an answer whose tokens nobody asked for."""
         text, finish_reason = spoken(choice)
         if self.chat is not None:
-            text = (choice.text or "") if request.prefix else self.chat.opener + (choice.text or "")
+            text = (choice.text or "") if request.prefix else self.chat.think_prefix + (choice.text or "")
         none = np.zeros(0, np.int32)
         return Answer(text, none.astype(np.float32), none, finish_reason)
 

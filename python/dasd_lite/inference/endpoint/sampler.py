@@ -24,14 +24,14 @@ from dasd_lite.chat.spelling import Ids
 from dasd_lite.config.models import EndpointModel
 from dasd_lite.console import err
 from dasd_lite.data.hub import model_folder
-from dasd_lite.data.usage import Tally
+from dasd_lite.data.usage import Usage
 from dasd_lite.errors import ConfigError, EndpointError
 from dasd_lite.inference import Completion, Request, SamplingParams
-from dasd_lite.inference.endpoint.client import Caller, Passing, Refused, Server, backoff, trusted
+from dasd_lite.inference.endpoint.client import Client, RequestRejected, Server, TransientError, backoff, trusted
 from dasd_lite.inference.endpoint.continuation import find_continuation
 from dasd_lite.inference.endpoint.dispatch import Dispatch, Job, Result
 from dasd_lite.inference.endpoint.replies import Reply, TokenCounts, checked
-from dasd_lite.inference.endpoint.requests import Continuation, Dialect
+from dasd_lite.inference.endpoint.requests import Continuation, RequestBuilder
 
 _ADDRESS = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[^\s?#]*)?")
 
@@ -54,7 +54,7 @@ def served_context(config: EndpointModel) -> int | None:
     """Ask the servers for the longest prompt plus completion that all of them take; none where they do not say."""
 
     async def asked() -> list[Server]:
-        caller, servers = Caller(config, api_key(config), trusted()), [Server(url) for url in config.base_urls]
+        caller, servers = Client(config, api_key(config), trusted()), [Server(url) for url in config.base_urls]
         try:
             await _describe(caller, servers)
         finally:
@@ -67,13 +67,13 @@ def served_context(config: EndpointModel) -> int | None:
 class EndpointSampler:
     """A model behind one or more servers."""
 
-    def __init__(self, config: EndpointModel, spent: Tally | None = None) -> None:
+    def __init__(self, config: EndpointModel, spent: Usage | None = None) -> None:
         """Take the servers' addresses and the key; nothing is sent yet. `spent` counts against the budget.
 
         Raises ConfigError for what is no address, no key, or no tokenizer.
         """
         self._config, self._key = config, api_key(config)
-        self._spent = spent or Tally()
+        self._spent = spent or Usage()
         self.chat = Chat(model_folder(config.tokenizer)) if config.tokenizer else None
         self._run: Dispatch[Any, Any] | None = None
 
@@ -83,10 +83,10 @@ class EndpointSampler:
         Raises EndpointError when a server refuses, stays away, or answers without what the method needs, and when the
         budget ends; DataError before anything is sampled when a prompt leaves no room for an answer.
         """
-        dialect = Dialect(self._config, self.chat)
+        dialect = RequestBuilder(self._config, self.chat)
         failed: list[int] = []
 
-        async def prepare(caller: Caller, servers: list[Server]) -> None:
+        async def prepare(caller: Client, servers: list[Server]) -> None:
             await _describe(caller, servers)
             if self.chat is None and any(request.prefix for request in requests):
                 dialect.continuation = await _continuation(caller, servers)
@@ -96,16 +96,16 @@ class EndpointSampler:
                 for request in requests:
                     dialect.body(request, params, min(servers, key=lambda s: s.context or 1 << 62))
 
-        async def ask(caller: Caller, server: Server, request: Request) -> tuple[Reply, Completion]:
+        async def ask(caller: Client, server: Server, request: Request) -> tuple[Reply, Completion]:
             reply = Reply(choices=[], usage=TokenCounts(0, 0))
             try:
                 reply = await caller.post(server, dialect.path, dialect.body(request, params, server))
                 return reply, dialect.read(request, reply, f"{server.base_url}{dialect.path}: {self._config.model!r}")
             except EndpointError as error:
-                if len(failed) >= self._config.max_failed or not (reply.choices or isinstance(error, Refused)):
+                if len(failed) >= self._config.max_skipped or not (reply.choices or isinstance(error, RequestRejected)):
                     raise
                 failed.append(request.position)
-                err().print(f"left out ({len(failed)} of {self._config.max_failed}): {error}", markup=False)
+                err().print(f"left out ({len(failed)} of {self._config.max_skipped}): {error}", markup=False)
                 return reply, _nothing(request, reply)
 
         yield from self._all(requests, prepare, ask)
@@ -121,7 +121,7 @@ class EndpointSampler:
                 f"{self._config.base_urls[0]}: reading given answers works by token ids; set teacher.tokenizer"
             )
 
-        async def ask(caller: Caller, server: Server, job: tuple[int, Ids]) -> tuple[Reply, Scores]:
+        async def ask(caller: Client, server: Server, job: tuple[int, Ids]) -> tuple[Reply, Scores]:
             source = f"{server.base_url}/completions: {self._config.model!r}"
             room = 0 if server.context == len(job[1]) else 1  # 1 where it fits, for not every server takes 0
             body = {"prompt": job[1].tolist(), "echo": True, "max_tokens": room, "logprobs": 1, "temperature": 0.0}
@@ -143,8 +143,8 @@ class EndpointSampler:
     def _all(
         self,
         jobs: Iterable[Job],
-        prepare: Callable[[Caller, list[Server]], Awaitable[None]],
-        ask: Callable[[Caller, Server, Job], Awaitable[tuple[Reply, Result]]],
+        prepare: Callable[[Client, list[Server]], Awaitable[None]],
+        ask: Callable[[Client, Server, Job], Awaitable[tuple[Reply, Result]]],
     ) -> Iterator[Result]:
         waiting = iter(jobs)
         if (first := next(waiting, None)) is None:
@@ -167,11 +167,11 @@ def _nothing(request: Request, reply: Reply) -> Completion:
     return Completion(request.position, "", none, none.astype(np.float32), none, "error", *tokens)
 
 
-async def _describe(caller: Caller, servers: list[Server]) -> None:
+async def _describe(caller: Client, servers: list[Server]) -> None:
     await asyncio.gather(*(caller.describe(server) for server in servers))
 
 
-async def _continuation(caller: Caller, servers: list[Server]) -> Continuation:
+async def _continuation(caller: Client, servers: list[Server]) -> Continuation:
     """Return how these servers of one model continue a given answer; one of them may be dead."""
     for server in servers[:-1]:
         with suppress(EndpointError):
@@ -179,15 +179,15 @@ async def _continuation(caller: Caller, servers: list[Server]) -> Continuation:
     return await find_continuation(caller, servers[-1])
 
 
-async def _takes_ids(caller: Caller, server: Server, dialect: Dialect) -> bool:
+async def _takes_ids(caller: Client, server: Server, dialect: RequestBuilder) -> bool:
     """Tell whether the server takes token ids as a prompt; raises EndpointError when it completes none at all."""
     request = Request(0, ({"role": "user", "content": "Hi"},), 1, seed=0)
     for attempt in range(3):
         try:
             await caller.post(server, dialect.path, dialect.body(request, SamplingParams(), server))
             return True
-        except Refused:
+        except RequestRejected:
             return False
-        except Passing:
+        except TransientError:
             await asyncio.sleep(backoff(attempt + 1))
     return True  # it has other troubles, which the run will tell

@@ -30,7 +30,7 @@ import numpy.typing as npt
 _BEAT_S = 1.0
 
 
-class Job(NamedTuple):
+class EngineJob(NamedTuple):
     """One prompt for the engine."""
 
     key: int
@@ -39,7 +39,7 @@ class Job(NamedTuple):
     """Keywords of vLLM's SamplingParams."""
 
 
-class Answer(NamedTuple):
+class EngineReply(NamedTuple):
     """What the engine made of a job; log-probabilities are of the raw model at temperature 1."""
 
     key: int
@@ -137,7 +137,7 @@ def _load(link: _Link) -> Any:
 
 def _serve(engine: Any, link: _Link) -> None:
     """Step the engine while it has jobs, wait while it has none."""
-    running: dict[str, Job] = {}
+    running: dict[str, EngineJob] = {}
     while True:
         while not running or not link.inbox.empty():
             kind, *content = link.inbox.get()
@@ -158,7 +158,7 @@ def _serve(engine: Any, link: _Link) -> None:
             link.send("done", done)
 
 
-def _add(engine: Any, link: _Link, jobs: list[Job], running: dict[str, Job]) -> None:
+def _add(engine: Any, link: _Link, jobs: list[EngineJob], running: dict[str, EngineJob]) -> None:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -175,19 +175,19 @@ def _add(engine: Any, link: _Link, jobs: list[Job], running: dict[str, Job]) -> 
         except ValueError as error:  # an id that the model does not have, say
             nothing = np.empty(0, dtype=np.float32)
             reason = " ".join(str(error).split())
-            link.send("done", [Answer(job.key, nothing.astype(np.int32), nothing, "", None, reason)])
+            link.send("done", [EngineReply(job.key, nothing.astype(np.int32), nothing, "", None, reason)])
             continue
         running[str(job.key)] = job
 
 
-def _answer(job: Job, output: Any) -> Answer:
+def _answer(job: EngineJob, output: Any) -> EngineReply:
     sampled = output.outputs[0]
     ids = list(sampled.token_ids)
     prompt_logprobs = None
     if job.options.get("prompt_logprobs") is not None:
         after_first = _logprobs_of(job.prompt[1:].tolist(), output.prompt_logprobs)  # the first has none
         prompt_logprobs = np.append(np.float32(np.nan), after_first)
-    return Answer(
+    return EngineReply(
         job.key,
         np.array(ids, dtype=np.int32),
         _logprobs_of(ids, sampled.logprobs),

@@ -27,7 +27,7 @@ from typing import IO, Any
 
 from dasd_lite.console import err
 from dasd_lite.errors import ConfigError, EngineError
-from dasd_lite.inference.vllm.engine import Answer, Job
+from dasd_lite.inference.vllm.engine import EngineJob, EngineReply
 
 WINDOW = 1280
 """Jobs that an engine holds: the largest batch that vLLM makes by itself (1,024), and the next ones."""
@@ -133,7 +133,7 @@ class _Child:
             pass  # it has ended, which the other thread tells
 
 
-class _Place:
+class _Slot:
     """A group of GPUs, the child that works there, and the jobs that it has."""
 
     def __init__(self, number: int, devices: str | None) -> None:
@@ -141,7 +141,7 @@ class _Place:
         self.devices = devices
         self.child: _Child | None = None
         self.ready = False
-        self.jobs: dict[int, Job] = {}
+        self.jobs: dict[int, EngineJob] = {}
         self.deaths = 0  # in a row, without an answer between them
         self.still_s = 0.0
         self._steps = 0
@@ -152,7 +152,7 @@ class _Place:
         self.ready, self._steps, self._gone_s = False, 0, 0.0
         self.child = _Child(options, self.devices, inbox)
 
-    def give(self, jobs: list[Job]) -> None:
+    def give(self, jobs: list[EngineJob]) -> None:
         """Send jobs to the child."""
         assert self.child is not None
         if not self.jobs:
@@ -198,90 +198,90 @@ class Pool:
         """Rows of the model's embedding. An id beyond them is the end of an engine."""
         self._options = options
         self._stall_s = stall_s
-        self._places = [_Place(number, devices) for number, devices in enumerate(groups)]
+        self._slots = [_Slot(number, devices) for number, devices in enumerate(groups)]
         self._inbox: SimpleQueue[Any] = SimpleQueue()
-        self._queue: deque[Job] = deque()
+        self._queue: deque[EngineJob] = deque()
         self._looked = time.monotonic()
         self._opened = self._busy = False
         try:
-            for place in self._places:
-                place.start(options, self._inbox)
-            while not all(place.ready for place in self._places):
+            for slot in self._slots:
+                slot.start(options, self._inbox)
+            while not all(slot.ready for slot in self._slots):
                 self._look()
         except BaseException:
             self.close()
             raise
         self._opened = True
 
-    def run(self, jobs: Iterator[Job]) -> Iterator[Answer]:
+    def run(self, jobs: Iterator[EngineJob]) -> Iterator[EngineReply]:
         """Answer every job once, in the order in which they finish; leaving early drops the others.
 
         Raises EngineError when an engine has ended three times in a row without an answer.
         """
-        if self._busy or not self._places:
-            raise RuntimeError("the engines are at work already" if self._places else "the engines are closed")
+        if self._busy or not self._slots:
+            raise RuntimeError("the engines are at work already" if self._slots else "the engines are closed")
         self._busy = True
         try:
-            for place in self._places:
-                if place.child is None:  # given up in an earlier call
-                    place.deaths = 0
-                    place.start(self._options, self._inbox)
-            answers: list[Answer] = []
+            for slot in self._slots:
+                if slot.child is None:  # given up in an earlier call
+                    slot.deaths = 0
+                    slot.start(self._options, self._inbox)
+            answers: list[EngineReply] = []
             while True:
                 left = self._hand_out(jobs)
                 yield from answers
-                if not left and not any(place.jobs for place in self._places):
+                if not left and not any(slot.jobs for slot in self._slots):
                     return
                 answers = self._look()
         finally:
             self._busy = False
             self._queue.clear()
-            for place in self._places:
-                if place.child is not None and place.jobs:
-                    place.child.send(("abort", list(place.jobs)))
-                place.jobs = {}
+            for slot in self._slots:
+                if slot.child is not None and slot.jobs:
+                    slot.child.send(("abort", list(slot.jobs)))
+                slot.jobs = {}
 
     def status(self) -> str:
         """Say how many engines there are and what they have to do."""
-        places = list(self._places)
-        ready = [place.child for place in places if place.child is not None and place.ready]
+        slots = list(self._slots)
+        ready = [slot.child for slot in slots if slot.child is not None and slot.ready]
         words = [f"{len(ready)} vLLM {'engine' if len(ready) == 1 else 'engines'}"]
         words.append(f"{sum(child.running for child in ready)} answers at work")
-        if len(ready) < len(places):
-            words.append(f"{len(places) - len(ready)} loading")
+        if len(ready) < len(slots):
+            words.append(f"{len(slots) - len(ready)} loading")
         return ", ".join(words)
 
     def close(self) -> None:
         """End all children."""
-        places, self._places = [place for place in self._places if place.child is not None], []
+        slots, self._slots = [slot for slot in self._slots if slot.child is not None], []
         until = time.monotonic()
-        for place in places:
-            if place.ready and place.child is not None:
-                place.child.send(("close",))
+        for slot in slots:
+            if slot.ready and slot.child is not None:
+                slot.child.send(("close",))
                 until = time.monotonic() + _CLOSE_S
-        for place in places:
-            if place.child is not None:
-                place.child.end(max(0.0, until - time.monotonic()) if place.ready else 0.0)
+        for slot in slots:
+            if slot.child is not None:
+                slot.child.end(max(0.0, until - time.monotonic()) if slot.ready else 0.0)
 
-    def _hand_out(self, jobs: Iterator[Job]) -> bool:
+    def _hand_out(self, jobs: Iterator[EngineJob]) -> bool:
         """Give the engines what they have room for, by turns; return whether anything is left in the queue."""
-        ahead = _PORTION * len(self._places)
-        free = [place for place in self._places if place.ready]
+        ahead = _PORTION * len(self._slots)
+        free = [slot for slot in self._slots if slot.ready]
         self._queue.extend(islice(jobs, max(0, ahead - len(self._queue))))
         while free:
-            for place in list(free):
+            for slot in list(free):
                 self._queue.extend(islice(jobs, max(0, ahead - len(self._queue))))
                 share = WINDOW
                 if len(self._queue) < ahead:  # these are the last: engines get an equal number of them
-                    share = -(-(len(self._queue) + sum(len(p.jobs) for p in self._places)) // len(self._places))
-                num = min(_PORTION, len(self._queue), min(WINDOW, share) - len(place.jobs))
+                    share = -(-(len(self._queue) + sum(len(p.jobs) for p in self._slots)) // len(self._slots))
+                num = min(_PORTION, len(self._queue), min(WINDOW, share) - len(slot.jobs))
                 if num > 0:
-                    place.give([self._queue.popleft() for _ in range(num)])
+                    slot.give([self._queue.popleft() for _ in range(num)])
                 else:
-                    free.remove(place)
+                    free.remove(slot)
         return bool(self._queue)
 
-    def _look(self) -> list[Answer]:
+    def _look(self) -> list[EngineReply]:
         """Wait for a message, a tick at most; mend what has ended or hangs; return the answers that have come."""
         try:
             child, kind, content = self._inbox.get(timeout=_TICK_S)
@@ -290,45 +290,45 @@ class Pool:
         now = time.monotonic()
         # What counts is time in which this process was looking: it may have been stopped itself (Ctrl-Z), or be slow.
         passed, self._looked = min(now - self._looked, 2 * _TICK_S), now
-        for place in self._places:
-            if place.hangs(passed, self._stall_s):
-                self._start_again(place, f"made no step for {place.still_s:.0f} s and ")
-            elif place.gone(passed):
-                self._start_again(place, "")
-        said = [place for place in self._places if child is not None and place.child is child]
+        for slot in self._slots:
+            if slot.hangs(passed, self._stall_s):
+                self._start_again(slot, f"made no step for {slot.still_s:.0f} s and ")
+            elif slot.gone(passed):
+                self._start_again(slot, "")
+        said = [slot for slot in self._slots if child is not None and slot.child is child]
         return self._hear(said[0], kind, content) if said else []  # nobody spoke, or one that is gone by now
 
-    def _hear(self, place: _Place, kind: str, content: Any) -> list[Answer]:
-        """Act on a message from the child at `place`; return the answers in it."""
+    def _hear(self, slot: _Slot, kind: str, content: Any) -> list[EngineReply]:
+        """Act on a message from the child at `slot`; return the answers in it."""
         if kind == "done":
-            place.deaths = 0
+            slot.deaths = 0
             # Some were dropped since, when the caller left early.
-            return [answer for answer in content if place.jobs.pop(answer.key, None) is not None]
+            return [answer for answer in content if slot.jobs.pop(answer.key, None) is not None]
         if kind == "ready":
-            place.ready = True
+            slot.ready = True
             self.context, self.vocab_size = content
         elif kind == "ended":
-            self._start_again(place, "", _CLOSE_S)
+            self._start_again(slot, "", _CLOSE_S)
         elif self._opened:  # refused, though it ran before: the memory of the one before is not free yet, say
-            self._start_again(place, f"cannot start ({content}) and ", _CLOSE_S)
+            self._start_again(slot, f"cannot start ({content}) and ", _CLOSE_S)
         else:
             raise ConfigError(f"vLLM cannot start: {content}")
         return []
 
-    def _start_again(self, place: _Place, why: str, patience: float = 0.0) -> None:
-        """Put a new child in the place of one that has ended or hangs; its jobs go to the front of the queue."""
-        assert place.child is not None
-        how = why + place.child.end(patience)
-        place.child, place.ready = None, False
-        place.deaths += 1
-        if place.deaths == _MAX_DEATHS:
-            raise EngineError(f"vLLM: engine {place.number} ended {_MAX_DEATHS} times without an answer: it {how}")
-        num = len(place.jobs)
-        self._queue.extendleft(reversed(place.jobs.values()))
-        place.jobs = {}
+    def _start_again(self, slot: _Slot, why: str, patience: float = 0.0) -> None:
+        """Put a new child in the slot of one that has ended or hangs; its jobs go to the front of the queue."""
+        assert slot.child is not None
+        how = why + slot.child.end(patience)
+        slot.child, slot.ready = None, False
+        slot.deaths += 1
+        if slot.deaths == _MAX_DEATHS:
+            raise EngineError(f"vLLM: engine {slot.number} ended {_MAX_DEATHS} times without an answer: it {how}")
+        num = len(slot.jobs)
+        self._queue.extendleft(reversed(slot.jobs.values()))
+        slot.jobs = {}
         err().print(
-            f"vLLM: engine {place.number} {how}; it is started again, {num} unfinished answers begin anew",
+            f"vLLM: engine {slot.number} {how}; it is started again, {num} unfinished answers begin anew",
             markup=False,
             soft_wrap=True,
         )
-        place.start(self._options, self._inbox)
+        slot.start(self._options, self._inbox)

@@ -25,7 +25,7 @@ from dasd_lite.config.models import VllmModel
 from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import ConfigError, DataError, MissingExtraError
 from dasd_lite.inference import Completion, Request, SamplingParams
-from dasd_lite.inference.vllm.engine import Answer, Job
+from dasd_lite.inference.vllm.engine import EngineJob, EngineReply
 from dasd_lite.inference.vllm.pool import Pool
 
 _SCORING_LOGITS = 1 << 28
@@ -81,11 +81,11 @@ class VllmSampler:
         asked: dict[int, Request] = {}
         prompt_tokens: dict[int, int] = {}
 
-        def jobs() -> Iterator[Job]:
+        def jobs() -> Iterator[EngineJob]:
             for key, request in zip(self._keys, requests, strict=False):
                 prompt = self._prompt(request)
                 asked[key], prompt_tokens[key] = request, len(prompt)
-                yield Job(key, prompt, self._options(request, params))
+                yield EngineJob(key, prompt, self._options(request, params))
 
         for answer in self._pool.run(jobs()):
             request = asked.pop(answer.key)
@@ -113,7 +113,7 @@ class VllmSampler:
         """
         asked: dict[int, tuple[int, Ids]] = {}
 
-        def jobs() -> Iterator[Job]:
+        def jobs() -> Iterator[EngineJob]:
             for key, (position, ids) in zip(self._keys, sequences, strict=False):
                 asked[key] = position, ids
                 yield self._scoring_job(key, position, ids)
@@ -154,7 +154,7 @@ class VllmSampler:
             "stop_token_ids": list(self.chat.stop_ids),
         }
 
-    def _scoring_job(self, key: int, position: int, ids: Ids) -> Job:
+    def _scoring_job(self, key: int, position: int, ids: Ids) -> EngineJob:
         if not 0 < len(ids) <= self.context:
             raise DataError(
                 f"sequence {position}: {len(ids)} tokens cannot be scored, 1 to the model's context of {self.context}"
@@ -169,9 +169,9 @@ class VllmSampler:
         if len(ids) == self.context > 1:  # vLLM wants room for an answer: the last token is the one that it may write
             options["allowed_token_ids"] = [int(ids[-1])]
             ids = ids[:-1]
-        return Job(key, ids, options)
+        return EngineJob(key, ids, options)
 
-    def _completion(self, request: Request, answer: Answer, prompt_tokens: int) -> Completion:
+    def _completion(self, request: Request, answer: EngineReply, prompt_tokens: int) -> Completion:
         text, token_bytes, finish_reason = self.chat.read(answer.ids.tolist(), answer.finish_reason, request.prefix)
         return Completion(
             position=request.position,
@@ -184,12 +184,12 @@ class VllmSampler:
         )
 
 
-def _check_taken(answer: Answer, name: str) -> None:
+def _check_taken(answer: EngineReply, name: str) -> None:
     if answer.refusal:
         raise DataError(f"{name}: vLLM does not take it: {answer.refusal}")
 
 
-def _scores(answer: Answer, ids: Ids) -> npt.NDArray[np.float32]:
+def _scores(answer: EngineReply, ids: Ids) -> npt.NDArray[np.float32]:
     """Return the log-probability of each of `ids`, the last of which the engine may have been made to write."""
     found = answer.prompt_logprobs
     if found is not None and len(found) == len(ids) - 1 and answer.ids.tolist() == [ids[-1]]:
