@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.test_chat import CHATML, byte_level, write_model
+from tests.chat.test_chat import CHATML, byte_level, write_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from dasd_lite.chat import harmony

@@ -10,7 +10,7 @@ from dasd_lite import cli
 from dasd_lite.config.load import load_recipe
 from dasd_lite.run.check import unread
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 RECIPES = sorted(EXAMPLES.glob("*.toml"))
 
 

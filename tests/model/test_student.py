@@ -335,7 +335,7 @@ def test_the_stage_is_imported_without_torch():
     code = (
         "import sys, dasd_lite.stages.train; print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
     )
-    path = str(Path(student.__file__).parents[1])
+    path = str(Path(student.__file__).parents[2])
     found = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": path}, capture_output=True, text=True, check=True
     )
