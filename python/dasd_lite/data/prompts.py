@@ -8,35 +8,96 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dasd_lite.data.manifest import fingerprint
 from dasd_lite.data.records import Message, Prompt
 from dasd_lite.data.seeds import digest
 from dasd_lite.errors import DataError
 
 
-def read_prompts(path: Path, *, limit: int | None = None, system: str | None = None) -> list[Prompt]:
-    """Read questions; raises DataError for a bad row, an empty prompt or a uid that is there twice."""
+@dataclass(frozen=True)
+class Prompts(Sequence[Prompt]):
+    """Prompts in order, read once and handed on to every stage that asks them.
+
+    Attributes:
+        items: The prompts.
+        fingerprint: Hash of the whole file, or of the prompts themselves where they came from no file.
+        path: The file.
+        limit: Only so many of the file's first prompts were read; None: all.
+        system: System message that was put before each.
+    """
+
+    items: tuple[Prompt, ...]
+    fingerprint: str
+    path: Path | None = None
+    limit: int | None = None
+    system: str | None = None
+
+    @classmethod
+    def of(cls, source: Prompts | Iterable[Prompt] | str | PathLike[str]) -> Prompts:
+        """Return prompts as they are, of a file, or of any other list of prompts."""
+        if isinstance(source, cls):
+            return source
+        if isinstance(source, str | PathLike):
+            return read_prompts(Path(source))
+        items = tuple(source)
+        if not items:
+            raise DataError("prompts: an empty list; there must be at least one")
+        return cls(items, digest([(prompt.uid, prompt.columns()) for prompt in items]))
+
+    def first(self, number: int) -> Prompts:
+        """Return the first `number` of them, as if read with that limit."""
+        limit = number if self.limit is None else min(number, self.limit)
+        return replace(self, items=self.items[:number], limit=limit)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | Sequence[Prompt]:
+        """Return one prompt, or a part of them."""
+        return self.items[index]
+
+    def __len__(self) -> int:
+        """Return the number of prompts."""
+        return len(self.items)
+
+
+def read_prompts(path: str | PathLike[str], *, limit: int | None = None, system: str | None = None) -> Prompts:
+    """Read prompts from a JSONL or Parquet file.
+
+    Args:
+        path: Rows with `prompt`, or with `messages`; `answer`, `domain` and `uid` are optional.
+        limit: Read only the first so many rows.
+        system: System message for prompts that have none.
+
+    Raises:
+        DataError: A bad row, an empty prompt or a uid that occurs twice; names file and line.
+    """
+    path = Path(path)
     prompts: list[Prompt] = []
     seen: dict[str, str] = {}
     for where, row in read_rows(path):
         prompt = to_prompt(row, where, system)
         if prompt.uid in seen:
-            again = "uid" if "uid" in row else "question"
+            repeated = "uid" if "uid" in row else "question"
             what = repr(prompt.uid) if "uid" in row else "(give each a uid of its own to keep both)"
-            raise DataError(f"{where}: the {again} of {seen[prompt.uid]} again: {what}")
+            raise DataError(f"{where}: the {repeated} of {seen[prompt.uid]} again: {what}")
         seen[prompt.uid] = where
         prompts.append(prompt)
         if limit is not None and len(prompts) == limit:
             break
     if not prompts:
         raise DataError(f"{path}: no prompts in it")
-    return prompts
+    return Prompts(tuple(prompts), fingerprint(path), path, limit, system)
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,0 +1,103 @@
+"""The folder of a run: OUT/PHASE/STAGE, and what lies beside it. The only place that knows these names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dasd_lite.config.chain import BASE, STAGES
+from dasd_lite.config.stages import RecipeConfig
+from dasd_lite.data.files import write_atomic
+from dasd_lite.errors import DataError
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One stage of one phase, finished or not."""
+
+    phase: str
+    stage: str
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """`PHASE/STAGE`, as people call it."""
+        return f"{self.phase}/{self.stage}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its manifest has been written."""
+        return (self.path / "manifest.json").exists()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The results of one recipe."""
+
+    path: Path
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report."""
+        return self.path / "report"
+
+    @property
+    def trial(self) -> RunFolder:
+        """A small run inside this one: the first prompts, sent through the whole chain before the rest is paid for."""
+        return RunFolder(self.path / "trial")
+
+    @property
+    def probed(self) -> Path:
+        """File that records which servers and needs were probed."""
+        return self.path / "probed"
+
+    @property
+    def recipe_file(self) -> Path:
+        """The resolved recipe of the run."""
+        return self.path / "recipe.json"
+
+    def stage(self, phase: str, stage: str) -> Path:
+        """Return the folder of a stage of a phase; `base` stands for the student before training."""
+        return self.path / phase / stage
+
+    def model(self, phase: str) -> Path:
+        """Return the folder of the model that a phase trained."""
+        return self.stage(phase, "train") / "model"
+
+    def adapter(self, phase: str) -> Path:
+        """Return the folder of the adapter that a phase trained, if its method has one."""
+        return self.stage(phase, "train") / "adapter"
+
+    def write_recipe(self, recipe: RecipeConfig) -> None:
+        """Keep the resolved recipe beside the results."""
+        write_atomic(self.recipe_file, json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
+
+    def recipe(self) -> dict[str, Any]:
+        """Read the resolved recipe.
+
+        Raises:
+            DataError: The folder holds no run, or the file is damaged.
+        """
+        try:
+            recipe = json.loads(self.recipe_file.read_text(encoding="utf-8"))
+            phases = [phase["name"] for phase in recipe["phase"]]
+        except FileNotFoundError:
+            raise DataError(f"{self.path}: holds no run (no recipe.json); name the `out` folder of a recipe") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{self.recipe_file}: damaged ({type(error).__name__}: {error}); `dasd-lite run` writes it again"
+            ) from None
+        if not phases:
+            raise DataError(f"{self.recipe_file}: names no phase; `dasd-lite run` writes it again")
+        return dict(recipe)
+
+    def stages(self) -> Iterator[StageFolder]:
+        """Iterate over the stage folders that exist, phases in the recipe's order, stages in the chain's."""
+        for phase in (BASE, *(phase["name"] for phase in self.recipe()["phase"])):
+            for stage in STAGES:
+                folder = StageFolder(phase, stage, self.stage(phase, stage))
+                if folder.path.is_dir():
+                    yield folder
