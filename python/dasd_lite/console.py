@@ -1,7 +1,7 @@
-"""What a person sees while a stage works: a bar with rate and time left, or plain lines in a log.
+"""What a person sees while a stage works: results, notes, and progress with its rate and time left.
 
-Input: a description, a total and a unit. Invariant: nothing is shown for work that is over within
-two seconds, and standard output stays free for results; progress goes to standard error.
+Input: lines of text; or a description, a total, and a unit. Output: results on standard output, notes and
+progress on standard error. Invariant: work that ends within two seconds shows no progress.
 """
 
 from __future__ import annotations
@@ -12,25 +12,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-_SHOW_AFTER = 2.0  # seconds
-_LINE_EVERY = 10.0  # seconds, when not a terminal
-
-
-class Progress(Protocol):
-    """Work under way."""
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        """Count `amount` more units as done; `note` is shown behind the bar."""
-        ...
+_BAR_AFTER = 2.0  # seconds, on a terminal
+_LINE_EVERY = 10.0  # seconds, in a log
 
 
 def is_first() -> bool:
-    """Tell whether this process speaks: the only one, or the first of those that torchrun has started."""
+    """Return whether this process may print: it is the only one, or the first of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -44,104 +37,86 @@ def out() -> Console:
 
 @cache
 def err() -> Console:
-    """Return the console for progress and errors."""
+    """Return the console for notes and progress."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, quiet=not is_first())
+
+
+def say(text: str) -> None:
+    """Print a line of results as it is: unwrapped, brackets and all."""
+    out().print(text, markup=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Print a line that deserves attention but stops nothing."""
+    err().print(f"note: {text}", markup=False, soft_wrap=True)
 
 
 @contextmanager
 def progress(
     description: str, total: float, unit: str, done: float = 0, status: Callable[[], str] = str
 ) -> Iterator[Progress]:
-    """Show the progress of `total` units of work, of which `done` were done by an earlier run.
+    """Show the progress of `total` units of work, of which an earlier run did `done`.
 
-    `status` is asked for what else there is to say whenever something is shown.
+    `status` is called for more to show, such as the state of a server, at every update.
     """
-    bar = (_Bar if err().is_terminal else _Lines)(description, total, unit, done, status)
+    shown = Progress(description, total, unit, done, status)
     try:
-        yield bar
+        yield shown
     finally:
-        bar.stop()
+        shown.stop()
 
 
-class _Bar:
-    """A rich bar that appears once the work has taken two seconds."""
-
-    def __init__(self, description: str, total: float, unit: str, done: float, status: Callable[[], str]) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            ProgressColumn,
-            Task,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as RichProgress
-        from rich.text import Text
-
-        class Status(ProgressColumn):
-            max_refresh = 0.5
-
-            def render(self, task: Task) -> Text:
-                return Text(str(task.fields["note"]) or status(), style="dim", no_wrap=True, overflow="ellipsis")
-
-        self._bar = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            Status(),
-            console=err(),
-            transient=True,
-        )
-        self._task = self._bar.add_task(description, total=total, completed=int(done), rate="", note="")
-        self._began, self._unit, self._done = time.monotonic(), unit, 0.0
-        self._timer = threading.Timer(_SHOW_AFTER, self._bar.start)  # also when the first item takes long
-        self._timer.daemon = True
-        self._timer.start()
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self._done += amount
-        rate = f"{self._done / max(time.monotonic() - self._began, 1e-9):,.1f} {self._unit}/s"
-        self._bar.update(self._task, advance=amount, rate=rate, note=note)
-
-    def stop(self) -> None:
-        self._timer.cancel()
-        self._timer.join()
-        self._bar.stop()
-
-
-class _Lines:
-    """A line every ten seconds, also while nothing gets done."""
+class Progress:
+    """Work under way: a bar on a terminal, a line every ten seconds in a log, even while nothing advances."""
 
     def __init__(self, description: str, total: float, unit: str, done: float, status: Callable[[], str]) -> None:
+        """Begin to measure; the first output comes later."""
         self._description, self._total, self._unit, self._status = description, total, unit, status
-        self._start, self._done, self._note = done, 0.0, ""
+        self._before, self._done, self._note = done, 0.0, ""
         self._began = time.monotonic()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._print, name="progress", daemon=True)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
         self._thread.start()
 
     def advance(self, amount: float = 1, note: str = "") -> None:
+        """Count `amount` more units as done; `note` is shown after the figures."""
         self._done += amount
         self._note = note
 
-    def _print(self) -> None:
-        while not self._over.wait(_LINE_EVERY):
-            rate = self._done / (time.monotonic() - self._began)
-            line = f"{self._description}: {self._start + self._done:,.0f}/{self._total:,.0f} {self._unit}"
-            if self._done:
-                left = max(self._total - self._start - self._done, 0) / rate
-                line += f", {rate:,.1f} {self._unit}/s, {duration(left)} left"
-            err().print(", ".join(filter(None, [line, self._note or self._status()])), markup=False, soft_wrap=True)
-
     def stop(self) -> None:
-        self._over.set()
+        """Remove the bar and stop printing."""
+        self._stopped.set()
         self._thread.join()
+
+    def _show(self) -> None:
+        if not err().is_terminal:
+            while not self._stopped.wait(_LINE_EVERY):
+                err().print(f"{self._description}: {self._figures()}", markup=False, soft_wrap=True)
+        elif not self._stopped.wait(_BAR_AFTER):
+            from rich.live import Live
+
+            with Live(get_renderable=self._bar, console=err(), refresh_per_second=2, transient=True):
+                self._stopped.wait()
+
+    def _bar(self) -> Table:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        line = Table.grid(padding=(0, 1))
+        bar = ProgressBar(self._total, self._before + self._done, width=24)
+        line.add_row(Text(self._description), bar, Text(self._figures(), no_wrap=True, overflow="ellipsis"))
+        return line
+
+    def _figures(self) -> str:
+        seconds = time.monotonic() - self._began
+        figures = f"{self._before + self._done:,.0f}/{self._total:,.0f} {self._unit}"
+        if self._done:
+            left = max(self._total - self._before - self._done, 0) / self._done * seconds
+            figures += f", {self._done / seconds:,.1f} {self._unit}/s, {duration(left)} left"
+        return ", ".join(filter(None, [figures, self._note or self._status()]))
 
 
 def duration(seconds: float) -> str:
