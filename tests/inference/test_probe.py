@@ -9,7 +9,7 @@ from tests.server import END, Answer, ChatServer, pieces_of
 
 from dasd_lite.config.models import Budget, EndpointModel
 from dasd_lite.inference.endpoint import client as servers
-from dasd_lite.inference.endpoint.probe import Finding, Needs, probe_servers, spread
+from dasd_lite.inference.endpoint.probe import Finding, Requirements, probe_servers, spread
 
 QUESTION = ({"role": "user", "content": "How much is 2 + 2?"},)
 
@@ -33,10 +33,10 @@ def answer(body: dict[str, Any]) -> Answer:
     return thinks(body)
 
 
-def found(server: ChatServer, needs: Needs | None = None, **options: Any) -> dict[str, Finding]:
+def found(server: ChatServer, needs: Requirements | None = None, **options: Any) -> dict[str, Finding]:
     defaults = {"api_key_env": "NO_SUCH_KEY", "timeout_s": 5.0}
     model = EndpointModel(kind="endpoint", model="teacher", base_urls=[server.url], **{**defaults, **options})
-    (findings,) = probe_servers(model, QUESTION, needs or Needs())
+    (findings,) = probe_servers(model, QUESTION, needs or Requirements())
     assert findings.base_url == server.url
     return {item.name: item for item in findings.items}
 
@@ -47,7 +47,7 @@ def fatal(items: dict[str, Finding]) -> set[str]:
 
 def test_a_good_server() -> None:
     with ChatServer(answer=answer, habits=["continue"]) as server:
-        items = found(server, Needs(prefix=True))
+        items = found(server, Requirements(prefix=True))
     assert {name: item.found for name, item in items.items()} == {
         "answers as": "teacher",
         "logprobs": "yes",
@@ -82,14 +82,14 @@ def test_what_the_method_cannot_do_without_is_fatal(habit: str, name: str, word:
 
 def test_a_context_that_the_longest_answer_fills_is_fatal_through_chat() -> None:
     with ChatServer(answer=answer, habits=["vllm"]) as server:
-        items = found(server, Needs(max_tokens=8192))
+        items = found(server, Requirements(max_tokens=8192))
         assert fatal(items) == {"context"} and "max_tokens = 8192 leaves no room" in items["context"].remedy
-        assert not fatal(found(server, Needs(max_tokens=2048)))
+        assert not fatal(found(server, Requirements(max_tokens=2048)))
 
 
 def test_tempered_ones_do_at_temperature_1() -> None:
     with ChatServer(answer=answer, habits=["tempered"]) as server:
-        items = found(server, Needs(tempered=False))
+        items = found(server, Requirements(tempered=False))
     assert items["raw"].found == "tempered" and not fatal(items)
 
 
@@ -111,13 +111,13 @@ def test_a_teacher_that_does_not_think() -> None:
     with ChatServer() as server:  # no thinking part in its answers
         assert fatal(found(server)) == {"thinking"}
         assert "select.require_think = false" in found(server)["thinking"].remedy
-        assert not fatal(found(server, Needs(thinking=False)))
+        assert not fatal(found(server, Requirements(thinking=False)))
 
 
 def test_no_continuation_is_fatal_only_where_there_is_a_mixed_phase() -> None:
     with ChatServer(answer=answer) as server:
         assert not fatal(found(server))
-        items = found(server, Needs(prefix=True))
+        items = found(server, Requirements(prefix=True))
     assert fatal(items) == {"continues"} and server.url in items["continues"].remedy
 
 

@@ -19,7 +19,7 @@ from tests.conftest import ENVIRONMENT
 
 from dasd_lite.config.models import EndpointModel
 from dasd_lite.inference import Request, SamplingParams, open_sampler
-from dasd_lite.inference.endpoint.probe import Needs, probe_servers
+from dasd_lite.inference.endpoint.probe import Requirements, probe_servers
 
 NUM = 24
 READY_S = 300
@@ -102,7 +102,7 @@ def sampled(urls, demo, questions):
 def test_the_probe_finds_nothing_to_mend(urls, demo, questions, by_ids):
     teacher = model(urls, tokenizer=str(demo / "teacher") if by_ids else None)
     for server in probe_servers(
-        teacher, ({"role": "user", "content": questions[0]},), Needs(prefix=True, reading=by_ids)
+        teacher, ({"role": "user", "content": questions[0]},), Requirements(prefix=True, reading=by_ids)
     ):
         found = {item.name: item.found for item in server.items}
         assert not [item for item in server.items if item.fatal]

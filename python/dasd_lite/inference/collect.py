@@ -36,7 +36,7 @@ def collect(
     """
     done = journal.done()
     requests = [request(position) for position in range(journal.total) if position not in done]
-    start, here, before = time.perf_counter(), Usage(), journal_tally(journal)
+    start, here, before = time.perf_counter(), Usage(), journal_usage(journal)
     if requests:
         sampler = opened(before + (spent or Usage()))
 
@@ -71,7 +71,7 @@ def collect(
     return timing
 
 
-def journal_tally(journal: Journal) -> Usage:
+def journal_usage(journal: Journal) -> Usage:
     """Return the tokens that the journal's items took."""
     found = journal.tally()
     return Usage(found.get("prompt_tokens", 0), found.get("completion_tokens", 0))

@@ -12,7 +12,7 @@ from dasd_lite.data.records import Message
 from dasd_lite.run.pipeline import ASKING
 
 if TYPE_CHECKING:
-    from dasd_lite.inference.endpoint.probe import Findings, Needs
+    from dasd_lite.inference.endpoint.probe import ProbeResult, Requirements
 
 _WIDE = 200  # a table is not broken to fit a narrow log
 
@@ -43,13 +43,13 @@ def probe_teacher(recipe: RecipeConfig, teacher: EndpointModel) -> list[str]:
     return faults
 
 
-def needs(recipe: RecipeConfig) -> Needs:
+def needs(recipe: RecipeConfig) -> Requirements:
     """Return what the recipe asks of its teacher."""
-    from dasd_lite.inference.endpoint.probe import Needs
+    from dasd_lite.inference.endpoint.probe import Requirements
 
     asking = [phase for phase in recipe.phase if phase.source in ASKING]
     temperatures = [phase.sample.temperature if phase.source == "sample" else phase.mix.temperature for phase in asking]
-    return Needs(
+    return Requirements(
         tempered=any(temperature != 1 for temperature in temperatures),
         thinking=any(phase.select.require_think for phase in asking),
         prefix=any(phase.source == "mix" for phase in asking),
@@ -70,7 +70,7 @@ def _question(recipe: RecipeConfig) -> tuple[Message, ...]:
     return ({"role": "user", "content": "Is 97 a prime number?"},)
 
 
-def _print(found: list[Findings]) -> None:
+def _print(found: list[ProbeResult]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -38,7 +38,7 @@ from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.inference import source
-from dasd_lite.inference.collect import journal_tally
+from dasd_lite.inference.collect import journal_usage
 from dasd_lite.inference.scorer import Scorer, context_of, open_scorer
 from dasd_lite.method.divergence import Tokens, sentence_scores
 
@@ -65,39 +65,59 @@ class _Item:
     num_context: int
 
 
-def run(
-    rollouts: Path,
+def score(
+    rollouts: Rollouts | str | PathLike[str],
     student: Student,
-    config: ScoreConfig,
-    out: Path,
+    config: ScoreConfig | None = None,
     *,
-    teacher: Teacher | None = None,
-    spent: Usage | None = None,
+    out: str | PathLike[str],
+    teacher: Teacher | Sampler | None = None,
+    used: Usage | None = None,
     force: bool = False,
-) -> dict[str, Any]:
-    """Score the rollouts of one folder into `out`; returns its manifest.
+    **options: Any,
+) -> Scores:
+    """Score every rollout with the student, and with the teacher where it has not sampled them.
 
-    `teacher` reads the answers when `config.by` says so; `spent` is what other stages have asked of it, and counts
-    against its budget. Raises DataError for a rollout that the teacher has no log-probabilities of, or that came from
-    another teacher.
+    Args:
+        rollouts: What sample, ingest or mix wrote.
+        student: The student before training.
+        config: Options of the stage.
+        out: Folder to write.
+        teacher: Scores the answers if `config.by` is "teacher"; otherwise their own log-probabilities count.
+        used: What other stages have asked of the teacher; it counts against its budget.
+        force: Replace a folder that was made with other options.
+        **options: Fields of ScoreConfig, in place of those of `config`.
+
+    Returns:
+        The scores, one row for each rollout.
+
+    Raises:
+        ConfigError: A wrong option, or no teacher where one should score.
+        DataError: A rollout without log-probabilities of the teacher, or of another teacher.
+        CheckpointError: `out` was made with other options.
+
+    Source: arXiv 2601.09088, section 4.
     """
+    config = with_options(ScoreConfig, config, options, "score")
+    rollouts, out = Rollouts.of(rollouts).folder, Path(out)
     folder = model_folder(student.model, weights=True)
-    options: dict[str, Any] = {**semantic(config), "dtype": student.dtype}
+    asked: dict[str, Any] = {**semantic(config), "dtype": student.dtype}
     inputs: dict[str, Path | str] = {"rollouts": rollouts, "student": folder}
     if config.by == "teacher":
         if teacher is None:
-            raise ConfigError("score.by = 'teacher' asks a teacher, but there is no [teacher] table")
-        options["teacher"], inputs["teacher"] = engine(teacher), source(teacher)
-    identity = identify("score", VERSION, options, inputs)
+            raise ConfigError("score.by = 'teacher' needs a teacher, but there is no [teacher] table")
+        asked["teacher"] = engine(teacher) if isinstance(teacher, Table) else {}
+        inputs["teacher"] = source(teacher)
+    identity = identify("score", VERSION, asked, inputs)
     if is_finished(out, identity, force=force):
-        return read_manifest(out)
+        return Scores(out)
 
     phase, readings, noise = out.parent.name, None, {}
     if teacher is not None and config.by == "teacher":
         _check_same_teacher(rollouts, teacher, identity)
         begin(out, identity, config)
         readings = out / "teacher"
-        _read_by_teacher(rollouts, teacher, config, readings, identity, phase, spent or Usage())
+        _read_by_teacher(rollouts, teacher, config, readings, identity, phase, used or Usage())
         noise = _noise_of_sampling(rollouts, readings)
     total = num_rows(rollouts, "rollouts")
     with Journal(out, identity, SCORE, total, table="scores", config=config) as journal:
@@ -108,7 +128,8 @@ def run(
             timing = noise | _fill(journal, reader.scorer, reader.watch(pending), reader.row, f"{phase}: score")
             timing |= reader.noise_of_engines()
         counts = {"rollouts": total, "over_context": journal.tally().get("over_context", 0)}
-        return journal.publish(counts, **timing)
+        journal.publish(counts, **timing)
+    return Scores(out)
 
 
 def _fill(
@@ -176,7 +197,7 @@ def _read_by_teacher(
     with Journal(out, identity, READING, total, table="readings", config=config) as journal:
         timing = {}
         if len(done := journal.done()) < total:
-            spent += journal_tally(journal)
+            spent += journal_usage(journal)
             scorer, chat = open_scorer(
                 teacher, batch_tokens=config.batch_tokens, chunk_tokens=config.chunk_tokens, spent=spent
             )

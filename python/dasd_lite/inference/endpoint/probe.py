@@ -36,7 +36,7 @@ _SPREAD = 0.05  # squared nats between alternatives, under which nothing can be 
 
 
 @dataclass(frozen=True)
-class Needs:
+class Requirements:
     """What the recipe asks of its teacher."""
 
     tempered: bool = True
@@ -62,7 +62,7 @@ class Finding:
 
 
 @dataclass
-class Findings:
+class ProbeResult:
     """All that was found out about one server."""
 
     base_url: str
@@ -78,7 +78,7 @@ class Findings:
         self.items.append(Finding(name, found, remedy, fatal))
 
 
-def probe_servers(config: EndpointModel, messages: Sequence[Message], needs: Needs) -> list[Findings]:
+def probe_servers(config: EndpointModel, messages: Sequence[Message], needs: Requirements) -> list[ProbeResult]:
     """Probe every server of `config` with the question `messages`; raises ConfigError for a bad address or key."""
     key = api_key(config)
     chat = Chat(model_folder(config.tokenizer)) if config.tokenizer else None
@@ -86,8 +86,8 @@ def probe_servers(config: EndpointModel, messages: Sequence[Message], needs: Nee
 
 
 async def _probe_all(
-    config: EndpointModel, key: str, chat: Chat | None, messages: tuple[Message, ...], needs: Needs
-) -> list[Findings]:
+    config: EndpointModel, key: str, chat: Chat | None, messages: tuple[Message, ...], needs: Requirements
+) -> list[ProbeResult]:
     hasty = config.model_copy(update={"timeout_s": min(config.timeout_s, _PATIENCE_S)})
     caller = Client(hasty, key, trusted())
     servers = [Server(url) for url in config.base_urls]
@@ -105,16 +105,21 @@ class _Probe:
     """The probing of one server."""
 
     def __init__(
-        self, caller: Client, server: Server, dialect: RequestBuilder, messages: tuple[Message, ...], needs: Needs
+        self,
+        caller: Client,
+        server: Server,
+        dialect: RequestBuilder,
+        messages: tuple[Message, ...],
+        needs: Requirements,
     ) -> None:
         self._caller, self._server, self._dialect = caller, server, dialect
         self._messages, self._needs = messages, needs
         self._config = caller.config
         self._source = f"{server.base_url}{dialect.path}: {self._config.model!r}"
-        self._found = Findings(server.base_url)
+        self._found = ProbeResult(server.base_url)
         self._left_out: tuple[str, ...] = ()  # what the server answers with an error
 
-    async def run(self) -> Findings:
+    async def run(self) -> ProbeResult:
         wrong = await self._caller.describe(self._server)
         try:
             if wrong:
