@@ -175,7 +175,7 @@ def test_a_budget_of_money_counts_what_was_spent_before() -> None:
         model = config(server.url, prices=prices, budget=Budget(max_cost=1.0))
         assert len(run(model)) == 12
         with pytest.raises(EndpointError, match=r"teacher.budget.max_cost = 1: 1.005 is spent"):
-            run(model, spent=Usage(5_000, 100_000))
+            run(model, used=Usage(5_000, 100_000))
     assert len(server.answered) == 12
 
 

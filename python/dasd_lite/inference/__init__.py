@@ -1,8 +1,8 @@
-"""One protocol for whatever writes text: teacher and student, in this process, in vLLM or behind a server.
+"""The protocol of everything that generates text: a model in this process, in vLLM, behind a server, or your own class.
 
-Input: requests, each a conversation, what of the answer is there already, and a seed. Output:
-completions in the order in which they finish. Invariant: `logprobs` are those of the raw model at
-temperature 1, one per sampled token, or the sampler raises; nothing is ever filled in.
+Input: requests, each with a conversation, the part of the answer that already exists, and a seed. Output: completions
+in the order in which they finish. Invariant: `logprobs` are those of the raw model at temperature 1, one per sampled
+token, or the sampler raises an error; missing values are never filled in.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to be sampled."""
+    """One answer to sample."""
 
     position: int
-    """Place in the caller's plan, given back with the completion."""
+    """Position in the stage's plan; the completion carries it too."""
     messages: tuple[Message, ...]
     max_tokens: int
     seed: int
     prefix: str = ""
-    """What of the answer is written already; the completion is what follows it."""
+    """The part of the answer that already exists; the completion continues it."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +54,29 @@ class Completion:
     text: str
     """The answer without the request's prefix and without end tokens."""
     token_ids: npt.NDArray[np.int32]
-    """Sampled ids, the end token included; empty when the source does not tell them."""
+    """Sampled ids, the end token included; empty if the source does not report them."""
     logprobs: npt.NDArray[np.float32]
     """Natural logs at temperature 1, one per sampled token."""
     token_bytes: npt.NDArray[np.int32]
-    """Length of each token in bytes of `text` (0 for the end token); what no token spells stands before them all."""
+    """Length of each token in bytes of `text` (0 for the end token). Only a `<think>` that the template wrote may
+    precede the bytes of the first token."""
     finish_reason: str
-    """stop: the model ended its turn; length: it was cut at max_tokens."""
+    """stop: the model ended its turn; length: it was cut off at max_tokens."""
     prompt_tokens: int = 0
-    """Tokens read for this answer as their source counts them, 0 where it does not say."""
+    """Prompt tokens as the source counts them, 0 if it does not report them."""
     completion_tokens: int = 0
-    """Tokens written for it as their source counts and charges them; 0 where it does not say."""
+    """Generated tokens as the source counts and charges them, 0 if it does not report them."""
 
 
 class Sampler(Protocol):
-    """Something that writes answers."""
+    """Something that generates answers."""
 
     def complete(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
-        """Sample every request once; completions come as they finish, in any order."""
+        """Yield one completion per request, in any order, as they finish."""
         ...
 
     def status(self) -> str:
-        """Say in a few words what goes on inside: servers, engines; "" when there is nothing to say."""
+        """Return a few words for the progress line, such as the state of servers or engines; "" for nothing."""
         ...
 
     def close(self) -> None:
@@ -84,10 +85,10 @@ class Sampler(Protocol):
 
 
 def source(model: TransformersModel | VllmModel | EndpointModel) -> Path | str:
-    """Return what stands for a model in fingerprints: its folder, or of one behind an endpoint a hash.
+    """Return what identifies a model in fingerprints: its folder, or a hash for a model behind an endpoint.
 
-    The hash is of its name and, where they are known, its tokenizer and template. Every stage that asks the teacher
-    uses this one, so that two teachers in one run are noticed.
+    The hash covers its name and, if known, its tokenizer and template. Every stage that uses the teacher calls this
+    function, so two different teachers within one run are noticed.
     """
     from dasd_lite.chat.chat import Chat
     from dasd_lite.data.hub import model_folder
@@ -98,16 +99,19 @@ def source(model: TransformersModel | VllmModel | EndpointModel) -> Path | str:
 
 
 def open_sampler(
-    model: TransformersModel | VllmModel | EndpointModel, folder: Path | None = None, spent: Usage | None = None
+    model: TransformersModel | VllmModel | EndpointModel, folder: Path | None = None, used: Usage | None = None
 ) -> Sampler:
-    """Open the sampler that `model` names; `folder` stands in for its weights (a student after training).
+    """Open the sampler for `model`.
 
-    `spent` is what was read and written before and counts against an endpoint's budget.
+    Args:
+        model: The teacher or student table of a recipe.
+        folder: Weights to load in place of the model's own, such as a student after training.
+        used: Tokens used so far, which count against an endpoint's budget.
     """
     if model.kind == "endpoint":
         from dasd_lite.inference.endpoint.sampler import EndpointSampler
 
-        return EndpointSampler(model, spent)
+        return EndpointSampler(model, used)
     if model.kind == "vllm":
         from dasd_lite.inference.vllm.sampler import VllmSampler
 

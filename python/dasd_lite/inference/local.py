@@ -96,7 +96,7 @@ class TransformersSampler:
             np.stack([np.random.Generator(np.random.Philox(r.seed)).random(max(limits)) for r, _ in batch])
         ).to(device)
         limit = torch.tensor(limits, device=device)
-        stop = torch.tensor(self._chat.stop_ids, device=device)
+        stop = torch.tensor(self._chat.answer_end_ids, device=device)
         cache: Any = DynamicCache(config=self._model.config)
         rows = torch.arange(len(batch), device=device)  # which request each row of the batch is
         alive = torch.ones(len(batch), dtype=torch.bool, device=device)

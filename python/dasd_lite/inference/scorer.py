@@ -55,7 +55,7 @@ def open_scorer(
     batch_tokens: int = 8192,
     chunk_tokens: int | None = None,
     four_bit: bool = False,
-    spent: Usage | None = None,
+    used: Usage | None = None,
 ) -> tuple[Scorer, Chat]:
     """Open what reads for `model`, and the tokenizer whose ids it reads.
 
@@ -65,7 +65,7 @@ def open_scorer(
     if model.kind == "endpoint":
         from dasd_lite.inference.endpoint.sampler import EndpointSampler
 
-        server = EndpointSampler(model, spent)
+        server = EndpointSampler(model, used)
         if server.chat is None:
             raise ConfigError(
                 "score.by = 'teacher' needs teacher.tokenizer: a server reads a given answer by its token ids"

@@ -89,7 +89,7 @@ class RequestBuilder:
         if self.config.logprobs:
             body["logprobs"] = max(top_logprobs, 1)  # 0 would do, but some servers read it as "no"
         if server.is_vllm:
-            body |= {"return_token_ids": True, "stop_token_ids": list(self.chat.stop_ids)}
+            body |= {"return_token_ids": True, "stop_token_ids": list(self.chat.answer_end_ids)}
         return body
 
     def prompt(self, request: Request) -> Ids:

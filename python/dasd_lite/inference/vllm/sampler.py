@@ -151,7 +151,7 @@ class VllmSampler:
             "seed": request.seed,
             "max_tokens": request.max_tokens,
             "logprobs": 0,  # the sampled token's, no alternatives
-            "stop_token_ids": list(self.chat.stop_ids),
+            "stop_token_ids": list(self.chat.answer_end_ids),
         }
 
     def _scoring_job(self, key: int, position: int, ids: Ids) -> EngineJob:
