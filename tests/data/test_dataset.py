@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dasd_lite.config.models import EXECUTION, EndpointModel, Table, semantic
+from dasd_lite.config.models import EXECUTION, EndpointModel, Table, result_options
 from dasd_lite.config.stages import PackConfig, SampleConfig, ScoreConfig
 from dasd_lite.config.train import TrainConfig
 from dasd_lite.data import dataset, files
@@ -172,14 +172,14 @@ def test_the_identity_depends_on_each_part():
 def test_options_of_execution_are_no_part_of_the_identity():
     assert identify("s", 1, ScoreConfig(), {}) == identify("s", 1, ScoreConfig(batch_tokens=3, chunk_tokens=5), {})
     train = TrainConfig(checkpoint_every=3, gradient_checkpointing=True)
-    assert semantic(train) == semantic(TrainConfig())
-    assert semantic(TrainConfig(epochs=1)) != semantic(TrainConfig())
-    assert semantic(SampleConfig(temperature=1)) == semantic(SampleConfig(temperature=1.0))
-    assert semantic(PackConfig(seq_len=8)) != semantic(PackConfig(seq_len=9))
+    assert result_options(train) == result_options(TrainConfig())
+    assert result_options(TrainConfig(epochs=1)) != result_options(TrainConfig())
+    assert result_options(SampleConfig(temperature=1)) == result_options(SampleConfig(temperature=1.0))
+    assert result_options(PackConfig(seq_len=8)) != result_options(PackConfig(seq_len=9))
     urls = [
         EndpointModel(kind="endpoint", model="m", base_urls=[url], concurrency=n) for url, n in (("a", 1), ("b", 2))
     ]
-    assert semantic(urls[0]) == semantic(urls[1])
+    assert result_options(urls[0]) == result_options(urls[1])
 
 
 def test_options_of_execution_are_left_out_at_any_depth():
@@ -190,7 +190,7 @@ def test_options_of_execution_are_left_out_at_any_depth():
     class Outer(Table):
         inner: Inner = Inner()
 
-    assert semantic(Outer()) == {"inner": {"kept": 1}}
+    assert result_options(Outer()) == {"inner": {"kept": 1}}
 
 
 def test_fingerprints_change_with_content(tmp_path):

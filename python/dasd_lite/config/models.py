@@ -38,7 +38,7 @@ class Table(BaseModel):
     )
 
 
-def semantic(table: BaseModel) -> dict[str, Any]:
+def result_options(table: BaseModel) -> dict[str, Any]:
     """Return the options of `table` that can change a result, as plain JSON values."""
     values = table.model_dump(mode="json")
     fields = type(table).model_fields
@@ -46,7 +46,7 @@ def semantic(table: BaseModel) -> dict[str, Any]:
         if any(isinstance(mark, _Execution) for mark in field.metadata):
             del values[name]
         elif isinstance(inner := getattr(table, name), BaseModel):
-            values[name] = semantic(inner)
+            values[name] = result_options(inner)
     return values
 
 
@@ -146,9 +146,9 @@ class EndpointModel(Table):
         return self
 
 
-def engine(model: BaseModel) -> dict[str, Any]:
+def engine_options(model: BaseModel) -> dict[str, Any]:
     """Return what of a model's table can change its answers, beside the weights themselves."""
-    return {key: value for key, value in semantic(model).items() if key != "model"}
+    return {key: value for key, value in result_options(model).items() if key != "model"}
 
 
 Teacher = Annotated[TransformersModel | VllmModel | EndpointModel, Field(discriminator="kind")]

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from dasd_lite.config.models import semantic
+from dasd_lite.config.models import result_options
 from dasd_lite.data.seeds import digest
 from dasd_lite.errors import DataError
 
@@ -52,7 +52,7 @@ def identify(
     stage: str, version: int, config: BaseModel | Mapping[str, Any], inputs: Mapping[str, Path | str]
 ) -> Identity:
     """Build the identity of a stage's result; an input is a path, or a fingerprint as a string."""
-    options = semantic(config) if isinstance(config, BaseModel) else dict(config)
+    options = result_options(config) if isinstance(config, BaseModel) else dict(config)
     return Identity(
         stage, version, options, {k: v if isinstance(v, str) else fingerprint(v) for k, v in inputs.items()}
     )

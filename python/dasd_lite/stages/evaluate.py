@@ -1,77 +1,129 @@
-"""Evaluate a model: k samples a question, accuracy with its standard error (paper section 7).
+"""Evaluate a model: k answers to each question, accuracy with its standard error (paper section 7).
 
-Reads questions with answers and a model; writes every graded answer. An answer that was cut off or in
-which no answer is found is counted by name, and never as right.
+Input: questions with answers, and a model. Output: every graded answer. Invariant: an answer that was cut off, or in
+which no final answer can be found, is counted as such and never as right.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dasd_lite.config.models import Student, engine, semantic
+from dasd_lite.config.extensions import code_hash
+from dasd_lite.config.models import Student, Table, TransformersModel, engine_options, result_options
+from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import EvaluateConfig
+from dasd_lite.data.handles import Evaluation, Model, model_path
+from dasd_lite.data.hub import model_folder
 from dasd_lite.data.journal import Journal
-from dasd_lite.data.manifest import identify, read_manifest
-from dasd_lite.data.prompts import read_prompts
+from dasd_lite.data.manifest import identify
+from dasd_lite.data.prompts import Prompts, read_prompts
 from dasd_lite.data.records import GRADED, Prompt
 from dasd_lite.data.seeds import derive_seed, digest
 from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
-from dasd_lite.grading.math import Grade, grade
+from dasd_lite.grading import GRADERS, Grader, open_grader
+from dasd_lite.grading.math import Grade
 from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler
 from dasd_lite.inference.collect import collect
 
 VERSION = 1
 
 
-def run(
-    model: Path,
-    student: Student,
-    config: EvaluateConfig,
-    out: Path,
+def evaluate(
+    model: Model | Student | str | PathLike[str],
+    prompts: Prompts | Iterable[Prompt] | str | PathLike[str] | None = None,
+    config: EvaluateConfig | None = None,
     *,
-    seed: int,
+    out: str | PathLike[str],
+    student: Student | None = None,
+    grader: Grader | None = None,
+    seed: int = 0,
     system: str | None = None,
     force: bool = False,
-) -> dict[str, Any]:
-    """Evaluate the weights in `model`, run as `student` says, into `out`; returns its manifest."""
-    if config.prompts is None:
-        raise DataError("evaluate.prompts is not set; name a file of questions with answers")
-    options = {k: v for k, v in semantic(config).items() if k != "prompts"}
-    options |= {"seed": seed, "system": system, "student": engine(student)}
-    identity = identify("evaluate", VERSION, options, {"prompts": config.prompts, "model": model})
-    if is_finished(out, identity, force=force):
-        return read_manifest(out)
+    **options: Any,
+) -> Evaluation:
+    """Let a model answer questions, and grade its answers.
 
-    questions = read_prompts(config.prompts, limit=config.limit, system=system)
+    Args:
+        model: What train returned, a model table, or a folder of weights.
+        prompts: Questions with answers, or their file; None: the file `config.prompts`.
+        config: Options of the stage.
+        out: Folder to write.
+        student: How the model is run (transformers or vLLM, its number format); None: by transformers.
+        grader: A grader of your own; None: the one that `config.grader` names.
+        seed: Seed of every draw, with the question's uid and the number of the answer: models are compared on the
+            same draws.
+        system: System message for questions of a file that have none.
+        force: Replace a folder that was made with other options.
+        **options: Fields of EvaluateConfig, in place of those of `config`.
+
+    Returns:
+        The graded answers, with `.accuracy` and `.standard_error`.
+
+    Raises:
+        ConfigError: A wrong option or grader.
+        DataError: A question without an answer to grade by, or a grader that does not return a Grade.
+        CheckpointError: `out` was made with other options.
+
+    Source: arXiv 2601.09088, section 7.
+    """
+    config, out = with_options(EvaluateConfig, config, options, "evaluate"), Path(out)
+    if prompts is None and config.prompts is None:
+        raise DataError("evaluate.prompts is not set; name a file of questions with answers")
+    prompts = config.prompts if prompts is None else prompts
+    if isinstance(prompts, str | PathLike):
+        prompts = read_prompts(prompts, limit=config.limit, system=system)
+    prompts = Prompts.of(prompts or ())
+    if isinstance(model, Table):
+        student, weights = student or model, model_folder(model.model, weights=True)
+    else:
+        weights = model_path(model)
+        student = student or TransformersModel(model=str(weights))
+    grade = open_grader(grader or config.grader)
+    asked = {k: v for k, v in result_options(config).items() if k not in ("prompts", "grader")}
+    asked |= {"seed": seed, "system": prompts.system, "student": engine_options(student)}
+    inputs: dict[str, Path | str] = {"prompts": prompts.fingerprint, "model": weights}
+    if grader is not None or config.grader not in GRADERS:
+        inputs["grader"] = code_hash(grade.function)
+    elif config.grader != "math":
+        asked["grader"] = config.grader
+    identity = identify("evaluate", VERSION, asked, inputs)
+    if is_finished(out, identity, force=force):
+        return Evaluation(out)
+
+    questions = prompts
     for question in questions:
         if question.answer is None:
-            raise DataError(f"{config.prompts}: question {question.uid} has no answer to grade by; give it `answer`")
+            where = prompts.path or "prompts"
+            raise DataError(f"{where}: question {question.uid} has no answer to grade by; give it `answer`")
     plan = [(question, index) for question in questions for index in range(config.num_samples)]
     with Journal(out, identity, GRADED, len(plan), table="graded", config=config) as journal:
 
         def request(position: int) -> Request:
             question, index = plan[position]
-            # Seeds do not depend on the model: two models are compared on the same draws.
+            # Without the model, so that two models are compared on the same draws.
             new_seed = derive_seed(seed, "evaluate", question.uid, index)
             return Request(position, question.messages, config.max_tokens, new_seed)
 
         def row(completion: Completion) -> dict[str, Any]:
             question, index = plan[completion.position]
-            return _graded(completion, question, index, identity.fingerprint)
+            return _graded(completion, question, index, identity.fingerprint, grade)
 
         params = SamplingParams(config.temperature, config.top_p)
         label = f"{out.parent.name}: evaluate"
-        timing = collect(journal, request, row, lambda _: open_sampler(student, model), params, label)
-        return journal.publish(_accuracy(journal, len(questions), config.num_samples), **timing)
+        timing = collect(journal, request, row, lambda _: open_sampler(student, weights), params, label)
+        journal.publish(_accuracy(journal, len(questions), config.num_samples), **timing)
+    return Evaluation(out)
 
 
-def _graded(completion: Completion, question: Prompt, index: int, fingerprint: str) -> dict[str, Any]:
-    cut_off = completion.finish_reason == "length"  # what it says last may be half a number
+def _graded(completion: Completion, question: Prompt, index: int, fingerprint: str, grade: Grader) -> dict[str, Any]:
+    cut_off = completion.finish_reason == "length"  # its last number may be half of one
     verdict = Grade("unparseable", None) if cut_off else grade(completion.text, question.answer or "")
     return {
         **question.columns(),

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dasd_lite.config.models import semantic
+from dasd_lite.config.models import result_options
 from dasd_lite.config.stages import PackConfig
 from dasd_lite.console import progress
 from dasd_lite.data.dataset import batches, num_rows
@@ -58,7 +58,7 @@ def run(
     inputs |= {"replay": replay} if replay and config.replay else {}
     tokenizer = read_manifest(selected)["inputs"].get("tokenizer")
     inputs |= {"tokenizer": tokenizer} if tokenizer else {}  # train holds it against the model's
-    identity = identify("pack", VERSION, {**semantic(config), "seed": seed}, inputs)
+    identity = identify("pack", VERSION, {**result_options(config), "seed": seed}, inputs)
     if is_finished(out, identity, force=force):
         return read_manifest(out)
 

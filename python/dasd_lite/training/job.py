@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dasd_lite.config.models import semantic
+from dasd_lite.config.models import result_options
 from dasd_lite.config.train import Full, TrainConfig
 from dasd_lite.console import err
 from dasd_lite.costs import flops, hardware, memory
@@ -217,7 +217,8 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
     message += f", {estimate.predicted_bytes / 1e9:.1f} GB were predicted"
     if change is None:
         return TrainError(f"{message}; no smaller training of this model is known")
-    goes_on = semantic(change.config) == semantic(config) and change.seq_len == int(job.rows.num_tokens.max())
+    same_length = change.seq_len == int(job.rows.num_tokens.max())
+    goes_on = result_options(change.config) == result_options(config) and same_length
     then = "it goes on from the last checkpoint" if goes_on else "it trains afresh, with --force"
     return TrainError(f"{message}; try {change}: {then}")
 
