@@ -69,7 +69,7 @@ _PAGED = 'optimizer = "paged_adamw_8bit"'
 _OFFLOAD = "offload_activations = true"
 ROWS = (
     Row("8 GB", "", "Qwen3-4B", f"{_QLORA}, {_OFFLOAD}", 8192),
-    Row("8 GB", "", "Qwen3-0.6B", f"{_LORA}, gradient_checkpointing = true", 4096),
+    Row("8 GB", "", "Qwen3-0.6B", f'{_LORA}, gradient_checkpointing = "on"', 4096),
     Row("RTX 3060, 12 GB", "NVIDIA GeForce RTX 3060", "Qwen3-4B", f"{_QLORA}, {_OFFLOAD}", 16384),
     Row("RTX 3060, 12 GB", "NVIDIA GeForce RTX 3060", "Qwen3-0.6B", f"{_PAGED}, {_OFFLOAD}", 8192),
     Row("T4, 16 GB", "Tesla T4", "Qwen3-4B", f"{_QLORA}, {_OFFLOAD}", 16384, varlen=False),

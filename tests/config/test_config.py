@@ -289,7 +289,7 @@ def test_all_faults_are_told_at_once_each_with_its_line(faults):
         ("train.bool=3", ["command line: train.bool: unknown key"]),
         ("select.budget={ bool = -1 }", ["command line: select.budget.bool = -1"]),
         ("phase.x=2", ["'phase.x=2': an override looks like"]),
-        ("train.liger=3", ["command line: train.liger = 3: should be a valid boolean or 'auto'"]),
+        ("train.liger=3", ["command line: train.liger = 3: should be 'auto', 'on' or 'off'"]),
         (
             'train.method={ kind = "full", rank = 4 }',
             ["command line: train.method.rank: unknown key of kind 'full'; kind 'lora' or 'qlora' has it"],

@@ -227,7 +227,8 @@ def saved(folder, name="Qwen3", **options):
 
 
 def terms(shape, method, dtype, checkpointing, num_tokens, varlen=True):
-    config = TrainConfig(method=method, dtype=dtype, gradient_checkpointing=checkpointing, liger=False)
+    switch = "on" if checkpointing else "off"
+    config = TrainConfig(method=method, dtype=dtype, gradient_checkpointing=switch, liger="off")
     return TrainingStep(shape, config, num_tokens, 1, Hardware(element_bytes=4, varlen=varlen, on_gpu=False))
 
 
@@ -253,7 +254,7 @@ def test_the_terms_are_what_autograd_keeps(tmp_path, logit_bytes, method, dtype,
     logit_bytes(4 * 1000 * 64)
     folder = saved(tmp_path)
     model = trainable.load_trainable(
-        folder, method, dtype=dtype, device="cpu", gradient_checkpointing=checkpointing, liger=False
+        folder, method, dtype=dtype, device="cpu", gradient_checkpointing=checkpointing, liger="off"
     )
     kept, peak = kept_and_peak(model, getattr(torch, dtype), lengths)
     ours = terms(read_shape(folder), method, dtype, checkpointing, sum(lengths), varlen=len(lengths) == 1)
@@ -378,8 +379,8 @@ def test_the_smallest_change_is_found_and_no_more():
     assert change(40e9).settings == {"train.method": '{ kind = "lora", rank = 32 }'}
     two = TrainConfig(micro_batch_size=2, grad_accum_steps=4)
     assert change(100e9, two).settings == {"train.micro_batch_size": "1", "train.grad_accum_steps": "8"}
-    kept = TrainConfig(method=Lora(kind="lora", rank=8, alpha=16), gradient_checkpointing=False)
-    assert change(12e9, kept, 4096).settings == {"train.gradient_checkpointing": "true"}
+    kept = TrainConfig(method=Lora(kind="lora", rank=8, alpha=16), gradient_checkpointing="off")
+    assert change(12e9, kept, 4096).settings == {"train.gradient_checkpointing": '"on"'}
     found = change(8e9)
     assert found.settings["pack.seq_len"] == str(found.seq_len)
     assert 'kind = "qlora"' in str(found)

@@ -171,7 +171,7 @@ def test_the_identity_depends_on_each_part():
 
 def test_options_of_execution_are_no_part_of_the_identity():
     assert identify("s", 1, ScoreConfig(), {}) == identify("s", 1, ScoreConfig(batch_tokens=3, chunk_tokens=5), {})
-    train = TrainConfig(checkpoint_every=3, gradient_checkpointing=True)
+    train = TrainConfig(checkpoint_every=3, gradient_checkpointing="on")
     assert result_options(train) == result_options(TrainConfig())
     assert result_options(TrainConfig(epochs=1)) != result_options(TrainConfig())
     assert result_options(SampleConfig(temperature=1)) == result_options(SampleConfig(temperature=1.0))
@@ -269,7 +269,7 @@ def test_one_process_per_run_folder(tmp_path):
     with run_lock(tmp_path / "run"):
         with pytest.raises(DataError) as error, run_lock(tmp_path / "run"):
             pass
-        assert f"in use by process {os.getpid()}; wait for it or stop it" in str(error.value)
+        assert f"in use by process {os.getpid()}; wait for it to end, or stop it" in str(error.value)
         with run_lock(tmp_path / "other"):
             pass
     with run_lock(tmp_path / "run"):
@@ -280,7 +280,7 @@ def test_one_process_per_run_folder(tmp_path):
 def test_a_run_folder_that_cannot_be_one(tmp_path, out):
     (tmp_path / "file").write_text("mine")
     with (
-        pytest.raises(DataError, match=rf"out = .*{out}: cannot be a folder .*; name another"),
+        pytest.raises(DataError, match=rf"out = .*{out}: cannot create this folder .*; choose another"),
         run_lock(tmp_path / out),
     ):
         pass
@@ -297,7 +297,7 @@ def test_a_run_folder_that_cannot_be_one(tmp_path, out):
     ],
 )
 def test_a_full_disk_is_one_line(tmp_path, error):
-    told = "no space left on the device; what is committed stays; free some and run the same again"
+    told = "no space left on the device; finished work is kept; free some space and run the same command to resume"
     with pytest.raises(DataError, match=told), files.disk_errors(tmp_path):
         raise error
 

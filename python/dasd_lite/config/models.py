@@ -22,6 +22,7 @@ Probability = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Switch = Literal["auto", "on", "off"]
 FilePath = Annotated[Path, Field(strict=False)]  # TOML has no paths, so a text is one
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from dasd_lite.config.models import EXECUTION, Dtype, Fraction, Table
+from dasd_lite.config.models import EXECUTION, Dtype, Fraction, Switch, Table
 
 
 class Full(Table):
@@ -80,12 +80,12 @@ class TrainConfig(Table):
     """AdamW with moments in float32 (8 bytes a weight) or in 8 bits (2 bytes), paged: in host memory when need be."""
     dtype: Dtype = "auto"
     """Number format of the computation; auto: bfloat16 on a GPU that has it, float16 on another, float32 on a CPU."""
-    gradient_checkpointing: Annotated[bool | Literal["auto"], EXECUTION] = "auto"
+    gradient_checkpointing: Annotated[Switch, EXECUTION] = "auto"
     """Keep fewer activations and compute them again: less memory, a third more time; auto: over 4,096 tokens."""
     offload_activations: Annotated[bool, EXECUTION] = False
     """Keep activations in host memory between forward and backward: with gradient_checkpointing the rest that grows
     with the row."""
-    liger: Annotated[bool | Literal["auto"], EXECUTION] = "auto"
+    liger: Annotated[Switch, EXECUTION] = "auto"
     """Liger's kernels for norms, rotary embeddings and MLPs; auto: on a GPU where liger-kernel is installed."""
     num_processes: Annotated[PositiveInt | None, EXECUTION] = None
     """Processes that share the work, one per GPU; none: as many as GPUs are visible. What comes out does not

@@ -92,8 +92,8 @@ def _tries(config: TrainConfig, seq_len: int, num_processes: int) -> Iterator[_T
     rows, one_process = config.micro_batch_size, num_processes == 1  # moments in 8 bits cannot be spread over several
     if rows > 1:
         yield _Try({"micro_batch_size": 1, "grad_accum_steps": config.grad_accum_steps * rows})
-    if config.gradient_checkpointing is not True:
-        yield _Try({"gradient_checkpointing": True})
+    if config.gradient_checkpointing != "on":
+        yield _Try({"gradient_checkpointing": "on"})
     if config.optimizer == "adamw" and one_process:
         yield _Try({"optimizer": "adamw_8bit"})
     if not config.offload_activations:

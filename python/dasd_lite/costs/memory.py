@@ -153,7 +153,7 @@ class TrainingStep:
     @property
     def liger(self) -> bool:
         """Whether Liger's kernels stand in for norms and MLPs; not for the norms of queries and keys."""
-        return self.config.liger is True or (self.config.liger == "auto" and self.machine.liger)
+        return self.config.liger == "on" or (self.config.liger == "auto" and self.machine.liger)
 
     @property
     def _widened(self) -> bool:
@@ -254,9 +254,8 @@ class TrainingStep:
     @cached_property
     def checkpointed(self) -> bool:
         """Whether layers are computed again."""
-        wanted = self.config.gradient_checkpointing
-        if wanted != "auto":
-            return wanted
+        if self.config.gradient_checkpointing != "auto":
+            return self.config.gradient_checkpointing == "on"
         kept = float(self.tokens * self.shape.num_layers * self.layer_kept)
         return self.tokens > AUTO_CHECKPOINTING or kept > _AUTO_KEPT
 

@@ -152,8 +152,8 @@ def build(
     estimate = _estimate(model, rows, schedule, ranks, dtype)
     if estimate is not None:
         twice = estimate.checkpointing
-    elif (wanted := config.gradient_checkpointing) != "auto":
-        twice = wanted
+    elif config.gradient_checkpointing != "auto":
+        twice = config.gradient_checkpointing == "on"
     else:
         twice = int(rows.num_tokens.max()) * config.micro_batch_size > memory.AUTO_CHECKPOINTING
     torch.manual_seed(derive_seed(schedule.seed, "train"))  # of a new adapter

@@ -43,8 +43,8 @@ def conflicts(config: TrainConfig, num_processes: int | None = None) -> Iterator
             "train.method full in float16 over several processes: its loss cannot be scaled there; use lora or qlora,"
             " or train.num_processes = 1"
         )
-    if config.liger is True and not (gpus and has_liger()):
-        yield "train.liger = true: needs a GPU and liger-kernel (pip install liger-kernel); use 'auto'"
+    if config.liger == "on" and not (gpus and has_liger()):
+        yield "train.liger = 'on' needs a GPU and liger-kernel (pip install liger-kernel); use 'auto'"
     if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
         yield f"train.tracker = {config.tracker!r}: {config.tracker} is missing; pip install {config.tracker}"
 

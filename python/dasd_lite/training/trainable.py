@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-from dasd_lite.config.models import Dtype
+from dasd_lite.config.models import Dtype, Switch
 from dasd_lite.config.train import Full, Lora
 from dasd_lite.errors import ConfigError, MissingExtraError
 from dasd_lite.model.load import load_model, pick_device, pick_dtype, quiet, stored_dtype
@@ -26,7 +26,7 @@ def load_trainable(
     dtype: Dtype = "auto",
     device: str = "auto",
     gradient_checkpointing: bool = False,
-    liger: bool | Literal["auto"] = False,
+    liger: Switch = "off",
     adapter: Path | None = None,
     to_shard: bool = False,
     trust_remote_code: bool = False,
@@ -48,7 +48,7 @@ def load_trainable(
         four_bit=four_bit,
     )
     target = pick_device(device)
-    if liger is True or (liger == "auto" and target.type == "cuda" and importlib.util.find_spec("liger_kernel")):
+    if liger == "on" or (liger == "auto" and target.type == "cuda" and importlib.util.find_spec("liger_kernel")):
         _apply_liger(model, target)
     if isinstance(method, Lora):
         model = _add_adapter(model, folder, method, adapter, pick_dtype(dtype, target))
@@ -70,9 +70,9 @@ def _apply_liger(model: Any, device: Any) -> None:
     try:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
     except ImportError as error:
-        raise ConfigError("train.liger = true: liger-kernel is not installed; pip install liger-kernel") from error
+        raise ConfigError("train.liger = 'on': liger-kernel is not installed; pip install liger-kernel") from error
     if device.type != "cuda":
-        raise ConfigError(f"train.liger = true: its kernels need a GPU, and this is a {device.type}; use 'auto'")
+        raise ConfigError(f"train.liger = 'on': its kernels need a GPU, and this is a {device.type}; use 'auto'")
     with quiet():
         _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
 
