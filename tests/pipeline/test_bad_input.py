@@ -93,13 +93,13 @@ def test_faults_of_the_recipe_all_at_once(place, cli):
 
 GOOD = {"uid": "a", "prompt": "What?", "answer": "1"}
 BAD_QUESTIONS = {
-    "empty prompt": ([GOOD, {"uid": "b", "prompt": "  "}], ["q.jsonl:2: the prompt is empty; a question needs text"]),
-    "no prompts": ([b""], ["q.jsonl: no prompts in it"]),
-    "duplicate uid": ([GOOD, GOOD], ["q.jsonl:2: the uid of q.jsonl:1 again: 'a'"]),
+    "empty prompt": ([GOOD, {"uid": "b", "prompt": "  "}], ["q.jsonl:2: the prompt is empty; the last message must be a user's, with text"]),
+    "no prompts": ([b""], ["q.jsonl: contains no prompts"]),
+    "duplicate uid": ([GOOD, GOOD], ["q.jsonl:2: same uid 'a' as q.jsonl:1; uids must be unique"]),
     "malformed line": ([GOOD, b'{"prompt": "x"'], ["q.jsonl:2: not JSON: Expecting", "column 15"]),
     "not UTF-8": ([GOOD, b'{"prompt": "\xe9"}'], ["q.jsonl:2: not UTF-8: byte 0xe9 at column 13"]),
     "half a character": ([b'{"prompt": "\\ud83d"}'], ["q.jsonl:1: not UTF-8", "\\ud83d"]),
-    "no key of ours": ([{"text": "x"}], ["q.jsonl:1: has text; a row needs `prompt`, `input` or `messages`"]),
+    "no key of ours": ([{"text": "x"}], ["q.jsonl:1: has text; a row needs `prompt`, `input`, or `messages`"]),
 }
 
 
@@ -142,7 +142,7 @@ def test_a_prompt_longer_than_the_context(place, cli):
     assert "dasd-lite: student: " in ended.stderr and "dasd-lite: teacher: " in ended.stderr
     ended = cli("run", "run.toml", override, "evaluate={}", "teacher.batch_size=1", cwd=place.folder)
     assert_told(
-        ended, "prompt 'far too long ", "tokens, over the context of", "/teacher, which is", "shorten", run=place.run
+        ended, "prompt 'far too long ", "tokens exceed the context of", "/teacher, ", " tokens; shorten", run=place.run
     )
 
 
@@ -152,7 +152,7 @@ def test_a_prompt_longer_than_the_context(place, cli):
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_model_folders_that_are_none(place, cli, role):
     (place.folder / "empty").mkdir()
-    for name, words in (("./gone", "no such folder"), ("./empty", "not a model folder, it has no config.json")):
+    for name, words in (("./gone", "no such folder"), ("./empty", "not a model folder: it has no config.json")):
         for command in ("run", "check"):
             ended = cli(command, "run.toml", f"{role}.model={name}", "evaluate={}", cwd=place.folder)
             assert_told(ended, f"model = '{name if 'gone' in name else 'empty'}': {words}", run=place.run)
@@ -160,7 +160,7 @@ def test_model_folders_that_are_none(place, cli, role):
 
 def test_a_model_that_is_neither_here_nor_on_the_hub(place, cli):
     ended = cli("check", "run.toml", "student.model=nobody/has-this", cwd=place.folder)
-    assert_told(ended, "student: model = 'nobody/has-this': no such folder, and the hub has not given it")
+    assert_told(ended, "student: model = 'nobody/has-this': no such folder, and the hub download failed")
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
@@ -192,7 +192,7 @@ def test_an_output_folder_of_somebody_else(place, cli):
     (place.run / "low" / "sample" / "thesis.tex").write_text("mine")
     ended = cli("sample", "run.toml", cwd=place.folder)
     assert_told(
-        ended, "run/low/sample: the folder is not empty and no stage of ours made it; choose another or remove it"
+        ended, "run/low/sample: has files that dasd-lite did not write; choose another folder or remove it"
     )
     assert (place.run / "low" / "sample" / "thesis.tex").read_text() == "mine"
 
@@ -200,7 +200,7 @@ def test_an_output_folder_of_somebody_else(place, cli):
 def test_an_output_folder_that_is_a_file(place, cli):
     place.run.write_text("mine")
     ended = cli("run", "run.toml", cwd=place.folder)
-    assert_told(ended, "out = run: cannot be a folder", "name another")
+    assert_told(ended, "out = run: cannot create this folder", "choose another")
     assert place.run.read_text() == "mine"
 
 
@@ -225,7 +225,7 @@ def test_two_processes_on_one_run_folder(place, cli):
         lock.write(str(os.getpid()))
         lock.flush()
         ended = cli("run", "run.toml", cwd=place.folder)
-        assert_told(ended, f"run: in use by process {os.getpid()}; wait for it or stop it", run=place.run)
+        assert_told(ended, f"run: in use by process {os.getpid()}; wait for it to end, or stop it", run=place.run)
     assert [path.name for path in place.run.iterdir()] == [".lock"]
 
 
@@ -368,7 +368,7 @@ def test_no_space_left_on_the_device(place, finished, tmp_path):
     for attempt in failed:
         assert attempt["rc"] == 2, attempt["err"]
         (line,) = attempt["err"].splitlines()
-        assert "no space left on the device; what is committed stays; free some and run the same again" in line
+        assert "no space left on the device; finished work is kept; free some space and run the same command to resume" in line
     for before, after in itertools.pairwise(attempts):
         assert after["finished"] >= before["finished"], "what was finished stays"
         assert after["committed"] >= before["committed"] or after["finished"] > before["finished"], (

@@ -1,21 +1,27 @@
 """The loop that sample, mix and evaluate share: sample whatever a journal does not contain yet.
 
 Input: a journal, and functions that turn a position of its plan into a request and a completion into a row.
-Invariant: every answer that has arrived is committed together with its token counts, even if an error or Ctrl-C ends
-the loop.
+Invariants: every answer that has arrived is committed together with its token counts, even if an error or Ctrl-C ends
+the loop; nothing is committed that a sampler returned out of shape.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from dasd_lite.config.models import Prices
 from dasd_lite.console import progress
 from dasd_lite.data.journal import Journal
 from dasd_lite.data.usage import Usage
+from dasd_lite.errors import DataError
 from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
+from dasd_lite.inference.custom import sampler_name
+
+_ROUNDING = 1e-4  # nats by which rounding may lift a log-probability above 0
 
 
 def collect(
@@ -44,6 +50,9 @@ def collect(
 
     Returns:
         Tokens, answers and cost of the stage so far, and tokens per second of this call.
+
+    Raises:
+        DataError: The sampler returned something that is no completion of its requests, or too few.
     """
     done = journal.done()
     requests = [request(position) for position in range(journal.total) if position not in done]
@@ -56,7 +65,7 @@ def collect(
 
         try:
             with progress(label, journal.total, "answers", len(done), status) as bar:
-                for completion in sampler.complete(requests, params):
+                for completion in _completions(sampler, requests, params):
                     tokens = {
                         "prompt_tokens": completion.prompt_tokens,
                         "completion_tokens": completion.completion_tokens or len(completion.logprobs),
@@ -78,8 +87,72 @@ def collect(
     if (cost := total.cost(prices)) is not None:
         timing["cost"] = cost
     if requests:
-        timing |= {"sampled_answers": now.answers, "tokens_per_second": now.completion_tokens / seconds}
+        timing |= {
+            "sampled_answers": now.answers,
+            "sampled_tokens": now.completion_tokens,
+            "tokens_per_second": now.completion_tokens / seconds,
+        }
     return timing
+
+
+def _completions(sampler: Sampler, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
+    """Yield the completion of every request, checked."""
+    name = sampler_name(sampler)
+    waiting = {request.position: request for request in requests}
+    for completion in sampler.complete(requests, params):
+        if not isinstance(completion, Completion):
+            raise DataError(f"{name} returned a {type(completion).__name__} ({completion!r:.60}), not a Completion")
+        request = waiting.pop(completion.position, None) if isinstance(completion.position, int) else None
+        if request is None:
+            raise DataError(
+                f"{name} returned a completion for position {completion.position!r}, which was not requested or already"
+                f" completed; it must be the position of a request, {min(waiting, default='none is left')} for one"
+            )
+        if problem := _problem(completion, request):
+            raise DataError(f"{name}, completion {completion.position}: {problem}")
+        yield completion
+    if waiting:
+        raise DataError(
+            f"{name} returned {len(requests) - len(waiting)} completions for {len(requests)} requests; position"
+            f" {min(waiting)} is missing"
+        )
+
+
+def _problem(completion: Completion, request: Request) -> str:
+    """Return what is wrong with a completion, or ""."""
+    for name in ("text", "finish_reason"):
+        if not isinstance(value := getattr(completion, name), str):
+            return f"{name} is a {type(value).__name__}, not a str"
+    for name in ("prompt_tokens", "completion_tokens"):
+        value = getattr(completion, name)
+        if not isinstance(value, int) or value < 0:
+            return f"{name} is {value!r}, not a count"
+    for name, dtype in (("token_ids", np.int32), ("logprobs", np.float32), ("token_bytes", np.int32)):
+        value = getattr(completion, name)
+        actual = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+        if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != 1:
+            return f"{name} is {actual}, not a one-dimensional array of {np.dtype(dtype)}"
+    ids, logprobs, token_bytes = completion.token_ids, completion.logprobs, completion.token_bytes
+    if len(logprobs) != len(token_bytes) or len(ids) not in (0, len(logprobs)):
+        return (
+            f"{len(ids)} token_ids, {len(logprobs)} logprobs and {len(token_bytes)} token_bytes; they must be of equal"
+            " length (token_ids may be empty)"
+        )
+    if not len(logprobs):
+        return ""
+    wrong = ~np.isfinite(logprobs) | (logprobs > _ROUNDING)
+    if wrong.any():
+        token = int(wrong.argmax())
+        return f"the log-probability of token {token} is {logprobs[token]:g}; it must be finite and at most 0"
+    text = completion.text.encode()
+    before = len(text) - int(token_bytes.sum(dtype=np.int64))
+    by_template = before > 0 and not request.prefix and text[:before].strip() in (b"", b"<think>")
+    if token_bytes.min() < 0 or not (before == 0 or by_template):
+        return (
+            f"token_bytes sum to {len(text) - before}, the text has {len(text)} bytes; they must be equal, apart from a"
+            " <think> that the template wrote"
+        )
+    return ""
 
 
 def journal_usage(journal: Journal) -> Usage:

@@ -1,8 +1,8 @@
-"""Sample with transformers in this process: batches of answers, a key-value cache, finished ones leave.
+"""Sample with transformers in this process: batches with a key-value cache, from which finished answers leave.
 
-Input: requests; output: completions as they finish. Invariant: what is drawn for a request depends on
-its seed and its own logits alone (one uniform number per token, inverse of the cumulative
-distribution), so neither batch size nor order nor a restart changes an answer beyond rounding.
+Input: requests; output: completions as they finish. Invariant: the tokens of a request depend only on its seed and its
+own logits (one uniform number per token, inverse of the cumulative distribution), so batch size, order and restarts
+change an answer by rounding at most.
 Shapes: B requests in the batch, T tokens of the longest prompt, V vocabulary.
 """
 
@@ -27,33 +27,45 @@ if TYPE_CHECKING:
     from dasd_lite.config.models import TransformersModel
 
 GROUPED = "dasd_grouped"
-_WINDOW = 16  # batches that are sorted by prompt length together: little padding, and results stay near their order
-_COMPACT_AT = 0.75  # share of a batch still writing at which the finished ones are taken out
+_WINDOW = 16  # batches whose prompts are sorted by length together: little padding, and results stay nearly in order
+_COMPACT_AT = 0.75  # share of a batch still generating at which finished answers are removed from it
 
 
 class TransformersSampler:
     """Batched generation with a Hugging Face model."""
 
     def __init__(
-        self, config: TransformersModel, folder: Path | None = None, model: Any = None, agree: Any = None
+        self,
+        config: TransformersModel,
+        folder: Path | None = None,
+        model: Any = None,
+        broadcast: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """Load the model that `config` names, or the weights in `folder` in its place, or take `model` as it is."""
+        """Load the model, unless one is given.
+
+        Args:
+            config: The model, its dtype and the batch size.
+            folder: Tokenizer and weights to load in place of the model's own.
+            model: A loaded model to sample from as it is.
+            broadcast: Replaces the drawn tokens int64 [B] by those of the first process, if several processes share
+                the weights.
+        """
         import torch
 
         register_attention()
         self._config = config
         path = folder or model_folder(config.model, weights=True)
         self._chat = Chat(path)
-        # What is computed in inference mode could not be trained on afterwards.
+        # Tensors created in inference mode could not be used in training afterwards.
         self._mode = torch.inference_mode if model is None else torch.no_grad
         self._model: Any = model or load_model(
             path, dtype=config.dtype, trust_remote_code=config.trust_remote_code, attention=GROUPED
         )
         self._context = self._chat.context
-        self._agree: Callable[[Tensor], Tensor] = agree or (lambda drawn: drawn)
+        self._broadcast: Callable[[Tensor], Tensor] = broadcast or (lambda drawn: drawn)
 
     def status(self) -> str:
-        """Have nothing to say."""
+        """No status to report."""
         return ""
 
     def close(self) -> None:
@@ -61,9 +73,9 @@ class TransformersSampler:
         self._model = None
 
     def complete(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
-        """Sample every request once; raises DataError for a prompt that leaves no room in the context."""
+        """Sample every request once; raises DataError if a prompt leaves no room in the context."""
         for request in {(id(r.messages), r.prefix): r for r in requests}.values():
-            self._prompt_ids(request)  # all of them first: none is refused after hours of sampling
+            self._prompt_ids(request)  # check all prompts first: no error after hours of sampling
         size = self._config.batch_size
         for start in range(0, len(requests), size * _WINDOW):
             window = [(r, self._prompt_ids(r)) for r in requests[start : start + size * _WINDOW]]
@@ -75,13 +87,13 @@ class TransformersSampler:
         ids = self._chat.prompt_ids(request.messages, request.prefix)
         if len(ids) >= self._context:
             raise DataError(
-                f"prompt {request.messages[-1]['content'][:40]!r}: {len(ids)} tokens,"
-                f" over the context of {self._config.model}, which is {self._context}; shorten it or leave it out"
+                f"prompt {request.messages[-1]['content'][:40]!r}: its {len(ids)} tokens exceed the context of"
+                f" {self._config.model}, {self._context} tokens; shorten or remove the prompt"
             )
         return ids
 
     def _complete_batch(self, batch: list[tuple[Request, Ids]], params: SamplingParams) -> Iterator[Completion]:
-        """Sample one batch; a row leaves when its end token comes or its room is used up."""
+        """Sample one batch; a row is finished at its end token or its limit."""
         import torch
         from transformers import DynamicCache
 
@@ -114,20 +126,20 @@ class TransformersSampler:
                     logits_to_keep=1,
                 ).logits[:, -1]
                 drawn, logprob = _draw(logits_BV.float(), uniforms[rows, step], params, self._chat.vocab_size)
-                drawn = self._agree(drawn)  # processes that share the weights must write the same
+                drawn = self._broadcast(drawn)  # processes that share the weights must continue with the same tokens
                 tokens[rows, step], logprobs[rows, step] = drawn.int(), logprob
             ended = torch.isin(drawn, stop)
             done = alive & (ended | (step + 1 >= limit[rows]))
             for row in done.nonzero().flatten().tolist():
                 request, prompt = batch[int(rows[row])]
-                drawn_here = tokens[rows[row]][: step + 1], logprobs[rows[row]][: step + 1]
-                yield self._completion(request, len(prompt), *drawn_here, bool(ended[row]))
+                sampled = tokens[rows[row]][: step + 1], logprobs[rows[row]][: step + 1]
+                yield self._completion(request, len(prompt), *sampled, bool(ended[row]))
             alive &= ~done
-            left = int(alive.sum())
-            if left == 0:
+            num_alive = int(alive.sum())
+            if num_alive == 0:
                 return
             step_ids, positions = drawn[:, None], positions[:, -1:] + 1
-            if left <= _COMPACT_AT * len(rows):
+            if num_alive <= _COMPACT_AT * len(rows):
                 keep = alive.nonzero().flatten()
                 cache.batch_select_indices(keep)
                 step_ids, positions, mask, rows, alive = (x[keep] for x in (step_ids, positions, mask, rows, alive))
@@ -150,10 +162,10 @@ class TransformersSampler:
 
 
 def register_attention() -> None:
-    """Make grouped-query attention known to transformers that does not copy the keys for each of their queries.
+    """Register grouped-query attention that does not copy the keys for each query head.
 
-    At one new token per answer the heads that share a key are laid along the query axis: 8 × faster
-    on a CPU than the copy that transformers makes when there is a mask.
+    With one new token per answer, the heads that share a key are laid along the query axis: 8 × faster on a CPU than
+    the copy that transformers makes if there is a mask.
     """
     from torch.nn.functional import scaled_dot_product_attention
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -165,10 +177,10 @@ def register_attention() -> None:
     ) -> tuple[Any, None]:
         batch, heads, length, dim = query.shape
         if length > 1 or any(kwargs.get(name) is not None for name in ("s_aux", "softcap", "position_bias")):
-            found: tuple[Any, None] = sdpa_attention_forward(
+            output: tuple[Any, None] = sdpa_attention_forward(
                 module, query, key, value, attention_mask, scaling=scaling, **kwargs
             )
-            return found
+            return output
         grouped = query.view(batch, key.shape[1], heads // key.shape[1], dim)
         out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
         return out.reshape(batch, 1, heads, -1), None
@@ -188,10 +200,10 @@ def _left_padded(prompts: list[Ids], width: int, room: int) -> tuple[np.ndarray[
 
 
 def _draw(logits_BV: Tensor, uniform_B: Tensor, params: SamplingParams, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Draw one token per row; return it and its log-probability at temperature 1 over the whole vocabulary.
+    """Draw one token per row; return its id [B] and its log-probability [B] at temperature 1 over all of V.
 
-    Rows of the embedding beyond the tokenizer's `vocab_size` (padding) are never drawn. Tokens are left out in vLLM's
-    order: temperature, min_p, top_k, top_p (v1/sample/sampler.py).
+    Padding rows of the embedding (ids from `vocab_size` on) are never drawn. Filters apply in vLLM's order:
+    temperature, min_p, top_k, top_p (v1/sample/sampler.py).
     """
     import torch
 
@@ -208,7 +220,7 @@ def _draw(logits_BV: Tensor, uniform_B: Tensor, params: SamplingParams, vocab_si
             probs = probs.masked_fill(probs < smallest, 0.0)
         if params.top_p < 1:
             ordered, order = probs.sort(dim=-1, descending=True)
-            before = ordered.cumsum(-1) - ordered  # the token that crosses top_p stays in
+            before = ordered.cumsum(-1) - ordered  # so the token that crosses top_p is kept
             ordered = ordered.masked_fill(before > params.top_p * ordered.sum(-1, keepdim=True), 0.0)
             probs = torch.zeros_like(probs).scatter(-1, order, ordered)
         cumulative = probs.double().cumsum(-1)

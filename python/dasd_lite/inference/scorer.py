@@ -1,8 +1,8 @@
-"""One protocol for whatever reads given token ids: a model in this process, in vLLM or behind a server.
+"""The protocol of everything that scores given token ids: a model in this process, in vLLM or behind a server.
 
-Input: sequences of token ids. Output: the log-probability of each token given those before it and, where
-the engine counts so, its rank; sequences come back in any order. Invariant: both are of the raw model at
-temperature 1, or the scorer raises; nothing is ever filled in.
+Input: sequences of token ids. Output: the log-probability of each token given those before it and, if the engine
+counts it, its rank; sequences come back in any order. Invariant: both are the raw model's at temperature 1, or the
+scorer raises an error; missing values are never filled in.
 """
 
 from __future__ import annotations
@@ -21,26 +21,32 @@ from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dasd_lite.config.models import CustomModel
     from dasd_lite.data.usage import Usage
+    from dasd_lite.inference import Sampler
 
     Scores = tuple[int, npt.NDArray[np.float32], npt.NDArray[np.int64] | None]
 
-_WINDOW = 16  # passes whose sequences are sorted by length together
+_WINDOW = 16  # forward passes whose sequences are sorted by length together
 
 
 class Scorer(Protocol):
-    """Something that reads answers."""
+    """Something that scores given answers."""
 
     def score(self, sequences: Iterable[tuple[int, Ids]]) -> Iterator[Scores]:
-        """Read each sequence, a position and ids [T]; none is longer than the model's context.
+        """Score each sequence once.
 
-        Yields position, log-probabilities float32 [T] with NaN for the first token, and ranks int64 [T] with 0 for
-        the first: 1 + the number of tokens with strictly higher probability, or None where the engine does not tell.
+        Args:
+            sequences: Position, which is returned with the scores, and token ids [T] within the model's context.
+
+        Yields:
+            Position; log-probabilities float32 [T], NaN for the first token; ranks int64 [T], 0 for the first token.
+            A rank is 1 + the number of tokens with strictly higher probability; None if the engine has no such ranks.
         """
         ...
 
     def status(self) -> str:
-        """Say in a few words what goes on inside: servers, engines; "" when there is nothing to say."""
+        """Return a few words for the progress line, such as the state of servers or engines; "" for nothing."""
         ...
 
     def close(self) -> None:
@@ -49,7 +55,7 @@ class Scorer(Protocol):
 
 
 def open_scorer(
-    model: TransformersModel | VllmModel | EndpointModel,
+    model: TransformersModel | VllmModel | EndpointModel | CustomModel | Sampler,
     *,
     folder: Path | None = None,
     batch_tokens: int = 8192,
@@ -57,42 +63,58 @@ def open_scorer(
     four_bit: bool = False,
     used: Usage | None = None,
 ) -> tuple[Scorer, Chat]:
-    """Open what reads for `model`, and the tokenizer whose ids it reads.
+    """Open the scorer for `model`.
 
-    `folder` stands in for the model's weights; the next three are for transformers alone, as in ScoreConfig. `spent` is
-    what counts against an endpoint's budget already.
+    Args:
+        model: The teacher or student table of a recipe, or a sampler that can also score.
+        folder: Weights to load in place of the model's own.
+        batch_tokens: Tokens of one forward pass (transformers only).
+        chunk_tokens: Tokens whose logits exist at once (transformers only); None chooses by memory.
+        four_bit: Load the weights in 4 bits (transformers only).
+        used: Tokens used so far, which count against an endpoint's budget.
+
+    Returns:
+        The scorer, and the tokenizer whose ids it scores.
+
+    Raises:
+        ConfigError: The model cannot score given answers.
     """
-    if model.kind == "endpoint":
+    if isinstance(model, EndpointModel):
         from dasd_lite.inference.endpoint.sampler import EndpointSampler
 
         server = EndpointSampler(model, used)
         if server.chat is None:
-            raise ConfigError(
-                "score.by = 'teacher' needs teacher.tokenizer: a server reads a given answer by its token ids"
-            )
+            raise ConfigError("score.by = 'teacher' needs teacher.tokenizer: servers score given answers by token ids")
         return server, server.chat
-    if model.kind == "vllm":
+    if isinstance(model, VllmModel):
         from dasd_lite.inference.vllm.sampler import VllmSampler
 
         engine = VllmSampler(model, folder, scoring=True)
         return engine, engine.chat
-    scorer = TransformersScorer(model, folder, batch_tokens=batch_tokens, chunk_tokens=chunk_tokens, four_bit=four_bit)
-    return scorer, scorer.chat
+    if isinstance(model, TransformersModel):
+        local = TransformersScorer(
+            model, folder, batch_tokens=batch_tokens, chunk_tokens=chunk_tokens, four_bit=four_bit
+        )
+        return local, local.chat
+    from dasd_lite.inference.custom import open_custom_scorer
+
+    scorer, tokenizer = open_custom_scorer(model)
+    return scorer, Chat(model_folder(tokenizer))
 
 
-def context_of(model: TransformersModel | VllmModel | EndpointModel, chat: Chat) -> int:
-    """Return the longest sequence that `model` can read, in tokens."""
-    if model.kind == "endpoint":
+def context_of(model: TransformersModel | VllmModel | EndpointModel | CustomModel | Sampler, chat: Chat) -> int:
+    """Return the longest sequence that `model` can score, in tokens."""
+    if isinstance(model, EndpointModel):
         from dasd_lite.inference.endpoint.sampler import served_context
 
-        # Servers want room for a token of an answer.
+        # Servers need room to generate one token.
         return min(chat.context, served_context(model) or chat.context) - 1
-    limit = model.max_model_len if model.kind == "vllm" else None
+    limit = model.max_model_len if isinstance(model, VllmModel) else None
     return min(chat.context, limit or chat.context)
 
 
 class TransformersScorer:
-    """A model in this process that reads packed rows of sequences."""
+    """A model in this process that scores sequences packed into rows."""
 
     def __init__(
         self,
@@ -103,7 +125,7 @@ class TransformersScorer:
         chunk_tokens: int | None = None,
         four_bit: bool = False,
     ) -> None:
-        """Load the model that `config` names, or the weights in `folder` in its place."""
+        """Load the model of `config`, or the weights in `folder` in its place."""
         from dasd_lite.model.load import load_model
 
         path = folder or model_folder(config.model, weights=True)
@@ -115,10 +137,10 @@ class TransformersScorer:
         self._checked = False
 
     def score(self, sequences: Iterable[tuple[int, Ids]]) -> Iterator[Scores]:
-        """Read each sequence; raises TrainError when packed ones would leak into each other.
+        """Score each sequence once; raises TrainError if packed sequences would attend to each other.
 
-        They are sorted by length within a window: a pass over sequences of like length is full, and its attention
-        has little padding.
+        Sequences are sorted by length within a window: a pass over sequences of similar length is full, and its
+        attention has little padding.
         """
         window: list[tuple[int, Ids]] = []
         size = 0
@@ -140,17 +162,17 @@ class TransformersScorer:
         for group in _groups(sorted(window, key=lambda pair: -len(pair[1])), self._batch_tokens):
             lengths = np.array([len(ids) for _, ids in group])
             row = np.concatenate([ids for _, ids in group])
-            found = target_scores(self._model, row, lengths, self._chunk_tokens)
+            scores = target_scores(self._model, row, lengths, self._chunk_tokens)
             edges = np.cumsum(lengths)[:-1]
-            for (position, _), logprobs, ranks in zip(group, *(np.split(x, edges) for x in found), strict=True):
+            for (position, _), logprobs, ranks in zip(group, *(np.split(x, edges) for x in scores), strict=True):
                 yield position, logprobs, ranks
 
     def status(self) -> str:
-        """Have nothing to say."""
+        """No status to report."""
         return ""
 
     def close(self) -> None:
-        """Free the model, and on a GPU give its memory back: another engine may come next."""
+        """Free the model and its GPU memory, which another engine may need next."""
         import gc
 
         import torch
@@ -162,7 +184,7 @@ class TransformersScorer:
 
 
 def _groups(window: Sequence[tuple[int, Ids]], batch_tokens: int) -> Iterator[list[tuple[int, Ids]]]:
-    """Split into groups of together at most `batch_tokens`; a longer sequence goes alone."""
+    """Split into groups of at most `batch_tokens` in total; a longer sequence is a group of its own."""
     group: list[tuple[int, Ids]] = []
     size = 0
     for pair in window:
