@@ -1,70 +1,45 @@
-"""What the tests share: the demo's files, a recipe of a few seconds, and the command line in a process of its own."""
+"""What the tests share: the demo's files, a small recipe, the command line, and vLLM's engine and server."""
 
+from __future__ import annotations
+
+import contextlib
+import io
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.recipes import write_recipe
 
 import dasd_lite
 
-os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: threads only get in each other's way
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1", "COLUMNS": "200"}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # tiny models: threads only get in each other's way
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONUTF8": "1",
+    "COLUMNS": "200",
+}
+os.environ.update(ENVIRONMENT)
+# A run that a script starts with `&` or nohup inherits SIGINT as ignored, and so would every process of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SMALL = """\
-seed = 3
-out = "run"
 
-[prompts]
-path = "{demo}/train.jsonl"
-limit = 8
+def pytest_configure(config: pytest.Config) -> None:
+    """Know the mark of pytest-xdist also where it is not installed."""
+    config.addinivalue_line("markers", "xdist_group(name): tests that one process of pytest-xdist runs")
 
-[teacher]
-kind = "transformers"
-model = "{demo}/teacher"
 
-[student]
-kind = "transformers"
-model = "{demo}/student"
-
-[sample]
-num_samples = 2
-max_tokens = 192
-
-[select]
-require_think = false
-max_duplicate_lines = 1.0
-max_duplicate_sentences = 1.0
-
-[pack]
-seq_len = 512
-
-[train]
-epochs = 1
-grad_accum_steps = 1
-learning_rate = 1e-3
-
-[evaluate]
-prompts = "{demo}/heldout.jsonl"
-limit = 4
-num_samples = 1
-max_tokens = 48
-
-[[phase]]
-name = "low"
-sample.temperature = 0.6
-
-[[phase]]
-name = "mixed"
-source = "mix"
-mix.max_length_ratio = 0.5
-mix.max_tokens = 192
-mix.num_prompts = 6
-select.rule = "all"
-pack.replay = 1.0
-"""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes long first, and keep the tests of a file in one process unless they name another group."""
+    items.sort(key=lambda item: item.path.parent.name != "pipeline")
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @dataclass(frozen=True)
@@ -76,24 +51,49 @@ class Ended:
     stderr: str
 
 
-def run_cli(*args: object, cwd: Path, **environment: str) -> Ended:
-    """Run `dasd-lite` with `args` in the folder `cwd`."""
+def run_process(*args: object, cwd: Path, **environment: str) -> Ended:
+    """Run `dasd-lite` with `args` in the folder `cwd`, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "dasd_lite", *map(str, args)],
         cwd=cwd,
-        env=os.environ | ENVIRONMENT | environment,
+        env=os.environ | environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=600,
         check=False,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+def run_here(*args: object, cwd: Path, **environment: str) -> Ended:
+    """Run `dasd-lite` with `args` in the folder `cwd`, in this process; a traceback is the test's."""
+    from dasd_lite import cli, console
+
+    stdout, stderr, rc = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["dasd-lite", *map(str, args)])
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        console.out.cache_clear(), console.err.cache_clear()
+        try:
+            with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+                cli.main()
+        except SystemExit as ended:
+            rc = int(ended.code or 0)
+    return Ended(rc, stdout.getvalue(), stderr.getvalue())
+
+
 @pytest.fixture(scope="session")
-def cli():
-    """`cli(*args, cwd=folder)` runs the command line in a process of its own."""
-    return run_cli
+def cli() -> Callable[..., Ended]:
+    """`cli(*args, cwd=folder)` runs the command line in this process, which has imported everything already."""
+    return run_here
+
+
+@pytest.fixture(scope="session")
+def cli_process() -> Callable[..., Ended]:
+    """`cli_process(*args, cwd=folder)` runs the command line in a process of its own."""
+    return run_process
 
 
 @pytest.fixture(scope="session")
@@ -102,23 +102,17 @@ def demo() -> Path:
     return Path(dasd_lite.__file__).parent / "demo"
 
 
-def write_small_recipe(folder: Path, demo: Path) -> Path:
-    path = folder / "run.toml"
-    path.write_text(SMALL.format(demo=demo), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def small_recipe(demo):
+@pytest.fixture(scope="session")
+def small_recipe() -> Callable[..., Path]:
     """`small_recipe(folder)` writes a run.toml of two phases over 8 questions there; a run takes a few seconds."""
-    return lambda folder: write_small_recipe(folder, demo)
+    return write_recipe
 
 
 @pytest.fixture(scope="session")
-def finished(demo, tmp_path_factory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with run.toml, and what running it wrote to `run`; to be read, not changed."""
     folder = tmp_path_factory.mktemp("finished")
-    recipe = write_small_recipe(folder, demo)
-    ended = run_cli("run", recipe.name, cwd=folder)
+    recipe = write_recipe(folder)
+    ended = run_process("run", recipe.name, cwd=folder)
     assert ended.rc == 0, ended.stderr
     return folder
