@@ -1,5 +1,7 @@
 """Rust core: thin functions over numpy arrays. Use packing, text and divergence, which check dtypes and shapes."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,7 @@ __all__ = [
     "gather_rows",
     "logprob_histogram",
     "pack",
+    "parse_toml",
     "quantiles",
     "repeated_ngrams",
     "sentence_ends",
@@ -89,3 +92,14 @@ def classify(p_teacher: NDArray[np.float32], p_student: NDArray[np.float32], bet
 def class_counts(classes: NDArray[np.int8], offsets: NDArray[np.int64]) -> NDArray[np.int64]: ...
 def logprob_histogram(logprobs: NDArray[np.float32], num_bins: int, low: float) -> NDArray[np.int64]: ...
 def quantiles(values: NDArray[np.float32], q: NDArray[np.float64]) -> NDArray[np.float64]: ...
+def parse_toml(text: str) -> tuple[dict[str, Any], dict[tuple[str | int, ...], int]]:
+    """Parse a TOML document.
+
+    Returns:
+        The values as `tomllib` gives them, and for the path of every key and array element the line where it is first
+        written, from 1.
+
+    Raises:
+        ConfigError: `LINE:COLUMN: what is wrong`; also for dates and times, integers of more than 128 bits, more than
+            64 keys and brackets inside each other, and texts of more than 1 MiB.
+    """

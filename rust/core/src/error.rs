@@ -204,6 +204,16 @@ pub enum Error {
         /// What would be right.
         must: &'static str,
     },
+    /// Text that is not TOML, or not the TOML that is read here.
+    #[error("{line}:{column}: {message}")]
+    Toml {
+        /// The line, from 1.
+        line: usize,
+        /// The character of the line, from 1.
+        column: usize,
+        /// What is wrong.
+        message: String,
+    },
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,

@@ -22,6 +22,7 @@ pub mod simd;
 pub mod stats;
 mod stream;
 mod tight;
+pub mod toml;
 
 pub use error::{Error, Result};
 pub use interrupt::Interrupt;

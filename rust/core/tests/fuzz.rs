@@ -6,7 +6,7 @@ use std::env;
 
 use dasd_lite_core::pack::{self, Method, Options, Overlong};
 use dasd_lite_core::random::Random;
-use dasd_lite_core::{Interrupt, Ragged, balance, distribution, gather, repeat, segment, simd, stats};
+use dasd_lite_core::{Interrupt, Ragged, balance, distribution, gather, repeat, segment, simd, stats, toml};
 
 /// Random input.
 struct Input(Random);
@@ -278,5 +278,57 @@ fn distributions() {
         }
         let qs = random.vec(4, |random| random.one_of(&[0.0, 0.5, 1.0, 0.3, -0.0, 1.5, f64::NAN, -1.0]));
         let _ = distribution::quantiles(&values, &qs, interrupt);
+    });
+}
+
+#[test]
+fn toml_documents() {
+    const PIECES: [&str; 40] = [
+        "a",
+        "b",
+        "\"c\"",
+        "'d'",
+        ".",
+        " = ",
+        "=",
+        "\n",
+        "\n",
+        "\r\n",
+        "[",
+        "]",
+        "[[",
+        "]]",
+        "{",
+        "}",
+        ", ",
+        ",",
+        " ",
+        "#",
+        "1",
+        "-1",
+        "0x",
+        "1.5",
+        "1e9",
+        "inf",
+        "nan",
+        "true",
+        "2020-01-01",
+        "12:30",
+        "\"\"\"",
+        "'''",
+        "\"",
+        "'",
+        "\\u00e9",
+        "\\",
+        "\0",
+        "é",
+        "\u{feff}",
+        "a.b = 1\n",
+    ];
+    fuzz(9, |random, _| {
+        let text = random.vec(30, |random| random.one_of(&PIECES)).concat();
+        if let Err(error) = toml::parse(&text) {
+            assert!(!error.to_string().contains('\n'), "{error}");
+        }
     });
 }

@@ -10,7 +10,9 @@ use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-mod errors {
+pub mod errors {
+    //! The errors of `dasd_lite.errors`.
+    pyo3::import_exception!(dasd_lite.errors, ConfigError);
     pyo3::import_exception!(dasd_lite.errors, DataError);
 }
 

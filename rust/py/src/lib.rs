@@ -11,6 +11,7 @@ mod pack;
 mod repeat;
 mod segment;
 mod stats;
+mod toml;
 
 /// The Rust core; use `dasd_lite.method`.
 #[pyo3::pymodule]
@@ -27,4 +28,6 @@ mod _rust {
     use crate::segment::sentence_ends;
     #[pymodule_export]
     use crate::stats::{class_counts, classify, logprob_histogram, quantiles, sentence_spans, sentence_stats};
+    #[pymodule_export]
+    use crate::toml::parse_toml;
 }
