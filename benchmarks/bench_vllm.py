@@ -148,7 +148,7 @@ def run_bare(args: argparse.Namespace) -> None:
             logprobs=0,
             flat_logprobs=True,
             ignore_eos=True,
-            stop_token_ids=list(chat.stop_ids),
+            stop_token_ids=list(chat.answer_end_ids),
             detokenize=False,
         )
         for request in requests

@@ -1,4 +1,4 @@
-"""Dataset folders: reading in exact batches, identities and fingerprints, what is skipped and what is refused."""
+"""Dataset folders: batches of an exact size, identities and fingerprints, what is skipped and what is refused."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ def row(n):
 
 
 def make(folder, identity=ONE, sizes=(3,), shard_rows=4):
-    """A finished folder whose table comes in batches of these sizes."""
+    """Write a finished folder whose table consists of batches of these sizes."""
     rows = iter([row(n) for n in range(sum(sizes))])
     with ShardWriter(folder, identity, {"numbers": NUMBERS}, shard_rows=shard_rows) as writer:
         for size in sizes:
@@ -51,41 +51,41 @@ def make(folder, identity=ONE, sizes=(3,), shard_rows=4):
     shard_rows=st.integers(1, 12),
     batch_size=st.integers(1, 11),
 )
-def test_batches_are_of_exactly_the_size_asked_for(tmp_path_factory, sizes, shard_rows, batch_size):
+def test_batches_have_exactly_the_requested_size(tmp_path_factory, sizes, shard_rows, batch_size):
     folder = make(tmp_path_factory.mktemp("d") / "f", sizes=sizes, shard_rows=shard_rows)
-    found = list(batches(folder, "numbers", batch_size=batch_size))
-    assert [r for batch in found for r in batch.to_pylist()] == [row(n) for n in range(sum(sizes))]
-    assert all(batch.num_rows == batch_size for batch in found[:-1])
-    assert all(0 < batch.num_rows <= batch_size for batch in found[-1:])
+    read = list(batches(folder, "numbers", batch_size=batch_size))
+    assert [r for batch in read for r in batch.to_pylist()] == [row(n) for n in range(sum(sizes))]
+    assert all(batch.num_rows == batch_size for batch in read[:-1])
+    assert all(0 < batch.num_rows <= batch_size for batch in read[-1:])
     assert dataset.num_rows(folder, "numbers") == sum(sizes)
 
 
-def test_some_columns_only(tmp_path):
+def test_only_some_columns_are_read(tmp_path):
     folder = make(tmp_path / "f", sizes=(5, 5))
     (batch,) = batches(folder, "numbers", ("list", "n"))
     assert set(batch.schema.names) == {"n", "list"}
     assert dataset.read_table(folder, "numbers", ("n",)).to_pydict() == {"n": list(range(10))}
 
 
-def test_reading_what_is_not_there(tmp_path):
-    with pytest.raises(DataError, match=r"gone: the folder does not exist: run its stage first"):
+def test_reading_a_folder_or_table_that_does_not_exist(tmp_path):
+    with pytest.raises(DataError, match=r"gone: the folder does not exist; run its stage first"):
         list(batches(tmp_path / "gone", "numbers"))
     (tmp_path / "begun").mkdir()
-    with pytest.raises(DataError, match=r"begun: the folder is unfinished: run its stage again"):
+    with pytest.raises(DataError, match=r"begun: the folder is unfinished; run its stage again"):
         read_manifest(tmp_path / "begun")
     folder = make(tmp_path / "f")
-    with pytest.raises(DataError, match=r"f: holds numbers, not 'letters'"):
+    with pytest.raises(DataError, match=r"f: has numbers, not 'letters'"):
         shards(folder, "letters")
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 99}))
-    with pytest.raises(DataError, match=r"manifest.json: schema_version 99, this version reads 1"):
+    with pytest.raises(DataError, match=r"manifest.json: schema_version is 99; this version of dasd-lite reads 1"):
         read_manifest(folder)
 
 
-# --- what is finished -------------------------------------------------------------------------------
+# --- finished, unfinished, and foreign folders --------------------------------------------------------
 
 
-def test_nothing_there_is_not_finished(tmp_path):
+def test_a_missing_or_empty_folder_is_not_finished(tmp_path):
     assert not is_finished(tmp_path / "f", ONE)
     assert not (tmp_path / "f").exists()
     (tmp_path / "f").mkdir()
@@ -124,32 +124,32 @@ def test_a_journal_of_another_identity_is_refused_too(tmp_path):
     assert not (tmp_path / "f").exists()
 
 
-def test_half_a_short_stage_is_in_nobodys_way(tmp_path):
-    """Its input was at fault and has been mended: there is nothing to go on with, so nothing to ask about."""
+def test_an_unfinished_short_stage_is_replaced_without_force(tmp_path):
+    """Its input was wrong and has been fixed. There is nothing to resume, so no reason to ask."""
     with ShardWriter(tmp_path / "f", ONE, {"numbers": NUMBERS}) as writer:
         writer.write("numbers", pa.RecordBatch.from_pylist([row(1)], schema=NUMBERS))
     assert not is_finished(tmp_path / "f", TWO)
     assert is_finished(make(tmp_path / "f", TWO), TWO)
 
 
-def test_a_strangers_folder_is_refused(tmp_path):
+def test_a_folder_of_other_files_is_refused(tmp_path):
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "thesis.tex").write_text("years of work")
-    with pytest.raises(DataError, match=r"f: the folder is not empty and no stage of ours made it"):
+    with pytest.raises(DataError, match=r"f: has files that dasd-lite did not write"):
         is_finished(tmp_path / "f", ONE)
     assert (tmp_path / "f" / "thesis.tex").exists()
 
 
-def test_a_kill_before_the_first_file_has_its_name_is_no_strangers_folder(tmp_path):
+def test_a_folder_killed_before_its_first_rename_is_ours(tmp_path):
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "unfinished.json.tmp").write_text('{"half')
     assert not is_finished(tmp_path / "f", ONE)
 
 
-def test_differences_name_what_was_added_and_what_is_gone():
-    found = {"version": 1, "stage": "s", "config": {"old": 1, "same": 2}, "inputs": {"model": "aa"}, "packages": {}}
+def test_differences_list_changed_added_and_removed_options():
+    manifest = {"version": 1, "stage": "s", "config": {"old": 1, "same": 2}, "inputs": {"model": "aa"}, "packages": {}}
     now = Identity("s", 2, {"new": [1], "same": 2}, {"model": "bb"})
-    assert now.differences(found) == [
+    assert now.differences(manifest) == [
         "new: not set there, [1] now",
         "old: 1 there, not set now",
         "inputs.model: aa there, bb now",
@@ -169,7 +169,7 @@ def test_the_identity_depends_on_each_part():
     assert len({Identity(*parts).fingerprint for parts in [base, *others]}) == 5
 
 
-def test_options_of_execution_are_no_part_of_the_identity():
+def test_execution_options_are_not_part_of_the_identity():
     assert identify("s", 1, ScoreConfig(), {}) == identify("s", 1, ScoreConfig(batch_tokens=3, chunk_tokens=5), {})
     train = TrainConfig(checkpoint_every=3, gradient_checkpointing="on")
     assert result_options(train) == result_options(TrainConfig())
@@ -182,7 +182,7 @@ def test_options_of_execution_are_no_part_of_the_identity():
     assert result_options(urls[0]) == result_options(urls[1])
 
 
-def test_options_of_execution_are_left_out_at_any_depth():
+def test_execution_options_are_left_out_at_any_depth():
     class Inner(Table):
         kept: int = 1
         speed: Annotated[int, EXECUTION] = 2
@@ -193,7 +193,7 @@ def test_options_of_execution_are_left_out_at_any_depth():
     assert result_options(Outer()) == {"inner": {"kept": 1}}
 
 
-def test_fingerprints_change_with_content(tmp_path):
+def test_a_fingerprint_depends_on_content_only(tmp_path):
     file = tmp_path / "file"
     file.write_text("a")
     first = fingerprint(file)
@@ -201,12 +201,12 @@ def test_fingerprints_change_with_content(tmp_path):
     assert fingerprint(file) != first
     file.write_text("a")
     os.utime(file, (0, 0))
-    assert fingerprint(file) == first, "content, not time"
+    assert fingerprint(file) == first, "the content counts, not the time"
     with pytest.raises(DataError, match="gone: no such file or folder"):
         fingerprint(tmp_path / "gone")
 
 
-def test_the_fingerprint_of_a_model_is_that_of_its_files(tmp_path):
+def test_the_fingerprint_of_a_model_covers_its_files(tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     for name in ("config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"):
@@ -218,7 +218,7 @@ def test_the_fingerprint_of_a_model_is_that_of_its_files(tmp_path):
         seen.add(fingerprint(model))
         (model / name).write_text(name)
     assert len(seen) == 5
-    (model / "README.md").write_text("not part of it")
+    (model / "README.md").write_text("not part of the model")
     (model / "notes").mkdir()
     assert fingerprint(model) == first
     model.rename(tmp_path / "moved")
@@ -226,11 +226,11 @@ def test_the_fingerprint_of_a_model_is_that_of_its_files(tmp_path):
 
 
 def test_every_byte_of_a_large_file_counts(tmp_path):
-    def sparse(name, place=None):
+    def sparse(name, position=None):
         with (tmp_path / name).open("wb") as file:
             file.truncate(100 << 20)
-            if place is not None:
-                file.seek(place)
+            if position is not None:
+                file.seek(position)
                 file.write(b"x")
         return fingerprint(tmp_path / name)
 
@@ -239,7 +239,7 @@ def test_every_byte_of_a_large_file_counts(tmp_path):
     assert sparse("e") == prints[0]
 
 
-def test_a_trained_model_is_known_by_its_training(tmp_path):
+def test_the_fingerprint_of_a_trained_model_depends_on_its_training(tmp_path):
     make(tmp_path / "one", ONE)
     make(tmp_path / "two", TWO)
     for name in ("one", "two"):
@@ -262,10 +262,10 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
         assert (tmp_path / "f" / name).read_bytes() == (tmp_path / "g" / name).read_bytes(), name
 
 
-# --- the lock, full disks ---------------------------------------------------------------------------
+# --- locks and full disks ---------------------------------------------------------------------------
 
 
-def test_one_process_per_run_folder(tmp_path):
+def test_only_one_process_may_use_a_run_folder(tmp_path):
     with run_lock(tmp_path / "run"):
         with pytest.raises(DataError) as error, run_lock(tmp_path / "run"):
             pass
@@ -277,7 +277,7 @@ def test_one_process_per_run_folder(tmp_path):
 
 
 @pytest.mark.parametrize("out", ["file", "file/run"])
-def test_a_run_folder_that_cannot_be_one(tmp_path, out):
+def test_a_run_folder_that_cannot_be_created(tmp_path, out):
     (tmp_path / "file").write_text("mine")
     with (
         pytest.raises(DataError, match=rf"out = .*{out}: cannot create this folder .*; choose another"),
@@ -297,21 +297,21 @@ def test_a_run_folder_that_cannot_be_one(tmp_path, out):
     ],
 )
 def test_a_full_disk_is_one_line(tmp_path, error):
-    told = "no space left on the device; finished work is kept; free some space and run the same command to resume"
-    with pytest.raises(DataError, match=told), files.disk_errors(tmp_path):
+    message = "no space left on the device; finished work is kept; free some space and run the same command to resume"
+    with pytest.raises(DataError, match=message), files.disk_errors(tmp_path):
         raise error
 
 
 @pytest.mark.parametrize(
     "error", [OSError(errno.EIO, "I/O error"), ValueError("No space left"), pa.ArrowInvalid("bad")]
 )
-def test_other_errors_stay_what_they_are(tmp_path, error):
-    with pytest.raises(type(error)) as found, files.disk_errors(tmp_path):
+def test_other_errors_pass_unchanged(tmp_path, error):
+    with pytest.raises(type(error)) as caught, files.disk_errors(tmp_path):
         raise error
-    assert found.value is error
+    assert caught.value is error
 
 
-def test_a_shard_that_is_full_begins_the_next(tmp_path):
+def test_a_full_shard_is_followed_by_another(tmp_path):
     folder = make(tmp_path / "f", sizes=(2, 2, 2, 2, 1), shard_rows=4)
     assert [pq.read_metadata(path).num_rows for path in shards(folder, "numbers")] == [4, 4, 1]
     last = read_manifest(folder)["tables"]["numbers"][2]
@@ -319,7 +319,7 @@ def test_a_shard_that_is_full_begins_the_next(tmp_path):
     assert last["bytes"] == (folder / last["file"]).stat().st_size
 
 
-def test_two_tables_come_in_step(tmp_path):
+def test_batches_of_two_tables_cover_the_same_rows(tmp_path):
     rng = random.Random(0)
     for name in ("f", "g"):
         make(tmp_path / name, sizes=[rng.randint(1, 9) for _ in range(9)] + [50], shard_rows=7)
@@ -328,13 +328,15 @@ def test_two_tables_come_in_step(tmp_path):
         assert np.array_equal(one["n"][:shared], other["n"][:shared])
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut"])
-def test_a_shard_that_is_gone_or_cut_is_named(tmp_path, damage):
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_missing_or_truncated_shard_is_named(tmp_path, damage):
     folder = make(tmp_path / "f", ONE)
     path = next(iter(sorted(folder.glob("*.parquet"))))
     table = path.name.rsplit("-", 1)[0]
-    path.unlink() if damage == "gone" else path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(DataError, match=rf"{path.name}: (is missing|has \d+ bytes), was \d+ bytes; remove .*f and run"):
+    path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(
+        DataError, match=rf"{path.name}: (is missing|has \d+ bytes); the manifest says \d+ bytes; remove .*f and run"
+    ):
         shards(folder, table)
 
 

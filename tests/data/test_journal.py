@@ -1,4 +1,4 @@
-"""The journal: whatever the order, whenever it is closed, it holds what a dict would."""
+"""The journal: in any order of commits, closed and reopened at any time, it holds what a dict would."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def plain(n):
 
 
 def finish(folder, rows, shard_items):
-    """The same rows, committed at once and in order."""
+    """Commit all rows at once and in order."""
     with open_journal(folder, len(rows), shard_items) as journal:
         journal.commit(dict(enumerate(rows)))
         journal.publish({})
@@ -55,7 +55,7 @@ def histories(draw):
 
 @settings(max_examples=25, deadline=None)
 @given(history=histories(), shard_items=st.integers(1, 6))
-def test_any_order_and_any_reopening_give_what_a_dict_gives(tmp_path_factory, history, shard_items):
+def test_any_order_and_any_reopening_give_the_rows_of_a_dict(tmp_path_factory, history, shard_items):
     rows, groups, reopen = history
     base = tmp_path_factory.mktemp("j")
     model = {}
@@ -69,8 +69,8 @@ def test_any_order_and_any_reopening_give_what_a_dict_gives(tmp_path_factory, hi
             journal = open_journal(base / "f", len(rows), shard_items)
             assert journal.done() == set(model)
     journal.publish({"rows": len(rows)})
-    found = [row for path in shards(base / "f", "rows") for row in pa.parquet.read_table(path).to_pylist()]
-    assert found == [model[position] for position in sorted(model)]
+    stored = [row for path in shards(base / "f", "rows") for row in pa.parquet.read_table(path).to_pylist()]
+    assert stored == [model[position] for position in sorted(model)]
     assert {path.name for path in (base / "f").iterdir()} == {
         "manifest.json",
         "timing.json",
@@ -81,7 +81,7 @@ def test_any_order_and_any_reopening_give_what_a_dict_gives(tmp_path_factory, hi
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_shard_appears_when_its_last_item_is_there_and_leaves_the_journal(tmp_path):
+def test_a_complete_shard_is_written_and_its_items_leave_sqlite(tmp_path):
     with open_journal(tmp_path / "f", 7) as journal:
         journal.commit({0: plain(0), 2: plain(2), 3: plain(3)})
         assert not list((tmp_path / "f").glob("*.parquet"))
@@ -95,8 +95,8 @@ def test_a_shard_appears_when_its_last_item_is_there_and_leaves_the_journal(tmp_
     assert [shard["rows"] for shard in read_manifest(tmp_path / "f")["tables"]["rows"]] == [3, 3, 1]
 
 
-def test_what_a_kill_leaves_behind_is_written_again(tmp_path):
-    """Killed between the rename of a shard and its record: the items are still in SQLite, the file is dropped."""
+def test_an_unrecorded_shard_is_written_again(tmp_path):
+    """Killed between renaming a shard and recording it: the items are still in SQLite, so the file is deleted."""
     with open_journal(tmp_path / "f", 5) as journal:
         journal.commit({3: plain(3), 0: plain(0), 1: plain(1)})
     (tmp_path / "f" / "rows-00000.parquet").write_bytes(b"no record of it")
@@ -111,7 +111,7 @@ def test_what_a_kill_leaves_behind_is_written_again(tmp_path):
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_complete_span_that_was_not_written_yet_is_at_the_next_opening(tmp_path):
+def test_a_complete_shard_that_was_not_written_is_written_when_reopened(tmp_path):
     folder = tmp_path / "f"
     with open_journal(folder, 4, shard_items=100) as journal:
         journal.commit({n: plain(n) for n in (2, 0, 1)})
@@ -120,8 +120,8 @@ def test_a_complete_span_that_was_not_written_yet_is_at_the_next_opening(tmp_pat
         assert journal.done() == {0, 1, 2}
 
 
-def test_a_copy_of_the_folder_at_any_moment_can_go_on(tmp_path):
-    """What lies on the disk after each commit is a whole journal: that is what a power cut leaves."""
+def test_a_copy_of_the_folder_after_any_commit_can_be_resumed(tmp_path):
+    """A copy is what a power failure leaves on the disk."""
     with open_journal(tmp_path / "f", 5) as journal:
         for n in (4, 1, 0, 2):
             journal.commit({n: plain(n)})
@@ -148,15 +148,15 @@ def test_a_commit_is_all_or_nothing(tmp_path):
         journal.publish({})
 
 
-def test_publishing_too_early_says_how_much_is_missing(tmp_path):
+def test_publishing_too_early_reports_how_many_items_are_missing(tmp_path):
     with open_journal(tmp_path / "f", 7) as journal:
         journal.commit({n: plain(n) for n in range(4)})
-        with pytest.raises(DataError, match=r"f: \d of 7 items are not done; run the same command again"):
+        with pytest.raises(DataError, match=r"f: \d of 7 items are not done; run the same command to resume"):
             journal.publish({})
     assert not (tmp_path / "f" / "manifest.json").exists()
 
 
-def test_what_came_before_an_error_is_committed(tmp_path):
+def test_items_before_an_error_are_committed(tmp_path):
     def items():
         yield 2, plain(2)
         yield 0, plain(0)
@@ -180,7 +180,7 @@ def test_a_finished_item_does_not_wait_for_the_next(tmp_path):
     assert seen == [{2}]
 
 
-def test_a_recorded_shard_that_is_gone_is_made_again(tmp_path):
+def test_the_items_of_a_deleted_shard_are_open_again(tmp_path):
     with open_journal(tmp_path / "f", 4) as journal:
         journal.commit({n: plain(n) for n in range(4)})
     for path in (tmp_path / "f").glob("*.parquet"):
@@ -189,8 +189,8 @@ def test_a_recorded_shard_that_is_gone_is_made_again(tmp_path):
         assert journal.done() == set()
 
 
-def test_an_error_in_writing_a_shard_is_told_as_it_is(tmp_path):
-    """The items of a shard that cannot be written are committed; they must not be committed again."""
+def test_an_error_while_writing_a_shard_is_passed_on(tmp_path):
+    """The items of a shard that cannot be written are already committed and must not be committed again."""
     with open_journal(tmp_path / "f", 2) as journal:
         (tmp_path / "f" / "rows-00000.parquet.tmp").mkdir()
         with pytest.raises(OSError, match="rows-00000"):
@@ -201,12 +201,12 @@ def test_an_error_in_writing_a_shard_is_told_as_it_is(tmp_path):
         journal.publish({})
 
 
-def test_no_items_at_all(tmp_path):
+def test_a_journal_without_items(tmp_path):
     finish(tmp_path / "f", [], 3)
     assert list(dataset.batches(tmp_path / "f", "rows")) == []
 
 
-def test_the_short_writer_starts_afresh_and_finishes_only_by_publishing(tmp_path):
+def test_the_shard_writer_starts_over_and_finishes_only_by_publishing(tmp_path):
     table = pa.RecordBatch.from_pylist([plain(1)], schema=SCHEMA)
     with pytest.raises(RuntimeError), ShardWriter(tmp_path / "f", IDENTITY, {"rows": SCHEMA}) as writer:
         writer.write("rows", table)

@@ -1,4 +1,4 @@
-"""Reading questions: what is taken, and the one line for each thing that is wrong."""
+"""Reading prompts: the forms that are accepted, and the one-line error for each mistake."""
 
 import json
 
@@ -12,7 +12,7 @@ from dasd_lite.errors import DataError
 
 @pytest.fixture
 def write(tmp_path):
-    """`write(b"…")` or `write({"prompt": …}, …)` makes a file of questions."""
+    """Write a file of prompts: `write(b"…")` or `write({"prompt": …}, …)`."""
 
     def written(*rows):
         path = tmp_path / "questions.jsonl"
@@ -32,7 +32,7 @@ def refusal(path, **options):
     return text.removeprefix(str(path))
 
 
-def test_a_question_in_each_form(write):
+def test_every_accepted_form_of_a_prompt(write):
     path = write(
         {"uid": 7, "prompt": "a", "answer": 5, "domain": "math"},
         {"input": "b", "output": "ignored here"},
@@ -43,31 +43,31 @@ def test_a_question_in_each_form(write):
     assert (a.uid, a.answer, a.domain) == ("7", "5", "math")
     assert a.messages == ({"role": "system", "content": "be brief"}, {"role": "user", "content": "a"})
     assert (b.domain, b.answer) == ("all", None)
-    assert [m["content"] for m in c.messages] == ["s", "c"], "a system prompt of its own stays"
-    assert [m["content"] for m in d.messages] == ["be brief", "d"], "the answer is not part of the question"
+    assert [m["content"] for m in c.messages] == ["s", "c"], "its own system prompt stays"
+    assert [m["content"] for m in d.messages] == ["be brief", "d"], "the answer is not part of the prompt"
     assert len({b.uid, c.uid, d.uid}) == 3
     assert next(p.uid for p in read_prompts(path, limit=2)) == "7"
     assert len(read_prompts(path, limit=2)) == 2
 
 
-def test_the_identity_of_a_question_is_its_text_and_not_its_place(write):
+def test_the_uid_of_a_prompt_depends_on_its_text_not_its_position(write):
     first = {p.messages[-1]["content"]: p.uid for p in read_prompts(write({"prompt": "a"}, {"prompt": "b"}))}
     second = {p.messages[-1]["content"]: p.uid for p in read_prompts(write({"prompt": "b"}, {"prompt": "a"}))}
     assert first == second
     assert read_prompts(write({"prompt": "a"}), system="s")[0].uid != first["a"]
 
 
-def test_text_of_every_script_comes_through(write):
+def test_text_in_any_script_is_preserved(write):
     texts = ["漢字とかな", "🙂👨‍👩‍👧", "e\u0301 é", "a\r\nb", "a\u2028b", "עברית", "\x00"]
     path = write(*({"prompt": text} for text in texts))
     assert [p.messages[-1]["content"] for p in read_prompts(path)] == texts
 
 
-def test_empty_lines_and_a_missing_last_newline_are_fine(write):
+def test_blank_lines_and_a_missing_final_newline_are_accepted(write):
     assert len(read_prompts(write(b'{"prompt": "a"}', b"", b"  ", b'{"prompt": "b"}'))) == 2
 
 
-def test_parquet_gives_the_same(tmp_path, write):
+def test_parquet_and_jsonl_give_the_same_prompts(tmp_path, write):
     rows = [{"uid": "1", "prompt": "a", "answer": None}, {"uid": "2", "prompt": "b", "answer": "x"}]
     path = tmp_path / "questions.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path)
@@ -81,11 +81,11 @@ def test_parquet_gives_the_same(tmp_path, write):
         ([b"", b"  "], "", ["no prompts"]),
         ([{"prompt": "a"}, b'{"prompt": "b"'], ":2", ["not JSON", "column"]),
         ([{"prompt": "a"}, b"", b"nonsense"], ":3", ["not JSON", "column 1"]),
-        ([b'["prompt"]'], ":1", ["is not an object", '{"prompt": …}']),
+        ([b'["prompt"]'], ":1", ["is not a JSON object", '{"prompt": …}']),
         ([{"prompt": "a"}, b'{"prompt": "\xff"}'], ":2", ["not UTF-8", "0xff", "column 13"]),
         ([b'{"prompt": "a"}', b'{"prompt": "\\ud83d!"}'], ":2", ["not UTF-8", "\\ud83d"]),
         ([b'{"messages": [{"role": "user", "content": "\\uDE00"}]}'], ":1", ["not UTF-8", "\\ude00"]),
-        ([{"prompt": "a"}, {"prompt": ""}], ":2", ["the prompt is empty", "needs text"]),
+        ([{"prompt": "a"}, {"prompt": ""}], ":2", ["the prompt is empty", "a user's, with text"]),
         ([{"prompt": " \n\t"}], ":1", ["the prompt is empty"]),
         ([{"messages": []}], ":1", ["the prompt is empty"]),
         ([{"messages": [{"role": "assistant", "content": "x"}]}], ":1", ["the prompt is empty"]),
@@ -93,22 +93,27 @@ def test_parquet_gives_the_same(tmp_path, write):
         ([{"messages": "hello"}], ":1", ["messages = hello", "list of {role, content}"]),
         ([{"messages": [{"role": "user"}]}], ":1", ["messages = ", "list of {role, content}"]),
         ([{"question": "a", "id": 3}], ":1", ["has question, id", "`prompt`"]),
-        ([{}], ":1", ["has no key", "`prompt`"]),
-        ([{"uid": "x", "prompt": "a"}, {"prompt": "b"}, {"uid": "x", "prompt": "c"}], ":3", ["uid of", ":1", "'x'"]),
-        ([{"prompt": "a"}, {"prompt": "a"}], ":2", ["the question of", ":1 again", "uid"]),
-        ([{"uid": 5, "prompt": "a"}, {"uid": "5", "prompt": "b"}], ":2", ["'5'"]),
+        ([{}], ":1", ["has no keys", "`prompt`"]),
+        (
+            [{"uid": "x", "prompt": "a"}, {"prompt": "b"}, {"uid": "x", "prompt": "c"}],
+            ":3",
+            ["same uid 'x' as ", ":1; uids must be unique"],
+        ),
+        ([{"prompt": "a"}, {"prompt": "a"}], ":2", ["same question as ", ":1; remove one", "its own uid"]),
+        ([{"uid": 5, "prompt": "a"}, {"uid": "5", "prompt": "b"}], ":2", ["same uid '5'"]),
+        ([{"uid": None, "prompt": "a"}, {"uid": None, "prompt": "a"}], ":2", ["same question as "]),
     ],
 )
-def test_what_is_refused_names_file_line_and_value(write, lines, where, words):
+def test_errors_name_file_line_and_value(write, lines, where, words):
     text = refusal(write(*lines))
     assert text.startswith(f"{where}:"), text
     for word in words:
         assert word in text, text
 
 
-def test_files_that_are_none(tmp_path):
+def test_files_that_cannot_be_read(tmp_path):
     assert "no such file" in refusal(tmp_path / "gone.jsonl")
-    assert "a folder; name a file" in refusal(tmp_path)
+    assert "is a folder; name a file" in refusal(tmp_path)
     (tmp_path / "a.csv").write_text("prompt\nx\n")
     assert "'.csv'" in refusal(tmp_path / "a.csv")
     assert ".parquet" in refusal(tmp_path / "a.csv")
@@ -118,15 +123,15 @@ def test_files_that_are_none(tmp_path):
     assert "not a Parquet file" in refusal(tmp_path / "b.parquet")
 
 
-def test_parquet_with_text_that_is_none_names_its_row(tmp_path):
+def test_parquet_text_that_is_not_utf8_names_its_row(tmp_path):
     raw = pa.array([b"fine", b"\xff\xfe", b"fine"], pa.binary())
     text = pa.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2])
     pq.write_table(pa.table({"prompt": text}), tmp_path / "q.parquet")
-    told = refusal(tmp_path / "q.parquet")
-    assert told.startswith(" row 1: not UTF-8")
+    message = refusal(tmp_path / "q.parquet")
+    assert message.startswith(" row 1: not UTF-8")
 
 
-def test_the_limit_ends_the_reading(write):
+def test_reading_stops_at_the_limit(write):
     path = write({"prompt": "a"}, b"nonsense")
     assert len(read_prompts(path, limit=1)) == 1
     assert next(read_rows(path))[0] == f"{path}:1"

@@ -1,11 +1,7 @@
-"""A dataset folder: Parquet shards and a manifest, written so that a kill at any instant loses nothing.
+"""Reading the Parquet shards of a finished dataset folder.
 
-A folder with `manifest.json` is finished and never changes again; one without is unfinished. The
-manifest is written last. An identity says what a folder holds (stage, its version, the options that
-matter, the fingerprints of what it reads); the same identity is not computed twice, another one is
-refused by name unless `force` is given.
-
-The two writers of such folders are in journal.py.
+Input: a folder that has a manifest.json. Output: its tables, in batches or whole. Invariant: a finished folder never
+changes, and a shard whose size differs from the manifest's is an error.
 """
 
 from __future__ import annotations
@@ -19,57 +15,56 @@ import pyarrow.parquet as pq
 from dasd_lite.data.manifest import read_manifest
 from dasd_lite.errors import DataError
 
-# --- identity ---------------------------------------------------------------------------------------
-
-
-# --- reading ----------------------------------------------------------------------------------------
-
 
 def shards(folder: Path, table: str) -> list[Path]:
-    """Return the shard files of one table of a finished folder, in order."""
+    """Return the shard files of a table, in order.
+
+    Raises:
+        DataError: The folder is unfinished or has no such table, or a shard is missing or truncated.
+    """
     tables = read_manifest(folder)["tables"]
     if table not in tables:
-        raise DataError(f"{folder}: holds {', '.join(tables) or 'no table'}, not {table!r}")
+        raise DataError(f"{folder}: has {', '.join(tables) or 'no tables'}, not {table!r}")
     for shard in tables[table]:
         path = folder / shard["file"]
-        found = path.stat().st_size if path.exists() else None
-        if found != shard["bytes"]:
-            what = "is missing" if found is None else f"has {found} bytes"
-            raise DataError(f"{path}: {what}, was {shard['bytes']} bytes; remove {folder} and run its stage again")
+        size = path.stat().st_size if path.exists() else None
+        if size != shard["bytes"]:
+            what = "is missing" if size is None else f"has {size} bytes"
+            raise DataError(
+                f"{path}: {what}; the manifest says {shard['bytes']} bytes; remove {folder} and run its stage again"
+            )
     return [folder / shard["file"] for shard in tables[table]]
 
 
 def num_rows(folder: Path, table: str) -> int:
-    """Return the number of rows of one table of a finished folder."""
+    """Return the number of rows of a table; 0 if there is no such table."""
     return sum(shard["rows"] for shard in read_manifest(folder)["tables"].get(table, []))
 
 
 def batches(
     folder: Path, table: str, columns: Sequence[str] | None = None, batch_size: int = 128
 ) -> Iterator[pa.RecordBatch]:
-    """Stream one table of a finished folder in batches of exactly `batch_size` rows (the last may have fewer).
+    """Stream a table in batches of exactly `batch_size` rows; the last may be smaller.
 
-    Memory stays at a few row groups whatever the table's size; two tables of equally many rows come in step.
+    Memory stays at a few row groups, whatever the size of the table. The batches of two tables of the same length
+    cover the same rows.
     """
-    waiting: list[pa.RecordBatch] = []
+    pending: list[pa.RecordBatch] = []
     for path in shards(folder, table):
         with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=batch_size, columns=list(columns) if columns else None):
-                waiting.append(batch)
-                if sum(b.num_rows for b in waiting) >= batch_size:
-                    whole = pa.concat_batches(waiting)
-                    yield whole.slice(0, batch_size)
-                    waiting = [whole.slice(batch_size)] if whole.num_rows > batch_size else []
-    if waiting:
-        yield pa.concat_batches(waiting)
+                pending.append(batch)
+                if sum(part.num_rows for part in pending) >= batch_size:
+                    joined = pa.concat_batches(pending)
+                    yield joined.slice(0, batch_size)
+                    pending = [joined.slice(batch_size)] if joined.num_rows > batch_size else []
+    if pending:
+        yield pa.concat_batches(pending)
 
 
 def read_table(folder: Path, table: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one table (or some of its columns) of a finished folder into memory."""
+    """Read a table, or some of its columns, into memory."""
     parts = [pq.read_table(path, columns=list(columns) if columns else None) for path in shards(folder, table)]
     if not parts:
-        raise DataError(f"{folder}: table {table!r} has no shard")
+        raise DataError(f"{folder}: table {table!r} is empty")
     return pa.concat_tables(parts)
-
-
-# --- writing ----------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Model folders: on disk, or downloaded from the Hugging Face hub."""
+"""Model folders and their JSON files.
+
+Input: a path or the name of a model on the Hugging Face hub. Output: a local folder with config.json.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,22 @@ _TOKENIZER_FILES = (
 
 
 def model_folder(name: str, *, weights: bool = False) -> Path:
-    """Return the local folder of a model: `name` itself, or the hub's copy, downloaded when it is not there.
+    """Return the local folder of a model, downloading it from the hub if needed.
 
-    Without `weights` only the small files are fetched. Raises ConfigError when there is no such model.
+    Args:
+        name: A folder, or a model on the hub, such as Qwen/Qwen3-4B.
+        weights: Download the weights as well, not only the configuration and the tokenizer.
+
+    Raises:
+        ConfigError: There is no such model, or the hub cannot be reached.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise ConfigError(f"model = {name!r}: not a model folder, it has no config.json")
+            raise ConfigError(f"model = {name!r}: not a model folder: it has no config.json")
         return path
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise ConfigError(f"model = {name!r}: no such folder (and no hub id, which looks like Qwen/Qwen3-4B)")
+        raise ConfigError(f"model = {name!r}: no such folder, and not the name of a hub model, like Qwen/Qwen3-4B")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -38,20 +46,25 @@ def model_folder(name: str, *, weights: bool = False) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"model = {name!r}: no such folder, and the hub has not given it ({reason})") from error
+        raise ConfigError(f"model = {name!r}: no such folder, and the hub download failed ({reason})") from error
 
 
-def engine_stop_ids(folder: Path) -> set[int]:
-    """Return the tokens at which engines stop a model: its generation config names them, or else its config."""
-    for name in ("generation_config.json", "config.json"):
-        named = read_json(folder / name).get("eos_token_id")
-        if named is not None:
-            return set(named) if isinstance(named, list) else {named}
-    return set()
+def configured_stop_ids(folder: Path) -> set[int]:
+    """Return the tokens at which an engine stops a model by itself, as its configuration lists them.
+
+    See `Chat.answer_end_ids` for the tokens at which we stop it.
+    """
+    return eos_ids(folder / "generation_config.json") or eos_ids(folder / "config.json")
+
+
+def eos_ids(config: Path) -> set[int]:
+    """Return the end tokens that a configuration file lists; empty if it lists none."""
+    ids = read_json(config).get("eos_token_id")
+    return set(ids) if isinstance(ids, list) else set() if ids is None else {ids}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a model folder; empty where there is none."""
+    """Read a JSON file of a model folder; a missing file is empty."""
     try:
         value: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -61,5 +74,5 @@ def read_json(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: {str(value)[:40]!r} is not an object of keys and values")
+        raise ConfigError(f"{path}: {str(value)[:40]!r} is not a JSON object")
     return value

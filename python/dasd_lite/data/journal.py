@@ -1,8 +1,7 @@
-"""The two writers of dataset folders: one for stages that take seconds, one for those that take days.
+"""The writer of stages that take hours or days: every finished item is committed at once.
 
-`ShardWriter`: an unfinished folder starts afresh. `Journal`: every finished item is committed to
-SQLite, and items leave it in shards of consecutive positions, so the finished files do not depend on
-the order of completion. Invariant: after a kill at any instant no finished item is lost or there twice.
+Input: items in any order of completion. Output: shards of consecutive positions, so the finished files do not depend
+on that order. Invariant: whenever the process is killed, no finished item is lost or duplicated.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from dasd_lite.data.files import disk_errors, sync_file, sync_folder
+from dasd_lite.data.files import disk_errors, sync_path
 from dasd_lite.data.manifest import Identity
 from dasd_lite.data.writer import FolderWriter
 from dasd_lite.errors import DataError
 
 
-def read_tally(folder: Path) -> dict[str, float]:
-    """Read what the journal of an unfinished folder has counted so far; nothing where there is none."""
+def read_counts(folder: Path) -> dict[str, float]:
+    """Read what the journal of an unfinished folder has counted so far; empty if there is no journal."""
     path = folder / "journal.sqlite"
     if not path.exists():
         return {}
@@ -34,13 +33,12 @@ def read_tally(folder: Path) -> dict[str, float]:
 
 
 class Journal(FolderWriter):
-    """Commits the items of a long stage one by one, and turns them into shards behind the front.
+    """Commits the items of a long stage to SQLite and moves them into shards as these fill up.
 
-    An item is one row, named by its uid and by its position in the stage's plan of `total` items. A
-    shard holds the positions [i × shard_items, (i + 1) × shard_items): it is written when the last of
-    them is there, to a temporary name, synced and renamed, and its rows leave SQLite in the
-    transaction that records the shard's name. Whatever instant the process dies at, an item is in
-    SQLite or in a recorded shard, and never in both.
+    An item is one row at a position of the stage's plan, which has `total` positions. Shard i holds the positions
+    i × shard_items to (i + 1) × shard_items - 1. When the last of them is committed, the shard is written to a
+    temporary name, synced, and renamed; the transaction that records its name deletes its rows from SQLite. So every
+    item is either in SQLite or in a recorded shard, never in both.
     """
 
     def __init__(
@@ -54,42 +52,44 @@ class Journal(FolderWriter):
         config: BaseModel | None = None,
         shard_items: int = 1000,
     ) -> None:
-        """Open or begin `folder` for `total` items of `schema`."""
+        """Open `folder`, or create it, for `total` items of `schema`."""
         super().__init__(folder, identity, config)
         self.total, self._schema, self._table, self._shard_items = total, schema, table, shard_items
         with disk_errors(folder):
             self._db = sqlite3.connect(folder / "journal.sqlite", isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")  # a commit survives a kill; a shard also a power cut
+            # A commit survives a kill, a shard survives a power failure too.
+            self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS items (position INTEGER PRIMARY KEY, row BLOB)")
             self._db.execute("CREATE TABLE IF NOT EXISTS shards (number INTEGER PRIMARY KEY, file TEXT, rows INTEGER)")
             self._db.execute("CREATE TABLE IF NOT EXISTS tally (name TEXT PRIMARY KEY, amount INTEGER)")
         for number, file in self._db.execute("SELECT number, file FROM shards").fetchall():
-            if not (folder / file).exists():  # removed by hand: its items are to be made again
+            if not (folder / file).exists():  # removed by hand: make its items again
                 self._db.execute("DELETE FROM shards WHERE number = ?", (number,))
         self._recorded = {number for (number,) in self._db.execute("SELECT number FROM shards")}
-        self._waiting = [0] * (-(-total // shard_items))
+        self._num_committed = [0] * (-(-total // shard_items))  # items of each shard that are still in SQLite
         for (position,) in self._db.execute("SELECT position FROM items"):
-            self._waiting[position // shard_items] += 1
-        for path in folder.glob(f"{table}-*"):  # written, but its record did not come to be: still in SQLite
+            self._num_committed[position // shard_items] += 1
+        # Killed between writing a shard and recording it: its rows are still in SQLite.
+        for path in folder.glob(f"{table}-*"):
             if path.suffix == ".tmp" or int(path.stem.rsplit("-", 1)[1]) not in self._recorded:
                 path.unlink()
         with disk_errors(folder):
-            self._seal(range(len(self._waiting)))
+            self._seal(range(len(self._num_committed)))
 
     def done(self) -> set[int]:
-        """Return the positions of the items that are committed."""
+        """Return the positions of all committed items."""
         finished = {position for (position,) in self._db.execute("SELECT position FROM items")}
         for number in self._recorded:
             finished.update(range(*self._span(number)))
         return finished
 
-    def tally(self) -> dict[str, int]:
-        """Return what was counted beside the items, over all calls that worked on this folder."""
+    def counts(self) -> dict[str, int]:
+        """Return what `commit` has counted, over all runs that worked on this folder."""
         return dict(self._db.execute("SELECT name, amount FROM tally").fetchall())
 
     def commit(self, rows: Mapping[int, Mapping[str, Any]], counts: Mapping[str, int] | None = None) -> None:
-        """Commit finished items, position → row, and what they add to the tally, in one transaction."""
+        """Commit finished items (position → row) and add to the counts, in one transaction."""
         with disk_errors(self.folder):
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -107,11 +107,11 @@ class Journal(FolderWriter):
                 raise
             touched = [position // self._shard_items for position in rows]
             for number in touched:
-                self._waiting[number] += 1
+                self._num_committed[number] += 1
             self._seal(sorted(set(touched)))
 
     def commit_each(self, items: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
-        """Commit (position, row) as they come: an item that is finished is never only in memory."""
+        """Commit each (position, row) before taking the next one."""
         for position, row in items:
             self.commit({position: row})
 
@@ -119,16 +119,16 @@ class Journal(FolderWriter):
         return number * self._shard_items, min((number + 1) * self._shard_items, self.total)
 
     def _seal(self, numbers: Iterable[int]) -> None:
-        """Turn those of these spans that are complete into shards."""
+        """Write those of these shards whose items are all committed."""
         for number in numbers:
             first, end = self._span(number)
-            if self._waiting[number] < end - first or number in self._recorded:
+            if self._num_committed[number] < end - first or number in self._recorded:
                 continue
             name = f"{self._table}-{number:05d}.parquet"
             temporary = self.folder / f"{name}.tmp"
             self._write_shard(temporary, first, end)
             temporary.rename(self.folder / name)
-            sync_folder(self.folder)
+            sync_path(self.folder)
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("INSERT INTO shards VALUES (?, ?, ?)", (number, name, end - first))
@@ -136,30 +136,32 @@ class Journal(FolderWriter):
             self._db.execute("COMMIT")
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._recorded.add(number)
-            self._waiting[number] = 0
+            self._num_committed[number] = 0
 
     def _write_shard(self, path: Path, first: int, end: int, group: int = 64) -> None:
         with pq.ParquetWriter(path, self._schema, compression="zstd") as writer:
             for start in range(first, end, group):
-                found = self._db.execute(
+                stored = self._db.execute(
                     "SELECT row FROM items WHERE position >= ? AND position < ? ORDER BY position",
                     (start, min(start + group, end)),
                 )
-                rows = [pa.ipc.read_record_batch(pa.py_buffer(row), self._schema) for (row,) in found]
+                rows = [pa.ipc.read_record_batch(pa.py_buffer(row), self._schema) for (row,) in stored]
                 writer.write_table(pa.Table.from_batches(rows).combine_chunks())
-        sync_file(path)
+        sync_path(path)
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Stream the shards of a journal whose items are all committed, in the order of the plan."""
+        """Stream the shards in the order of the plan, once all items are committed."""
         for (file,) in self._db.execute("SELECT file FROM shards ORDER BY number").fetchall():
             with pq.ParquetFile(self.folder / file) as shard:
                 yield from shard.iter_batches(columns=list(columns))
 
     def publish(self, counts: Mapping[str, Any], **timing: float) -> dict[str, Any]:
-        """Finish the folder; every item must be committed."""
+        """Write the manifest. Every item must be committed."""
         missing = self.total - sum(b - a for a, b in map(self._span, self._recorded))
         if missing:
-            raise DataError(f"{self.folder}: {missing} of {self.total} items are not done; run the same command again")
+            raise DataError(
+                f"{self.folder}: {missing} of {self.total} items are not done; run the same command to resume"
+            )
         rows = self._db.execute("SELECT file, rows FROM shards ORDER BY number").fetchall()
         self._tables = {self._table: [{"file": file, "rows": count} for file, count in rows]}
         return super().publish(counts, **timing)

@@ -1,7 +1,7 @@
-"""Read files of questions and answers that users bring: JSONL or Parquet.
+"""Files of prompts and answers that users bring, as JSONL or Parquet.
 
-Input: a path. Output: rows, each with the place it came from, for error messages. Invariant: a row is
-read whole or the reading stops with the file, the line and what is wrong; none is skipped.
+Input: a path. Output: rows, each with its location for error messages. Invariant: no row is skipped; a bad one is an
+error that names the file, the line, and the mistake.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from dasd_lite.errors import DataError
 
 @dataclass(frozen=True)
 class Prompts(Sequence[Prompt]):
-    """Prompts in order, read once and handed on to every stage that asks them.
+    """Prompts in order, read once and passed to every stage that asks them.
 
     Attributes:
         items: The prompts.
-        fingerprint: Hash of the whole file, or of the prompts themselves where they came from no file.
-        path: The file.
-        limit: Only so many of the file's first prompts were read; None: all.
-        system: System message that was put before each.
+        fingerprint: Hash of the whole file, or of the prompts if they came from no file.
+        path: The file; None if they came from no file.
+        limit: How many of the file's prompts were read at most; None for all.
+        system: System message added to prompts that had none.
     """
 
     items: tuple[Prompt, ...]
@@ -43,18 +43,18 @@ class Prompts(Sequence[Prompt]):
 
     @classmethod
     def of(cls, source: Prompts | Iterable[Prompt] | str | PathLike[str]) -> Prompts:
-        """Return prompts as they are, of a file, or of any other list of prompts."""
+        """Return `Prompts` unchanged, or make them from a file or any other list of prompts."""
         if isinstance(source, cls):
             return source
         if isinstance(source, str | PathLike):
             return read_prompts(Path(source))
         items = tuple(source)
         if not items:
-            raise DataError("prompts: an empty list; there must be at least one")
+            raise DataError("prompts: the list is empty; give at least one prompt")
         return cls(items, digest([(prompt.uid, prompt.columns()) for prompt in items]))
 
     def first(self, number: int) -> Prompts:
-        """Return the first `number` of them, as if read with that limit."""
+        """Return the first `number` prompts, as if read with that limit."""
         limit = number if self.limit is None else min(number, self.limit)
         return replace(self, items=self.items[:number], limit=limit)
 
@@ -63,7 +63,7 @@ class Prompts(Sequence[Prompt]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Prompt]: ...
     def __getitem__(self, index: int | slice) -> Prompt | Sequence[Prompt]:
-        """Return one prompt, or a part of them."""
+        """Return one prompt, or several."""
         return self.items[index]
 
     def __len__(self) -> int:
@@ -75,52 +75,52 @@ def read_prompts(path: str | PathLike[str], *, limit: int | None = None, system:
     """Read prompts from a JSONL or Parquet file.
 
     Args:
-        path: Rows with `prompt`, or with `messages`; `answer`, `domain` and `uid` are optional.
-        limit: Read only the first so many rows.
+        path: Rows with `prompt`, `input`, or `messages`; `answer`, `domain`, and `uid` are optional.
+        limit: Read only this many rows.
         system: System message for prompts that have none.
 
     Raises:
-        DataError: A bad row, an empty prompt or a uid that occurs twice; names file and line.
+        DataError: A bad row, an empty prompt, or a uid that occurs twice; names file and line.
     """
     path = Path(path)
     prompts: list[Prompt] = []
     seen: dict[str, str] = {}
     for where, row in read_rows(path):
         prompt = to_prompt(row, where, system)
-        if prompt.uid in seen:
-            repeated = "uid" if "uid" in row else "question"
-            what = repr(prompt.uid) if "uid" in row else "(give each a uid of its own to keep both)"
-            raise DataError(f"{where}: the {repeated} of {seen[prompt.uid]} again: {what}")
+        if first := seen.get(prompt.uid):
+            if row.get("uid") is not None:
+                raise DataError(f"{where}: same uid {prompt.uid!r} as {first}; uids must be unique")
+            raise DataError(f"{where}: same question as {first}; remove one, or give each its own uid to keep both")
         seen[prompt.uid] = where
         prompts.append(prompt)
         if limit is not None and len(prompts) == limit:
             break
     if not prompts:
-        raise DataError(f"{path}: no prompts in it")
+        raise DataError(f"{path}: contains no prompts")
     return Prompts(tuple(prompts), fingerprint(path), path, limit, system)
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each row with its place (file:line, or file and row number)."""
+    """Yield each row with its location: file:line, or file and row number."""
     if not path.is_file():
-        raise DataError(f"{path}: " + ("a folder; name a file" if path.is_dir() else "no such file"))
+        raise DataError(f"{path}: " + ("is a folder; name a file" if path.is_dir() else "no such file"))
     if path.suffix in (".jsonl", ".json", ".ndjson"):
         yield from _read_jsonl(path)
     elif path.suffix == ".parquet":
         yield from _read_parquet(path)
     else:
-        raise DataError(f"{path}: ends in {path.suffix or 'nothing'!r}; .jsonl or .parquet can be read")
+        raise DataError(f"{path}: ends in {path.suffix or 'nothing'!r}; use a .jsonl or .parquet file")
 
 
 def to_prompt(row: Mapping[str, Any], where: str, system: str | None = None) -> Prompt:
-    """Build a prompt of a row's `prompt` (or `input`) or `messages`, with `system` before it."""
+    """Build a prompt from the `prompt`, `input`, or `messages` of a row, adding the system message `system`."""
     messages = _messages(row, where)
-    while messages and messages[-1]["role"] == "assistant":  # the answer, where the row has one
+    while messages and messages[-1]["role"] == "assistant":  # an answer that the row also has
         messages.pop()
     if system is not None and (not messages or messages[0]["role"] != "system"):
         messages.insert(0, {"role": "system", "content": system})
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-        raise DataError(f"{where}: the prompt is empty; a question needs text")
+        raise DataError(f"{where}: the prompt is empty; the last message must be a user's, with text")
     answer, domain = row.get("answer"), row.get("domain")
     return Prompt(
         uid=str(row["uid"]) if row.get("uid") is not None else digest(messages),
@@ -132,20 +132,22 @@ def to_prompt(row: Mapping[str, Any], where: str, system: str | None = None) -> 
 
 def _messages(row: Mapping[str, Any], where: str) -> list[Message]:
     if (messages := row.get("messages")) is not None:
-        right = isinstance(messages, list) and all(
+        valid = isinstance(messages, list) and all(
             isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
             for m in messages
         )
-        if not right:
-            raise DataError(f"{where}: messages = {str(messages)[:60]}; it should be a list of {{role, content}} texts")
+        if not valid:
+            raise DataError(
+                f"{where}: messages = {str(messages)[:60]}; it must be a list of {{role, content}}, both of them text"
+            )
         return [{"role": m["role"], "content": m["content"]} for m in messages]
     text = row.get("prompt", row.get("input"))
     if text is None:
         raise DataError(
-            f"{where}: has {', '.join(map(str, row)) or 'no key'}; a row needs `prompt`, `input` or `messages`"
+            f"{where}: has {', '.join(map(str, row)) or 'no keys'}; a row needs `prompt`, `input`, or `messages`"
         )
     if not isinstance(text, str):
-        raise DataError(f"{where}: prompt = {str(text)[:60]}; it should be text")
+        raise DataError(f"{where}: prompt = {str(text)[:60]}; it must be text")
     return [{"role": "user", "content": text}]
 
 
@@ -158,25 +160,27 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
-                bad = line[error.start]
-                raise DataError(f"{where}: not UTF-8: byte 0x{bad:02x} at column {error.start + 1}") from error
+                byte = line[error.start]
+                raise DataError(f"{where}: not UTF-8: byte 0x{byte:02x} at column {error.start + 1}") from error
             except json.JSONDecodeError as error:
                 raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
             if b"\\ud" in line.lower() and (character := _surrogate(row)):
-                raise DataError(f"{where}: not UTF-8: half a character, \\u{ord(character):04x}, without the other")
+                raise DataError(f"{where}: not UTF-8: \\u{ord(character):04x} is only half of a surrogate pair")
             if not isinstance(row, dict):
-                raise DataError(f'{where}: {str(row)[:40]!r} is not an object; a line should look like {{"prompt": …}}')
+                raise DataError(
+                    f'{where}: {str(row)[:40]!r} is not a JSON object; a line must look like {{"prompt": …}}'
+                )
             yield where, row
 
 
 def _surrogate(row: Any) -> str:
-    """Return the first half of a surrogate pair that a row has alone, or nothing."""
-    found = re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False))
-    return found.group() if found else ""
+    """Return the first unpaired surrogate in a row, or ""."""
+    match = re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False))
+    return match.group() if match else ""
 
 
-def _first_bad(batch: pa.RecordBatch) -> int:
-    """Return the first row of a batch that holds text that is none."""
+def _first_undecodable(batch: pa.RecordBatch) -> int:
+    """Return the index of the first row of a batch with text that is not UTF-8."""
     for row in range(batch.num_rows):
         try:
             batch.slice(row, 1).to_pylist()
@@ -193,7 +197,9 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 try:
                     rows = batch.to_pylist()
                 except UnicodeDecodeError as error:
-                    raise DataError(f"{path} row {number + _first_bad(batch)}: not UTF-8: {error.reason}") from error
+                    raise DataError(
+                        f"{path} row {number + _first_undecodable(batch)}: not UTF-8: {error.reason}"
+                    ) from error
                 for row in rows:
                     yield f"{path} row {number}", row
                     number += 1

@@ -1,9 +1,8 @@
-"""The columns that flow from stage to stage, one Arrow schema per kind of row, and their identities.
+"""The rows that flow from stage to stage: one Arrow schema per kind of row.
 
-Invariants: a rollout's `token_bytes` add up to the UTF-8 bytes of its completion after `prefix_bytes`
-and after a `<think>` that the template wrote;
-`logprobs` are natural logs, float32, of the model's raw distribution (temperature 1), or null where
-the source had none, never invented. An identity is a hash of what the row is, never its position.
+Invariants: the `token_bytes` of a rollout add up to the UTF-8 bytes of its completion, less `prefix_bytes` and less a
+`<think>` that the chat template wrote. `logprobs` are natural logarithms of the model's raw distribution (temperature
+1), or null if the source had none; they are never made up. A uid is a hash of the content of its row, never a position.
 """
 
 from __future__ import annotations
@@ -20,100 +19,103 @@ TOKENS = pa.large_list(pa.int32())
 
 _QUESTION = [
     ("prompt_uid", pa.string()),
-    ("messages", MESSAGES),  # the conversation up to and without the answer
+    ("messages", MESSAGES),  # the conversation before the answer
     ("domain", pa.string()),
-    ("answer", pa.string()),  # the right answer, where it is known
+    ("answer", pa.string()),  # the reference answer, if known
 ]
 
 _COMPLETION = [
     ("uid", pa.string()),
     *_QUESTION,
-    ("index", pa.int32()),  # which candidate of its prompt
-    ("completion", pa.large_string()),  # text, thinking within <think>…</think>
-    # "stop", "length", "tool_calls", "malformed" (harmony), "refusal", "content_filter", "error" (left out), or
-    # "unknown" for ingested text that does not say
+    ("index", pa.int32()),  # number of the answer among those to its prompt
+    ("completion", pa.large_string()),  # text, with the thinking in <think>…</think>
+    # "stop", "length", "tool_calls", "malformed" (harmony), "refusal", "content_filter", "error" (skipped), or
+    # "unknown" (ingested without a reason)
     ("finish_reason", pa.string()),
-    ("prefix_bytes", pa.int64()),  # bytes of the completion that the student wrote (mix), else 0
+    ("prefix_bytes", pa.int64()),  # bytes of the completion that the student wrote (mix), or 0
 ]
 
 ROLLOUT = pa.schema(
     [
         *_COMPLETION,
-        ("token_ids", TOKENS),  # in the teacher's vocabulary, after prefix_bytes; null where the source had none
+        ("token_ids", TOKENS),  # in the teacher's vocabulary, after prefix_bytes; null if the source had none
         ("logprobs", pa.large_list(pa.float32())),
         ("token_bytes", TOKENS),
     ]
 )
-"""What sample, ingest and mix write."""
+"""Rows of sample, ingest, and mix."""
 
 SCORE = pa.schema(
     [
         ("uid", pa.string()),  # of the rollout
         ("sentence_ends", pa.large_list(pa.int64())),  # byte offsets in the completion
-        ("p_teacher", pa.large_list(pa.float32())),  # exp(mean logprob) per sentence; NaN where no token begins
+        ("p_teacher", pa.large_list(pa.float32())),  # exp(mean logprob) of each sentence; NaN if no token begins in it
         ("p_student", pa.large_list(pa.float32())),
-        ("teacher_mean_logprob", pa.float64()),  # over all tokens: its exp is the paper's geometric mean (Fig. 3a)
+        ("teacher_mean_logprob", pa.float64()),  # over all tokens; its exp is the geometric mean of Fig. 3a
         ("student_mean_logprob", pa.float64()),
         ("num_teacher_tokens", pa.int64()),
-        ("ids", TOKENS),  # prompt, completion and end token in the student's vocabulary: what was scored
-        ("num_context_tokens", pa.int64()),  # ids before this one are the prompt
-        ("rank_sum", pa.int64()),  # Σ min(rank, 100) of answer and end token by the student; null: not told
-        ("surprisal_sum", pa.float64()),  # Σ −log p of the same tokens by the student
+        ("ids", TOKENS),  # what was scored: prompt, completion, and end token in the student's vocabulary
+        ("num_context_tokens", pa.int64()),  # the first of the ids, which are the prompt
+        ("rank_sum", pa.int64()),  # Σ min(rank, 100) of answer and end token by the student; null if not known
+        ("surprisal_sum", pa.float64()),  # Σ -log p of the same tokens by the student
     ]
 )
-"""What score writes, one row per rollout. One over the student's context has no p_student and nulls."""
+"""Rows of score, one per rollout. Student columns are null if the rollout exceeds the student's context."""
 
-READING = pa.schema(
+TEACHER_LOGPROBS = pa.schema(
     [
         ("uid", pa.string()),  # of the rollout
         ("token_ids", TOKENS),  # of its completion in the teacher's vocabulary
-        ("logprobs", pa.large_list(pa.float32())),  # null: over the teacher's context
+        ("logprobs", pa.large_list(pa.float32())),  # null if the answer exceeds the teacher's context
         ("token_bytes", TOKENS),
     ]
 )
-"""What score keeps of answers that the teacher has read, in a folder of its own."""
+"""Answers that the teacher scored for the stage score, in a subfolder of their own."""
 
 KEPT = pa.schema(
     [
         *_COMPLETION,
-        ("ids", TOKENS),  # prompt, completion and end token in the student's vocabulary
-        ("num_context_tokens", pa.int64()),  # ids before this one are not trained on
-        ("score", pa.float32()),  # what the rule ranked by; null when it ranks nothing
-        ("weight", pa.float32()),  # mean 1 among its prompt's kept answers; null if rejected or without weighting
+        ("ids", TOKENS),  # prompt, completion, and end token in the student's vocabulary
+        ("num_context_tokens", pa.int64()),  # the first of the ids, which are not trained on
+        ("score", pa.float32()),  # what the rule ranked by; null if it does not rank
+        ("weight", pa.float32()),  # mean 1 over the kept answers to its prompt; null if rejected or not weighted
         ("num_sentences", pa.int64()),
         ("class_counts", pa.list_(pa.int64(), 3)),  # shared, teacher, student sentences; null without scores
     ]
 )
-"""What select keeps: rollouts as the student will read them."""
+"""Rollouts that select kept, as token ids of the student."""
 
 REJECTED = pa.schema([*KEPT, ("reason", pa.string()), ("value", pa.float64())])
-"""What select rejects, in the same folder: why, and the number that was too large or small."""
+"""Rollouts that select rejected, in the same folder: the reason, and the value that was too large or too small."""
 
 ROW = pa.schema(
     [
-        ("ids", TOKENS),  # documents one behind the other, at most seq_len
+        ("ids", TOKENS),  # documents one after another, at most seq_len
         ("loss_mask", pa.large_list(pa.bool_())),  # true where the token is a target
         ("doc_lengths", pa.large_list(pa.int32())),
         ("uids", pa.list_(pa.string())),  # the rollouts, in order
-        ("weights", pa.list_(pa.float32())),  # how much each document counts; null where nothing has a weight
+        ("weights", pa.list_(pa.float32())),  # of each document in the loss; null without weighting
     ]
 )
-"""What pack writes: rows for training."""
+"""Packed rows for training. Columns that the objective needs come after these."""
+
+DOCUMENT, TOKEN = "doc:", "token:"
+"""Prefixes of the names of those columns: a list with one value per document, or one per target token of the row."""
 
 GRADED = pa.schema(
     [
         *_COMPLETION,
-        ("grade", pa.string()),  # "right", "wrong", or "unparseable": no answer found in it
+        ("grade", pa.string()),  # "right", "wrong", or "unparseable" (no answer found)
         ("extracted", pa.string()),
         ("num_tokens", pa.int64()),
     ]
 )
-"""What evaluate writes."""
+"""Rows of evaluate."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question: its messages up to the answer, and the right answer where it is known."""
+    """A question: the messages before the answer, and the reference answer if it is known."""
 
     uid: str
     messages: tuple[Message, ...]
@@ -121,7 +123,7 @@ class Prompt:
     answer: str | None
 
     def columns(self) -> dict[str, Any]:
-        """Return the columns that every row about this question carries."""
+        """Return the columns that every row about this question has."""
         return {
             "prompt_uid": self.uid,
             "messages": list(self.messages),

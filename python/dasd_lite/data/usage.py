@@ -1,4 +1,4 @@
-"""Tokens, requests and money that a teacher has been asked for."""
+"""What a teacher's answers cost: tokens and money."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class Usage:
-    """Tokens that were read and written, which is what providers charge for."""
+    """Tokens that a teacher read and wrote. Providers charge for both.
+
+    Attributes:
+        prompt_tokens: Tokens read.
+        completion_tokens: Tokens written.
+        answers: Number of answers.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     answers: int = 0
 
     def __add__(self, other: Usage) -> Usage:
-        """Return both together."""
+        """Return the sum of both."""
         return Usage(
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
@@ -27,17 +33,17 @@ class Usage:
 
     @property
     def tokens(self) -> int:
-        """Return how many in all."""
+        """Tokens read and written."""
         return self.prompt_tokens + self.completion_tokens
 
     def add(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Count one answer more."""
+        """Add one answer."""
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
         self.answers += 1
 
     def cost(self, prices: Prices | None) -> float | None:
-        """Return what these tokens cost, or none without prices."""
+        """Return the cost of these tokens, in the currency of `prices`, or None without prices."""
         if prices is None:
             return None
         return (self.prompt_tokens * prices.input + self.completion_tokens * prices.output) / 1e6

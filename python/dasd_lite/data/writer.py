@@ -1,4 +1,8 @@
-"""The life of a dataset folder: begun, written, published, cleared."""
+"""The life of a dataset folder: begun, written, published.
+
+Invariant: a folder without manifest.json is unfinished, and `publish` writes that file last. The writer of stages that
+take hours is in journal.py.
+"""
 
 from __future__ import annotations
 
@@ -14,63 +18,69 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from dasd_lite.data.files import disk_errors, sync_file, write_atomic
+from dasd_lite.data.files import disk_errors, sync_path, write_atomic
 from dasd_lite.data.manifest import Identity, new_state, package_versions, read_state, to_json
 from dasd_lite.errors import CheckpointError, DataError
 
 
 def is_finished(folder: Path, identity: Identity, *, force: bool = False, keep: bool = False) -> bool:
-    """Tell whether `folder` already holds `identity`, finished.
+    """Return whether `folder` already holds the finished result of `identity`.
 
-    A folder that holds something else is refused with the names of what differs; with `force` it is removed.
-    So is without it an unfinished one that holds no work worth going on with. With `keep` nothing is removed yet, for
-    a stage that may still be refused: it asks again when it begins.
+    A folder of another identity is deleted if nothing is lost: it is unfinished and has nothing to resume.
+
+    Args:
+        folder: The folder, which need not exist.
+        identity: What it should hold.
+        force: Delete a folder of another identity in any case.
+        keep: Delete nothing yet. For a stage that may still fail before it begins, and then asks again.
+
+    Raises:
+        CheckpointError: The folder is of another identity; names the differences.
+        DataError: The folder holds files that no stage wrote.
     """
-    state = next((p for p in (folder / "manifest.json", folder / "unfinished.json") if p.exists()), None)
-    if state is None:
+    state_file = next((p for p in (folder / "manifest.json", folder / "unfinished.json") if p.exists()), None)
+    if state_file is None:
         if folder.is_dir() and any(p.suffix != ".tmp" for p in folder.iterdir()) and not force:
-            raise DataError(
-                f"{folder}: the folder is not empty and no stage of ours made it; choose another or remove it"
+            raise DataError(f"{folder}: has files that dasd-lite did not write; choose another folder or remove it")
+    else:
+        state, finished = read_state(state_file), state_file.name == "manifest.json"
+        if state["fingerprint"] == identity.fingerprint:
+            return finished
+        if not force and (finished or _has_progress(folder)):
+            reason = "; ".join(identity.differences(state)) or f"it was made by {state['stage']}"
+            raise CheckpointError(
+                f"{folder}: made with another configuration ({reason}); use another out folder or --force"
             )
-        if not keep:
-            clear(folder)
-        return False
-    found = read_state(state)
-    if found["fingerprint"] == identity.fingerprint:
-        return state.name == "manifest.json"
-    if not force and (state.name == "manifest.json" or _has_progress(folder)):
-        names = "; ".join(identity.differences(found)) or f"it was made by {found['stage']}"
-        raise CheckpointError(f"{folder}: made with another configuration ({names}); use another out folder or --force")
     if not keep:
-        clear(folder)
+        _delete(folder)
     return False
 
 
 def _has_progress(folder: Path) -> bool:
-    """Tell whether an unfinished folder holds a journal or checkpoints; a short stage's starts afresh anyway."""
+    """Return whether an unfinished folder has a journal or checkpoints to resume from."""
     return any(path.is_dir() or path.name == "journal.sqlite" for path in folder.iterdir())
 
 
-def clear(folder: Path) -> None:
-    """Remove a folder so that a kill in the middle leaves one that is known to be unfinished and ours."""
+def _delete(folder: Path) -> None:
+    """Delete a folder so that a kill halfway leaves one that is known to be unfinished and ours."""
     if not folder.is_dir():
         return
-    state = folder / "unfinished.json"
+    state_file = folder / "unfinished.json"
     if (folder / "manifest.json").exists():
-        (folder / "manifest.json").rename(state)
-    for path in folder.glob("journal.sqlite*"):  # before the shards that it speaks of
+        (folder / "manifest.json").rename(state_file)
+    for path in folder.glob("journal.sqlite*"):  # before the shards that it records
         path.unlink()
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path != state:
+        elif path != state_file:
             path.unlink()
-    state.unlink(missing_ok=True)
+    state_file.unlink(missing_ok=True)
     folder.rmdir()
 
 
 def begin(folder: Path, identity: Identity, config: BaseModel | None = None) -> None:
-    """Mark `folder` as begun for `identity`; a folder begun before keeps what it has."""
+    """Create `folder` and record its identity. A folder that was begun before keeps its content."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "unfinished.json").exists():
         write_atomic(folder / "unfinished.json", to_json(new_state(identity, config)))
@@ -85,9 +95,15 @@ def publish(
     config: BaseModel | None = None,
     timing: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Write the manifest: from this instant the folder is finished.
+    """Write the manifest, which makes the folder finished.
 
-    `timing` goes to a file of its own, so that the same seed gives the same manifest.
+    Args:
+        folder: The folder that `begin` created.
+        identity: What decided its content.
+        tables: Name of each table → its shards, as `{"file": name, "rows": number}`.
+        counts: What the stage counted.
+        config: All options of the stage, to keep them beside the result.
+        timing: Seconds and the like. They have their own file, so that the same seed gives the same manifest.
     """
     if timing:
         write_atomic(folder / "timing.json", to_json(timing))
@@ -103,10 +119,10 @@ def publish(
 
 
 class FolderWriter:
-    """What both writers share: a folder that becomes finished by `publish`, and its shards."""
+    """Base class of both writers: a folder that `publish` finishes."""
 
     def __init__(self, folder: Path, identity: Identity, config: BaseModel | None) -> None:
-        """Begin the folder, or go on with it."""
+        """Create the folder, or resume it."""
         self.folder, self.identity, self.config = folder, identity, config
         self._tables: dict[str, list[dict[str, Any]]] = {}
         self._started = time.perf_counter()
@@ -120,15 +136,15 @@ class FolderWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go of open files; only `publish` finishes the folder."""
+        """Close the files. Only `publish` finishes the folder."""
         with contextlib.suppress(OSError, pa.ArrowException) if error else contextlib.nullcontext():
-            self.close()  # after an error its own is what is told, not one of closing half a shard
+            self.close()  # an error while closing half a shard must not hide the one that came first
 
     def close(self) -> None:
-        """Let go of open files; the folder stays as it is."""
+        """Close the files; the folder stays as it is."""
 
     def publish(self, counts: Mapping[str, Any], **timing: float) -> dict[str, Any]:
-        """Finish the folder with what went in and came out."""
+        """Finish the folder, with what the stage counted and how long it took; return the manifest."""
         self.close()
         seconds = time.perf_counter() - self._started
         tables = {name: list(files) for name, files in self._tables.items()}
@@ -144,9 +160,9 @@ class FolderWriter:
 
 
 class ShardWriter(FolderWriter):
-    """Writes the tables of a short stage; an unfinished folder starts afresh.
+    """Writes the tables of a stage that takes seconds, and starts over after a kill.
 
-    `schemas` maps a table's name to its columns. Batches are written as they come, a row group each.
+    `schemas` maps the name of each table to its columns. Each batch becomes a row group.
     """
 
     def __init__(
@@ -157,15 +173,15 @@ class ShardWriter(FolderWriter):
         config: BaseModel | None = None,
         shard_rows: int = 10_000,
     ) -> None:
-        """Begin `folder`, which `is_finished` has cleared."""
-        clear(folder)
+        """Create `folder`; whatever an unfinished run left in it is deleted."""
+        _delete(folder)
         super().__init__(folder, identity, config)
         self._schemas, self._shard_rows = schemas, shard_rows
         self._open: dict[str, pq.ParquetWriter] = {}
         self._tables = {name: [] for name in schemas}
 
     def write(self, table: str, batch: pa.RecordBatch | pa.Table) -> None:
-        """Append rows to a table; a shard ends with the batch that fills it."""
+        """Append rows to a table; the batch that fills a shard ends it."""
         if batch.num_rows == 0:
             return
         with disk_errors(self.folder):
@@ -173,18 +189,18 @@ class ShardWriter(FolderWriter):
                 name = f"{table}-{len(self._tables[table]):05d}.parquet"
                 self._tables[table].append({"file": name, "rows": 0})
                 self._open[table] = pq.ParquetWriter(self.folder / name, self._schemas[table], compression="zstd")
-            whole = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
-            self._open[table].write_table(whole.cast(self._schemas[table]))
+            rows = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
+            self._open[table].write_table(rows.cast(self._schemas[table]))
             self._tables[table][-1]["rows"] += batch.num_rows
             if self._tables[table][-1]["rows"] >= self._shard_rows:
                 self._end_shard(table)
 
     def _end_shard(self, table: str) -> None:
         self._open.pop(table).close()
-        sync_file(self.folder / self._tables[table][-1]["file"])
+        sync_path(self.folder / self._tables[table][-1]["file"])
 
     def close(self) -> None:
-        """End the open shards."""
+        """Finish the open shards."""
         with disk_errors(self.folder):
             for table in list(self._open):
                 self._end_shard(table)

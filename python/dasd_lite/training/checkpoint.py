@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dasd_lite.data.files import disk_errors, sync_file, sync_folder, write_atomic
+from dasd_lite.data.files import disk_errors, sync_path, write_atomic
 from dasd_lite.errors import CheckpointError, MissingExtraError
 from dasd_lite.training.ranks import Ranks
 
@@ -60,11 +60,11 @@ def save(
         with saving(folder):
             write_atomic(temporary / "state.json", json.dumps(state | {"numbers": numbers, "files": files}))
             for path in temporary.iterdir():
-                sync_file(path)
-            sync_folder(temporary)
+                sync_path(path)
+            sync_path(temporary)
             temporary.rename(final)
-            sync_folder(folder)
-            sync_folder(folder.parent)
+            sync_path(folder)
+            sync_path(folder.parent)
 
     ranks.from_first(prepare)
     with saving(folder):

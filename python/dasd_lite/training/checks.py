@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.console import err
-from dasd_lite.data.hub import engine_stop_ids
+from dasd_lite.data.hub import configured_stop_ids
 from dasd_lite.data.manifest import read_manifest
 from dasd_lite.errors import TrainError
 from dasd_lite.training.ranks import Ranks
@@ -45,7 +45,7 @@ def check_tokenizer(rows: Path, model: Path, num_embeddings: int, ranks: Ranks) 
 
 def new_ends(model: Path, table: Rows, ranks: Ranks) -> frozenset[int]:
     """Return the tokens that end the answers and at which the model does not stop yet."""
-    stops, ends = engine_stop_ids(model), table.facts.end_ids
+    stops, ends = configured_stop_ids(model), table.facts.end_ids
     if len(ends) > _FEW_ENDS:
         return frozenset()  # rows of no chat: nothing that they have in common ends them
     if ends - stops and stops and ranks.is_first:

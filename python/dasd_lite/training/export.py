@@ -18,8 +18,8 @@ import numpy as np
 
 from dasd_lite.config.models import Dtype
 from dasd_lite.config.train import Full, Lora
-from dasd_lite.data.files import sync_file, sync_folder
-from dasd_lite.data.hub import engine_stop_ids
+from dasd_lite.data.files import sync_path
+from dasd_lite.data.hub import configured_stop_ids
 from dasd_lite.errors import MissingExtraError, TrainError
 from dasd_lite.model.load import load_model, quiet, stored_dtype
 from dasd_lite.model.logprobs import causal_model, target_logprobs
@@ -120,7 +120,7 @@ def save_model(model: Any, folder: Path, tokenizer_from: Path, end_ids: Set[int]
         if end_ids:
             path = temporary / "generation_config.json"
             config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            config["eos_token_id"] = sorted({*engine_stop_ids(tokenizer_from), *end_ids})
+            config["eos_token_id"] = sorted({*configured_stop_ids(tokenizer_from), *end_ids})
             path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         _put(temporary, folder)
 
@@ -130,8 +130,8 @@ def _put(temporary: Path, folder: Path) -> None:
     mode = next(temporary.glob("*config.json")).stat().st_mode
     for path in temporary.iterdir():
         path.chmod(mode)  # safetensors lets nobody but its writer read what it writes
-        sync_file(path)
-    sync_folder(temporary)
+        sync_path(path)
+    sync_path(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
-    sync_folder(folder.parent)
+    sync_path(folder.parent)

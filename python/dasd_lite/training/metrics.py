@@ -12,14 +12,15 @@ import json
 import math
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
 from dasd_lite.console import Progress, progress
-from dasd_lite.data import files, metrics
-from dasd_lite.data.files import disk_errors
-from dasd_lite.errors import CheckpointError, ConfigError
+from dasd_lite.data.files import disk_errors, sync_open_file
+from dasd_lite.data.metrics import read_metrics, truncate_metrics
+from dasd_lite.errors import ConfigError
 
 if TYPE_CHECKING:
     from dasd_lite.training.job import Job
@@ -33,14 +34,10 @@ class Log:
         self._job, self._is_first = job, job.ranks.is_first
         schedule, path = job.schedule, job.out / "metrics.jsonl"
         self.tokens = [int(job.rows.num_tokens[schedule.rows_of(step)].sum()) for step in range(schedule.num_steps)]
-        try:
-            kept = path.read_text(encoding="utf-8").splitlines()[:first] if first else []
-            self.losses = [float(json.loads(line)["loss"]) for line in kept]
-            """Of the steps so far."""
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: damaged ({error}); remove {job.out} to train afresh") from error
+        self.losses = [float(line["loss"]) for line in islice(read_metrics(path), first)]
+        """Of the steps so far."""
         if self._is_first:
-            metrics.truncate_metrics(path, first)
+            truncate_metrics(path, first)
         self._left, self._began, self._done = sum(self.tokens[first:]), time.perf_counter(), 0
         self._stack = contextlib.ExitStack()
         self._file: IO[str] | None = None
@@ -101,7 +98,7 @@ class Log:
     def sync(self) -> None:
         """Make the lines so far survive a power cut."""
         if self._file is not None:
-            files.sync(self._file)
+            sync_open_file(self._file)
 
 
 PROJECT = "dasd-lite"

@@ -20,7 +20,7 @@ from dasd_lite import console
 from dasd_lite.config.stages import RecipeConfig, SelectConfig
 from dasd_lite.data.dataset import batches, shards
 from dasd_lite.data.manifest import read_manifest
-from dasd_lite.data.metrics import parse_metrics
+from dasd_lite.data.metrics import read_metrics
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.method.sentences import sentence_ends
 from dasd_lite.report.show.pieces import abridge, sentence_pieces, token_pieces
@@ -83,7 +83,7 @@ def _open(folder: Path, *, rejected: bool) -> _Place:
     """Find the tables to show, and what stands around the folder."""
     notes, metrics = [], []
     if (folder / "metrics.jsonl").exists() or folder.name == "train":
-        metrics = _metrics(folder)
+        metrics = list(read_metrics(folder / "metrics.jsonl"))
         notes += [f"Every step: {folder / 'metrics.jsonl'}"] if metrics else []
         rows = folder.parent / "pack"
         if (rows / "manifest.json").exists():
@@ -110,13 +110,6 @@ def _open(folder: Path, *, rejected: bool) -> _Place:
     place = _Place(folder, known, notes=notes, metrics=metrics)
     _surroundings(place)
     return place
-
-
-def _metrics(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]  # the last may be half written as yet
-    return [parse_metrics(path, number, line) for number, line in enumerate(whole, start=1)]
 
 
 def _what_train_reads(folder: Path, rows: Path) -> list[str]:
