@@ -180,7 +180,7 @@ def target_terms(
     return causal(run_inside=run) if hasattr(causal, "runs_inside") else run()
 
 
-def negative_logprobs(logits_CV: Any, target_ids_C: Any, at: slice) -> Any:
+def negative_logprobs(logits_CV: Any, target_ids_C: Any, at: slice | None = None) -> Any:
     """Return −log p of the target tokens: what most objectives are made of; float32 [C]."""
     return F.cross_entropy(logits_CV.float(), target_ids_C, reduction="none")
 

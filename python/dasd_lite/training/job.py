@@ -30,7 +30,7 @@ from dasd_lite.model import load as student
 from dasd_lite.model.logprobs import target_terms
 from dasd_lite.model.row import Row
 from dasd_lite.training import trainable
-from dasd_lite.training.objectives import Objective, Targets
+from dasd_lite.training.objectives import CheckedObjective, Targets
 from dasd_lite.training.ranks import Ranks, full_tensor, shard
 from dasd_lite.training.rows import Rows
 from dasd_lite.training.schedule import Schedule
@@ -98,13 +98,13 @@ class Job:
                 found.append((rows[self.schedule.rows_of(step)[-1]], False))
         return found
 
-    def forward(self, objective: Objective, row: Row, num_targets: int) -> tuple[Any, dict[str, Any]]:
+    def forward(self, objective: CheckedObjective, row: Row, num_targets: int) -> tuple[Any, dict[str, Any]]:
         """Return the loss of a micro-batch in a step of `num_targets` target tokens, and sums to report."""
         targets = Targets.of(row, num_targets, self.ranks.device)
         offload = self.schedule.config.offload_activations
         with self.autocast():
             per_token = target_terms(
-                self.model, row.ids, targets.positions, row.doc_lengths, objective.terms, offload=offload
+                self.model, row.ids, targets.positions, row.doc_lengths, objective.terms(targets), offload=offload
             )
             return objective.loss(per_token, targets)
 

@@ -1,14 +1,15 @@
 """Rows for training, read at random with flat memory.
 
-Input: a finished pack folder, table "rows". It is checked while it is copied once to an uncompressed
-file, which is memory-mapped: what the operating system can take back, however many tokens there are.
-Invariant: every row that comes out has been checked: its columns fit each other, its ids are in the
-model's vocabulary, no document is longer than the model's positions, and every document ends with a
-target.
+Input: a finished pack folder, table "rows", and the columns that the objective needs. The rows are checked while they
+are copied once to an uncompressed file, which is memory-mapped: the operating system can reclaim that memory, however
+many tokens there are.
+Invariant: every row that comes out has been checked: its columns fit each other, its ids are in the model's vocabulary,
+no document is longer than the model's positions, and every document ends with a target.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from dasd_lite.data.dataset import batches
+from dasd_lite.data.dataset import batches, shards
 from dasd_lite.data.files import disk_errors
-from dasd_lite.data.records import ROW
+from dasd_lite.data.records import DOCUMENT, ROW, TOKEN
 from dasd_lite.errors import TrainError
-from dasd_lite.method.ragged import offsets_of
+from dasd_lite.method.ragged import from_arrow, offsets_of
 from dasd_lite.model.row import Row
 
 
 @dataclass(frozen=True)
 class RowStats:
-    """What is known of rows after they have been checked."""
+    """What is known about the rows after they have been checked."""
 
     mean_weight: float | None
-    """Over the target tokens; None without weights."""
+    """Over the target tokens; None where the objective needs no weights."""
     end_ids: frozenset[int]
     """The tokens with which documents end."""
     num_targets: npt.NDArray[np.int64]
@@ -41,15 +43,15 @@ class Rows:
     """A checked table of rows; `rows[i]` is read from disk when it is asked for."""
 
     def __init__(self, mapped: Path, facts: RowStats) -> None:
-        """Map the file that `copy_rows` wrote; it may lose its name afterwards."""
+        """Map the file that `copy_rows` wrote; it may be unlinked afterwards."""
         self._table = pa.ipc.open_file(pa.memory_map(str(mapped))).read_all()
         self.facts = facts
-        self.num_tokens = np.concatenate([_lengths(chunk) for chunk in self._table["ids"].chunks])
+        self.num_tokens = np.concatenate([np.diff(from_arrow(chunk).offsets) for chunk in self._table["ids"].chunks])
         """Tokens of each row."""
-        documents = self._table["doc_lengths"].chunks
-        self.doc_lengths = np.concatenate([_flat(chunk) for chunk in documents]).astype(np.int64)
+        documents = [from_arrow(chunk) for chunk in self._table["doc_lengths"].chunks]
+        self.doc_lengths = np.concatenate([chunk.values for chunk in documents]).astype(np.int64)
         """Tokens of each document, row after row."""
-        self.doc_offsets = offsets_of(np.concatenate([_lengths(chunk) for chunk in documents]))
+        self.doc_offsets = offsets_of(np.concatenate([np.diff(chunk.offsets) for chunk in documents]))
         """Row r has the documents from `doc_offsets[r]` to `doc_offsets[r + 1]`."""
 
     def __len__(self) -> int:
@@ -59,73 +61,170 @@ class Rows:
     def __getitem__(self, i: int) -> Row:
         """Read one row; its weights have mean 1 over the target tokens of all rows."""
         ids, mask, lengths = (self._table[name][i].values for name in ("ids", "loss_mask", "doc_lengths"))
-        weights, mean = None, self.facts.mean_weight
-        if mean is not None:
-            given = self._table["weights"][i]
-            raw = (
-                given.values.fill_null(1.0).to_numpy(zero_copy_only=False) if given.is_valid else np.ones(len(lengths))
-            )
-            weights = (raw / mean).astype(np.float32)
+        columns = {name: _numbers(self._table[name][i].values) for name in self._table.column_names if ":" in name}
+        tokens = {name.removeprefix(TOKEN): x for name, x in columns.items() if name.startswith(TOKEN)}
+        documents = {name.removeprefix(DOCUMENT): x for name, x in columns.items() if name.startswith(DOCUMENT)}
+        if self.facts.mean_weight is not None:
+            weights = _row_weights(self._table["weights"][i], len(lengths))
+            documents["weight"] = (weights / self.facts.mean_weight).astype(np.float32)
         return Row(
             ids.to_numpy(),
             mask.to_numpy(zero_copy_only=False),
             lengths.to_numpy(),
             tuple(self._table["uids"][i].as_py() or ()),
-            weights,
+            tokens,
+            documents,
         )
 
 
-def open_rows(folder: Path, mapped: Path, *, vocab_size: int, max_positions: int | None) -> Rows:
-    """Check the rows of a pack folder and map them into memory by way of the file `mapped`.
+def copy_rows(
+    folder: Path,
+    mapped: Path,
+    *,
+    vocab_size: int,
+    max_positions: int | None,
+    needs: Sequence[str] = (),
+    groups: bool = False,
+) -> RowStats:
+    """Check the rows of a pack folder while copying them to the uncompressed file `mapped`.
 
-    The file loses its name at once and its space when the process ends, however that comes.
+    Args:
+        folder: A finished pack folder.
+        mapped: The file to write.
+        vocab_size: Ids of the model's vocabulary.
+        max_positions: Longest document that the model can read; None for any length.
+        needs: Columns that the objective reads; others are not copied.
+        groups: Whether all documents of a prompt must be in one row.
+
+    Raises:
+        TrainError: A row that must not be trained on, or a missing column; names the row.
     """
-    try:
-        return Rows(mapped, copy_rows(folder, mapped, vocab_size=vocab_size, max_positions=max_positions))
-    finally:
-        mapped.unlink(missing_ok=True)
-
-
-def copy_rows(folder: Path, mapped: Path, *, vocab_size: int, max_positions: int | None) -> RowStats:
-    """Check the rows of a pack folder while they are copied to the uncompressed file `mapped`."""
+    schema = _schema(folder, needs, groups)
     num_rows, weight, has_weights = 0, 0.0, False
     end_ids: set[int] = set()
     num_targets: list[npt.NDArray[np.int64]] = []
+    row_of_prompt: dict[int, int] = {}
     mapped.parent.mkdir(parents=True, exist_ok=True)
-    with disk_errors(mapped.parent), pa.ipc.new_file(str(mapped), ROW) as writer:
-        for batch in batches(folder, "rows"):
+    with disk_errors(mapped.parent), pa.ipc.new_file(str(mapped), schema) as writer:
+        for batch in batches(folder, "rows", schema.names):
             targets, ends = _check(folder, batch, num_rows, vocab_size, max_positions)
-            weight += float(_weights(folder, batch, num_rows) @ targets)
-            has_weights |= batch["weights"].null_count < batch.num_rows
-            num_targets.append(np.add.reduceat(targets, offsets_of(_lengths(batch["doc_lengths"]))[:-1]))
+            edges = from_arrow(batch["doc_lengths"]).offsets
+            num_targets.append(np.add.reduceat(targets, edges[:-1]))
+            if "weight" in needs:
+                weight += float(_weights(folder, batch, num_rows) @ targets)
+                has_weights |= batch["weights"].null_count < batch.num_rows
+            _check_columns(folder, batch, num_rows, np.diff(edges), num_targets[-1])
+            if groups:
+                _check_groups(folder, batch, num_rows, row_of_prompt)
             end_ids.update(ends.tolist())
-            writer.write_batch(batch.cast(ROW))
+            writer.write_batch(batch.select(schema.names).cast(schema))
             num_rows += batch.num_rows
     if num_rows == 0:
         raise TrainError(f"{folder}: no row to train on")
-    if weight <= 0:
-        raise TrainError(f"{folder}: the weights of all documents are 0; nothing would be learnt")
+    if "weight" in needs and not has_weights:
+        raise TrainError(
+            f"{folder}: the objective needs the column 'weight', but the rows have no weights; set select.weighting and"
+            " run `dasd-lite select` and `dasd-lite pack` again with --force"
+        )
+    if "weight" in needs and weight <= 0:
+        raise TrainError(f"{folder}: the weights of all documents are 0, so nothing would be learned")
     of_rows = np.concatenate(num_targets)
-    return RowStats(weight / int(of_rows.sum()) if has_weights else None, frozenset(end_ids), of_rows)
+    mean_weight = weight / int(of_rows.sum()) if "weight" in needs else None
+    return RowStats(mean_weight, frozenset(end_ids), of_rows)
+
+
+def _schema(folder: Path, needs: Sequence[str], groups: bool) -> pa.Schema:
+    """Return the columns to copy; refuse rows that lack one."""
+    files = shards(folder, "rows")
+    if not files:
+        raise TrainError(f"{folder}: no row to train on")
+    there = pq.read_schema(files[0])
+    fields = [field for field in ROW if field.name != "weights" or "weight" in needs]
+    for name in dict.fromkeys([*needs, *(["prompt"] if groups else [])]):
+        column = next((c for c in (f"{DOCUMENT}{name}", f"{TOKEN}{name}") if c in there.names), None)
+        if column is not None:
+            fields.append(there.field(column))
+        elif name == "prompt":
+            raise TrainError(
+                f"{folder}: the objective needs all answers of a prompt in one row, and these rows were packed without"
+                " that; run `dasd-lite pack` again with --force"
+            )
+        elif name != "weight":
+            raise TrainError(
+                f"{folder}: the objective needs the column {name!r}, which the rows lack; run `dasd-lite pack` again"
+                " with --force"
+            )
+    return pa.schema(fields)
 
 
 def _weights(folder: Path, batch: pa.RecordBatch, first: int) -> npt.NDArray[np.float64]:
     """Return the weight of each document of a batch, 1 where it has none."""
-    if batch["weights"].null_count == batch.num_rows:
-        return np.ones(int(_lengths(batch["doc_lengths"]).sum()))
-    found: list[npt.NDArray[np.float64]] = []
-    for i, number in enumerate(_lengths(batch["doc_lengths"])):
-        given = batch["weights"][i]
-        weights = np.ones(number)
-        if given.is_valid:
-            weights = given.values.fill_null(1.0).to_numpy(zero_copy_only=False).astype(np.float64)
-        if len(weights) != number or not (np.isfinite(weights) & (weights >= 0)).all():
+    of_rows: list[npt.NDArray[np.float64]] = []
+    for i, num_docs in enumerate(batch["doc_lengths"].value_lengths().to_pylist()):
+        weights = _row_weights(batch["weights"][i], num_docs).astype(np.float64)
+        if len(weights) != num_docs or not (np.isfinite(weights) & (weights >= 0)).all():
             raise TrainError(
-                f"{folder}: row {first + i}: weights {weights.tolist()} for {number} documents; right is one finite"
-                " number of at least 0 for each"
+                f"{folder}: row {first + i}: weights {weights.tolist()} for {num_docs} documents; each document needs"
+                " one finite number of at least 0"
             )
-        found.append(weights)
-    return np.concatenate(found)
+        of_rows.append(weights)
+    return np.concatenate(of_rows)
+
+
+def _row_weights(weights: Any, num_docs: int) -> npt.NDArray[Any]:
+    """Return the weights of one row as they were packed, 1 where there is none."""
+    if not weights.is_valid:
+        return np.ones(num_docs)
+    return np.asarray(weights.values.fill_null(1.0).to_numpy(zero_copy_only=False))
+
+
+def _check_columns(
+    folder: Path,
+    batch: pa.RecordBatch,
+    first: int,
+    num_docs: npt.NDArray[np.int64],
+    num_targets: npt.NDArray[np.int64],
+) -> None:
+    """Refuse a batch whose extra columns do not fit its rows, or hold anything but finite numbers."""
+    for name in batch.schema.names:
+        if not name.startswith((DOCUMENT, TOKEN)):
+            continue
+        column, what = batch[name], "documents" if name.startswith(DOCUMENT) else "target tokens"
+        wanted = num_docs if name.startswith(DOCUMENT) else num_targets
+        lengths = column.value_lengths().fill_null(0).to_numpy()
+        if len(wrong := np.flatnonzero(lengths != wanted)):
+            row = int(wrong[0])
+            raise TrainError(
+                f"{folder}: row {first + row}: column {name!r} has {lengths[row]} values for {wanted[row]} {what}; they"
+                " must be equally many"
+            )
+        values = _numbers(column.flatten())
+        if not (is_finite := np.isfinite(values)).all():
+            at = np.unravel_index(int(np.argmin(is_finite)), values.shape)
+            row = int(np.searchsorted(np.cumsum(lengths), at[0], side="right"))
+            raise TrainError(
+                f"{folder}: row {first + row}: column {name!r} has {values[at]}, which is no finite number"
+            )
+
+
+def _check_groups(folder: Path, batch: pa.RecordBatch, first: int, row_of_prompt: dict[int, int]) -> None:
+    """Refuse a prompt whose documents are in several rows; `row_of_prompt` collects the rows seen so far."""
+    prompts, edges = from_arrow(batch[f"{DOCUMENT}prompt"])
+    for row in range(batch.num_rows):
+        for prompt in prompts[edges[row] : edges[row + 1]].tolist():
+            other = row_of_prompt.setdefault(prompt, first + row)
+            if other != first + row:
+                raise TrainError(
+                    f"{folder}: the objective needs all answers of a prompt in one row, but prompt {prompt} is in rows"
+                    f" {other} and {first + row}; run `dasd-lite pack` again with --force"
+                )
+
+
+def _numbers(values: Any) -> npt.NDArray[Any]:
+    """Return the numbers of an Arrow array; [n], or [n, M] where each entry is a list of M."""
+    if not pa.types.is_fixed_size_list(values.type):
+        return np.asarray(values.to_numpy(zero_copy_only=False))
+    return _numbers(values.flatten()).reshape(-1, values.type.list_size)
 
 
 def _check(
@@ -135,17 +234,18 @@ def _check(
 
     Returns the number of targets of each document and the token that ends it.
     """
-    num_ids, num_masks, num_docs = (_lengths(batch[name]) for name in ("ids", "loss_mask", "doc_lengths"))
-    docs = _flat(batch["doc_lengths"]).astype(np.int64)
+    (ids, id_edges), (docs, doc_edges) = from_arrow(batch["ids"]), from_arrow(batch["doc_lengths"])
+    docs, num_ids, num_docs = docs.astype(np.int64), np.diff(id_edges), np.diff(doc_edges)
+    num_masks = batch["loss_mask"].value_lengths().fill_null(0).to_numpy()
     row_of_doc = np.repeat(np.arange(batch.num_rows), num_docs)
 
     def refuse(bad: npt.NDArray[np.bool_], what: str, value: npt.NDArray[Any]) -> None:
         if bad.any():
             doc = int(np.argmax(bad))
             row = int(row_of_doc[doc])
-            uids, at = batch["uids"][row].as_py() or (), doc - int(num_docs[:row].sum())
-            name = f" ({uids[at]})" if at < len(uids) else ""
-            raise TrainError(f"{folder}: row {first + row}, document {at}{name}: {what.format(value[doc])}")
+            uids, index = batch["uids"][row].as_py() or (), doc - int(doc_edges[row])
+            name = f" ({uids[index]})" if index < len(uids) else ""
+            raise TrainError(f"{folder}: row {first + row}, document {index}{name}: {what.format(value[doc])}")
 
     spans = np.bincount(row_of_doc, weights=docs, minlength=batch.num_rows).astype(np.int64)
     wrong = np.flatnonzero((num_ids != num_masks) | (num_ids != spans) | (num_ids == 0))
@@ -155,29 +255,22 @@ def _check(
         raise TrainError(f"{folder}: row {first + row}: {sizes}; these must be equal and not 0")
     refuse(docs < 2, "{} token; a document needs at least 2, one to predict from and one to predict", docs)
     starts = np.cumsum(docs) - docs
-    ids = _flat(batch["ids"])
     highest, lowest = np.maximum.reduceat(ids, starts), np.minimum.reduceat(ids, starts)
     refuse(lowest < 0, "token id {}; an id is at least 0", lowest)
     refuse(
         highest >= vocab_size,
-        f"token id {{}}, the model has {vocab_size}; was it packed with another tokenizer?",
+        f"token id {{}}, but the model has {vocab_size}; was it packed with another tokenizer?",
         highest,
     )
     if max_positions is not None:
         refuse(
-            docs > max_positions, f"{{}} tokens, the model has {max_positions} positions; select shorter answers", docs
+            docs > max_positions,
+            f"{{}} tokens, but the model has {max_positions} positions; select shorter answers",
+            docs,
         )
-    mask = _flat(batch["loss_mask"]).copy()
+    mask = batch["loss_mask"].flatten().to_numpy(zero_copy_only=False).copy()
     mask[starts] = False  # nothing predicts a first token
     refuse(~np.logical_or.reduceat(mask, starts), "none of its {} tokens is a target", docs)
     ends = ids[starts + docs - 1]
     refuse(~mask[starts + docs - 1], "its last token ({}), which ends the turn, is not a target", ends)
     return np.add.reduceat(mask.astype(np.int64), starts), ends
-
-
-def _lengths(column: Any) -> npt.NDArray[np.int64]:
-    return np.asarray(column.value_lengths().fill_null(0), dtype=np.int64)
-
-
-def _flat(column: Any) -> npt.NDArray[Any]:
-    return np.asarray(column.flatten())

@@ -1,74 +1,213 @@
-"""What training minimises: one small module for each objective, found by its name.
+"""What training minimizes: one small module per objective, or code of the user's own.
 
-An objective is two functions:
+An objective is a module, an object, or a class without arguments. `sft.py` is the shortest one. It has
 
-    terms(logits_CV, target_ids_C, at) -> [C] or [C, …]    what it wants to know of each target token
-    loss(terms_N, targets) -> (loss, metrics)              a scalar with its gradient, and sums to report
+    needs = ("weight", "rewards")                        columns of the rows that it reads; optional
+    groups = True                                        all answers of a prompt in one micro-batch; optional
+    per_token(logits_CV, target_ids_C, tokens)           what it wants to know about each target token: [C] or [C, …]
+    loss(per_token_N, targets) -> (loss, metrics)        a scalar with its gradient, and sums to report
 
-`terms` sees the logits of one chunk of positions, for those of all never exist at once, and is computed
-again in the backward pass; `at` says which of the micro-batch's targets these are. `loss` sees the terms of all
-targets of a micro-batch together with the documents they are in, so objectives of whole answers
-(pairs, ratios of sequences) need no more. Invariant: a loss is a sum over targets divided by `num_step`, so it adds up
-over micro-batches and ranks to the mean over the step; metrics are sums, and are divided by it once at the end.
-The first metric is the one that is shown and watched: "loss".
+`per_token` sees the logits of one chunk of positions, because those of all positions never exist at once. It runs again
+in the backward pass. `loss` sees the results of all N target tokens of a micro-batch, and the D documents they are in.
+Both get the needed columns: `tokens` those per target token (of the chunk), `targets` all of them.
+
+Invariant: a loss is a sum over target tokens divided by `targets.num_step`, so it adds up over micro-batches and
+processes to the mean over the step. Metrics are sums too and are divided once, at the end of the step. "loss" is the
+metric that is shown and monitored.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import numbers
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from dasd_lite.model.logprobs import target_positions
+from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of
+from dasd_lite.config.train import OBJECTIVES
+from dasd_lite.errors import ConfigError, TrainError
 from dasd_lite.model.row import Row
+
+_KEY = "train.objective"
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The target tokens of one micro-batch, N tokens in D documents.
+    """The target tokens of one micro-batch: N tokens in D documents.
 
     Attributes:
-        positions: Where in the row they are; int64 numpy [N].
-        document: Which document each is in; int64 tensor [N].
-        weights: Weight of each document, mean 1 over the targets of the data; float32 tensor [D].
-        num_step: Target tokens of the whole optimiser step, over all micro-batches and ranks.
+        positions: Where they are in the row; int64 numpy [N].
+        document: Which document each one is in; int64 tensor [N].
+        num_documents: D.
+        num_step: Target tokens of the whole optimizer step, over all micro-batches and processes.
+        tokens: The needed columns with one value per target token; tensors [N] or [N, M], float32 or int64.
+        documents: The needed columns with one value per document; tensors [D], float32 or int64. "weight" has mean 1
+            over the target tokens of all rows.
+        prompt: Which documents answer the same prompt, counted from 0 in this micro-batch; int64 tensor [D]. None
+            unless the objective sets `groups`.
     """
 
     positions: npt.NDArray[np.int64]
     document: Any
-    weights: Any
+    num_documents: int
     num_step: int
+    tokens: dict[str, Any]
+    documents: dict[str, Any]
+    prompt: Any | None
 
     @classmethod
-    def of(cls, row: Row, num_step: int, device: Any) -> Targets:
+    def of(cls, row: Row, num_step: int, device: Any) -> Self:
         """Find the targets of a micro-batch."""
         import torch
 
+        from dasd_lite.model.logprobs import target_positions
+
         positions = target_positions(row.loss_mask, row.doc_lengths)
         document = np.searchsorted(np.cumsum(row.doc_lengths), positions, side="right")
+        prompt = row.documents.get("prompt")
         return cls(
-            positions,
-            torch.from_numpy(document).to(device),
-            torch.from_numpy(row.weights.astype(np.float32)).to(device),
-            num_step,
+            positions=positions,
+            document=torch.from_numpy(document).to(device),
+            num_documents=len(row.doc_lengths),
+            num_step=num_step,
+            tokens={name: torch.tensor(values, device=device) for name, values in row.tokens.items()},
+            documents={name: torch.tensor(values, device=device) for name, values in row.documents.items()},
+            prompt=None if prompt is None else torch.tensor(np.unique(prompt, return_inverse=True)[1], device=device),
         )
 
 
 class Objective(Protocol):
-    """See the module."""
+    """What a module, object or class must have to be minimized; `needs` and `groups` may be left out."""
 
-    def terms(self, logits_CV: Any, target_ids_C: Any, at: slice) -> Any:
-        """Return what the objective wants to know of each token of a chunk."""
-        ...
+    @property
+    def needs(self) -> Sequence[str]:
+        """Columns of the rows that it reads: "weight", "teacher_logprobs", or columns of `pack.columns`."""
 
-    def loss(self, terms_N: Any, targets: Targets) -> tuple[Any, dict[str, Any]]:
-        """Return the loss of a micro-batch, and sums over its tokens to report."""
-        ...
+    @property
+    def groups(self) -> bool:
+        """Whether all answers of a prompt must be in one micro-batch."""
+
+    def per_token(self, logits_CV: Any, target_ids_C: Any, tokens: Mapping[str, Any]) -> Any:
+        """Return what the loss needs to know about each target token of a chunk: [C] or [C, …]."""
+
+    def loss(self, per_token_N: Any, targets: Targets) -> tuple[Any, dict[str, Any]]:
+        """Return the loss of a micro-batch, and sums over its tokens to report, "loss" among them."""
 
 
-def load(name: str) -> Objective:
-    """Return the objective of this name."""
-    return cast(Objective, importlib.import_module(f"{__name__}.{name}"))
+@dataclass(frozen=True)
+class CheckedObjective:
+    """An objective whose results are checked, so that a mistake in it is one line that names it.
+
+    Attributes:
+        name: As the recipe or the code names it.
+        code: Hash of its source, part of the fingerprint of what it trains; None for a built-in objective.
+        needs: Columns of the rows that it reads.
+        groups: Whether all answers of a prompt must be in one micro-batch.
+    """
+
+    name: str
+    code: str | None
+    needs: tuple[str, ...]
+    groups: bool
+    _objective: Objective
+
+    def terms(self, targets: Targets) -> Callable[[Any, Any, slice], Any]:
+        """Return `per_token` for the chunks of a micro-batch: a function of logits, ids and which targets they are."""
+
+        def of_chunk(logits_CV: Any, target_ids_C: Any, chunk: slice) -> Any:
+            return self.per_token(logits_CV, target_ids_C, {name: x[chunk] for name, x in targets.tokens.items()})
+
+        return of_chunk
+
+    def per_token(self, logits_CV: Any, target_ids_C: Any, tokens: Mapping[str, Any]) -> Any:
+        """See Objective; raises TrainError when the result does not have one entry per target token."""
+        result = self._objective.per_token(logits_CV, target_ids_C, tokens)
+        num = len(target_ids_C)
+        if not _is_tensor(result) or result.ndim == 0 or len(result) != num:
+            raise TrainError(
+                f"objective {self.name}: per_token returned {_describe(result)}; it must be a tensor of shape"
+                f" [{num}] or [{num}, …], one entry per target token"
+            )
+        return result
+
+    def loss(self, per_token_N: Any, targets: Targets) -> tuple[Any, dict[str, Any]]:
+        """See Objective; raises TrainError when the loss is no scalar with a gradient, or no metric is "loss"."""
+        result = self._objective.loss(per_token_N, targets)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TrainError(f"objective {self.name}: loss returned {_describe(result)}; it must be (loss, metrics)")
+        loss, metrics = result
+        if not _is_tensor(loss) or loss.ndim or not loss.is_floating_point() or not loss.requires_grad:
+            raise TrainError(
+                f"objective {self.name}: its loss is {_describe(loss)}; it must be a tensor of shape [] with a gradient"
+            )
+        if not isinstance(metrics, Mapping) or "loss" not in metrics:
+            names = f"has {', '.join(map(str, metrics)) or 'none'}" if isinstance(metrics, Mapping) else "is no mapping"
+            raise TrainError(f"objective {self.name}: its metrics must have 'loss', their mapping {names}")
+        for name, value in metrics.items():
+            if not isinstance(value, numbers.Real) and not (_is_tensor(value) and value.numel() == 1):
+                raise TrainError(
+                    f"objective {self.name}: its metric {name!r} is {_describe(value)}; it must be one number, a sum"
+                )
+        return loss, dict(metrics)
+
+
+def load(objective: str | Any) -> CheckedObjective:
+    """Return the objective of this name, or the one handed over, ready to be used.
+
+    Args:
+        objective: Name of a built-in objective, `package.module:attribute`, or a module, object or class without
+            arguments that has what `Objective` describes.
+
+    Raises:
+        ConfigError: There is no such objective, or its functions take other arguments.
+    """
+    if isinstance(objective, CheckedObjective):
+        return objective
+    if not isinstance(objective, str):
+        thing, name = objective, name_of(objective)
+    elif is_extension(objective):
+        thing, name = load_extension(objective, kind="objective", key=_KEY), objective
+    elif objective in OBJECTIVES:
+        thing, name = importlib.import_module(f"{__name__}.{objective}"), objective
+    else:
+        raise ConfigError(
+            f"{_KEY} = {objective!r}: it must be {', '.join(OBJECTIVES)}, or code of your own as"
+            " package.module:attribute"
+        )
+    code = None if name in OBJECTIVES else code_hash(thing)
+    if inspect.isclass(thing):
+        check_callable(thing, (), kind="objective", key=_KEY)
+        thing = thing()
+    for function, parameters in (
+        ("per_token", ("logits_CV", "target_ids_C", "tokens")),
+        ("loss", ("per_token_N", "targets")),
+    ):
+        if not hasattr(thing, function):
+            raise ConfigError(f"{_KEY}: {name} has no function {function}({', '.join(parameters)})")
+        check_callable(getattr(thing, function), parameters, kind=f"function {function}", key=_KEY)
+    needs, groups = getattr(thing, "needs", ()), getattr(thing, "groups", False)
+    if isinstance(needs, str) or not isinstance(needs, Sequence) or not all(isinstance(need, str) for need in needs):
+        raise ConfigError(f"{_KEY}: {name} has needs = {needs!r}; it must be a list of column names")
+    if not isinstance(groups, bool):
+        raise ConfigError(f"{_KEY}: {name} has groups = {groups!r}; it must be True or False")
+    return CheckedObjective(name, code, tuple(dict.fromkeys(needs)), groups, thing)
+
+
+def _is_tensor(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)
+
+
+def _describe(value: Any) -> str:
+    """Name a wrong result: its type, and shape, dtype and lack of a gradient where it is a tensor."""
+    if not _is_tensor(value):
+        size = f" of {len(value)}" if isinstance(value, tuple) else ""
+        return f"a {type(value).__name__}{size}"
+    gradient = "" if value.requires_grad else " without a gradient"
+    return f"a tensor of shape {list(value.shape)} and {str(value.dtype).removeprefix('torch.')}{gradient}"

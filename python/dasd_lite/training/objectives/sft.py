@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from dasd_lite.model.logprobs import negative_logprobs as terms
 from dasd_lite.training.objectives import Targets
 
-__all__ = ["loss", "terms"]
+
+def per_token(logits_CV: Any, target_ids_C: Any, tokens: Mapping[str, Any]) -> Any:
+    """−log p of each target token; float32 [C]."""
+    from dasd_lite.model.logprobs import negative_logprobs
+
+    return negative_logprobs(logits_CV, target_ids_C)
 
 
-def loss(terms_N: Any, targets: Targets) -> tuple[Any, dict[str, Any]]:
+def loss(per_token_N: Any, targets: Targets) -> tuple[Any, dict[str, Any]]:
     """Σ −log p / tokens of the step."""
-    total = terms_N.sum()
+    total = per_token_N.sum()
     return total / targets.num_step, {"loss": total.detach()}

@@ -1,6 +1,6 @@
 """−log p of the teacher's tokens, each answer's tokens times its weight (arXiv 2601.09088, future work).
 
-The weights come with the rows (see weights.py) and have mean 1 over the target tokens of the data, so the
+The weights come with the rows (see method/weights.py) and have mean 1 over the target tokens of the data, so the
 learning rate keeps its meaning. With weights of 1 it is `sft` to the bit.
 """
 
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from dasd_lite.model.logprobs import negative_logprobs as terms
 from dasd_lite.training.objectives import Targets
+from dasd_lite.training.objectives.sft import per_token
 
-__all__ = ["loss", "terms"]
+__all__ = ["loss", "needs", "per_token"]
+
+needs = ("weight",)
 
 
-def loss(terms_N: Any, targets: Targets) -> tuple[Any, dict[str, Any]]:
+def loss(per_token_N: Any, targets: Targets) -> tuple[Any, dict[str, Any]]:
     """Σ −w log p / tokens of the step; reports the unweighted loss beside it."""
-    total = (terms_N * targets.weights[targets.document]).sum()
-    return total / targets.num_step, {"loss": total.detach(), "unweighted_loss": terms_N.detach().sum()}
+    total = (per_token_N * targets.documents["weight"][targets.document]).sum()
+    return total / targets.num_step, {"loss": total.detach(), "unweighted_loss": per_token_N.detach().sum()}
