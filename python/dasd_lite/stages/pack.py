@@ -1,16 +1,16 @@
 """Pack rollouts into rows of at most seq_len tokens.
 
-Reads what select kept (and, for replay, what the phase before kept); writes rows: ids, loss mask,
-document lengths and, where select gave any, weights. No document is cut. The ids are copied through a
-flat file on disk, which is mapped, so memory has to hold a few numbers per rollout whatever their
-length.
+Reads what select kept (and, for replay, what the phase before kept); writes rows: ids, loss mask, document lengths,
+weights where select gave any, and the columns that the objective needs. No document is cut. The ids are copied through
+a flat file on disk, which is mapped, so memory holds a few numbers per rollout, whatever their length.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,21 +19,26 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dasd_lite.config.models import result_options
+from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import PackConfig
 from dasd_lite.console import progress
+from dasd_lite.data.columns import TEACHER_LOGPROBS, Column, read_columns, read_teacher_logprobs
 from dasd_lite.data.dataset import batches, num_rows
 from dasd_lite.data.files import disk_errors
+from dasd_lite.data.handles import Kept, Rollouts, Rows
 from dasd_lite.data.manifest import fingerprint, identify, read_manifest
-from dasd_lite.data.records import ROW
+from dasd_lite.data.records import DOCUMENT, ROW, TOKEN
 from dasd_lite.data.seeds import derive_seed
 from dasd_lite.data.writer import ShardWriter, is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.method.packing import Plan, gather_rows, pack_rows
 from dasd_lite.method.ragged import offsets_of
+from dasd_lite.training import objectives
 
 VERSION = 2  # 1 had no weights
 _ID = np.dtype(np.int32)
 _BATCH_TOKENS = 4 << 20  # written at once
+_OWN_COLUMNS = ("weight", "prompt", TEACHER_LOGPROBS)  # what an objective may need without pack.columns
 
 
 @dataclass(frozen=True)
@@ -41,55 +46,108 @@ class _Documents:
     """A few numbers per rollout, in the order of the data."""
 
     uids: list[str]
+    prompts: npt.NDArray[np.int64]
+    """Number of the prompt that each one answers, counted from 0 in the order of the data."""
+    prompt_uids: list[str]
+    """Of each number."""
     lengths: npt.NDArray[np.int64]
     contexts: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32] | None
     """1 for those without, None where nothing has one."""
 
+    @property
+    def num_targets(self) -> npt.NDArray[np.int64]:
+        """Target tokens of each document; nothing predicts a first token."""
+        return np.asarray(self.lengths - np.maximum(self.contexts, 1))
 
-def run(
-    selected: Path, config: PackConfig, out: Path, *, seed: int, replay: Path | None = None, force: bool = False
-) -> dict[str, Any]:
-    """Pack the kept rollouts of one folder into `out`; returns its manifest.
 
-    With `config.replay` r, r rollouts of the folder `replay` are drawn for each one of `selected`.
+def pack(
+    kept: Kept | str | PathLike[str],
+    config: PackConfig | None = None,
+    *,
+    out: str | PathLike[str],
+    seed: int = 0,
+    replay: Kept | str | PathLike[str] | None = None,
+    rollouts: Rollouts | str | PathLike[str] | None = None,
+    replay_rollouts: Rollouts | str | PathLike[str] | None = None,
+    objective: Any = "sft",
+    force: bool = False,
+    **options: Any,
+) -> Rows:
+    """Pack the kept rollouts into rows of at most `seq_len` tokens.
+
+    Args:
+        kept: What select wrote.
+        config: Options of the stage.
+        out: Folder to write.
+        seed: Seed of the draw of replayed rollouts.
+        replay: What select wrote in the phase before; `config.replay` r draws r of them for each one of `kept`.
+        rollouts: The rollouts that `kept` was selected from, for "teacher_logprobs".
+        replay_rollouts: Those that `replay` was selected from, likewise.
+        objective: What the rows will be trained with, as its name or object. The columns it needs are packed too, and
+            with `groups` all answers of a prompt share a row.
+        force: Replace a folder that was made with other options.
+        **options: Fields of PackConfig, in place of those of `config`.
+
+    Returns:
+        The rows.
+
+    Raises:
+        ConfigError: A wrong option.
+        DataError: A rollout with nothing to train on, or without a column that the objective needs.
+        CheckpointError: `out` was made with other options.
     """
-    inputs: dict[str, Path | str] = {"selected": fingerprint(selected)}
-    inputs |= {"replay": replay} if replay and config.replay else {}
-    tokenizer = read_manifest(selected)["inputs"].get("tokenizer")
-    inputs |= {"tokenizer": tokenizer} if tokenizer else {}  # train holds it against the model's
-    identity = identify("pack", VERSION, {**result_options(config), "seed": seed}, inputs)
-    if is_finished(out, identity, force=force):
-        return read_manifest(out)
-
-    own = num_rows(selected, "kept")
-    sources = [(selected, np.ones(own, dtype=bool))]
+    config, out = with_options(PackConfig, config, options, "pack"), Path(out)
+    selected, wanted = Kept.of(kept).folder, objectives.load(objective)
+    sources = [(selected, np.ones(num_rows(selected, "kept"), dtype=bool))]
     if config.replay:
         if replay is None:
             raise DataError(f"pack.replay = {config.replay} needs the folder of a phase before to draw from")
-        sources.append((replay, _drawn(num_rows(replay, "kept"), round(config.replay * own), seed)))
+        before, own = Kept.of(replay).folder, len(sources[0][1])
+        sources.append((before, _drawn(num_rows(before, "kept"), round(config.replay * own), seed)))
+    needs = [name for name in wanted.needs if name != "weight"]  # weights are always packed
+    needs += ["prompt"] if wanted.groups and "prompt" not in needs else []
+    teachers = [Rollouts.of(source).folder for source in (rollouts, replay_rollouts) if source is not None]
+
+    inputs: dict[str, Path | str] = {"selected": fingerprint(selected)}
+    inputs |= {"replay": sources[1][0]} if config.replay else {}
+    tokenizer = read_manifest(selected)["inputs"].get("tokenizer")
+    inputs |= {"tokenizer": tokenizer} if tokenizer else {}  # train compares it with the model's
+    asked = {key: value for key, value in result_options(config).items() if key != "columns"} | {"seed": seed}
+    asked |= ({"needs": sorted(needs)} if needs else {}) | ({"groups": True} if wanted.groups else {})
+    if config.columns is not None and not set(needs) <= set(_OWN_COLUMNS):
+        inputs["columns"] = config.columns
+    if TEACHER_LOGPROBS in needs:
+        inputs |= {f"rollouts.{i}": folder for i, folder in enumerate(teachers)}
+    identity = identify("pack", VERSION, asked, inputs)
+    if is_finished(out, identity, force=force):
+        return Rows(out)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(out), tempfile.TemporaryFile(dir=out.parent) as flat:
         documents = _flatten(sources, flat)
-        _check(documents, selected)
-        lengths = documents.lengths
-        plan = pack_rows(lengths, config.seq_len, method=config.method)
-        with ShardWriter(out, identity, {"rows": ROW}, config, shard_rows=4096) as writer:
+        _check(documents, selected, wanted)
+        flat.flush()
+        tokens = np.memmap(flat, dtype=_ID, mode="r")
+        plan = _plan(documents, config, wanted.groups)
+        columns = _columns(needs, documents, tokens, config.columns, teachers, out.parent)
+        schema = pa.schema([*ROW, *(_field(column) for column in columns)])
+        with ShardWriter(out, identity, {"rows": schema}, config, shard_rows=4096) as writer:
             with progress(f"{out.parent.name}: pack", plan.num_rows, "rows") as bar:
-                for batch in _rows(plan, flat, documents):
+                for batch in _rows(plan, tokens, documents, columns, schema):
                     writer.write("rows", batch)
                     bar.advance(batch.num_rows)
-            return writer.publish(
+            writer.publish(
                 {
-                    "rollouts": len(lengths),
-                    "replayed": len(lengths) - own,
+                    "rollouts": len(documents.uids),
+                    "replayed": len(documents.uids) - len(sources[0][1]),
                     "rows": plan.num_rows,
                     "tokens": plan.num_tokens,
-                    "target_tokens": int((lengths - documents.contexts).sum()),
+                    "target_tokens": int((documents.lengths - documents.contexts).sum()),
                     "fill": plan.fill,
                 }
             )
+    return Rows(out)
 
 
 def _drawn(total: int, wanted: int, seed: int) -> npt.NDArray[np.bool_]:
@@ -100,14 +158,16 @@ def _drawn(total: int, wanted: int, seed: int) -> npt.NDArray[np.bool_]:
 
 
 def _flatten(sources: list[tuple[Path, npt.NDArray[np.bool_]]], flat: BinaryIO) -> _Documents:
-    """Write all ids one behind the other into `flat`; return what else is known of each."""
+    """Write all ids one after another into `flat`; return what else is known about each rollout."""
     uids: list[str] = []
+    prompts: list[int] = []
+    number_of: dict[str, int] = {}
     lengths: list[npt.NDArray[np.int64]] = []
     contexts: list[npt.NDArray[np.int64]] = []
     weights: list[npt.NDArray[np.float32]] = []
     for folder, mask in sources:
         first = 0
-        for batch in batches(folder, "kept", ("uid", "ids", "num_context_tokens", "weight")):
+        for batch in batches(folder, "kept", ("uid", "prompt_uid", "ids", "num_context_tokens", "weight")):
             if "weight" not in batch.schema.names:
                 raise DataError(f"{folder}: selected by an older version, without the column weight; run select again")
             chosen = batch.filter(pa.array(mask[first : first + batch.num_rows]))
@@ -115,15 +175,22 @@ def _flatten(sources: list[tuple[Path, npt.NDArray[np.bool_]]], flat: BinaryIO) 
             ids = chosen["ids"]
             flat.write(ids.flatten().to_numpy().astype(_ID, copy=False).data)
             uids += chosen["uid"].to_pylist()
+            prompts += [number_of.setdefault(uid, len(number_of)) for uid in chosen["prompt_uid"].to_pylist()]
             lengths.append(ids.value_lengths().to_numpy().astype(np.int64))
             contexts.append(chosen["num_context_tokens"].to_numpy())
             weights.append(chosen["weight"].to_numpy(zero_copy_only=False))  # NaN where there is none
     weight = np.concatenate(weights)
-    given = None if np.isnan(weight).all() else np.nan_to_num(weight, nan=1.0)
-    return _Documents(uids, np.concatenate(lengths), np.concatenate(contexts), given)
+    return _Documents(
+        uids=uids,
+        prompts=np.array(prompts, np.int64),
+        prompt_uids=list(number_of),
+        lengths=np.concatenate(lengths),
+        contexts=np.concatenate(contexts),
+        weights=None if np.isnan(weight).all() else np.nan_to_num(weight, nan=1.0),
+    )
 
 
-def _check(documents: _Documents, selected: Path) -> None:
+def _check(documents: _Documents, selected: Path, objective: objectives.CheckedObjective) -> None:
     uids, lengths, contexts = documents.uids, documents.lengths, documents.contexts
     empty = np.flatnonzero(contexts >= lengths)
     if len(empty):
@@ -131,23 +198,84 @@ def _check(documents: _Documents, selected: Path) -> None:
             f"{selected}: {len(empty)} rollouts have no token to learn, the first is {uids[empty[0]]}:"
             f" {lengths[empty[0]]} tokens, {contexts[empty[0]]} of them its prompt; leave it out of the data"
         )
+    if "weight" in objective.needs and documents.weights is None:
+        raise DataError(
+            f"{selected}: train.objective = {objective.name!r} needs weights, but no rollout has one; set"
+            " select.weighting and run select again"
+        )
 
 
-def _rows(plan: Plan, flat: BinaryIO, rollouts: _Documents) -> Iterator[pa.RecordBatch]:
-    flat.flush()
-    tokens = np.memmap(flat, dtype=_ID, mode="r")
-    lengths, weights = rollouts.lengths, rollouts.weights
+def _plan(documents: _Documents, config: PackConfig, groups: bool) -> Plan:
+    """Distribute the documents over rows; with `groups` those of one prompt share a row."""
+    if not groups:
+        return pack_rows(documents.lengths, config.seq_len, method=config.method)
+    sizes = np.bincount(documents.prompts, weights=documents.lengths).astype(np.int64)
+    if len(long := np.flatnonzero(sizes > config.seq_len)):
+        first = long[0]
+        raise DataError(
+            f"prompt {documents.prompt_uids[first]}: its {np.sum(documents.prompts == first)} answers have"
+            f" {sizes[first]} tokens together, more than pack.seq_len = {config.seq_len}, and the objective needs them"
+            " in one row; raise pack.seq_len, or lower select.keep or select.max_tokens"
+        )
+    plan = pack_rows(sizes, config.seq_len, method=config.method)
+    members = np.split(np.argsort(documents.prompts, kind="stable"), np.cumsum(np.bincount(documents.prompts))[:-1])
+    rows = [np.concatenate([members[prompt] for prompt in plan.row(row)]) for row in range(plan.num_rows)]
+    items = np.concatenate(rows).astype(np.uint32)
+    return Plan(items, offsets_of([len(row) for row in rows]), plan.dropped, plan.num_tokens, plan.seq_len)
+
+
+def _columns(
+    needs: Sequence[str],
+    documents: _Documents,
+    tokens: npt.NDArray[np.int32],
+    path: Path | None,
+    rollouts: Sequence[Path],
+    scratch: Path,
+) -> list[Column]:
+    """Collect the columns that the objective needs, in its order."""
+    uids, num_targets, ends = documents.uids, documents.num_targets, np.cumsum(documents.lengths)
+    columns: dict[str, Column] = {"prompt": Column("prompt", documents.prompts, None)}
+    if TEACHER_LOGPROBS in needs:
+        if not rollouts:
+            raise DataError(
+                f"the objective needs {TEACHER_LOGPROBS}, which are in the rollouts; pass their folder as `rollouts`"
+            )
+        columns[TEACHER_LOGPROBS] = read_teacher_logprobs(
+            rollouts, uids, lambda d: tokens[ends[d] - num_targets[d] : ends[d]], num_targets, scratch
+        )
+    if given := [name for name in needs if name not in _OWN_COLUMNS]:
+        if path is None:
+            raise DataError(
+                f"the objective needs the column {given[0]!r}; set pack.columns to a Parquet file with uid and"
+                f" {', '.join(given)}"
+            )
+        columns |= {column.name: column for column in read_columns(path, given, uids, num_targets, scratch)}
+    return [columns[name] for name in needs]
+
+
+def _field(column: Column) -> pa.Field:
+    """Return where a column goes in the rows."""
+    if column.offsets is None:
+        return pa.field(f"{DOCUMENT}{column.name}", pa.list_(column.type))
+    return pa.field(f"{TOKEN}{column.name}", pa.large_list(column.type))
+
+
+def _rows(
+    plan: Plan, tokens: npt.NDArray[np.int32], rollouts: _Documents, extra: Sequence[Column], schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    lengths, weights, num_targets = rollouts.lengths, rollouts.weights, rollouts.num_targets
     offsets, names = offsets_of(lengths), pa.array(rollouts.uids)
     ends = np.cumsum(lengths[plan.items])[plan.offsets[1:] - 1]  # tokens of all rows up to each
+    numbers = 1 + sum(column.values[:1].size for column in extra if column.offsets is not None)  # per token
     first = 0
     while first < plan.num_rows:
         before = ends[first - 1] if first else 0
-        last = int(np.searchsorted(ends, before + _BATCH_TOKENS)) + 1
+        last = int(np.searchsorted(ends, before + _BATCH_TOKENS // numbers)) + 1
         rows = np.arange(first, min(last, plan.num_rows))
         batch = gather_rows(tokens, offsets, plan, rows)
         documents = plan.items[plan.offsets[first] : plan.offsets[rows[-1] + 1]]
         edges = plan.offsets[first : rows[-1] + 2] - plan.offsets[first]
-        assert batch.position_ids is not None, "they come unless one says no"
+        assert batch.position_ids is not None, "they are asked for"
         is_target = batch.position_ids >= np.repeat(rollouts.contexts[documents], lengths[documents])
         columns = [
             pa.LargeListArray.from_arrays(batch.row_offsets, batch.ids),
@@ -158,5 +286,15 @@ def _rows(plan: Plan, flat: BinaryIO, rollouts: _Documents) -> Iterator[pa.Recor
             if weights is None
             else pa.ListArray.from_arrays(edges.astype(np.int32), weights[documents]),
         ]
-        yield pa.RecordBatch.from_arrays(columns, schema=ROW)
+        target_edges = offsets_of(num_targets[documents])[edges]
+        for column in extra:
+            values = column.take(documents)
+            entries = pa.array(values.ravel())
+            if values.ndim == 2:
+                entries = pa.FixedSizeListArray.from_arrays(entries, values.shape[1])
+            if column.offsets is None:
+                columns.append(pa.ListArray.from_arrays(edges.astype(np.int32), entries))
+            else:
+                columns.append(pa.LargeListArray.from_arrays(target_edges, entries))
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
         first = int(rows[-1]) + 1
