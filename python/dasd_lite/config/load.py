@@ -1,148 +1,207 @@
-"""Read a recipe file into a `RecipeConfig`, with every fault of it named at once.
+"""Reads a recipe file into a `RecipeConfig` and reports every mistake in it at once.
 
-Input: TOML with one table per stage, and `[[phase]]` tables that may override any key of any stage
-table. Output: the resolved recipe. Invariant: a fault names file, line, key, the value found, and
-what would be right; a key that no option has is answered with the nearest one of its table.
+Input: TOML with one table per stage, and `[[phase]]` tables that may override any key of any stage table.
+Output: the resolved recipe. Each mistake is one line with file, line, key, value, and what would be right.
 """
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from dasd_lite.config.explain import STAGE_TABLES, Location, Where, describe, joined, key_lines
+from dasd_lite import _rust
+from dasd_lite.config.chain import STAGES
+from dasd_lite.config.explain import Location, Places, explain, shorten
+from dasd_lite.config.models import CustomModel
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.errors import ConfigError
 
 _DEMO = Path(__file__).parents[1] / "demo"
+_MAX_BYTES = 1 << 20
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeConfig:
-    """Read `path` with `overrides` like `select.keep=2` on top; raises ConfigError with all faults.
+    """Read the recipe at `path`, with `overrides` like `select.keep=2` applied.
 
-    An override of a stage's key holds for every phase, also for those that set the key themselves;
-    `low.select.keep=2` holds for phase `low` alone. Paths in the file are relative to the file's folder
-    when they are there, else to the current one.
+    An override of a stage's key holds for every phase, even if the phase sets the key itself; `low.select.keep=2` holds
+    for the phase `low` alone. Relative paths in the file are relative to its folder if they exist there, otherwise to
+    the current folder.
+
+    Raises:
+        ConfigError: The file cannot be read, or its recipe has mistakes; a line for each.
     """
+    draft = _read(path)
+    for override in overrides:
+        draft.override(override)
+    return _use_paths(draft.resolve(), path.parent)
+
+
+def _read(path: Path) -> _Draft:
     try:
-        text = path.read_bytes().decode("utf-8")
-        raw = tomllib.loads(text)
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {_MAX_BYTES >> 20} MiB; a recipe is a short TOML file")
+        values, lines = _parse(content.decode("utf-8"), path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; `dasd-lite init demo` writes one") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder; a recipe is a TOML file") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
-    if not isinstance(phases := raw.get("phase", []), list) or not all(isinstance(p, dict) for p in phases):
-        line = key_lines(text).get(("phase",), key_lines(text).get(("phase", 0), 1))
-        raise ConfigError(f"{path}:{line}: phase: write each phase as a [[phase]] table")
-    for override in overrides:
-        _apply(raw, override)
-    faults: list[str] = []
-    names = [phase.get("name") for phase in phases]
-    where = Where(path, key_lines(text), overrides, names)
-    recipe = _resolve(raw, where, faults)
-    if faults or recipe is None:
-        raise ConfigError("\n".join(dict.fromkeys(faults)))
-    return _place_paths(recipe, path.parent)
+        raise ConfigError(
+            f"{path}: not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}"
+        ) from None
+    phases = values.get("phase", [])
+    if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases):
+        raise ConfigError(f"{path}:{lines['phase',]}: phase: write each phase as a [[phase]] table")
+    return _Draft(path, values, {keys: f"{path}:{line}" for keys, line in lines.items()})
 
 
-def _resolve(raw: dict[str, Any], where: Where, faults: list[str]) -> RecipeConfig | None:
-    """Validate every table once as written, then the phases with the tables laid under them."""
-    phases = raw.get("phase", [])
-    base = {name: raw[name] for name in STAGE_TABLES if name in raw}
-    for name, table in base.items():
-        _validate(Phase.model_fields[name].annotation, table, (name,), where, faults)
-    top = {key: value for key, value in raw.items() if key not in STAGE_TABLES}
-    top["phase"] = [_merge(base, phase) for phase in phases]
-    if not phases:
-        top.pop("phase")
-    recipe: RecipeConfig | None = _validate(RecipeConfig, top, (), where, faults)
-    return recipe
-
-
-def _validate(model: Any, table: Any, at: Location, where: Where, faults: list[str]) -> Any:
+def _parse(text: str, path: Path) -> tuple[dict[str, Any], dict[Location, int]]:
     try:
-        return model.model_validate(table)
-    except ValidationError as error:
-        for location, fault in joined(error.errors(include_url=False), at).items():
-            if not where.told(location):
-                faults.append(describe(fault, location, where))
-        return None
+        return _rust.parse_toml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}:{error}") from None
+
+
+@dataclass
+class _Draft:
+    """The tables of a recipe before validation, and where each key is written."""
+
+    path: Path
+    values: dict[str, Any]
+    places: dict[Location, str]
+
+    @property
+    def phases(self) -> list[dict[str, Any]]:
+        phases: list[dict[str, Any]] = self.values.get("phase", [])
+        return phases
+
+    def override(self, override: str) -> None:
+        """Apply one `table.key=value`."""
+        name, sign, text = override.partition("=")
+        keys = _keys(name) if sign else ()
+        phases = {phase.get("name"): i for i, phase in enumerate(self.phases)}
+        if not keys or keys[0] == "phase" or (len(keys) == 1 and keys[0] in phases):
+            raise ConfigError(f"{shorten(repr(override))}: an override looks like select.keep=2")
+        value = _toml_value(text)
+        if keys[0] in phases:
+            self._set(("phase", phases[keys[0]]), keys[1:], value, override)
+            return
+        self._set((), keys, value, override)
+        for i, phase in enumerate(self.phases):
+            if keys[0] in STAGES and keys[0] in phase:
+                self._set(("phase", i), keys, value, override)
+
+    def _set(self, above: Location, keys: Sequence[str], value: Any, override: str) -> None:
+        table = self.phases[int(above[1])] if above else self.values
+        for end, key in enumerate(keys[:-1], start=1):
+            table = table.setdefault(key, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{shorten(repr(override))}: {key} is not a table")
+            self.places.setdefault((*above, *keys[:end]), "command line")
+        table[keys[-1]] = value
+        replaced = (*above, *keys)
+        self.places = {at: place for at, place in self.places.items() if at[: len(replaced)] != replaced}
+        self.places[replaced] = "command line"
+
+    def resolve(self) -> RecipeConfig:
+        """Validate each stage table as written, then each phase with these tables below its own.
+
+        Raises:
+            ConfigError: A line for each mistake.
+        """
+        names = [phase.get("name") for phase in self.phases]
+        base = {stage: self.values[stage] for stage in STAGES if stage in self.values}
+        for at, place in list(self.places.items()):
+            for i in range(len(names)) if at[0] in base else ():
+                self.places.setdefault(("phase", i, *at), place)
+        places = Places(self.path, self.places, names)
+        mistakes: dict[Location, str] = {}
+        for stage, table in base.items():
+            try:
+                Phase.model_fields[stage].annotation.model_validate(table)  # type: ignore[union-attr]
+            except ValidationError as error:
+                mistakes.update(explain(error, (stage,), places))
+        values = {key: value for key, value in self.values.items() if key not in base}
+        if names:
+            values["phase"] = [_merge(base, phase) for phase in self.phases]
+        try:
+            recipe = RecipeConfig.model_validate(values)
+        except ValidationError as error:
+            for keys, line in explain(error, (), places):
+                if keys[:1] != ("phase",) or keys[2:] not in mistakes:  # in a stage table, said once for all phases
+                    mistakes[keys] = line
+        if mistakes:
+            raise ConfigError("\n".join(dict.fromkeys(mistakes.values())))
+        return recipe
+
+
+def _keys(name: str) -> tuple[str, ...]:
+    """Split `table.key`, which is written as in TOML; empty if it cannot be read."""
+    try:
+        value: Any = _rust.parse_toml(f"{name} = 0")[0]
+    except ConfigError:
+        return ()
+    keys = []
+    while isinstance(value, dict) and len(value) == 1:
+        ((key, value),) = value.items()
+        keys.append(key)
+    return tuple(keys) if value == 0 else ()
+
+
+def _toml_value(text: str) -> Any:
+    """Read the value of an override; what is not TOML is text without quotes."""
+    try:
+        values = _rust.parse_toml(f"value = {text}")[0]
+    except ConfigError:
+        return text
+    return values["value"] if len(values) == 1 else text
 
 
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one table over another, key by key; a table with another `kind` replaces the one below."""
+    """Lay one table over another, key by key; a table of another `kind` replaces the one below."""
     merged = dict(base)
     for key, value in top.items():
-        under = merged.get(key)
+        below = merged.get(key)
         if (
-            isinstance(under, dict)
+            isinstance(below, dict)
             and isinstance(value, dict)
-            and under.get("kind") == value.get("kind", under.get("kind"))
+            and below.get("kind") == value.get("kind", below.get("kind"))
         ):
-            merged[key] = _merge(under, value)
+            merged[key] = _merge(below, value)
         else:
             merged[key] = value
     return merged
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
-    """Set one `table.key=value` in the raw tables."""
-    name, sign, value = override.partition("=")
-    keys = name.strip().split(".")
-    names = [phase.get("name") for phase in raw.get("phase", [])]
-    if not sign or not all(keys) or keys[0] == "phase" or (len(keys) == 1 and keys[0] in names):
-        raise ConfigError(f"{override!r}: an override looks like select.keep=2")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value  # text without quotes
-    phases = [p for p in raw.get("phase", []) if isinstance(p, dict)]
-    named = [p for p in phases if p.get("name") == keys[0]]
-    tables = named if named else [raw, *(p for p in phases if keys[0] in p)] if keys[0] in STAGE_TABLES else [raw]
-    for table in tables:
-        _set(table, keys[1:] if named else keys, parsed, override)
+def _use_paths(recipe: RecipeConfig, folder: Path) -> RecipeConfig:
+    """Make the paths of a recipe usable from the current folder; `demo:` is the folder of the demo's files."""
 
-
-def _set(table: dict[str, Any], keys: Sequence[str], value: Any, override: str) -> None:
-    for key in keys[:-1]:
-        table = table.setdefault(key, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"{override!r}: {key} is not a table")
-    table[keys[-1]] = value
-
-
-def _place_paths(recipe: RecipeConfig, folder: Path) -> RecipeConfig:
-    """Make the paths of a recipe usable from the current folder.
-
-    One that lies beside the recipe file is found there; `demo:` is the folder of the demo's files.
-    """
-
-    def placed(path: Path) -> Path:
+    def usable(path: Path) -> Path:
         if str(path).startswith("demo:"):
             return _DEMO / str(path).removeprefix("demo:")
         return folder / path if not path.is_absolute() and (folder / path).exists() else path
 
     def model(table: Any) -> Any:
-        if table is None or not table.model.startswith(("demo:", "./", "../")):
+        if table is None or isinstance(table, CustomModel) or not table.model.startswith(("demo:", "./", "../")):
             return table
-        path = placed(Path(table.model))
-        found = path.exists() or table.model.startswith("demo:")
-        return table.model_copy(update={"model": str(path)}) if found else table
+        path = usable(Path(table.model))
+        is_local = path.exists() or table.model.startswith("demo:")
+        return table.model_copy(update={"model": str(path)}) if is_local else table
 
-    prompts = recipe.prompts.model_copy(update={"path": placed(recipe.prompts.path) if recipe.prompts.path else None})
+    prompts = recipe.prompts.model_copy(update={"path": recipe.prompts.path and usable(recipe.prompts.path)})
     phases = []
     for phase in recipe.phase:
-        ingest = phase.ingest.model_copy(update={"paths": [placed(p) for p in phase.ingest.paths]})
-        questions = phase.evaluate.prompts
-        evaluate = phase.evaluate.model_copy(update={"prompts": placed(questions) if questions else None})
-        phases.append(phase.model_copy(update={"ingest": ingest, "evaluate": evaluate}))
+        ingest = phase.ingest.model_copy(update={"paths": [usable(path) for path in phase.ingest.paths]})
+        heldout = phase.evaluate.prompts
+        evaluate = phase.evaluate.model_copy(update={"prompts": heldout and usable(heldout)})
+        columns = phase.pack.columns
+        pack = phase.pack.model_copy(update={"columns": usable(columns) if columns else None})
+        phases.append(phase.model_copy(update={"ingest": ingest, "evaluate": evaluate, "pack": pack}))
     tables = {"prompts": prompts, "phase": phases, "teacher": model(recipe.teacher), "student": model(recipe.student)}
     return recipe.model_copy(update=tables)

@@ -1,16 +1,29 @@
-"""The models that a recipe names, and what all of its tables have in common.
+"""The tables that name models, and what all tables of a recipe have in common.
 
-A teacher or student is run by transformers, by vLLM, or is asked behind a URL; `kind` says which. Options marked
-`EXECUTION` say how fast or in what portions the work is done and do not change its result, so they are
-left out of fingerprints.
+`kind` says how a teacher or student is run: by transformers, by vLLM, behind servers, or by a sampler of the user's
+own. Options marked `EXECUTION` change how fast the work is done but not its result, so fingerprints leave them out.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+
+from dasd_lite.config.extensions import is_extension
 
 
 class _Execution:
@@ -23,11 +36,11 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Switch = Literal["auto", "on", "off"]
-FilePath = Annotated[Path, Field(strict=False)]  # TOML has no paths, so a text is one
+FilePath = Annotated[Path, Field(strict=False)]  # TOML has no paths, only strings
 
 
 class Table(BaseModel):
-    """A table of the recipe: frozen, and an unknown key or a value of another type is an error."""
+    """A table of the recipe. It is frozen; an unknown key or a value of another type is an error."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -37,6 +50,20 @@ class Table(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """Validates a name: one of `names`, or the user's own of the form `package.module:attribute`."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, name: str) -> str:
+        """Return `name`, or raise a ValueError that lists what it may be."""
+        if name not in self.names and not is_extension(name):
+            known = ", ".join(map(repr, self.names))
+            raise ValueError(f"should be {known}, or code of your own as 'package.module:attribute'")
+        return name
 
 
 def result_options(table: BaseModel) -> dict[str, Any]:
@@ -51,106 +78,147 @@ def result_options(table: BaseModel) -> dict[str, Any]:
     return values
 
 
+def engine_options(model: BaseModel) -> dict[str, Any]:
+    """Return the options of a model's table that can change its answers, without the model's name."""
+    return {key: value for key, value in result_options(model).items() if key != "model"}
+
+
 class TransformersModel(Table):
-    """A model run by transformers in this process: on a CPU or one GPU."""
+    """A model that transformers runs in this process, on a CPU or one GPU."""
 
     kind: Literal["transformers"] = "transformers"
     model: str
-    """Local folder or hub id."""
+    """Local folder or Hugging Face Hub id."""
     dtype: Dtype = "auto"
-    """Number format of the weights; auto: bfloat16 on a GPU that has it, float16 on another, float32 on a CPU."""
+    """Number format of the weights. auto: bfloat16 on a GPU that supports it, float16 on other GPUs, float32 on a
+    CPU."""
     batch_size: Annotated[PositiveInt, EXECUTION] = 64
-    """Answers that are sampled side by side."""
+    """Answers that are sampled in parallel."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 
 
 class VllmModel(Table):
-    """A model run by vLLM, in processes of its own."""
+    """A model that vLLM runs in separate processes."""
 
-    kind: Literal["vllm"]
+    kind: Literal["vllm"] = "vllm"
     model: str
-    """Local folder or hub id."""
+    """Local folder or Hugging Face Hub id."""
     dtype: Dtype = "auto"
     """Number format of the weights."""
     tensor_parallel_size: Annotated[PositiveInt, EXECUTION] = 1
     """GPUs that share one copy of the model."""
     data_parallel_size: Annotated[PositiveInt | None, EXECUTION] = None
-    """Copies of the model, each on tensor_parallel_size GPUs; none: as many as the GPUs that are visible allow."""
+    """Copies of the model, each on tensor_parallel_size GPUs. Default: as many as the visible GPUs allow."""
     gpu_memory_utilization: Annotated[Probability, EXECUTION] = 0.9
-    """Share of the GPU's memory that the engine may take."""
+    """Share of each GPU's memory that the engine may use."""
     max_model_len: PositiveInt | None = None
-    """Longest prompt plus completion in tokens; none takes the model's own."""
+    """Maximum tokens of prompt plus answer. Default: the model's context length."""
     enforce_eager: Annotated[bool, EXECUTION] = False
-    """Start faster, run slower: no compilation."""
+    """Skip compilation: starts faster, runs slower."""
     stall_s: Annotated[PositiveFloat, EXECUTION] = 600.0
-    """Seconds without a step of the engine after which it counts as hung and is started again."""
+    """Seconds without an engine step after which the engine counts as hung and is restarted."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 
 
 class Prices(Table):
-    """What a provider charges for a million tokens, in any currency."""
+    """What a provider charges per million tokens, in any currency."""
 
     input: NonNegativeFloat
     """Price of a million prompt tokens."""
     output: NonNegativeFloat
-    """Price of a million tokens written, thinking included."""
+    """Price of a million generated tokens, thinking included."""
 
 
 class Budget(Table):
-    """Where asking a paid teacher stops; what is done by then is kept, and a raised budget goes on from there."""
+    """Spending limit. The run stops when it is reached; finished answers are kept, and raising it resumes the run."""
 
     max_tokens: PositiveInt | None = None
-    """Most tokens read and written in the whole run."""
+    """Maximum prompt and generated tokens of the whole run."""
     max_cost: PositiveFloat | None = None
-    """Most that the whole run may cost, by `prices`."""
+    """Maximum cost of the whole run, computed from `prices`."""
 
 
 class EndpointModel(Table):
     """A model behind OpenAI-compatible servers."""
 
-    kind: Literal["endpoint"]
+    kind: Literal["endpoint"] = "endpoint"
     model: str
-    """Name that the server knows the model by."""
+    """The model's name on the servers."""
     base_urls: Annotated[list[str], Field(min_length=1), EXECUTION]
-    """Servers that all serve this model, each up to and with /v1; the least busy one is asked."""
+    """URLs of servers that all serve this model, each ending in /v1. Each request goes to the least busy one."""
     tokenizer: str | None = None
-    """Local folder or hub id of the model's tokenizer and template. With it servers are asked by token ids through
-    /completions (vLLM; mix and score.by = 'teacher' need it), without it through /chat/completions."""
+    """Local folder or Hugging Face Hub id of the model's tokenizer and chat template. With it, requests send token ids
+    to /completions (vLLM; mix and score.by = 'teacher' need it). Without it, they go to /chat/completions."""
     logprobs: bool = True
-    """Ask for log-probabilities; false for a provider that has none, with select.rule = 'random' or 'all'."""
+    """Request log-probabilities. false is for providers without them and needs select.rule = 'random' or 'all'."""
     api_key_env: Annotated[str, EXECUTION] = "OPENAI_API_KEY"
-    """Environment variable that holds the key; the key itself is never written anywhere."""
+    """Name of the environment variable that holds the API key. The key itself is never written anywhere."""
     concurrency: Annotated[int, Field(ge=1, le=4096), EXECUTION] = 32
-    """Requests in flight at one server."""
+    """Maximum requests in flight per server."""
     timeout_s: Annotated[PositiveFloat, EXECUTION] = 600.0
-    """Seconds that one reply may take; with `stream`, the longest silence within one."""
+    """Seconds until a reply times out; with `stream`, seconds of silence within a reply."""
     max_retries: Annotated[int, Field(ge=0), EXECUTION] = 8
-    """Times that one request is sent again after a failure that can pass."""
+    """Times that a request is retried after a transient failure."""
     max_skipped: Annotated[int, Field(ge=0), EXECUTION] = 0
-    """Questions that may be left out, with an empty answer that select rejects, when a server refuses them for good or
-    answers unreadably; one more ends the run."""
+    """Prompts that may be skipped when a server rejects them or sends an unreadable reply. A skipped prompt gets an
+    empty answer, which select rejects. One more stops the run."""
     stream: Annotated[bool, EXECUTION] = False
-    """Take replies piece by piece: for answers so long that something on the way cuts silent connections."""
+    """Stream replies. Use it when answers take so long that a proxy closes silent connections."""
     prices: Annotated[Prices | None, EXECUTION] = None
-    """{ input = 0.15, output = 0.60 }: what a million tokens cost; costs are told when it is set."""
+    """{ input = 0.15, output = 0.60 }: price per million tokens. When set, costs are reported."""
     budget: Annotated[Budget, EXECUTION] = Budget()
-    """{ max_cost = 20.0 } or { max_tokens = 5000000 }: where the run stops asking."""
+    """{ max_cost = 20.0 } or { max_tokens = 5000000 }: the run stops when this is spent."""
 
     @model_validator(mode="after")
-    def _cost_has_prices(self) -> EndpointModel:
+    def _cost_limit_has_prices(self) -> EndpointModel:
         if self.budget.max_cost is not None and self.prices is None:
             raise ValueError(
-                f"budget.max_cost = {self.budget.max_cost:g} needs prices = {{ input = …, output = … }}, per million"
+                f"budget.max_cost = {self.budget.max_cost:g} needs prices per million tokens:"
+                " prices = { input = …, output = … }"
             )
         return self
 
 
-def engine_options(model: BaseModel) -> dict[str, Any]:
-    """Return what of a model's table can change its answers, beside the weights themselves."""
-    return {key: value for key, value in result_options(model).items() if key != "model"}
+def _sampler_name(name: str) -> str:
+    if not is_extension(name):
+        raise ValueError("should be a sampler of your own as 'package.module:Class'")
+    return name
 
 
-Teacher = Annotated[TransformersModel | VllmModel | EndpointModel, Field(discriminator="kind")]
-Student = Annotated[TransformersModel | VllmModel, Field(discriminator="kind")]
+class CustomModel(Table):
+    """A teacher behind a sampler of your own."""
+
+    kind: Annotated[str, AfterValidator(_sampler_name)]
+    """package.module:Class of the sampler."""
+    options: dict[str, Any] = Field(default={})
+    """Keyword arguments for the class."""
+
+    @property
+    def model(self) -> str:
+        """What reports and errors call the model."""
+        return self.kind
+
+
+def kind_of(table: Any) -> str | None:
+    """Return the `kind` of a table or of the raw values for one; None if there is none."""
+    kind = table.get("kind") if isinstance(table, dict) else getattr(table, "kind", None)
+    return kind if isinstance(kind, str) else None
+
+
+def _teacher_tag(table: Any) -> str | None:
+    kind = kind_of(table)
+    return "custom" if kind is not None and ":" in kind else kind
+
+
+Student = Annotated[
+    Annotated[TransformersModel, Tag("transformers")] | Annotated[VllmModel, Tag("vllm")], Discriminator(kind_of)
+]
+Teacher = Annotated[
+    Annotated[TransformersModel, Tag("transformers")]
+    | Annotated[VllmModel, Tag("vllm")]
+    | Annotated[EndpointModel, Tag("endpoint")]
+    | Annotated[CustomModel, Tag("custom")],
+    Discriminator(_teacher_tag),
+]

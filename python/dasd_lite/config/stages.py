@@ -1,18 +1,21 @@
-"""Every option, one frozen model per table of the recipe, each documented under its field.
+"""Every option of a recipe: one frozen model per table, each field documented below its name.
 
-Input: the raw tables of a TOML file (see load.py, which reads them). Invariant: a validator may reject, never
-rewrite; what is resolved is exactly what was written plus these defaults. Tables of models are in models.py, that
-of training in train_options.py.
+Validators may reject values but never change them: a resolved recipe is what was written plus these defaults. The
+tables of models are in models.py, the options of training in train.py; load.py reads the TOML.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from dasd_lite.config.chain import BASE, STAGES
 from dasd_lite.config.models import (
     EXECUTION,
+    BuiltIn,
+    EndpointModel,
     FilePath,
     Fraction,
     Probability,
@@ -23,158 +26,191 @@ from dasd_lite.config.models import (
 )
 from dasd_lite.config.train import TrainConfig
 
-SCORED_RULES = ("count", "ratio", "length_matched")  # selection rules that rank by both models' probabilities
+_SCORED_RULES = ("count", "ratio", "length_matched")
+RULES = (*_SCORED_RULES, "random", "all")
+"""The built-in selection rules."""
+
+GRADERS = ("math",)
+"""The built-in graders."""
 
 
 class PromptsConfig(Table):
-    """The questions to distil on."""
+    """The prompts to distill on."""
 
     path: FilePath | None = None
-    """JSONL or Parquet with `prompt` or `messages`, and if you have them `uid`, `answer`, `domain`; sample needs it."""
+    """JSONL or Parquet file with `prompt` or `messages`, and optionally `uid`, `answer` and `domain`. The stage sample
+    needs it."""
     limit: PositiveInt | None = None
-    """Take only the first so many."""
+    """Use only the first prompts, up to this number."""
     system: str | None = None
-    """System prompt of all stages, put before every question (the paper: "You are a helpful assistant.")."""
+    """System prompt of all stages (the paper: "You are a helpful assistant.")."""
 
 
 class SampleConfig(Table):
-    """How the teacher is sampled (paper section 3)."""
+    """Sampling of the teacher (paper section 3)."""
 
     temperature: Temperature = 1.0
-    """Sampling temperature; log-probabilities are kept of the model at temperature 1 whatever stands here."""
+    """Sampling temperature. Stored log-probabilities are always those at temperature 1."""
     top_p: Probability = 1.0
-    """Nucleus: sample from the smallest set of tokens with this probability."""
+    """Nucleus sampling: sample from the smallest set of tokens with this total probability."""
     top_k: Annotated[int, Field(ge=0)] = 0
-    """Sample from so many most likely tokens only; 0 is all."""
+    """Sample from the top_k most likely tokens; 0 means all."""
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Leave out tokens less likely than this share of the likeliest; 0 is none."""
+    """Exclude tokens whose probability is below this share of the most likely token's; 0 excludes none."""
     num_samples: PositiveInt = 4
-    """Candidates per question."""
+    """Answers per prompt."""
     max_tokens: PositiveInt = 32768
-    """Longest completion in the teacher's tokens; one that reaches it is kept as truncated and rejected by select."""
+    """Maximum tokens of an answer, in the teacher's tokens. Answers that reach it are kept as truncated and rejected by
+    select."""
 
 
 class IngestConfig(Table):
-    """Answers that exist already, in place of a teacher."""
+    """Existing answers, used instead of a teacher."""
 
     paths: list[FilePath] = Field(default=[])
-    """JSONL or Parquet with `input`/`output` or `messages`; `uid`, `domain`, `answer`, `finish_reason` are kept."""
+    """JSONL or Parquet files with `input` and `output`, or `messages`. The columns `uid`, `domain`, `answer` and
+    `finish_reason` are kept."""
     limit: PositiveInt | None = None
-    """Take only the first so many of all files."""
+    """Use only the first answers, up to this number over all files."""
 
 
 class ScoreConfig(Table):
-    """How given answers are scored: by the student, and where they came without log-probabilities by the teacher."""
+    """Scoring of answers by the student, and by the teacher if they came without log-probabilities."""
 
     by: Literal["student", "teacher"] = "student"
-    """student: the teacher's log-probabilities are those that came with the answers (paper section 4); teacher: the
-    teacher reads the answers too, for those that came without."""
+    """student: only the student scores; the teacher's log-probabilities are those that came with the answers (paper
+    section 4). teacher: the teacher also scores answers that came without log-probabilities."""
     engine: Literal["transformers", "vllm"] = "transformers"
-    """What runs the student here; with vllm a few answers are read by transformers as well, and the noise is told."""
+    """Engine that runs the student. With vllm, transformers scores a few answers too, and the difference is
+    reported."""
     four_bit: bool = False
-    """Read the student's weights in 4 bits (NF4), with transformers."""
+    """Load the student's weights in 4 bits (NF4); transformers only."""
     batch_tokens: Annotated[PositiveInt, EXECUTION] = 8192
-    """Tokens in one forward pass; a longer answer is a pass of its own."""
+    """Tokens per forward pass. A longer answer gets a pass of its own."""
     chunk_tokens: Annotated[PositiveInt | None, EXECUTION] = None
-    """Positions whose logits exist at once: memory is this × vocabulary × 4 bytes; none: as many as make 128 MiB."""
+    """Positions whose logits are in memory at once; they take chunk_tokens × vocabulary × 4 bytes. Default: as many as
+    fit in 128 MiB."""
 
     @model_validator(mode="after")
-    def _four_bits_have_their_engine(self) -> ScoreConfig:
+    def _four_bit_has_its_engine(self) -> ScoreConfig:
         if self.four_bit and self.engine != "transformers":
             raise ValueError(f"four_bit = true needs engine = 'transformers', not {self.engine!r}")
         return self
 
 
 class Weighting(Table):
-    """Weights of kept answers by the teacher's probability, w ∝ exp(λ · mean log-probability) within a prompt."""
+    """Weights of kept answers: w ∝ exp(λ · mean log-probability by the teacher) among the answers of a prompt."""
 
     lam: float | None = None
-    """λ: over 0 favours what the teacher finds likely, under 0 the unlikely, 0 nothing; none: by the next two."""
+    """λ. Above 0 favors answers that the teacher finds likely, below 0 unlikely ones; 0 weights all the same. Default:
+    chosen from the other two options."""
     effective_sample_size: Annotated[float, Field(gt=0, le=1)] = 0.7
     """λ is chosen so that (Σw)²/Σw² is on average this share of a prompt's kept answers."""
-    favour: Literal["likely", "unlikely"] = "likely"
-    """Sign of the λ that is chosen."""
+    favor: Literal["likely", "unlikely"] = "likely"
+    """Sign of the chosen λ."""
 
 
 class SelectConfig(Table):
-    """Which candidates are trained on, and how much each counts."""
+    """Which answers are trained on, and how much each counts."""
 
-    rule: Literal["count", "ratio", "length_matched", "random", "all"] = "count"
-    """Rank of a question's candidates: by number of teacher sentences (the paper), by their share, by number at equal
-    length, at random (the baseline); `all` ranks nothing and keeps every candidate that passes the filters."""
+    rule: Annotated[str, AfterValidator(BuiltIn(RULES))] = "count"
+    """How the answers to a prompt are ranked. count: by number of teacher sentences (the paper). ratio: by their share.
+    length_matched: by number at equal length. random: at random (the baseline). all: not ranked, every answer that
+    passes the filters is kept. package.module:attribute: a rule of your own."""
     keep: PositiveInt = 1
-    """Candidates kept per question."""
+    """Answers kept per prompt."""
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """A sentence is the teacher's when p_T − p_S is over this, the student's when p_S − p_T is."""
+    """A teacher sentence has p_T − p_S above this; a student sentence has p_S − p_T above it."""
     budget: dict[str, PositiveInt] = Field(default={})
-    """Most rollouts kept of a domain, e.g. { math = 45400, code = 20100 }; domains not named are not limited."""
+    """Maximum answers kept per domain, e.g. { math = 45400, code = 20100 }. Other domains are not limited."""
     max_tokens: PositiveInt | None = None
-    """Longest question plus answer in the student's tokens, at most its context; none is the phase's pack.seq_len."""
+    """Maximum tokens of prompt plus answer, in the student's tokens and at most its context length. Default:
+    pack.seq_len."""
     require_think: bool = True
-    """Reject an answer without a thinking part and a final answer."""
+    """Reject answers without a thinking part or without a final answer."""
     max_duplicate_lines: Fraction = 0.3
-    """Reject an answer with more than this share of its bytes in repeated lines."""
+    """Reject answers with more than this share of their bytes in repeated lines."""
     max_duplicate_sentences: Fraction = 0.3
-    """Reject an answer with more than this share of its bytes in repeated sentences."""
+    """Reject answers with more than this share of their bytes in repeated sentences."""
     max_repeated_ngrams: Fraction = 0.5
-    """Reject an answer with more than this share of its 20-grams of student tokens seen before in it."""
+    """Reject answers in which more than this share of the 20-grams of student tokens are repeats."""
     weighting: Weighting | None = None
-    """{ } or { lam = 0.5 }: weights for train.objective = "weighted"; needs the teacher's log-probabilities and keep
-    over 1, since weights are among one prompt's answers (the paper's future work)."""
+    """{ } or { lam = 0.5 }: weights for train.objective = "weighted" (the paper's future work). It needs the teacher's
+    log-probabilities, and keep > 1, because weights compare the answers to one prompt."""
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the rule cannot rank without scores."""
+        return self.rule in _SCORED_RULES
+
+    @property
+    def uses_scores(self) -> bool:
+        """Whether the rule gets scores where answers have them: the rules that need them, and those of the user."""
+        return self.rule not in ("random", "all")
+
+    @property
+    def uses_weights(self) -> bool:
+        """Whether answers get weights other than 1."""
+        return self.weighting is not None and self.weighting.lam != 0
 
 
 class PackConfig(Table):
-    """How rollouts become rows."""
+    """Packing of answers into training rows."""
 
     seq_len: Annotated[PositiveInt, Field(le=1 << 24)] = 65536
-    """Tokens in one row."""
+    """Tokens per row."""
     method: Literal["best_fit", "tight", "in_order"] = "best_fit"
-    """best_fit: the longest first; tight: often fewer rows yet, more slowly; in_order: as the data come."""
+    """best_fit: longest answers first. tight: often fewer rows, but slower. in_order: in the order of the data."""
     replay: NonNegativeFloat = 0.0
-    """Rollouts of the phase before that are joined, per rollout of this one (the paper's mixed ablation: 20/7.7)."""
+    """Answers of the previous phase that are added, per answer of this one (the paper's mixed ablation: 20/7.7)."""
+    columns: FilePath | None = None
+    """Parquet file with the columns that train.objective needs: `uid` of the rollout, and for each column a number (a
+    reward), a list with one number per target token, the end token included (log-probabilities), or a list of lists."""
 
 
 class MixConfig(Table):
-    """Mixed-policy rollouts: the student begins, the teacher ends (paper section 5)."""
+    """Mixed-policy answers: the student starts, the teacher finishes (paper section 5)."""
 
     num_prompts: PositiveInt | None = None
-    """Questions put to the student; none is all that the phase before trained on."""
+    """Prompts that the student answers. Default: all that the previous phase trained on."""
     temperature: Temperature = 1.0
-    """Temperature of the student and of the teacher."""
+    """Sampling temperature of both models."""
     top_p: Probability = 1.0
-    """Nucleus of the student and of the teacher."""
+    """Nucleus of both models."""
     max_length_ratio: PositiveFloat = 1.5
-    """The student is cut off at this many times the teacher's length, in the student's tokens."""
+    """The student is cut off at this multiple of the length of the teacher's answer, in the student's tokens."""
     max_tokens: PositiveInt = 32768
-    """Longest rest that the teacher may write."""
+    """Maximum tokens that the teacher adds."""
     mask_prefix: bool = False
-    """Leave the student's part out of the loss (the paper: worse)."""
+    """Do not train on the student's part (worse in the paper)."""
 
 
 class EvaluateConfig(Table):
-    """Accuracy on questions with answers (paper section 7)."""
+    """Accuracy on prompts with known answers (paper section 7)."""
 
     prompts: FilePath | None = None
-    """JSONL or Parquet with `prompt` and `answer`; none: nothing is evaluated."""
+    """JSONL or Parquet file with `prompt` and `answer`. Without it, nothing is evaluated."""
     limit: PositiveInt | None = None
-    """Take only the first so many."""
+    """Use only the first prompts, up to this number."""
     num_samples: PositiveInt = 4
-    """Answers per question (the paper: 64)."""
+    """Answers per prompt (the paper: 64)."""
     temperature: Temperature = 1.0
     """Sampling temperature."""
     top_p: Probability = 1.0
     """Nucleus."""
     max_tokens: PositiveInt = 32768
-    """Longest answer in the student's tokens; those that reach it are counted as truncated."""
+    """Maximum tokens of an answer, in the student's tokens. Answers that reach it count as truncated."""
+    grader: Annotated[str, AfterValidator(BuiltIn(GRADERS))] = "math"
+    """math: compares final mathematical answers. package.module:attribute: a grader of your own."""
 
 
 class Phase(Table):
-    """One pass down the chain, with every option resolved."""
+    """One pass down the chain of stages, with every option resolved."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    """Name of its folder."""
+    """Name of the phase and of its folder."""
     source: Literal["sample", "ingest", "mix"] = "sample"
-    """Where its rollouts come from."""
+    """The stage that its answers come from."""
     sample: SampleConfig = SampleConfig()
     ingest: IngestConfig = IngestConfig()
     score: ScoreConfig = ScoreConfig()
@@ -186,98 +222,147 @@ class Phase(Table):
 
     @property
     def needs_logprobs(self) -> bool:
-        """Whether the teacher's log-probabilities decide what is kept, or how much it counts."""
-        weighs = self.select.weighting is not None and self.select.weighting.lam != 0
-        return self.select.rule in SCORED_RULES or weighs
+        """Whether the teacher's log-probabilities decide which answers are kept, or how much each counts."""
+        return self._rule_is_scored or self.select.uses_weights
 
     @property
     def is_scored(self) -> bool:
-        """Whether the stage score runs: for the rule, or so that the teacher reads what is to be weighted."""
-        return self.select.rule in SCORED_RULES or (self.needs_logprobs and self.score.by == "teacher")
+        """Whether score runs: the rule uses scores, or the teacher must score answers that will be weighted."""
+        return self._rule_is_scored or (self.select.uses_weights and self.score.by == "teacher")
+
+    @property
+    def is_scored_by_teacher(self) -> bool:
+        """Whether the teacher scores answers that came without log-probabilities."""
+        return self.is_scored and self.score.by == "teacher"
+
+    @property
+    def _rule_is_scored(self) -> bool:
+        return self.select.uses_scores and self.source != "mix"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that this phase runs, in order."""
+        runs = {self.source, "select", "pack", "train"}
+        if self.is_scored:
+            runs.add("score")
+        if self.evaluate.prompts is not None:
+            runs.add("evaluate")
+        return tuple(stage for stage in STAGES if stage in runs)
 
     @model_validator(mode="after")
-    def _rule_has_scores(self) -> Phase:
-        if self.source == "mix" and self.select.rule not in ("all", "random"):
+    def _mixed_answers_have_no_scores(self) -> Phase:
+        if self.source == "mix" and self.select.needs_scores:
             raise ValueError(
-                f"select.rule = {self.select.rule!r} needs scores, which mixed rollouts lack; use 'all' or 'random'"
+                f"select.rule = {self.select.rule!r} needs scores, which mixed answers do not have;"
+                " use 'all' or 'random'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weighted_objective_has_weights(self) -> Phase:
         if self.train.objective == "weighted" and self.select.weighting is None:
             raise ValueError(
                 "train.objective = 'weighted' needs select.weighting, e.g. { effective_sample_size = 0.7 }"
             )
-        weighting, chosen = self.select.weighting, self.select.keep > 1 or self.select.rule == "all"
-        if weighting is not None and weighting.lam != 0 and (self.source == "mix" or not chosen):
+        return self
+
+    @model_validator(mode="after")
+    def _weights_compare_answers(self) -> Phase:
+        keeps_several = self.select.keep > 1 or self.select.rule == "all"
+        if self.select.uses_weights and (self.source == "mix" or not keeps_several):
             raise ValueError(
-                "select.weighting is among one prompt's answers, and this phase keeps one each; raise select.keep, or"
-                " set select.weighting = { lam = 0.0 } and train.objective = 'sft' here"
+                "select.weighting compares the answers to one prompt, but this phase keeps one per prompt; raise"
+                " select.keep, or set select.weighting = { lam = 0.0 } and train.objective = 'sft' for this phase"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ingest_has_files(self) -> Phase:
         if self.source == "ingest" and not self.ingest.paths:
             raise ValueError("source = 'ingest' needs ingest.paths, a list of files")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_fit_rows(self) -> Phase:
         if self.select.max_tokens is not None and self.select.max_tokens > self.pack.seq_len:
             raise ValueError(
-                f"select.max_tokens = {self.select.max_tokens} lets answers through that are longer than a row,"
+                f"select.max_tokens = {self.select.max_tokens} allows answers longer than a row,"
                 f" pack.seq_len = {self.pack.seq_len}"
             )
         return self
 
 
-# Folders of a run that are no phase's, and tables that an override like select.keep=2 begins with.
-_RESERVED = ("base", "report", "trial", "seed", "out", "prompts", "student", "teacher", "phase", *Phase.model_fields)
+# What stands for a phase in a run folder or on the command line, as in select.keep=2.
+_RESERVED = (BASE, "report", "trial", "seed", "out", "prompts", "student", "teacher", "phase", *Phase.model_fields)
 
 
 class RecipeConfig(Table):
-    """A whole recipe, resolved: what `run.toml` says with every default filled in."""
+    """A whole recipe, resolved: what `run.toml` says, with every default filled in."""
 
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of everything that is drawn."""
+    """Seed of all random choices."""
     out: FilePath
-    """Folder that the run's results go to."""
+    """Folder for the results of the run."""
     prompts: PromptsConfig = PromptsConfig()
     student: Student
     teacher: Teacher | None = None
     phase: Annotated[list[Phase], Field(min_length=1)]
 
-    def _silent_teacher(self, phase: Phase) -> bool:
-        """Tell whether the phase's answers come without log-probabilities, and nobody reads them afterwards."""
-        silent = self.teacher is not None and self.teacher.kind == "endpoint" and not self.teacher.logprobs
-        return silent and phase.score.by == "student"
-
-    def _check_reader(self, phase: Phase) -> None:
-        """Refuse a phase whose answers the teacher is to read, and cannot."""
-        if self.teacher is None:
-            raise ValueError(
-                f"phase {phase.name!r}: score.by = 'teacher' asks a teacher, but there is no [teacher] table"
-            )
-        if self.teacher.kind == "endpoint" and self.teacher.tokenizer is None:
-            raise ValueError(
-                f"phase {phase.name!r}: score.by = 'teacher' needs teacher.tokenizer: servers read by token ids"
-            )
+    @model_validator(mode="after")
+    def _phase_names_are_unique(self) -> RecipeConfig:
+        for name, count in Counter(phase.name for phase in self.phase).items():
+            if count > 1:
+                raise ValueError(f"phase name {name!r} is used {count} times; each phase needs its own")
+        return self
 
     @model_validator(mode="after")
-    def _phases_fit(self) -> RecipeConfig:
-        names = [phase.name for phase in self.phase]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"phase name {name!r} is used {names.count(name)} times; each needs its own")
-            if name in _RESERVED:
-                raise ValueError(f"phase name {name!r} means something else already; call it differently")
-        for i, phase in enumerate(self.phase):
+    def _phase_names_are_free(self) -> RecipeConfig:
+        for phase in self.phase:
+            if phase.name in _RESERVED:
+                raise ValueError(f"phase name {phase.name!r} is reserved; use another")
+        return self
+
+    @model_validator(mode="after")
+    def _first_phase_needs_no_other(self) -> RecipeConfig:
+        first = self.phase[0]
+        if first.source == "mix":
+            raise ValueError(f"phase {first.name!r} needs the student of the previous phase, but it is the first")
+        if first.pack.replay:
+            raise ValueError(
+                f"phase {first.name!r}: pack.replay adds answers of the previous phase, but it is the first"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sources_are_given(self) -> RecipeConfig:
+        for phase in self.phase:
             if phase.source != "ingest" and self.teacher is None:
                 raise ValueError(f"phase {phase.name!r} asks a teacher, but there is no [teacher] table")
             if phase.source == "sample" and self.prompts.path is None:
-                raise ValueError(f"phase {phase.name!r} samples, but prompts.path names no questions")
-            if phase.source == "sample" and phase.needs_logprobs and self._silent_teacher(phase):
-                what = f"rule = {phase.select.rule!r}" if phase.select.rule in SCORED_RULES else "weighting"
+                raise ValueError(f"phase {phase.name!r} samples, but prompts.path is not set")
+        return self
+
+    @model_validator(mode="after")
+    def _logprobs_are_requested(self) -> RecipeConfig:
+        if not isinstance(self.teacher, EndpointModel) or self.teacher.logprobs:
+            return self
+        for phase in self.phase:
+            if phase.source == "sample" and phase.needs_logprobs and phase.score.by == "student":
+                what = f"rule = {phase.select.rule!r}" if phase.select.uses_scores else "weighting"
                 raise ValueError(
                     f"phase {phase.name!r}: select.{what} needs log-probabilities, but teacher.logprobs = false;"
                     " use 'random' or 'all', without weighting"
                 )
-            if phase.score.by == "teacher" and phase.is_scored:
-                self._check_reader(phase)
-            if phase.source == "mix" and i == 0:
-                raise ValueError(f"phase {phase.name!r} needs the student of the phase before, but it is the first")
-            if phase.pack.replay and i == 0:
-                raise ValueError(
-                    f"phase {phase.name!r}: pack.replay joins the phase before's rollouts, but it is the first"
-                )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_can_score(self) -> RecipeConfig:
+        for phase in self.phase:
+            if not phase.is_scored_by_teacher:
+                continue
+            key = f"phase {phase.name!r}: score.by = 'teacher'"
+            if self.teacher is None:
+                raise ValueError(f"{key} asks a teacher, but there is no [teacher] table")
+            if isinstance(self.teacher, EndpointModel) and self.teacher.tokenizer is None:
+                raise ValueError(f"{key} needs teacher.tokenizer: servers score token ids")
         return self
