@@ -37,18 +37,27 @@ def pick_device(device: str = "auto") -> Any:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
 
+def bfloat16_conflict(device: Any = None) -> str | None:
+    """Return why this GPU (None: the current one) cannot compute in bfloat16; None if it can."""
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return None
+    return f"dtype = 'bfloat16': {torch.cuda.get_device_name(device)} does not support it; use 'auto' or 'float16'"
+
+
 def pick_dtype(dtype: Dtype, device: Any) -> Any:
-    """Return the number format that "auto" stands for on this device."""
-    on_gpu = torch.device(device).type == "cuda"
-    has_bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    if dtype == "bfloat16" and on_gpu and not has_bfloat16:
-        name = torch.cuda.get_device_name(device)
-        raise ConfigError(f"dtype = 'bfloat16': {name} has no bfloat16; use 'auto' or 'float16'")
+    """Return the number format that `dtype` stands for on this device.
+
+    Raises:
+        ConfigError: The GPU cannot compute in it.
+    """
+    no_bfloat16 = bfloat16_conflict(device) if torch.device(device).type == "cuda" else None
+    if dtype == "bfloat16" and no_bfloat16:
+        raise ConfigError(no_bfloat16)
     if dtype != "auto":
         return getattr(torch, dtype)
-    if not on_gpu:
+    if torch.device(device).type != "cuda":
         return torch.float32
-    return torch.bfloat16 if has_bfloat16 else torch.float16
+    return torch.float16 if no_bfloat16 else torch.bfloat16
 
 
 def load_model(

@@ -85,12 +85,8 @@ def target_scores(
             _score_chunk(head(hidden_NE[at]), target_ids_N[at], logprobs_N[at], ranks_N[at])
         logprobs[positions], ranks[positions] = logprobs_N.cpu().numpy(), ranks_N.cpu().numpy()
 
-    if hasattr(causal, "runs_inside"):  # spread weights that inference mode has touched could not be trained
-        with torch.no_grad():
-            causal(run_inside=run)
-    else:
-        with torch.inference_mode():
-            run()
+    with _no_gradients(causal):
+        _run(causal, run)
     return logprobs, ranks
 
 
@@ -129,7 +125,7 @@ def plain_logprobs(model: Any, ids: Ids) -> npt.NDArray[np.float32]:
     packed = causal.config._attn_implementation
     causal.set_attn_implementation("sdpa")
     try:
-        with torch.no_grad() if hasattr(causal, "runs_inside") else torch.inference_mode():
+        with _no_gradients(causal):
             row = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(causal.get_input_embeddings().weight.device)
             logits = causal(input_ids=row[None], use_cache=False).logits[0]
             found = -F.cross_entropy(logits[:-1].float(), row[1:], reduction="none").cpu().numpy()
@@ -177,7 +173,7 @@ def target_terms(
         parts = enumerate(hidden_NE.split(chunk))
         return torch.cat([checkpoint(of_chunk, part, i * chunk, use_reentrant=False) for i, part in parts])
 
-    return causal(run_inside=run) if hasattr(causal, "runs_inside") else run()
+    return _run(causal, run)
 
 
 def negative_logprobs(logits_CV: Any, target_ids_C: Any, at: slice | None = None) -> Any:
@@ -197,10 +193,10 @@ def loss_sum(
     return target_terms(model, ids, positions, doc_lengths, negative_logprobs, chunk_tokens=chunk_tokens).sum()
 
 
-def run_inside(causal: Any) -> None:
-    """Let `causal(run_inside=f)` call f within the model's forward pass.
+def enable_run_inside(causal: Any) -> None:
+    """Let `causal(run_inside=work)` call `work` within the model's forward pass.
 
-    For FSDP: it brings the weights together when the model itself is called, and the loss is more than that.
+    FSDP gathers the weights only while the model itself is called, and a loss is more than that.
     """
     forward = causal.forward
 
@@ -209,6 +205,20 @@ def run_inside(causal: Any) -> None:
 
     causal.forward = patched
     causal.runs_inside = True
+
+
+def runs_inside(causal: Any) -> bool:
+    """Return whether `enable_run_inside` was called: the weights are sharded, and FSDP casts them."""
+    return hasattr(causal, "runs_inside")
+
+
+def _run(causal: Any, work: Callable[[], Any]) -> Any:
+    return causal(run_inside=work) if runs_inside(causal) else work()
+
+
+def _no_gradients(causal: Any) -> Any:
+    """Return the context of a forward pass; sharded weights touched in inference mode could not be trained later."""
+    return torch.no_grad() if runs_inside(causal) else torch.inference_mode()
 
 
 @contextlib.contextmanager

@@ -7,26 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from dasd_lite.chat.spelling import Ids
+from dasd_lite.chat.spelling import TokenIds
 from dasd_lite.errors import TrainError
 from dasd_lite.model.row import Row
 
 _PROBE_DOCS, _PROBE_TOKENS = 4, 512  # full logits of these can be afforded on any machine
 
 
-def probe_row(documents: Sequence[Ids], num_tokens: int = _PROBE_TOKENS) -> Row:
+def probe_row(documents: Sequence[TokenIds], num_tokens: int = _PROBE_TOKENS) -> Row:
     """Return the beginnings of the first few documents, at most `num_tokens` of each, as one row."""
     cut = [document[:num_tokens] for document in documents[:_PROBE_DOCS]]
     ids = np.concatenate(cut)
     return Row(ids, np.ones(len(ids), dtype=bool), np.array([len(d) for d in cut], dtype=np.int32), ())
 
 
-def documents_of(rows: Sequence[Row]) -> list[Ids]:
+def documents_of(rows: Sequence[Row]) -> list[TokenIds]:
     """Return the documents of some rows."""
     return [document for row in rows for document in np.split(row.ids, np.cumsum(row.doc_lengths)[:-1])]
 
 
-def check_packing(model: Any, documents: Sequence[Ids], dtype: Any = None) -> None:
+def check_packing(model: Any, documents: Sequence[TokenIds], dtype: Any = None) -> None:
     """Compare packed log-probabilities with those of each document alone; refuse when they differ.
 
     `dtype` is the format of the computation, where it is not that of the weights.

@@ -9,17 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from dasd_lite.chat.chat import Chat
-from dasd_lite.console import err
+from dasd_lite.console import note
 from dasd_lite.data.hub import configured_stop_ids
 from dasd_lite.data.manifest import read_manifest
 from dasd_lite.errors import TrainError
-from dasd_lite.training.ranks import Ranks
 from dasd_lite.training.rows import Rows
 
 _FEW_ENDS = 4  # tokens with which the answers of one chat template end
 
 
-def check_tokenizer(rows: Path, model: Path, num_embeddings: int, ranks: Ranks) -> int:
+def check_tokenizer(rows: Path, model: Path, num_embeddings: int) -> int:
     """Hold the tokenizer of the rows against the model's; return the number of ids that a row may have."""
     packed_with = read_manifest(rows)["inputs"].get("tokenizer")  # rows that others packed do not say
     if packed_with is None:
@@ -34,24 +33,22 @@ def check_tokenizer(rows: Path, model: Path, num_embeddings: int, ranks: Ranks) 
         raise TrainError(
             f"{model}: its tokenizer has {chat.vocab_size:,} ids, the model {num_embeddings:,} embeddings; resize them"
         )
-    if chat.vocab_size < num_embeddings and ranks.is_first:
-        err().print(
-            f"note: the model has {num_embeddings:,} embeddings, its tokenizer {chat.vocab_size:,} ids:"
+    if chat.vocab_size < num_embeddings:
+        note(
+            f"the model has {num_embeddings:,} embeddings, its tokenizer {chat.vocab_size:,} ids:"
             f" {num_embeddings - chat.vocab_size:,} are padding, no row may have them",
-            soft_wrap=True,
         )
     return chat.vocab_size
 
 
-def new_ends(model: Path, table: Rows, ranks: Ranks) -> frozenset[int]:
+def new_end_ids(model: Path, rows: Rows) -> frozenset[int]:
     """Return the tokens that end the answers and at which the model does not stop yet."""
-    stops, ends = configured_stop_ids(model), table.facts.end_ids
+    stops, ends = configured_stop_ids(model), rows.facts.end_ids
     if len(ends) > _FEW_ENDS:
         return frozenset()  # rows of no chat: nothing that they have in common ends them
-    if ends - stops and stops and ranks.is_first:
-        err().print(
-            f"note: answers end with token {', '.join(map(str, sorted(ends - stops)))}, the student stops at"
+    if ends - stops and stops:
+        note(
+            f"answers end with token {', '.join(map(str, sorted(ends - stops)))}, the student stops at"
             f" {', '.join(map(str, sorted(stops)))}: the trained model's generation_config.json gets both",
-            soft_wrap=True,
         )
     return frozenset(ends - stops)

@@ -22,7 +22,7 @@ from dasd_lite.data.files import sync_path
 from dasd_lite.data.hub import configured_stop_ids
 from dasd_lite.errors import MissingExtraError, TrainError
 from dasd_lite.model.load import load_model, quiet, stored_dtype
-from dasd_lite.model.logprobs import causal_model, target_logprobs
+from dasd_lite.model.logprobs import causal_model, runs_inside, target_logprobs
 from dasd_lite.model.row import Row
 from dasd_lite.training.checkpoint import saving
 from dasd_lite.training.ranks import Ranks, full_tensor
@@ -57,7 +57,7 @@ def export(
     first = ranks is None or ranks.is_first
     model.eval()
     device = ranks.device if ranks is not None else "cpu"
-    casts = dtype is not None and dtype != torch.float32 and not hasattr(causal_model(model), "runs_inside")
+    casts = dtype is not None and dtype != torch.float32 and not runs_inside(causal_model(model))
     with torch.autocast(torch.device(device).type, dtype if casts else torch.bfloat16, enabled=casts):
         before = target_logprobs(model, probe.ids, probe.doc_lengths)
     trained: dict[str, Any] = {}

@@ -1,4 +1,7 @@
-"""What guards a step: its statistics, bad losses and the rollouts behind them, signals to stop."""
+"""What guards a step: its statistics, bad losses and the rollouts that caused them, signals to stop.
+
+Input: the loss sums of each micro-batch. Output: what is wrong with a step, before its gradients reach the weights.
+"""
 
 from __future__ import annotations
 
@@ -12,43 +15,47 @@ from dataclasses import dataclass
 from typing import Any
 
 from dasd_lite.model.row import Row
-from dasd_lite.training import launch as distributed
+from dasd_lite.training.launch import stop_numbers
 
-_HISTORY = 32  # steps whose median a loss is held against
-
-
-_LEAST_HISTORY = 8
-
-
-_MOST_SKIPPED = 24  # halvings of the loss's scale, which begins at 2^16
+_HISTORY = 32  # steps whose median a loss is compared with
+_MIN_HISTORY = 8
+_MAX_SKIPPED = 24  # halvings of the loss scale, which starts at 2^16
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """What one process tells the others at the end of a step."""
+    """What one process reports to the others at the end of a step.
+
+    Attributes:
+        sums: The objective's metrics, summed over the micro-batches.
+        worst: Of the worst micro-batch: whether its loss is not finite, its loss per target token, its rollouts.
+        stop: Whether the process was asked to stop.
+        memory_bytes: Its peak so far.
+    """
 
     sums: dict[str, float]
-    """Of the objective's metrics."""
     worst: tuple[bool, float, tuple[str, ...]]
-    """Its worst micro-batch: whether its loss is no number, its loss per target, the rollouts in it."""
     stop: bool
     memory_bytes: int
 
     @classmethod
-    def of(cls, metrics: list[dict[str, Any]], rows: list[Row], stop: bool, memory: int) -> StepStats:
-        """Put together what came of the micro-batches."""
-        values = [{name: float(value) for name, value in found.items()} for found in metrics]
-        means = [found["loss"] / max(1, row.num_targets) for found, row in zip(values, rows, strict=True)]
+    def of(cls, metrics: list[dict[str, Any]], rows: list[Row], stop: bool, memory_bytes: int) -> StepStats:
+        """Summarize the micro-batches; `metrics` are the objective's sums for each of `rows`."""
+        sums = [{name: float(value) for name, value in each.items()} for each in metrics]
+        losses = [each["loss"] / max(1, row.num_targets) for each, row in zip(sums, rows, strict=True)]
         worst = max(
-            ((not math.isfinite(v), v if math.isfinite(v) else 0.0, r.uids) for v, r in zip(means, rows, strict=True)),
+            (
+                (not math.isfinite(loss), loss if math.isfinite(loss) else 0.0, row.uids)
+                for loss, row in zip(losses, rows, strict=True)
+            ),
             default=(False, -math.inf, ()),
         )
-        return cls(_add_up(values), worst, stop, memory)
+        return cls(_add_up(sums), worst, stop, memory_bytes)
 
 
-def means(told: list[StepStats], num_targets: int) -> dict[str, float]:
-    """Return the objective's metrics, over all target tokens of the step."""
-    return {name: value / num_targets for name, value in _add_up([t.sums for t in told]).items()}
+def means(stats: list[StepStats], num_targets: int) -> dict[str, float]:
+    """Return the objective's metrics per target token of the step."""
+    return {name: value / num_targets for name, value in _add_up([each.sums for each in stats]).items()}
 
 
 def _add_up(parts: list[dict[str, float]]) -> dict[str, float]:
@@ -57,48 +64,53 @@ def _add_up(parts: list[dict[str, float]]) -> dict[str, float]:
 
 
 def check_step(loss: float, grad_norm: float, history: list[float], max_jump: float, skipped: int | None) -> str | None:
-    """Say what is wrong with a step whose gradients have not reached the weights yet; None when nothing is.
+    """Return what is wrong with a step whose gradients have not reached the weights yet; None if nothing is.
 
-    `skipped` steps before this one had a gradient too large for float16, which is no fault at first, for the scale
-    of the loss is then lowered; None where the loss is not scaled.
+    Args:
+        loss: Mean over the target tokens of the step, in nats.
+        grad_norm: Norm of the gradients before clipping.
+        history: Losses of the steps before.
+        max_jump: How much the loss may rise, in nats.
+        skipped: Steps just before this one whose gradient overflowed float16, which at first only lowers the scale
+            of the loss; None where the loss is not scaled.
     """
     if not math.isfinite(loss):
         return f"the loss is {loss}"
-    if not math.isfinite(grad_norm) and (skipped is None or skipped >= _MOST_SKIPPED):
+    if not math.isfinite(grad_norm) and (skipped is None or skipped >= _MAX_SKIPPED):
         steps = f" for {skipped + 1} steps" if skipped is not None else ""
         return f"the gradient is {grad_norm}{steps}, the loss {loss:.4g}"
     if not history:
         return None
-    # A median of a few steps is too easily passed: until there are more, the highest of them stands in for it.
-    usual = statistics.median(history[-_HISTORY:]) if len(history) >= _LEAST_HISTORY else max(history)
+    # The median of a few steps is exceeded too easily: until there are more, compare with the highest of them.
+    usual = statistics.median(history[-_HISTORY:]) if len(history) >= _MIN_HISTORY else max(history)
     if loss > usual + max_jump:
         return (
-            f"the loss is {loss:.4g}, {usual:.4g} in the steps before, and train.max_loss_jump = {max_jump:g}; lower"
-            " train.learning_rate, or raise train.max_loss_jump if it will come down again"
+            f"the loss jumped to {loss:.4g} from {usual:.4g}, by more than train.max_loss_jump = {max_jump:g}; lower"
+            " train.learning_rate, or raise train.max_loss_jump if it should come down again"
         )
     return None
 
 
-def worst_rollouts(told: list[StepStats], loss: float) -> str:
+def worst_rollouts(stats: list[StepStats], loss: float) -> str:
     """Name the rollouts of the worst micro-batch."""
-    uids = max(t.worst for t in told)[2]
+    uids = max(each.worst for each in stats)[2]
     more = f" and {len(uids) - 8} more" if len(uids) > 8 else ""
-    what = "rollouts" if not math.isfinite(loss) else "rollouts of the highest loss"
+    what = "rollouts" if not math.isfinite(loss) else "rollouts with the highest loss"
     return f"{what}: {', '.join(uids[:8]) or 'unnamed'}{more}"
 
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Let the first Ctrl-C or SIGTERM set a flag instead of breaking off; the second one breaks off."""
-    asked = threading.Event()
+    """Let the first Ctrl-C or SIGTERM only set the event; the second one ends the process."""
+    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread may take signals
+        yield stop  # only the main thread may take signals
         return
-    numbers = distributed.stop_numbers()
+    numbers = stop_numbers()
     before = [signal.getsignal(number) for number in numbers]
 
-    def ask(number: int, frame: object) -> None:
-        asked.set()
+    def request(number: int, frame: object) -> None:
+        stop.set()
         restore()
 
     def restore() -> None:
@@ -106,8 +118,8 @@ def stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
     for number in numbers:
-        signal.signal(number, ask)
+        signal.signal(number, request)
     try:
-        yield asked
+        yield stop
     finally:
         restore()

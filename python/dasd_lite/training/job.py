@@ -1,16 +1,16 @@
-"""What the loop of training works with: the model in its processes, the forward pass, what is told of each step.
+"""One training, ready for its first step: the task, and everything that was loaded for it.
 
-Input: checked rows and a model folder. Invariants: only the first process writes; a loss that is no number, or that
-jumps, is found before it reaches the weights.
+Input: a TrainTask and the processes that share it. Output: a `Job`. Invariant: whatever can be checked before the first
+step is checked here, before `task.out` is touched.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import platform
 import resource
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,65 +18,85 @@ import numpy.typing as npt
 
 from dasd_lite.config.models import result_options
 from dasd_lite.config.train import Full, TrainConfig
-from dasd_lite.console import err
+from dasd_lite.console import note
 from dasd_lite.costs import flops, hardware, memory
 from dasd_lite.costs.fit import smallest_change
-from dasd_lite.costs.hardware import has_liger
+from dasd_lite.costs.hardware import Hardware, has_liger
 from dasd_lite.costs.shape import ModelShape, read_shape
-from dasd_lite.data.records import Prompt
 from dasd_lite.data.seeds import derive_seed
 from dasd_lite.errors import ConfigError, MissingExtraError, TrainError
-from dasd_lite.model import load as student
+from dasd_lite.model.load import model_spec, pick_device, pick_dtype
 from dasd_lite.model.logprobs import target_terms
+from dasd_lite.model.packed_check import check_packing, documents_of, probe_row
 from dasd_lite.model.row import Row
-from dasd_lite.training import trainable
+from dasd_lite.training import objectives, trainable
+from dasd_lite.training.checks import check_tokenizer, new_end_ids
 from dasd_lite.training.objectives import CheckedObjective, Targets
 from dasd_lite.training.ranks import Ranks, full_tensor, shard
-from dasd_lite.training.rows import Rows
+from dasd_lite.training.rows import Rows, copy_rows
 from dasd_lite.training.schedule import Schedule
+from dasd_lite.training.task import TrainTask
 
 try:
     import torch
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
+_PROBE_TOKENS = 128  # of each document on which the exported model is compared with the trained one
+
 
 @dataclass(frozen=True)
-class Estimate:
-    """What training should take."""
+class ExpectedCost:
+    """What training should take.
+
+    Attributes:
+        shape: Of the model.
+        hardware: That it was computed for.
+        row_flops: Work of each row; float64 [num_rows].
+        memory_bytes: Peak of the GPU's memory as torch counts it.
+        checkpointing: Whether layers compute their activations again in the backward pass.
+    """
 
     shape: ModelShape
-    machine: hardware.Hardware
+    hardware: Hardware
     row_flops: npt.NDArray[np.float64]
-    """Work of each row."""
-    predicted_bytes: float
-    """What memory_bytes should come to at the most."""
+    memory_bytes: float
     checkpointing: bool
-    """Whether layers are to be computed again."""
 
 
 @dataclass
 class Job:
-    """A model and all that its training needs."""
+    """A task and what was loaded for it, in one of its processes.
 
-    model: Any
+    Attributes:
+        task: What was asked for.
+        ranks: The processes, and the device of this one.
+        objective: What is minimized.
+        rows: All of the data.
+        schedule: Which rows each step reads, and at which learning rate.
+        model: In train mode, with an adapter if there is one.
+        dtype: Format that the model computes in.
+        is_sharded: Whether FSDP shards the weights over the processes; it casts them too.
+        cost: None for an architecture whose costs are not known.
+        peak_flops: Of all devices together, per second; None where it is not known.
+        probe: Beginnings of a few documents, to compare the exported model with the trained one.
+        end_ids: Tokens that end the answers and at which the model does not stop yet.
+        is_monitored: Whether the model answers the task's questions during training.
+    """
+
+    task: TrainTask
+    ranks: Ranks
+    objective: CheckedObjective
     rows: Rows
     schedule: Schedule
-    out: Path
-    fingerprint: str
-    ranks: Ranks
+    model: Any
     dtype: Any
-    """Of the computation."""
     is_sharded: bool
-    """Weights are spread over the processes by FSDP2, which casts them as well."""
-    source: Path
-    """Where the tokenizer is."""
-    estimate: Estimate | None
-    """None for an architecture that is not understood."""
+    cost: ExpectedCost | None
     peak_flops: float | None
-    """Of all devices, per second; None where it is not known."""
-    questions: list[Prompt] = field(default_factory=list)
-    watch_tokens: int = 0
+    probe: Row
+    end_ids: frozenset[int]
+    is_monitored: bool
 
     def autocast(self) -> Any:
         """Return the context in which the model computes in `dtype`."""
@@ -84,149 +104,201 @@ class Job:
         return torch.autocast(torch.device(self.ranks.device).type, self.dtype, enabled=enabled)
 
     def read(self, step: int) -> list[tuple[Row, bool]]:
-        """Read this process's micro-batches of a step, and whether each counts.
+        """Read this process's micro-batches of a step, and whether each one counts.
 
-        Spread weights are brought together by all processes at once, so one that has run out of rows does another's
-        work along with it, for nothing.
+        All processes gather sharded weights together, so one that has run out of rows repeats another's, for nothing.
         """
-        ranks, rows = self.ranks, self.rows
-        found = []
-        for micro in self.schedule.share(step, ranks.rank, ranks.size):
-            if micro:
-                found.append((Row.join([rows[i] for i in micro]), True))
+        micro_batches = []
+        for rows in self.schedule.share(step, self.ranks.rank, self.ranks.size):
+            if rows:
+                micro_batches.append((Row.join([self.rows[i] for i in rows]), True))
             elif self.is_sharded:
-                found.append((rows[self.schedule.rows_of(step)[-1]], False))
-        return found
+                micro_batches.append((self.rows[self.schedule.rows_of(step)[-1]], False))
+        return micro_batches
 
-    def forward(self, objective: CheckedObjective, row: Row, num_targets: int) -> tuple[Any, dict[str, Any]]:
+    def forward(self, row: Row, num_targets: int) -> tuple[Any, dict[str, Any]]:
         """Return the loss of a micro-batch in a step of `num_targets` target tokens, and sums to report."""
         targets = Targets.of(row, num_targets, self.ranks.device)
-        offload = self.schedule.config.offload_activations
+        terms, offload = self.objective.terms(targets), self.task.config.offload_activations
         with self.autocast():
-            per_token = target_terms(
-                self.model, row.ids, targets.positions, row.doc_lengths, objective.terms(targets), offload=offload
-            )
-            return objective.loss(per_token, targets)
+            per_token = target_terms(self.model, row.ids, targets.positions, row.doc_lengths, terms, offload=offload)
+            return self.objective.loss(per_token, targets)
 
     def clip(self, trained: list[Any]) -> float:
         """Clip the gradients; return their norm before."""
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.schedule.config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.task.config.max_grad_norm)
         return float(full_tensor(norm))
 
     def forget_peak(self) -> None:
-        """Count a GPU's peak from here on: what came before, or in between, is not training."""
+        """Measure a GPU's peak from here on: what came before, or in between, is not training."""
         if torch.device(self.ranks.device).type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 
     def memory_bytes(self) -> int:
-        """Return the peak so far: of the GPU's memory as torch counts it, or of this process's on a CPU."""
+        """Return the peak so far: of the GPU's memory as torch counts it, or of this process on a CPU."""
         if torch.device(self.ranks.device).type == "cuda":
             return int(torch.cuda.max_memory_allocated())
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def build(
-    model: Path,
-    rows: Rows,
-    schedule: Schedule,
-    out: Path,
-    fingerprint: str,
-    ranks: Ranks,
-    *,
-    adapter: Path | None = None,
-    trust_remote_code: bool = False,
-) -> Job:
-    """Load the model to train, spread over the processes where all of it is trained."""
-    config = schedule.config
-    device = student.pick_device(ranks.device)
-    dtype = student.pick_dtype(config.dtype, device)
+def load_job(task: TrainTask, ranks: Ranks, objective: CheckedObjective | None = None) -> Job:
+    """Check rows and model against each other, and load the model; all processes have to call it.
+
+    Args:
+        task: What to train.
+        ranks: The processes.
+        objective: The one that the task names, where it was handed over as an object.
+
+    Raises:
+        TrainError: The rows cannot be trained on, or packed documents leak into each other.
+        ConfigError: There is no such model, or an option does not fit it.
+    """
+    config = task.config
+    objective = objective or objectives.load(config.objective)
+    spec = model_spec(task.model, trust_remote_code=task.trust_remote_code)
+    vocab_size = check_tokenizer(task.rows, task.model, spec.vocab_size)
+    rows = _open_rows(task, objective, ranks, vocab_size, spec.max_positions)
+    end_ids = new_end_ids(task.model, rows)
+    cost_of_pairs = (6.0 * spec.hidden_size, 1.0)  # of a token, and of a pair of tokens in attention
+    schedule = Schedule(rows.doc_lengths, rows.doc_offsets, config, task.seed, cost_of_pairs, task.max_steps)
+
+    device = pick_device(ranks.device)
     ranks = dataclasses.replace(ranks, device=str(device))
-    to_shard = ranks.size > 1 and isinstance(config.method, Full)
-    turns = math.ceil(schedule.rows_per_step / config.micro_batch_size)
-    if ranks.is_first and turns < ranks.size:
-        err().print(
-            f"note: {ranks.size} processes, but {turns} micro-batch{'es' * (turns > 1)} a step, so that some wait;"
-            " raise train.grad_accum_steps",
-            soft_wrap=True,
-        )
-    estimate = _estimate(model, rows, schedule, ranks, dtype)
-    if estimate is not None:
-        twice = estimate.checkpointing
-    elif config.gradient_checkpointing != "auto":
-        twice = config.gradient_checkpointing == "on"
-    else:
-        twice = int(rows.num_tokens.max()) * config.micro_batch_size > memory.AUTO_CHECKPOINTING
-    torch.manual_seed(derive_seed(schedule.seed, "train"))  # of a new adapter
-    trained = trainable.load_trainable(
-        model,
+    dtype = pick_dtype(config.dtype, device)
+    _note_idle_ranks(schedule, ranks)
+    cost = _expected_cost(task, rows, ranks, dtype)
+    is_sharded = ranks.size > 1 and isinstance(config.method, Full)
+    torch.manual_seed(derive_seed(task.seed, "train"))  # for a new adapter
+    model = trainable.load_trainable(
+        task.model,
         config.method,
         dtype=config.dtype,
         device=str(device),
-        gradient_checkpointing=twice,
+        gradient_checkpointing=_checkpointing(config, rows, cost),
         liger=config.liger,
-        adapter=adapter,
-        to_shard=to_shard,
-        trust_remote_code=trust_remote_code,
+        adapter=task.adapter,
+        to_shard=is_sharded,
+        trust_remote_code=task.trust_remote_code,
     )
-    if to_shard:
-        trained = shard(trained, dtype, ranks)
+    if is_sharded:
+        model = shard(model, dtype, ranks)
     peak = hardware.peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    return Job(
-        *(trained, rows, schedule, out, fingerprint, ranks, dtype, to_shard, model),
-        estimate=estimate,
+    documents = documents_of([rows[i] for i in range(min(4, len(rows)))])  # a row may be one long document
+    job = Job(
+        task=task,
+        ranks=ranks,
+        objective=objective,
+        rows=rows,
+        schedule=schedule,
+        model=model,
+        dtype=dtype,
+        is_sharded=is_sharded,
+        cost=cost,
         peak_flops=peak and peak * ranks.size,
+        probe=probe_row(documents, _PROBE_TOKENS),
+        end_ids=end_ids,
+        is_monitored=bool(task.questions),
     )
+    with job.autocast():
+        check_packing(model, documents, dtype)
+    return job
 
 
-def _estimate(model: Path, rows: Rows, schedule: Schedule, ranks: Ranks, dtype: Any) -> Estimate | None:
-    config, device = schedule.config, torch.device(ranks.device)
+def _open_rows(
+    task: TrainTask, objective: CheckedObjective, ranks: Ranks, vocab_size: int, max_positions: int | None
+) -> Rows:
+    """Copy the rows once per machine to a file beside `task.out`, which is not there yet, and map it in every process.
+
+    The file loses its name as soon as all have opened it, and its space when they end.
+    """
+    mapped = task.out.with_name(f".{task.out.name}.rows-{platform.node()}")
     try:
-        shape = read_shape(model)
+        stats = None
+        if ranks.local == 0:
+            stats = copy_rows(
+                task.rows,
+                mapped,
+                vocab_size=vocab_size,
+                max_positions=max_positions,
+                needs=objective.needs,
+                groups=objective.groups,
+            )
+        rows = Rows(mapped, next(found for found in ranks.gather(stats) if found is not None))
+        ranks.gather(None)
+        return rows
+    finally:
+        if ranks.local == 0:
+            mapped.unlink(missing_ok=True)
+
+
+def _note_idle_ranks(schedule: Schedule, ranks: Ranks) -> None:
+    num_micro_batches = math.ceil(schedule.rows_per_step / schedule.config.micro_batch_size)
+    if num_micro_batches < ranks.size:
+        each = f"{num_micro_batches} micro-batch{'es' if num_micro_batches > 1 else ''}"
+        note(f"{ranks.size} processes, but only {each} per step, so some wait; raise train.grad_accum_steps")
+
+
+# --- memory -----------------------------------------------------------------------------------------
+
+
+def _expected_cost(task: TrainTask, rows: Rows, ranks: Ranks, dtype: Any) -> ExpectedCost | None:
+    config, device = task.config, torch.device(ranks.device)
+    try:
+        shape = read_shape(task.model)
     except ConfigError:
         return None
     documents = zip(np.split(rows.doc_lengths, rows.doc_offsets[1:-1]), rows.facts.num_targets.tolist(), strict=True)
     work = np.array([flops.training_flops(shape, part.tolist(), config.method, targets) for part, targets in documents])
     on_gpu = device.type == "cuda"
-    machine = hardware.Hardware(
+    machine = Hardware(
         element_bytes=dtype.itemsize,
         varlen=on_gpu and torch.cuda.get_device_capability(device) >= (8, 0),
         liger=on_gpu and has_liger(),
         on_gpu=on_gpu,
     )
     longest = int(rows.num_tokens.max())
-    found = memory.predict(shape, config, seq_len=longest, num_processes=ranks.size, machine=machine)
+    prediction = memory.predict(shape, config, seq_len=longest, num_processes=ranks.size, machine=machine)
     step = memory.TrainingStep(shape, config, longest * config.micro_batch_size, ranks.size, machine)
-    # torch does not count CUDA's own, nor what lies fallow between tensors.
-    return Estimate(shape, machine, work, found.total - found.overhead, step.checkpointed)
+    # torch's peak excludes the CUDA context and fragmentation, so compare without the overhead.
+    return ExpectedCost(shape, machine, work, prediction.total - prediction.overhead, step.checkpointed)
+
+
+def _checkpointing(config: TrainConfig, rows: Rows, cost: ExpectedCost | None) -> bool:
+    """Return whether layers compute their activations again in the backward pass."""
+    if cost is not None:
+        return cost.checkpointing
+    if config.gradient_checkpointing != "auto":
+        return config.gradient_checkpointing == "on"
+    return int(rows.num_tokens.max()) * config.micro_batch_size > memory.AUTO_CHECKPOINTING
 
 
 def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
-    """Say what there is, what was predicted, and the smallest change that needs less."""
-    name, total = _card()
+    """Return the error of a full GPU: what it has, what was predicted, and the smallest change that needs less.
+
+    `job` is None when even the model did not fit.
+    """
+    name, total = _gpu()
     message = f"{name}: its {total / 1e9:.1f} GB are full"
-    if job is None or (estimate := job.estimate) is None:
+    if job is None or job.cost is None:
         return TrainError(f"{message}; try train.method qlora, train.offload_activations = true or shorter rows")
+    longest = int(job.rows.num_tokens.max())
     change = smallest_change(
-        estimate.shape,
+        job.cost.shape,
         config,
-        seq_len=int(job.rows.num_tokens.max()),
-        card_bytes=0.98 * min(total, estimate.predicted_bytes),
+        seq_len=longest,
+        card_bytes=0.98 * min(total, job.cost.memory_bytes),
         num_processes=job.ranks.size,
-        machine=estimate.machine,
+        machine=job.cost.hardware,
     )
-    message += f", {estimate.predicted_bytes / 1e9:.1f} GB were predicted"
+    message += f", {job.cost.memory_bytes / 1e9:.1f} GB were predicted"
     if change is None:
-        return TrainError(f"{message}; no smaller training of this model is known")
-    same_length = change.seq_len == int(job.rows.num_tokens.max())
-    goes_on = result_options(change.config) == result_options(config) and same_length
-    then = "it goes on from the last checkpoint" if goes_on else "it trains afresh, with --force"
-    return TrainError(f"{message}; try {change}: {then}")
+        return TrainError(f"{message}; no option makes the training of this model smaller")
+    resumes = result_options(change.config) == result_options(config) and change.seq_len == longest
+    effect = "training resumes from the last checkpoint" if resumes else "training starts over, with --force"
+    return TrainError(f"{message}; try {change}: {effect}")
 
 
-def _card() -> tuple[str, float]:
-    return torch.cuda.get_device_name(), float(
-        torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    )
-
-
-# --- a step ---------------------------------------------------------------------------------------------
+def _gpu() -> tuple[str, float]:
+    """Return the name of this process's GPU and its memory in bytes."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return torch.cuda.get_device_name(), float(properties.total_memory)

@@ -1,40 +1,82 @@
-"""The training loop."""
+"""A training from its task to the finished folder, in one of its processes.
+
+Input: a TrainTask. Output: `out`/model, `out`/adapter, `out`/metrics.jsonl (one line per optimizer step),
+`out`/monitor.jsonl and the manifest. Invariants: the loss of a step is a sum over all its target tokens divided by
+their number, however they are cut into micro-batches and shared out over processes; a bad loss or gradient is caught
+before it reaches the weights; a training that was killed ends with the weights of one that was not.
+"""
 
 from __future__ import annotations
 
 import math
+import shutil
+import statistics
 import time
+from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
-from dasd_lite.console import err
+from dasd_lite.console import err, note
 from dasd_lite.data.files import disk_errors
+from dasd_lite.data.metrics import read_metrics
 from dasd_lite.data.seeds import derive_seed
-from dasd_lite.errors import TrainError
+from dasd_lite.data.writer import begin, is_finished, publish
+from dasd_lite.errors import MissingExtraError, TrainError
+from dasd_lite.training import checkpoint, export
+from dasd_lite.training.guard import StepStats, check_step, means, stop_signals, worst_rollouts
+from dasd_lite.training.job import Job, load_job, out_of_memory
+from dasd_lite.training.metrics import Log
+from dasd_lite.training.monitor import append_snapshot, has_collapsed, read_snapshots, take_snapshot
+from dasd_lite.training.objectives import CheckedObjective
+from dasd_lite.training.optimizer import make_optimizer
+from dasd_lite.training.ranks import joined
+from dasd_lite.training.task import TrainTask
 
-if TYPE_CHECKING:
-    from dasd_lite.training.job import Job
-    from dasd_lite.training.monitor import Snapshot
+try:
+    import torch
+except ImportError as error:
+    raise MissingExtraError("train", "torch") from error
+
+
+def run_task(task: TrainTask, objective: CheckedObjective | None = None) -> None:
+    """Do a training in this process, together with its other processes if there are any.
+
+    `objective` is the one that the task names, where it was handed over as an object.
+    """
+    out, identity, config = task.out, task.identity, task.config
+    with joined() as ranks:
+        if ranks.from_first(lambda: is_finished(out, identity, force=task.force, keep=True)):
+            return
+        job = None
+        try:
+            job = load_job(task, ranks, objective)
+            with disk_errors(out):
+                ranks.from_first(lambda: is_finished(out, identity, force=task.force))
+                ranks.from_first(lambda: begin(out, identity, config))
+            train(job)
+            gap = export.export(
+                *(job.model, config.method, task.model, out, job.probe),
+                ranks=job.ranks,
+                dtype=job.dtype,
+                end_ids=job.end_ids,
+                trust_remote_code=task.trust_remote_code,
+            )
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(job, config) from error
+        # The others wait for it: when they end, the folder is finished.
+        ranks.from_first(lambda: finish(job, gap))
 
 
 def train(job: Job) -> None:
     """Train the model in place, from the newest checkpoint if there is one, to the last step."""
-    import torch
-
-    from dasd_lite.training import checkpoint, objectives
-    from dasd_lite.training.guard import StepStats, check_step, means, stop_signals, worst_rollouts
-    from dasd_lite.training.metrics import Log
-    from dasd_lite.training.optimizer import make_optimizer
-
-    model, ranks, schedule = job.model, job.ranks, job.schedule
-    config, device = schedule.config, torch.device(ranks.device)
+    task, model, ranks, schedule = job.task, job.model, job.ranks, job.schedule
+    config, fingerprint, device = task.config, task.identity.fingerprint, torch.device(ranks.device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(model, config)
-    objective = objectives.load(config.objective)
     # Gradients under 6e-8 are 0 in float16, so the loss is scaled up; bfloat16 has the range of float32.
     scaler = torch.amp.GradScaler(device.type, enabled=job.dtype == torch.float16)
-    folder = job.out / "checkpoints"
-    first = checkpoint.restore(folder, model, optimizer, scaler, job.fingerprint, ranks)
+    folder = task.out / "checkpoints"
+    first = checkpoint.restore(folder, model, optimizer, scaler, fingerprint, ranks)
     skipped = 0  # steps in a row whose gradient was too large for float16
 
     with Log(job, first) as log, stop_signals() as stop:
@@ -42,34 +84,34 @@ def train(job: Job) -> None:
         job.forget_peak()
         for step in range(first, schedule.num_steps):
             began = time.perf_counter()
-            torch.manual_seed(derive_seed(schedule.seed, "step", step, ranks.rank))  # for dropout, where there is any
+            torch.manual_seed(derive_seed(schedule.seed, "step", step, ranks.rank))  # for dropout, if there is any
             micro_batches = job.read(step)
             num_targets = round(ranks.sum([sum(row.num_targets for row, counts in micro_batches if counts)])[0])
 
             metrics, rows = [], []
             for row, counts in micro_batches:
-                loss, found = job.forward(objective, row, num_targets)
+                loss, sums = job.forward(row, num_targets)
                 # FSDP takes the mean over processes; the loss is a sum over them.
                 factor = (ranks.size if job.is_sharded else 1) * counts
                 scaler.scale(loss * factor).backward()
                 if counts:
-                    metrics.append(found)
+                    metrics.append(sums)
                     rows.append(row)
             if not job.is_sharded:
                 ranks.sum_gradients(trained)
             scaler.unscale_(optimizer)
             grad_norm = job.clip(trained)
 
-            told = ranks.gather(StepStats.of(metrics, rows, stop.is_set(), job.memory_bytes()))
-            figures = means(told, num_targets)
-            scaled = skipped if scaler.is_enabled() else None
-            if problem := check_step(figures["loss"], grad_norm, log.losses, config.max_loss_jump, scaled):
+            stats = ranks.gather(StepStats.of(metrics, rows, stop.is_set(), job.memory_bytes()))
+            figures = means(stats, num_targets)
+            num_skipped = skipped if scaler.is_enabled() else None
+            if problem := check_step(figures["loss"], grad_norm, log.losses, config.max_loss_jump, num_skipped):
                 kept = ranks.from_first(partial(checkpoint.rollback, folder, step))
                 raise TrainError(
-                    f"step {step + 1}: {problem}; {worst_rollouts(told, figures['loss'])}; {log.keeps(kept)}"
+                    f"step {step + 1}: {problem}; {worst_rollouts(stats, figures['loss'])}; {_what_is_kept(kept)}"
                 )
             if ranks.is_first:
-                checkpoint.prune(folder, step)  # its weights have made a step that is good
+                checkpoint.prune(folder, step)  # a step from its weights has succeeded
             skipped = 0 if math.isfinite(grad_norm) else skipped + 1
 
             learning_rate = schedule.learning_rate(step)
@@ -80,51 +122,96 @@ def train(job: Job) -> None:
             optimizer.zero_grad(set_to_none=True)
 
             figures |= {"learning_rate": learning_rate, "grad_norm": grad_norm, "target_tokens": num_targets}
-            log.write(step, figures, max(t.memory_bytes for t in told), time.perf_counter() - began)
-            last = step + 1 == schedule.num_steps
-            stopping = any(t.stop for t in told) or (ranks.size == 1 and stop.is_set())
-            if last or stopping or (step + 1) % config.checkpoint_every == 0:
-                log.sync()  # before the checkpoint, which counts on these lines
-                checkpoint.save(folder, step + 1, model, optimizer, scaler, job.fingerprint, ranks)
-            if stopping and not last:
-                done = f"stopped after step {step + 1} of {schedule.num_steps}, whose checkpoint is written"
-                if ranks.is_first:
-                    err().print(done)
-                raise KeyboardInterrupt(f"{done}; the same command goes on from there")
+            log.write(step, figures, max(each.memory_bytes for each in stats), time.perf_counter() - began)
+            is_last = step + 1 == schedule.num_steps
+            stopping = any(each.stop for each in stats) or (ranks.size == 1 and stop.is_set())
+            if is_last or stopping or (step + 1) % config.checkpoint_every == 0:
+                log.sync()  # before the checkpoint, which relies on these lines
+                checkpoint.save(folder, step + 1, model, optimizer, scaler, fingerprint, ranks)
+            if stopping and not is_last:
+                message = f"stopped after step {step + 1} of {schedule.num_steps} with a checkpoint"
+                err().print(message)
+                raise KeyboardInterrupt(f"{message}; run the same command to resume")
             monitor(job, step + 1)
 
 
+def _what_is_kept(step: int) -> str:
+    if not step:
+        return "there is no checkpoint yet"
+    return f"the checkpoint of step {step} is kept, and the same command resumes from it"
+
+
 def monitor(job: Job, num_steps: int) -> None:
-    """Ask the student a few questions before the first step, after 1 % of them and after the last."""
-    import torch
-
-    from dasd_lite.training.monitor import append, has_collapsed, read_snapshots, take_snapshot
-
-    last, path, ranks = job.schedule.num_steps, job.out / "watch.jsonl", job.ranks
-    if not job.questions or num_steps not in (0, math.ceil(last / 100), last):
+    """Ask the model a few questions before the first step, after 1 % of the steps and after the last."""
+    task, ranks, last = job.task, job.ranks, job.schedule.num_steps
+    if not job.is_monitored or num_steps not in (0, math.ceil(last / 100), last):
         return
-    looks: dict[int, Snapshot] = ranks.from_first(lambda: read_snapshots(path))
-    if num_steps in looks:
+    path = task.out / "monitor.jsonl"
+    snapshots = ranks.from_first(lambda: read_snapshots(path))
+    if num_steps in snapshots:
         return
     try:
         with job.autocast():
-            found = take_snapshot(
-                job.model, job.source, job.questions, num_steps, max_tokens=job.watch_tokens, agree=ranks.broadcast
+            snapshot = take_snapshot(
+                *(job.model, task.model, task.questions, num_steps),
+                max_tokens=task.max_answer_tokens,
+                broadcast=ranks.broadcast,
             )
     except torch.OutOfMemoryError:
         if ranks.size > 1:
             raise  # the others wait for this one
-        err().print("note: the GPU has no room for train.monitor_questions beside training; it goes on without them")
-        job.questions = []
+        note("the GPU has no memory for train.monitor_questions beside training; training continues without them")
+        job.is_monitored = False
         return
     finally:
         job.forget_peak()
     if ranks.is_first:
-        with disk_errors(job.out):
-            append(path, found)
-        if (said := has_collapsed(looks.get(0, found), found)) is not None:
+        with disk_errors(task.out):
+            append_snapshot(path, snapshot)
+        if (evidence := has_collapsed(snapshots.get(0, snapshot), snapshot)) is not None:
             err().print(
-                f"[bold red]warning[/bold red]: the student has come apart after step {num_steps} of {last}: {said};"
-                " look at the rows (dasd-lite show), or train with a lower train.learning_rate",
+                f"[bold red]warning[/bold red]: the student's output collapsed at step {num_steps} of {last}:"
+                f" {evidence}; inspect the rows with dasd-lite show, or train with a lower train.learning_rate",
                 soft_wrap=True,
             )
+
+
+def finish(job: Job, export_gap: float) -> None:
+    """Write the manifest, from which on the folder is finished, and remove the checkpoints."""
+    task = job.task
+    metrics = list(read_metrics(task.out / "metrics.jsonl"))
+    snapshots = read_snapshots(task.out / "monitor.jsonl")
+    tokens, seconds = sum(line["tokens"] for line in metrics), sum(line["seconds"] for line in metrics)
+    counts: dict[str, Any] = {
+        "steps": len(metrics),
+        "rows": job.schedule.num_rows,
+        "rows_seen": job.schedule.num_samples,
+        "tokens": tokens,
+        "target_tokens": sum(line["target_tokens"] for line in metrics),
+        "first_loss": metrics[0]["loss"],
+        "final_loss": metrics[-1]["loss"],
+        "export_gap": export_gap,
+        "start": _start(task),
+    }
+    if snapshots:
+        counts["monitored"] = [asdict(snapshot) for _, snapshot in sorted(snapshots.items())]
+    # On a CPU it is the peak of the whole process, Python and torch included.
+    peak = "process_peak_bytes" if job.ranks.device == "cpu" else "memory_peak_bytes"
+    timing = {
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        peak: max(line["memory_bytes"] for line in metrics),
+    }
+    if job.cost is not None:
+        timing["memory_predicted_bytes"] = job.cost.memory_bytes
+    if metrics[-1]["mfu"] is not None:
+        timing["mfu"] = statistics.median(line["mfu"] for line in metrics)
+    with disk_errors(task.out):
+        publish(task.out, task.identity, tables={}, counts=counts, config=task.config, timing=timing)
+    shutil.rmtree(task.out / "checkpoints", ignore_errors=True)
+
+
+def _start(task: TrainTask) -> dict[str, str]:
+    """Name what training started from, without the folders that the run happens to be in."""
+    name = "/".join(task.model.parts[-3:]) if task.model.name == "model" else task.model.name
+    return {"model": name} | ({"adapter": "/".join(task.adapter.parts[-3:])} if task.adapter else {})

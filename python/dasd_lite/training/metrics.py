@@ -32,7 +32,7 @@ class Log:
     def __init__(self, job: Job, first: int) -> None:
         """Go on after `first` steps; lines of later ones are of a run that was stopped, and go."""
         self._job, self._is_first = job, job.ranks.is_first
-        schedule, path = job.schedule, job.out / "metrics.jsonl"
+        schedule, path = job.schedule, job.task.out / "metrics.jsonl"
         self.tokens = [int(job.rows.num_tokens[schedule.rows_of(step)].sum()) for step in range(schedule.num_steps)]
         self.losses = [float(line["loss"]) for line in islice(read_metrics(path), first)]
         """Of the steps so far."""
@@ -44,13 +44,13 @@ class Log:
         self._tracker = Tracker()
         self._bar: Progress | None = None
         if self._is_first:
-            name, config = f"{job.out.parent.name}-{job.fingerprint[:8]}", schedule.config
+            name, config = f"{job.task.out.parent.name}-{job.task.identity.fingerprint[:8]}", job.task.config
             self._file = self._stack.enter_context(path.open("a", encoding="utf-8"))
             self._tracker = self._stack.enter_context(
-                open_tracker(config.tracker, name, job.out, config.model_dump(mode="json"))
+                open_tracker(config.tracker, name, job.task.out, config.model_dump(mode="json"))
             )
             total, done = sum(self.tokens), sum(self.tokens[:first])
-            label = f"{job.out.parent.name}: train"
+            label = f"{job.task.out.parent.name}: train"
             self._bar = self._stack.enter_context(progress(label, total, "tokens", done=done))
 
     def __enter__(self) -> Log:
@@ -66,8 +66,8 @@ class Log:
         self.losses.append(figures["loss"])
         tokens, peak = self.tokens[step], self._job.peak_flops
         work = None
-        if peak and self._job.estimate is not None:
-            work = float(self._job.estimate.row_flops[self._job.schedule.rows_of(step)].sum())
+        if peak and self._job.cost is not None:
+            work = float(self._job.cost.row_flops[self._job.schedule.rows_of(step)].sum())
         self._done += tokens
         self._left -= tokens
         line = {
@@ -82,18 +82,12 @@ class Log:
         }
         if self._file is None or self._bar is None:
             return
-        with disk_errors(self._job.out):
+        with disk_errors(self._job.task.out):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         self._tracker.log(step + 1, {k: float(v) for k, v in line.items() if v is not None and k != "step"})
         utilisation = f", MFU {line['mfu']:.0%}" if line["mfu"] is not None else ""
         self._bar.advance(tokens, f"loss {figures['loss']:.3f}, {memory_bytes / 1e9:.1f} GB{utilisation}")
-
-    def keeps(self, step: int) -> str:
-        """Say what is left after a fault: the checkpoint of `step`, or none."""
-        if not step:
-            return "there is no checkpoint yet"
-        return f"the checkpoint of step {step} is kept, from which the same command goes on"
 
     def sync(self) -> None:
         """Make the lines so far survive a power cut."""

@@ -61,12 +61,14 @@ def take_snapshot(
     *,
     max_tokens: int,
     batch_size: int = 16,
-    agree: Any = None,
+    broadcast: Any = None,
 ) -> Snapshot:
     """Let the model answer; `folder` has its tokenizer. All processes that share its weights have to call it."""
     causal = causal_model(model)
     packed, training = causal.config._attn_implementation, causal.training
-    sampler = TransformersSampler(TransformersModel(model=str(folder), batch_size=batch_size), folder, causal, agree)
+    sampler = TransformersSampler(
+        TransformersModel(model=str(folder), batch_size=batch_size), folder, causal, broadcast
+    )
     requests = [Request(i, prompt.messages, max_tokens, i) for i, prompt in enumerate(questions)]
     causal.set_attn_implementation(GROUPED)
     model.eval()
@@ -98,13 +100,13 @@ def has_collapsed(before: Snapshot, now: Snapshot) -> str | None:
     return None
 
 
-def append(path: Path, found: Snapshot) -> None:
-    """Keep a look for the report, and for the same command after a stop."""
-    looks = {**read_snapshots(path), found.step: found}
-    write_atomic(path, "".join(json.dumps(asdict(kept)) + "\n" for _, kept in sorted(looks.items())))
+def append_snapshot(path: Path, snapshot: Snapshot) -> None:
+    """Add a snapshot to the file, in the order of steps."""
+    snapshots = {**read_snapshots(path), snapshot.step: snapshot}
+    write_atomic(path, "".join(json.dumps(asdict(each)) + "\n" for _, each in sorted(snapshots.items())))
 
 
 def read_snapshots(path: Path) -> dict[int, Snapshot]:
-    """Return the looks that were kept, by step."""
+    """Return the snapshots in the file, by step; none if there is no file."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {kept.step: kept for kept in (Snapshot(**json.loads(line)) for line in lines)}
+    return {each.step: each for each in (Snapshot(**json.loads(line)) for line in lines)}

@@ -1,4 +1,8 @@
-"""The processes of one training: who is first, what they exchange, how weights are sharded."""
+"""The processes of one training: which is the first, what they exchange, how weights are sharded.
+
+Input: the environment that torchrun or `launch` sets. Invariant: every method but `is_first` has to be called by all
+processes, in the same order.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +14,31 @@ from datetime import timedelta
 from typing import Any
 
 from dasd_lite.errors import DasdError, remote_error
-from dasd_lite.model.logprobs import causal_model, run_inside
+from dasd_lite.model.logprobs import causal_model, enable_run_inside
 from dasd_lite.training.launch import is_rank
 
-_WAIT = timedelta(hours=2)  # for the slowest process at a meeting point: one may read a large model from a slow disk
+_TIMEOUT = timedelta(hours=2)  # for the slowest process: one may read a large model from a slow disk
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that train together, seen from one of them."""
+    """The processes that train together, seen from one of them.
+
+    Attributes:
+        rank: Which one this is, over all machines.
+        size: How many there are.
+        device: Device of this one.
+        local: Which one of its machine this is.
+    """
 
     rank: int = 0
     size: int = 1
     device: str = "auto"
     local: int = 0
-    """Which process of its machine."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes and speaks for all."""
+        """Whether this is the one that writes and prints."""
         return self.rank == 0
 
     def sum(self, values: list[float]) -> list[float]:
@@ -39,11 +49,11 @@ class Ranks:
 
         total = torch.tensor(values, dtype=torch.float64)
         torch.distributed.all_reduce(total)
-        found: list[float] = total.tolist()
-        return found
+        sums: list[float] = total.tolist()
+        return sums
 
     def sum_gradients(self, parameters: list[Any]) -> None:
-        """Add up the gradients of weights that are whole in each process."""
+        """Add up the gradients of weights that every process has whole."""
         if self.size == 1:
             return
         import torch
@@ -58,24 +68,24 @@ class Ranks:
             p.grad.copy_(part.view_as(p))
 
     def from_first(self, work: Callable[[], Any]) -> Any:
-        """Let the first process do something and tell the others what came of it; an error of ours is raised in all."""
+        """Let the first process do `work`, and return its result in all; a DasdError is raised in all."""
         if self.size == 1:
             return work()
         import torch
 
-        told: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]  # the result, or the error
         if self.is_first:
             try:
-                told[0] = work()
+                outcome[0] = work()
             except DasdError as error:
-                told[1] = (type(error).__name__, str(error))
-        torch.distributed.broadcast_object_list(told)
-        if told[1] is not None:
-            raise remote_error(*told[1])
-        return told[0]
+                outcome[1] = (type(error).__name__, str(error))
+        torch.distributed.broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise remote_error(*outcome[1])
+        return outcome[0]
 
     def broadcast(self, tensor: Any) -> Any:
-        """Overwrite a tensor by the first process's, so that all do the same next; return it."""
+        """Overwrite a tensor with the first process's and return it."""
         if self.size > 1:
             import torch
 
@@ -83,19 +93,19 @@ class Ranks:
         return tensor
 
     def gather(self, value: Any) -> list[Any]:
-        """Return what each process has to say."""
+        """Return the value of every process, in order."""
         if self.size == 1:
             return [value]
         import torch
 
-        found: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the others for as long as the context lasts; alone when there are none."""
+    """Connect this process with the others, if there are any, for as long as the context lasts."""
     if not is_rank():
         yield Ranks()
         return
@@ -105,34 +115,34 @@ def joined() -> Iterator[Ranks]:
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         torch.cuda.set_device(local)
-    # Numbers that are added up and objects that are passed on lie in host memory, gradients on the GPU.
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=_WAIT)
+    # Numbers and objects that are exchanged are in host memory, gradients on the GPU.
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=_TIMEOUT)
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     yield Ranks(rank, size, f"cuda:{local}" if has_gpu else "cpu", local)
     torch.distributed.destroy_process_group()  # not after an error: it could wait for those that do not know of it
 
 
 def shard(model: Any, dtype: Any, ranks: Ranks) -> Any:
-    """Spread the weights of a model, in float32, over the processes; the forward pass computes in `dtype`.
+    """Shard the float32 weights of a model over the processes; its forward pass computes in `dtype`.
 
-    Each layer is brought together when its turn comes and let go of afterwards. The model is moved to the device layer
-    by layer, so that it never has to fit on one whole.
+    Each layer is gathered when its turn comes and freed afterwards. The model moves to the device layer by layer, so it
+    never has to fit there whole.
     """
     import torch
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     causal = causal_model(model)
-    run_inside(causal)
+    enable_run_inside(causal)
     policy = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
     mesh = init_device_mesh(torch.device(ranks.device).type, (ranks.size,))
     layer_kinds = set(causal._no_split_modules or ())
     for module in [m for m in causal.modules() if type(m).__name__ in layer_kinds]:
         fully_shard(module.float(), mesh=mesh, mp_policy=policy)
-    # Else the outermost weights stay together after a forward pass without a backward one, and are not trained.
+    # Otherwise the outermost weights stay gathered after a forward pass without a backward one, and are not trained.
     return fully_shard(causal.float(), mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 def full_tensor(tensor: Any) -> Any:
-    """Return a weight that may be spread over processes in one piece; all processes have to call it."""
+    """Return a weight in one piece, whether or not it is sharded; all processes have to call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -12,6 +12,7 @@ from dasd_lite.config.train import Full, Lora
 from dasd_lite.errors import ConfigError, MissingExtraError
 from dasd_lite.model.load import load_model, pick_device, pick_dtype, quiet, stored_dtype
 from dasd_lite.model.logprobs import causal_model
+from dasd_lite.training.requirements import layer_conflicts, liger_conflict
 
 try:
     import torch
@@ -66,13 +67,11 @@ def _narrow(module: Any, arguments: Any, hidden: Any) -> Any:
 
 
 def _apply_liger(model: Any, device: Any) -> None:
-    """Put Liger's kernels in place of norms, rotary embeddings and MLPs; the loss is ours."""
-    try:
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
-    except ImportError as error:
-        raise ConfigError("train.liger = 'on': liger-kernel is not installed; pip install liger-kernel") from error
-    if device.type != "cuda":
-        raise ConfigError(f"train.liger = 'on': its kernels need a GPU, and this is a {device.type}; use 'auto'")
+    """Replace norms, rotary embeddings and MLPs by Liger's kernels; the loss stays ours."""
+    if fault := liger_conflict(has_gpu=device.type == "cuda"):
+        raise ConfigError(fault)
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
     with quiet():
         _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
 
@@ -83,13 +82,9 @@ def _add_adapter(model: Any, folder: Path, method: Lora, adapter: Path | None, d
     except ImportError as error:
         raise MissingExtraError("train", "peft") from error
     if isinstance(method.target_modules, list):
-        names = [name for name, _ in model.named_modules()]
-        for target in method.target_modules:
-            if not any(name == target or name.endswith(f".{target}") for name in names):
-                layers = sorted({name.rsplit(".", 1)[-1] for name in names if name.endswith("_proj")})
-                raise ConfigError(
-                    f"train.method.target_modules: {folder} has no layer {target!r}; it has {', '.join(layers)}"
-                )
+        names = (name for name, _ in model.named_modules())
+        for fault in layer_conflicts(method.target_modules, names, str(folder)):
+            raise ConfigError(fault)
     if method.kind == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         # That makes everything but the 4-bit weights float32. They are frozen, so it adds no information (norms
