@@ -1,4 +1,4 @@
-"""Ids and bytes: text comes back as it went in, and a training example is what the model's own template writes."""
+"""Ids and bytes: text survives encoding, and a training example is what the chat template writes."""
 
 import json
 
@@ -73,7 +73,7 @@ def byte_level(normalizer=None):
 
 
 def sentencepiece():
-    """As Gemma's: a space is ▁, and bytes stand in for characters that are unknown."""
+    """Return a tokenizer like Gemma's: a space is ▁, and unknown characters become bytes."""
     vocab = {token: i for i, token in enumerate([*SPECIAL, "<unk>", *(f"<0x{b:02X}>" for b in range(256))])}
     for letter in "▁abcdefghijklmnopqrstuvwxyzTAWS.:0123456789\n":
         vocab[letter] = len(vocab)
@@ -96,12 +96,12 @@ def chats(tmp_path_factory, demo):
         "byte level": Chat(write_model(base / "bytes")),
         "sentencepiece": Chat(write_model(base / "pieces", tokenizer=sentencepiece())),
         "opens think": Chat(write_model(base / "opens", template=THINKING)),
-        "normalises": Chat(write_model(base / "nfc", tokenizer=byte_level(normalizers.NFC()))),
+        "normalizes": Chat(write_model(base / "nfc", tokenizer=byte_level(normalizers.NFC()))),
     }
 
 
 FAITHFUL = ("teacher", "student", "byte level", "sentencepiece")
-ALL = (*FAITHFUL, "opens think", "normalises")
+ALL = (*FAITHFUL, "opens think", "normalizes")
 anything = st.text(st.characters(codec="utf-8"), max_size=40)
 
 
@@ -110,10 +110,10 @@ anything = st.text(st.characters(codec="utf-8"), max_size=40)
 
 @pytest.mark.parametrize("name", FAITHFUL)
 @pytest.mark.parametrize("text", NASTY)
-def test_text_comes_back_from_its_ids(chats, name, text):
+def test_text_survives_encoding_and_decoding(chats, name, text):
     chat = chats[name]
     ids = chat.encode(text)
-    found, lengths, _ = chat.read(ids.tolist(), "stop")
+    found, lengths, _ = chat.decode_answer(ids.tolist(), "stop")
     assert found == text
     assert lengths.sum() == len(text.encode())
     assert lengths.tolist() == chat.token_bytes(ids, text).tolist()
@@ -121,60 +121,60 @@ def test_text_comes_back_from_its_ids(chats, name, text):
 
 @settings(max_examples=150, deadline=None)
 @given(text=anything | st.text(st.sampled_from("a \n\r\t.e\u0301é漢🙂<>"), max_size=30))
-def test_any_text_comes_back(chats, text):
-    text = text.replace("▁", "_")  # SentencePiece's sign for a space: the one character that it cannot write
+def test_any_text_survives(chats, text):
+    text = text.replace("▁", "_")  # SentencePiece writes this for a space, so it has no way to write it
     for name in FAITHFUL:
         chat = chats[name]
         ids = chat.encode(text)
-        found, lengths, _ = chat.read(ids.tolist(), "stop")
+        found, lengths, _ = chat.decode_answer(ids.tolist(), "stop")
         assert found == text, name
         assert lengths.sum() == len(text.encode()), name
 
 
 @settings(max_examples=150, deadline=None)
 @given(text=anything)
-def test_token_bytes_add_up_to_the_text_whatever_the_tokenizer(chats, text):
+def test_token_bytes_add_up_to_the_text_for_every_tokenizer(chats, text):
     for name in ALL:
         chat = chats[name]
         for said in (text, f"<think>{text}", f"<think>\n{text}"):
             lengths = chat.token_bytes(chat.target_ids(said)[:-1], said)
             assert (lengths >= 0).all(), name
-            if len(lengths):  # what the template writes by itself is spelt by no token
+            if len(lengths):  # no token spells what the template writes
                 written = (
                     len("<think>") + said.startswith("<think>\n") if chat.think_prefix and said[:7] == "<think>" else 0
                 )
                 assert lengths.sum() == len(said.encode()) - written, name
 
 
-def test_a_text_that_the_tokenizer_normalises_is_measured_by_place(chats):
-    chat = chats["normalises"]
+def test_a_text_that_the_tokenizer_normalizes_is_measured_by_offsets(chats):
+    chat = chats["normalizes"]
     text = "cafe\u0301 so. e\u0301"  # NFC makes é, of 2 bytes, of these 3
     ids = chat.target_ids(text)[:-1]
-    assert "".join(chat.read(ids.tolist(), "stop")[0]) == "café so. é"
+    assert "".join(chat.decode_answer(ids.tolist(), "stop")[0]) == "café so. é"
     edges = np.cumsum(chat.token_bytes(ids, text))
     assert edges[-1] == len(text.encode())
-    texts = [chat.read(ids[: i + 1].tolist(), "stop")[0] for i in range(len(ids))]
+    texts = [chat.decode_answer(ids[: i + 1].tolist(), "stop")[0] for i in range(len(ids))]
     for edge, said in zip(edges, texts, strict=True):
         if said.endswith("so"):
             assert text.encode()[:edge].decode() == "cafe\u0301 so"
-    with pytest.raises(DataError, match=r"tokenizer\.json: the tokens given for 'cafe.*' are not those of this text"):
+    with pytest.raises(DataError, match=r"tokenizer\.json: the given tokens are not those of the text 'cafe.*'"):
         chat.token_bytes(ids[::-1], text)
 
 
 @settings(max_examples=200, deadline=None)
 @given(raw=st.binary(max_size=24))
-def test_bytes_that_are_no_text_become_the_replacement_character(chats, raw):
-    """A model samples any bytes; lengths are those of the text as it is written down."""
+def test_invalid_utf8_becomes_the_replacement_character(chats, raw):
+    """A model may sample any bytes; the lengths are those of the returned text."""
     chat = chats["byte level"]
     ids = [int(chat.encode(chr(b))[0]) if b < 128 else byte_id(chat, b) for b in raw]
-    text, lengths, _ = chat.read(ids, "stop")
+    text, lengths, _ = chat.decode_answer(ids, "stop")
     assert text == raw.decode(errors="replace")
     assert lengths.sum() == len(text.encode())
     assert (lengths >= 0).all()
     starts = np.cumsum(lengths) - lengths
     for start, byte in zip(starts, raw, strict=True):
         if byte < 128:
-            assert text.encode()[start] == byte, "a character that is whole stands where its token does"
+            assert text.encode()[start] == byte, "a complete character is at the position of its token"
 
 
 def byte_id(chat, byte):
@@ -188,7 +188,7 @@ def byte_id(chat, byte):
 
 
 def byte_letters():
-    """GPT-2's table: printable bytes are themselves, the others are the characters from U+0100 on."""
+    """Return GPT-2's table: printable bytes are themselves, the others are the characters from U+0100 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
@@ -197,7 +197,7 @@ def byte_letters():
 def test_ids_beyond_the_tokenizer_spell_nothing(chats):
     for name in ALL:
         chat = chats[name]
-        text, lengths, _ = chat.read([chat.vocab_size + 5, *chat.encode("a").tolist()], "stop")
+        text, lengths, _ = chat.decode_answer([chat.vocab_size + 5, *chat.encode("a").tolist()], "stop")
         assert text == chat.think_prefix + "a"
         assert lengths.sum() == 1
 
@@ -207,7 +207,7 @@ def test_ids_beyond_the_tokenizer_spell_nothing(chats):
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_the_end_is_supervised_exactly_once(chats, name, answer):
+def test_the_end_token_is_a_target_exactly_once(chats, name, answer):
     chat = chats[name]
     ids, num_context = chat.example(QUESTION, answer)
     targets = ids[num_context:]
@@ -220,7 +220,7 @@ def test_the_end_is_supervised_exactly_once(chats, name, answer):
 @pytest.mark.parametrize("name", ["teacher", "student", "byte level"])
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_prompt_and_target_are_the_ids_of_the_rendered_conversation(chats, name, answer):
-    """transformers renders and tokenises the whole conversation; ours is the same, up to the end token."""
+    """transformers renders and tokenizes the whole conversation; ours is the same, up to the end token."""
     transformers = pytest.importorskip("transformers")
     chat = chats[name]
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(chat.folder)
@@ -233,8 +233,8 @@ def test_prompt_and_target_are_the_ids_of_the_rendered_conversation(chats, name,
     assert theirs.decode(whole[len(ids) :]).strip() == ""
 
 
-def test_no_beginning_twice(chats, tmp_path):
-    """A template that writes the token of the beginning, and a tokenizer that would add one."""
+def test_the_begin_token_occurs_once(chats, tmp_path):
+    """The template writes a begin token, and the tokenizer would add another."""
     tokenizer = byte_level()
     tokenizer.add_special_tokens(["<s>"])
     from tokenizers.processors import TemplateProcessing
@@ -257,25 +257,25 @@ def test_no_beginning_twice(chats, tmp_path):
     assert (student.example(QUESTION, "x")[0] == start[0]).sum() == 1
 
 
-def test_a_template_that_opens_the_thinking_itself(chats):
+def test_a_template_that_opens_the_thinking(chats):
     chat, plain = chats["opens think"], chats["byte level"]
     assert (chat.think_prefix, plain.think_prefix) == ("<think>\n", "")
     assert chat.render(QUESTION).endswith("<think>\n")
     said = "<think>\nUp 3.\n</think>\nAnswer: 5"
     ids, num_context = chat.example(QUESTION, said)
-    text, lengths, _ = chat.read(ids[num_context:].tolist(), "stop")
-    assert text == said, "the opener is part of the text …"
+    text, lengths, _ = chat.decode_answer(ids[num_context:].tolist(), "stop")
+    assert text == said, "<think> is part of the text …"
     assert lengths.sum() == len(said.encode()) - len("<think>\n"), "… that no token spells …"
     whole = chat.render(QUESTION) + said.removeprefix("<think>\n") + "<|im_end|>"
     assert ids.tolist() == chat.encode(whole).tolist(), "… and once in the ids"
     assert chat.token_bytes(ids[num_context:-1], said).sum() == len(said) - len("<think>\n")
-    assert chat.read(chat.encode(" Up 3.").tolist(), "stop", "x")[0] == " Up 3.", "a rest is not opened again"
-    # The same answer without the line break, and one that does not think, are taken as they are.
-    assert chat.read(chat.target_ids("<think> Up").tolist(), "stop")[0] == "<think>\n Up"
-    assert chat.read(chat.target_ids("5").tolist(), "stop")[0] == "<think>\n5"
+    assert chat.decode_answer(chat.encode(" Up 3.").tolist(), "stop", "x")[0] == " Up 3.", "no second <think>"
+    # The same answer without the line break, and one that does not think, stay as they are.
+    assert chat.decode_answer(chat.target_ids("<think> Up").tolist(), "stop")[0] == "<think>\n Up"
+    assert chat.decode_answer(chat.target_ids("5").tolist(), "stop")[0] == "<think>\n5"
 
 
-def test_a_prefix_is_continued_and_not_opened_again(chats):
+def test_a_continued_prefix_has_one_think_tag(chats):
     for name in ("opens think", "byte level"):
         chat = chats[name]
         ids = chat.prompt_ids(QUESTION, "<think>\nUp 3.").tolist()
@@ -284,31 +284,31 @@ def test_a_prefix_is_continued_and_not_opened_again(chats):
         assert ids[-len(chat.encode("Up 3.")) :] == chat.encode("Up 3.").tolist()
 
 
-def test_the_end_token_is_the_one_the_template_writes(tmp_path):
+def test_the_end_token_is_the_one_that_the_template_writes(tmp_path):
     config = {"eos_token": {"content": "<pad>"}}
     chat = Chat(write_model(tmp_path / "m", config=config, generation={"eos_token_id": [2, 7]}))
-    assert chat.read([chat.eos_id], "stop")[0] == ""
+    assert chat.decode_answer([chat.eos_id], "stop")[0] == ""
     assert chat.encode("<|im_end|>").tolist() == [chat.eos_id]
-    assert chat.stop_ids == tuple(sorted({chat.eos_id, 2, 7}))
+    assert chat.answer_end_ids == tuple(sorted({chat.eos_id, 2, 7}))
 
 
 @pytest.mark.parametrize(
     ("generation", "added"), [(None, set()), ({}, set()), ({"eos_token_id": None}, set()), ({"eos_token_id": 0}, {0})]
 )
-def test_stop_ids_of_every_kind_of_generation_config(tmp_path, generation, added):
+def test_answer_end_ids_for_every_kind_of_generation_config(tmp_path, generation, added):
     chat = Chat(write_model(tmp_path / "m", generation=generation))
-    assert set(chat.stop_ids) == {chat.eos_id} | added
+    assert set(chat.answer_end_ids) == {chat.eos_id} | added
 
 
-def test_without_a_turn_end_in_the_template_eos_token_ends(tmp_path):
+def test_eos_token_ends_an_answer_if_the_template_writes_no_end(tmp_path):
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     chat = Chat(write_model(tmp_path / "m", template=template, config={"eos_token": "<pad>"}))
     assert chat.encode("<pad>").tolist() == [chat.eos_id]
-    with pytest.raises(ConfigError, match="neither its chat template nor its eos_token says how an answer ends"):
+    with pytest.raises(ConfigError, match="neither the chat template nor eos_token defines how an answer ends"):
         Chat(write_model(tmp_path / "n", template=template, config={"eos_token": None}))
 
 
-def test_fingerprints_tell_tokenizers_and_templates_apart(tmp_path, chats):
+def test_fingerprints_differ_for_tokenizers_and_templates(tmp_path, chats):
     same = Chat(write_model(tmp_path / "same"))
     template = Chat(write_model(tmp_path / "template", template=CHATML + " "))
     assert same.fingerprint == chats["byte level"].fingerprint
@@ -326,7 +326,7 @@ def refusal(folder, error=ConfigError):
     return str(found.value)
 
 
-def test_a_tokenizer_without_chat_template(tmp_path):
+def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path):
     text = refusal(write_model(tmp_path / "m", template=None))
     assert "no chat template" in text
     assert "chat_template.jinja" in text
@@ -336,52 +336,56 @@ def test_a_tokenizer_without_chat_template(tmp_path):
     assert Chat(write_model(tmp_path / "o", template=None, config=named)).eos_id == 1
 
 
-def test_folders_with_no_or_broken_tokenizers(tmp_path):
+def test_missing_or_damaged_tokenizers_are_refused(tmp_path):
     folder = write_model(tmp_path / "m")
     whole = (folder / "tokenizer.json").read_bytes()
     (folder / "tokenizer.json").unlink()
-    assert "no tokenizer.json; the model needs a fast tokenizer" in refusal(folder)
+    assert "has no tokenizer.json; the model needs a fast tokenizer" in refusal(folder)
     (folder / "tokenizer.json").write_bytes(whole[:-40])
     assert "tokenizer.json" in refusal(folder)
     assert "not JSON" in refusal(folder)
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
-    assert "not a tokenizer" in refusal(folder)
+    assert "cannot be read as a tokenizer" in refusal(folder)
     (folder / "tokenizer.json").write_bytes(b"\xff\xfe")
     assert "not UTF-8" in refusal(folder)
     (folder / "tokenizer.json").write_bytes(whole)
     (folder / "tokenizer_config.json").write_text("[]")
-    assert "tokenizer_config.json: '[]' is not an object" in refusal(folder)
+    assert "tokenizer_config.json: '[]' is not a JSON object" in refusal(folder)
 
 
-def test_tokenizers_whose_pieces_do_not_spell_the_text(tmp_path):
+def test_tokenizers_whose_pieces_do_not_spell_the_text_are_refused(tmp_path):
     vocab = {token: i for i, token in enumerate([*SPECIAL, "[UNK]", "a"])}
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.add_special_tokens(list(SPECIAL))
-    with pytest.raises(ConfigError, match="decoder none is not supported; byte-level BPE and SentencePiece are"):
+    with pytest.raises(
+        ConfigError, match=r"tokenizer\.json: the decoder none is not supported; use a model with byte-level"
+    ):
         Chat(write_model(tmp_path / "m", tokenizer=tokenizer))
     lower = byte_level(normalizers.Replace("→", "->"))
-    assert "comes back as" in refusal(write_model(tmp_path / "n", tokenizer=lower))
+    assert "is decoded as" in refusal(write_model(tmp_path / "n", tokenizer=lower))
 
 
-def test_a_template_that_takes_no_system_prompt(tmp_path):
+def test_a_template_that_refuses_a_system_prompt(tmp_path):
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + CHATML
     chat = Chat(write_model(tmp_path / "m", template=template))
     with pytest.raises(
-        ConfigError, match=r"m: its chat template does not take .* \['system', 'user'\]: no system here"
+        ConfigError, match=r"m: the chat template does not accept .* \['system', 'user'\]: no system here"
     ):
         chat.render([{"role": "system", "content": "x"}, *QUESTION])
 
 
-def test_templates_cannot_reach_the_machine(tmp_path):
+def test_templates_cannot_access_python(tmp_path):
     template = "{{ ''.__class__.__mro__[1].__subclasses__() }}" + CHATML
     with pytest.raises(ConfigError, match="chat template"):
         Chat(write_model(tmp_path / "m", template=template))
 
 
-def test_model_folders_that_are_none(tmp_path):
+def test_paths_that_are_not_model_folders(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"model = '.*empty': not a model folder, it has no config\.json"):
+    with pytest.raises(ConfigError, match=r"model = '.*empty': not a model folder: it has no config\.json"):
         model_folder(str(tmp_path / "empty"))
-    with pytest.raises(ConfigError, match=r"model = '.*gone': no such folder \(and no hub id, which looks like Qwen/"):
+    with pytest.raises(
+        ConfigError, match=r"model = '.*gone': no such folder, and not the name of a hub model, like Qwen/"
+    ):
         model_folder(str(tmp_path / "gone"))
     assert model_folder(str(write_model(tmp_path / "m"))) == tmp_path / "m"

@@ -1,7 +1,7 @@
-"""Every reasoning format becomes `<think>` … `</think>`, and every token keeps its bytes: held against golden files.
+"""Every reasoning format becomes `<think>` … `</think>`, and every token keeps its bytes, as in golden files.
 
-tests/golden/*.json give, token by token, what the model wrote and what of the text it then stands for; "hex:" begins
-bytes that are no text by themselves.
+tests/golden/*.json list, token by token, what the model wrote and the part of the text that it spells. "hex:" begins
+bytes that are not text by themselves.
 """
 
 import json
@@ -21,7 +21,7 @@ from dasd_lite.errors import ConfigError, DataError
 GOLDEN = Path(__file__).parents[1] / "golden"
 HARMONY = json.loads((GOLDEN / "harmony.json").read_text(encoding="utf-8"))
 THINKING = json.loads((GOLDEN / "thinking.json").read_text(encoding="utf-8"))
-MARKS = [f"<|{mark}|>" for mark in harmony.MARKS]
+MARKS = [f"<|{mark}|>" for mark in harmony.SPECIAL_TOKENS]
 CHANNELS = (
     "{% for m in messages %}{{ '<|start|>' + m.role }}"
     "{% if m.role == 'assistant' %}{{ '<|channel|>final<|message|>' + m.content + '<|return|>' }}"
@@ -36,7 +36,7 @@ def raw(piece):
 
 
 def tokenizer_of(cases, special):
-    """A byte-level tokenizer whose entries are single bytes and the tokens of these cases."""
+    """Return a byte-level tokenizer whose entries are single bytes and the tokens of these cases."""
     letters = {b: c for c, b in _letters().items()}
     spelt = {raw(token) for case in cases for token, _ in case["tokens"]} - {s.encode() for s in special}
     entries = [*(bytes([b]) for b in range(256)), *sorted(s for s in spelt if len(s) > 1)]
@@ -64,10 +64,10 @@ def channels(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", HARMONY, ids=lambda case: case["name"])
-def test_harmony(channels, case):
+def test_harmony_channels_become_thinking_and_answer(channels, case):
     chat, ids = channels
     sampled = [ids[raw(token)] for token, _ in case["tokens"]]
-    text, token_bytes, finish_reason = chat.read(sampled, case["ended"], case["prefix"])
+    text, token_bytes, finish_reason = chat.decode_answer(sampled, case["ended"], case["prefix"])
     expected = b"".join(raw(spelt) for _, spelt in case["tokens"])
     assert text == case.get("text", expected.decode())
     assert token_bytes.tolist() == [len(raw(spelt)) for _, spelt in case["tokens"]]
@@ -75,21 +75,21 @@ def test_harmony(channels, case):
 
 
 @pytest.mark.parametrize("case", THINKING, ids=lambda case: case["name"])
-def test_thinking_opened_by_model_or_template(case, tmp_path):
+def test_thinking_that_the_model_or_the_template_opens(case, tmp_path):
     tokenizer, ids = tokenizer_of(THINKING, ["<|im_start|>", "<|im_end|>"])
     ids |= {b"<|im_end|>": tokenizer.token_to_id("<|im_end|>")}
     template = CHATML.replace("assistant\n' }}", "assistant\n" + case["opens"].replace("\n", "\\n") + "' }}")
     chat = Chat(write_model(tmp_path, template=template, tokenizer=tokenizer))
-    text, token_bytes, finish_reason = chat.read([ids[raw(token)] for token, _ in case["tokens"]], "stop")
+    text, token_bytes, finish_reason = chat.decode_answer([ids[raw(token)] for token, _ in case["tokens"]], "stop")
     assert text == case["text"]
     assert token_bytes.tolist() == [len(raw(spelt)) for _, spelt in case["tokens"]]
     assert finish_reason == "stop"
 
 
-def test_a_harmony_model_is_asked_in_its_own_format(channels):
+def test_a_harmony_model_gets_prompts_in_its_own_format(channels):
     chat, ids = channels
-    assert {ids[b"<|return|>"], ids[b"<|call|>"]} <= set(chat.stop_ids)
-    assert ids[b"<|end|>"] not in chat.stop_ids
+    assert {ids[b"<|return|>"], ids[b"<|call|>"]} <= set(chat.answer_end_ids)
+    assert ids[b"<|end|>"] not in chat.answer_end_ids
     asked = b"".join(chat.piece(int(i)) for i in chat.prompt_ids(QUESTION, "<think>\nHm.\n</think>\n\nIt"))
     assert asked.decode() == (
         "<|start|>user<|message|>How much is 2+2?<|end|><|start|>assistant"
@@ -101,8 +101,8 @@ def test_a_harmony_model_is_asked_in_its_own_format(channels):
     "completion",
     ["<think>\nHm. 漢🙂\n</think>\n\nIt is 4.", "<think> Hm.</think>\nAnswer: 4", "4", "<think>\n</think>\n\n"],
 )
-def test_given_answers_are_read_in_channels_and_keep_their_bytes(channels, completion):
-    """What the teacher reads of an answer that others wrote, whatever white space stands around its tags."""
+def test_given_answers_are_written_in_channels_and_keep_their_bytes(channels, completion):
+    """The teacher scores answers that others wrote, whatever the white space around their tags."""
     chat, ids = channels
     target = chat.target_ids(completion)
     assert target[-1] == ids[b"<|return|>"]
@@ -113,22 +113,22 @@ def test_given_answers_are_read_in_channels_and_keep_their_bytes(channels, compl
     assert spelt[message[-1]] == len(completion.encode()) - len(completion.split("</think>")[-1].lstrip("\n").encode())
 
 
-def test_a_tag_twice_cannot_be_written_in_channels(channels):
+def test_a_channel_tag_in_the_text_cannot_be_written_in_channels(channels):
     chat, _ = channels
     completion = "<think>\na\n</think>\n\nb<|channel|>c"
-    with pytest.raises(DataError, match="cannot be written in harmony channels and read again"):
+    with pytest.raises(DataError, match="cannot be written in harmony channels and read back"):
         chat.token_bytes(chat.target_ids(completion)[:-1], completion)
 
 
-def test_a_tokenizer_without_the_special_tokens(tmp_path):
-    with pytest.raises(ConfigError, match=r"its template has harmony channels, its tokenizer no <\|channel\|>"):
+def test_a_tokenizer_without_the_special_tokens_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"uses harmony channels, but the tokenizer has no <\|channel\|>"):
         Chat(write_model(tmp_path, template=CHANNELS, tokenizer=byte_level()))
 
 
-def test_a_template_that_begins_a_channel_by_itself(tmp_path):
+def test_a_template_that_opens_a_channel_is_refused(tmp_path):
     tokenizer, _ = tokenizer_of(HARMONY, MARKS)
     template = CHANNELS.replace("'<|start|>assistant' }}", "'<|start|>assistant<|channel|>final<|message|>' }}")
-    with pytest.raises(ConfigError, match=r"begins an answer with '.*final<\|message\|>'; it should end with <\|start"):
+    with pytest.raises(ConfigError, match=r"its prompt ends with '.*final<\|message\|>' instead of <\|start"):
         Chat(write_model(tmp_path, template=template, tokenizer=tokenizer))
 
 
@@ -137,21 +137,21 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="<|>"), max_size
 
 @settings(max_examples=200, deadline=None)
 @given(thoughts=st.lists(words, max_size=3), answer=words, cut=st.floats(0, 1), data=st.data())
-def test_any_answer_is_rewritten_and_continued(channels, thoughts, answer, cut, data):
-    """Bytes add up, nothing goes back, and a prefix of the text is continued to the same text."""
+def test_any_answer_is_rewritten_and_can_be_continued(channels, thoughts, answer, cut, data):
+    """The bytes add up, no length is negative, and any prefix is continued to the same text."""
     chat, _ = channels
     thinking = "<|end|><|start|>assistant".join(f"<|channel|>analysis<|message|>{t}" for t in thoughts)
     written = f"{thinking}<|end|><|start|>assistant" if thoughts else ""
     ids = chat.encode(f"{written}<|channel|>final<|message|>{answer}<|return|>").tolist()
-    text, token_bytes, finish_reason = chat.read(ids, "stop")
+    text, token_bytes, finish_reason = chat.decode_answer(ids, "stop")
     expected = "<think>\n" + "\n\n".join(thoughts) + "\n</think>\n\n" + answer if thoughts else answer
     assert (text, finish_reason) == (expected, "stop")
     assert (token_bytes >= 0).all() and token_bytes.sum() == len(text.encode())
     first = int(cut * len(ids))
-    begun, some_bytes, _ = chat.read(ids[:first], "length")
+    begun, some_bytes, _ = chat.decode_answer(ids[:first], "length")
     assert some_bytes.sum() == len(begun.encode())
-    if begun and "\ufffd" not in begun and chat.read(ids[:first], "stop")[2] == "stop":
-        rest, rest_bytes, reason = chat.read(ids[first:], "stop", begun)
-        if reason == "stop":  # a cut within a header is no place to go on from
+    if begun and "\ufffd" not in begun and chat.decode_answer(ids[:first], "stop")[2] == "stop":
+        rest, rest_bytes, reason = chat.decode_answer(ids[first:], "stop", begun)
+        if reason == "stop":  # a cut inside a header cannot be continued
             assert begun + rest == text
             assert rest_bytes.sum() == len(rest.encode())

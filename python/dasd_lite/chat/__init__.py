@@ -1,1 +1,1 @@
-"""Text and token ids: chat templates, harmony channels, the bytes of each token."""
+"""Text and token ids: chat templates, harmony channels, and the bytes of each token."""

@@ -1,9 +1,9 @@
-"""Messages and text ↔ token ids and byte lengths: the one place that touches tokenizers and chat templates.
+"""Messages and text to token ids and byte lengths, and back. Only this room uses tokenizers and chat templates.
 
-Input: a model folder with tokenizer.json and a chat template. Invariants: ids come from here and from
-nowhere else; the byte lengths of a text's tokens add up to its UTF-8 length, whatever the tokenizer,
-because bytes are the ruler that teacher and student share; a training example ends with the token
-that ends a turn, and that token is a target. Runs without torch and transformers.
+Input: a model folder with tokenizer.json and a chat template. Output: token ids, texts, and the byte length of each
+token. Invariants: the byte lengths of the tokens of a text add up to its UTF-8 length, whatever the tokenizer, because
+bytes are the ruler that teacher and student share; a training example ends with the token that ends a turn, and that
+token is a target. Needs neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dasd_lite.chat import harmony
-from dasd_lite.chat.spelling import Ids, Lengths, piece_reader, spell
-from dasd_lite.data.hub import read_json
+from dasd_lite.chat.spelling import ByteLengths, TokenIds, piece_reader, spell
+from dasd_lite.data.hub import eos_ids, read_json
 from dasd_lite.data.records import Message
 from dasd_lite.data.seeds import digest
 from dasd_lite.errors import ConfigError, DataError
@@ -32,47 +32,48 @@ class Chat:
     """A model's tokenizer and chat template."""
 
     def __init__(self, folder: Path) -> None:
-        """Read tokenizer and template from a model folder; raises ConfigError naming the file at fault."""
+        """Read tokenizer and template from a model folder. Raises ConfigError naming the file that is wrong."""
         from tokenizers import Tokenizer
 
         self.folder = folder
         path = folder / "tokenizer.json"
         if not path.exists():
-            raise ConfigError(f"{folder}: no tokenizer.json; the model needs a fast tokenizer")
-        pieces = read_json(path)
+            raise ConfigError(f"{folder}: has no tokenizer.json; the model needs a fast tokenizer")
+        tokenizer_json = read_json(path)
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the package has no kind of its own
-            raise ConfigError(f"{path}: not a tokenizer: {error}") from error
+        except Exception as error:  # the tokenizers package has no exception class
+            raise ConfigError(f"{path}: cannot be read as a tokenizer: {error}") from error
         self._config = read_json(folder / "tokenizer_config.json")
         self._template = self._read_template()
-        self._pieces = piece_reader(pieces)
-        self._marks = self._find_marks()
+        self._bytes_of_entry = piece_reader(tokenizer_json, path)
+        self._channel_tokens = self._find_channel_tokens()
         self.eos_id = self._find_eos()
         self._check_round_trip()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of tokenizer and template: ids of equal fingerprints mean the same."""
+        """Hash of tokenizer and template. Models with equal fingerprints give equal ids to equal messages."""
         path = self.folder / "tokenizer.json"
         return digest(path.read_text(encoding="utf-8"), self._template, self.eos_id)
 
     @cached_property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end a turn: the template's, and those that the model's generation config names."""
-        named = read_json(self.folder / "generation_config.json").get("eos_token_id")
-        ids = named if isinstance(named, list) else [] if named is None else [named]
-        ends = [token_id for token_id, mark in self._marks.items() if mark in ("return", "call")]
-        return tuple(sorted({self.eos_id, *ids, *ends}))
+    def answer_end_ids(self) -> tuple[int, ...]:
+        """All tokens that end an answer: the template's, harmony's, and those in generation_config.json.
+
+        See `hub.configured_stop_ids` for the tokens at which an engine stops by itself.
+        """
+        harmony_ends = [token_id for token_id, name in self._channel_tokens.items() if name in ("return", "call")]
+        return tuple(sorted({self.eos_id, *eos_ids(self.folder / "generation_config.json"), *harmony_ends}))
 
     @cached_property
     def vocab_size(self) -> int:
-        """One over the largest id that the tokenizer knows; embeddings may have more rows (padding)."""
+        """Largest id of the tokenizer plus one. The embedding may have more rows, as padding."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @cached_property
     def context(self) -> int:
-        """Longest prompt plus answer in tokens that the model's config names."""
+        """Maximum tokens of prompt and answer together, from config.json."""
         config = read_json(self.folder / "config.json")
         return int(
             config.get("max_position_embeddings")
@@ -82,107 +83,122 @@ class Chat:
 
     @cached_property
     def think_prefix(self) -> str:
-        """What the template writes of the answer by itself: `<think>` and white space, or nothing."""
-        found = re.search(r"<think>\s*$", self.render([{"role": "user", "content": _PROBE}]))
-        return found.group() if found else ""
+        """The beginning of the answer that the template already writes: `<think>` and white space, or ""."""
+        match = re.search(r"<think>\s*$", self.render([{"role": "user", "content": _PROBE}]))
+        return match.group() if match else ""
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Write a conversation as the model reads it, up to where the answer begins."""
+        """Return a conversation as the model reads it, up to where the answer begins."""
         return self._render(messages, add_generation_prompt=True)
 
-    def encode(self, text: str) -> Ids:
-        """Turn text into ids, adding nothing."""
+    def encode(self, text: str) -> TokenIds:
+        """Return the ids of a text, without adding special tokens."""
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
-    def prompt_ids(self, messages: Sequence[Message], prefix: str = "") -> Ids:
-        """Return the ids to continue from: the conversation, and what of the answer is there already."""
-        return np.concatenate([self.encode(self.render(messages)), self.encode(self._as_written(prefix))])
+    def prompt_ids(self, messages: Sequence[Message], prefix: str = "") -> TokenIds:
+        """Return the ids to continue from: the conversation, and `prefix`, the beginning of the answer."""
+        return np.concatenate([self.encode(self.render(messages)), self.encode(self._as_model_writes(prefix))])
 
-    def example(self, messages: Sequence[Message], completion: str) -> tuple[Ids, int]:
-        """Return the ids of a training example and how many of them are the question.
+    def example(self, messages: Sequence[Message], completion: str) -> tuple[TokenIds, int]:
+        """Return the ids of a training example, and how many of them are the prompt.
 
-        The example is prompt, completion and the token that ends a turn, and that token is a target.
+        The example is the prompt, the completion, and the token that ends a turn, which is a target as well.
         """
         prompt = self.encode(self.render(messages))
         return np.concatenate([prompt, self.target_ids(completion)]), len(prompt)
 
-    def target_ids(self, completion: str) -> Ids:
-        """Return the ids that the model is to write: the completion without the opener, and the end token."""
-        return np.append(self.encode(self._as_written(completion)), np.int32(self.eos_id))
+    def target_ids(self, completion: str) -> TokenIds:
+        """Return the ids that the model should write: the completion without `think_prefix`, and the end token."""
+        return np.append(self.encode(self._as_model_writes(completion)), np.int32(self.eos_id))
 
     def token_bytes(self, ids: npt.NDArray[np.integer[Any]], text: str) -> npt.NDArray[np.int32]:
-        """Return the length in bytes of each token of `text`, which `ids` spell after the opener.
+        """Return the length in bytes of each token of an answer.
 
-        The lengths add up to the text's without the opener, which no token of the model's spells.
+        Args:
+            ids: The tokens that spell `text` after `think_prefix`.
+            text: The answer.
+
+        Returns:
+            Lengths that add up to the length of the text without `think_prefix`, which no token spells.
+
+        Raises:
+            DataError: `ids` do not spell `text`.
         """
-        if self._marks:
-            tags = harmony.parts(text)
-            pieces, _ = harmony.Rewriter(self._marks, self.piece, (tags.opening, tags.closing)).rewrite(ids.tolist())
+        if self._channel_tokens:
+            answer = harmony.split_thinking(text)
+            tags = (answer.opening, answer.closing)
+            pieces, _ = harmony.Rewriter(self._channel_tokens, self.piece, tags).rewrite(ids.tolist())
             if b"".join(pieces) != text.encode():
-                raise DataError(f"{self.folder}: {text[:40]!r} cannot be written in harmony channels and read again")
+                raise DataError(f"{self.folder}: {text[:40]!r} cannot be written in harmony channels and read back")
             return np.array([len(piece) for piece in pieces], dtype=np.int32)
         pieces = [self.piece(int(i)) for i in ids]
-        if pieces and b"".join(pieces) != self._after_opener(text).encode():
-            return self._bytes_by_place(ids, text)  # a tokenizer that changes text
+        if pieces and b"".join(pieces) != self._without_think_prefix(text).encode():
+            return self._lengths_by_offset(ids, text)  # the tokenizer changes text
         return np.array([len(piece) for piece in pieces], dtype=np.int32)
 
-    def _bytes_by_place(self, ids: npt.NDArray[np.integer[Any]], text: str) -> npt.NDArray[np.int32]:
-        """Return the bytes of each token by where the tokenizer says that it lies in the text.
+    def _lengths_by_offset(self, ids: npt.NDArray[np.integer[Any]], text: str) -> npt.NDArray[np.int32]:
+        """Return the byte length of each token by the positions that the tokenizer reports.
 
-        So a text is measured that the tokenizer normalises (Qwen's: NFC) and that its tokens spell otherwise. Of a
-        character in several tokens the first has all bytes.
+        For a tokenizer that normalizes text (Qwen's: NFC), so that its tokens spell another text. If a character
+        consists of several tokens, the first has all of its bytes.
         """
-        said = self._after_opener(text)
-        encoding = self._tokenizer.encode(said, add_special_tokens=False)
+        written = self._without_think_prefix(text)
+        encoding = self._tokenizer.encode(written, add_special_tokens=False)
         if encoding.ids != ids.tolist():
             raise DataError(
-                f"{self.folder / 'tokenizer.json'}: the tokens given for {text[:40]!r} are not those of this text"
+                f"{self.folder / 'tokenizer.json'}: the given tokens are not those of the text {text[:40]!r}"
             )
-        bytes_before = np.cumsum([0, *(len(c.encode()) for c in said)])
+        bytes_before = np.cumsum([0, *(len(c.encode()) for c in written)])
         ends = np.maximum.accumulate(bytes_before[[end for _, end in encoding.offsets]])
         ends[-1] = bytes_before[-1]
         return np.diff(ends, prepend=0).astype(np.int32)
 
-    def read(self, ids: Sequence[int], finish_reason: str, prefix: str = "") -> tuple[str, Lengths, str]:
-        """Return the text of sampled ids behind `prefix`, each token's bytes of it, and why it ended.
+    def decode_answer(self, ids: Sequence[int], finish_reason: str, prefix: str = "") -> tuple[str, ByteLengths, str]:
+        """Return the text of sampled tokens, the byte length of each, and the reason why the answer ended.
 
-        End tokens spell nothing. The opener stands before the text, and no token has its bytes; not so behind a prefix.
-        Bytes that are no UTF-8 become U+FFFD, and the lengths are those of the text as returned. Harmony's channels are
-        rewritten; a tool call or a malformed header in them becomes the reason.
+        Args:
+            ids: The sampled tokens. End tokens spell nothing.
+            finish_reason: The reason that the engine gave.
+            prefix: The beginning of the answer that the tokens continue.
+
+        Returns:
+            The text after `prefix`; without a prefix it begins with `think_prefix`, which no token spells. Bytes that
+            are not UTF-8 become U+FFFD, and the lengths are those of the returned text. Harmony channels become
+            `<think>` and `</think>`; a tool call or a malformed header in them becomes the reason.
         """
-        pieces = [b"" if i in self.stop_ids else self.piece(i) for i in ids]
-        if self._marks:
-            rewriter = harmony.Rewriter(self._marks, self.piece)
-            found, verdict = rewriter.rewrite(ids, prefix)
+        pieces = [b"" if i in self.answer_end_ids else self.piece(i) for i in ids]
+        if self._channel_tokens:
+            rewriter = harmony.Rewriter(self._channel_tokens, self.piece)
+            rewritten, verdict = rewriter.rewrite(ids, prefix)
             if finish_reason == "stop" and not verdict and rewriter.in_header:
                 verdict = "malformed"
             if verdict != "malformed":
-                pieces = [b"" if i in self.stop_ids else piece for i, piece in zip(ids, found, strict=True)]
+                pieces = [b"" if i in self.answer_end_ids else piece for i, piece in zip(ids, rewritten, strict=True)]
             finish_reason = verdict or finish_reason
         text, lengths = spell(pieces)
         return (text if prefix else self.think_prefix + text), lengths, finish_reason
 
-    def _as_written(self, completion: str) -> str:
-        """Return an answer, or its beginning, as the model writes it behind a prompt."""
-        return harmony.write(completion) if self._marks else self._after_opener(completion)
+    def _as_model_writes(self, completion: str) -> str:
+        """Return an answer, or its beginning, as the model writes it after a prompt."""
+        return harmony.render(completion) if self._channel_tokens else self._without_think_prefix(completion)
 
-    def _after_opener(self, completion: str) -> str:
+    def _without_think_prefix(self, completion: str) -> str:
         if not self.think_prefix or not completion.startswith("<think>"):
             return completion
         return completion.removeprefix("<think>").removeprefix(self.think_prefix.removeprefix("<think>"))
 
     def piece(self, token_id: int) -> bytes:
-        """Return the bytes that a token spells; an end token spells its own name."""
+        """Return the bytes that a token spells. A special token spells its own name."""
         try:
             return self._piece_cache[token_id]
         except KeyError:
             token = self._tokenizer.id_to_token(token_id)
-            if token is None:  # a row of the embedding beyond the tokenizer: it spells nothing
+            if token is None:  # padding of the embedding: it spells nothing
                 piece = b""
             elif token_id in self._added:
                 piece = token.encode()
             else:
-                piece = self._pieces(token)
+                piece = self._bytes_of_entry(token)
             self._piece_cache[token_id] = piece
             return piece
 
@@ -197,42 +213,48 @@ class Chat:
     def _read_template(self) -> str:
         path = self.folder / "chat_template.jinja"
         template = path.read_text(encoding="utf-8") if path.exists() else self._config.get("chat_template")
-        if isinstance(template, list):  # several named ones
+        if isinstance(template, list):  # several templates with names
             template = next((t["template"] for t in template if t["name"] == "default"), None)
         if not isinstance(template, str):
             raise ConfigError(
-                f"{self.folder}: the tokenizer has no chat template; use an instruction-tuned model,"
-                " or put a chat_template.jinja into the folder"
+                f"{self.folder}: the tokenizer has no chat template; use an instruction-tuned model"
+                " or add a chat_template.jinja to the folder"
             )
         return template
 
-    def _find_marks(self) -> dict[int, str]:
-        """Return the ids of harmony's special tokens, none for a template without channels."""
+    def _find_channel_tokens(self) -> dict[int, str]:
+        """Return the special tokens of harmony, id → name; empty if the template has no channels."""
         if "<|channel|>" not in self._template:
             return {}
-        found: dict[int, str] = {}
-        for mark in harmony.MARKS:
-            token_id = self._tokenizer.token_to_id(f"<|{mark}|>")
+        tokens: dict[int, str] = {}
+        for name in harmony.SPECIAL_TOKENS:
+            token_id = self._tokenizer.token_to_id(f"<|{name}|>")
             if token_id is None:
-                raise ConfigError(f"{self.folder}: its template has harmony channels, its tokenizer no <|{mark}|>")
-            found[token_id] = mark
+                raise ConfigError(
+                    f"{self.folder}: the chat template uses harmony channels, but the tokenizer has no <|{name}|>"
+                )
+            tokens[token_id] = name
         begun = self.render([{"role": "user", "content": _PROBE}]).rpartition(_PROBE)[2]
-        if not begun.endswith("<|start|>assistant"):  # a header that the template begins would be there twice
+        if not begun.endswith("<|start|>assistant"):  # the model would write the header a second time
             raise ConfigError(
-                f"{self.folder}: its template has harmony channels and begins an answer with {begun[-60:]!r};"
-                " it should end with <|start|>assistant"
+                f"{self.folder}: the chat template uses harmony channels, but its prompt ends with {begun[-60:]!r}"
+                " instead of <|start|>assistant"
             )
-        return found
+        return tokens
 
     @property
-    def writes_channels(self) -> bool:
-        """Tell whether the model writes in harmony's channels."""
-        return bool(self._marks)
+    def uses_harmony(self) -> bool:
+        """Whether the model writes in harmony channels."""
+        return bool(self._channel_tokens)
 
     @cached_property
-    def thinks(self) -> bool:
-        """Tell whether template or vocabulary know of a thinking part."""
-        return bool(self._marks) or "think" in self._template or self._tokenizer.token_to_id("<think>") is not None
+    def supports_thinking(self) -> bool:
+        """Whether the template or the vocabulary has thinking."""
+        return (
+            bool(self._channel_tokens)
+            or "think" in self._template
+            or self._tokenizer.token_to_id("<think>") is not None
+        )
 
     @cached_property
     def _compiled(self) -> Any:
@@ -246,7 +268,7 @@ class Chat:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
         environment.globals["raise_exception"] = refuse
-        environment.globals["strftime_now"] = lambda _: "2026-01-01"  # a prompt must not depend on the day it is read
+        environment.globals["strftime_now"] = lambda _: "2026-01-01"  # prompts must not depend on today's date
         return environment.from_string(self._template)
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
@@ -264,11 +286,11 @@ class Chat:
         except TemplateError as error:
             roles = [m["role"] for m in messages]
             raise ConfigError(
-                f"{self.folder}: its chat template does not take messages of roles {roles}: {error}"
+                f"{self.folder}: the chat template does not accept messages with the roles {roles}: {error}"
             ) from error
 
     def _find_eos(self) -> int:
-        """Find the token that ends an answer: the first special one that the template writes behind it."""
+        """Return the token that ends an answer: the special token that the template writes after it."""
         turn = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
         after = self._render(turn, add_generation_prompt=False).rpartition(_PROBE)[2].lstrip()
         special = {t.content: i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
@@ -279,14 +301,14 @@ class Chat:
         name = eos["content"] if isinstance(eos, dict) else eos
         token_id = None if name is None else self._tokenizer.token_to_id(name)
         if token_id is None:
-            raise ConfigError(f"{self.folder}: neither its chat template nor its eos_token says how an answer ends")
+            raise ConfigError(f"{self.folder}: neither the chat template nor eos_token defines how an answer ends")
         return int(token_id)
 
     def _check_round_trip(self) -> None:
-        """Refuse a tokenizer whose pieces do not spell the text: spans would be wrong without a word."""
+        """Raise ConfigError if the pieces do not spell the text, since all byte positions would be wrong."""
         text = "1.5 → é漢🙂\n\tx <think>"
-        found = b"".join(self.piece(int(i)) for i in self.encode(text))
-        if found != text.encode():
+        spelled = b"".join(self.piece(int(i)) for i in self.encode(text))
+        if spelled != text.encode():
             raise ConfigError(
-                f"{self.folder / 'tokenizer.json'}: {text!r} comes back as {found!r}; this kind is not supported"
+                f"{self.folder / 'tokenizer.json'}: {text!r} is decoded as {spelled!r}; this tokenizer is not supported"
             )

@@ -1,8 +1,14 @@
-"""The bytes of each token: what a tokenizer spells, and the characters a piece of text breaks in."""
+"""The bytes that each token spells, and the text that they make.
+
+Input: the vocabulary entries of a tokenizer.json, or the bytes of sampled tokens. Output: bytes, or a text and the
+byte length of each token in it. Invariant: the lengths add up to the UTF-8 length of the text.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,23 +16,21 @@ import numpy.typing as npt
 
 from dasd_lite.errors import ConfigError
 
-Ids = npt.NDArray[np.int32]
+TokenIds = npt.NDArray[np.int32]
+ByteLengths = npt.NDArray[np.int32]
 
 
-Lengths = npt.NDArray[np.int32]
-
-
-def spell(pieces: list[bytes]) -> tuple[str, Lengths]:
-    """Join what tokens spell; return the text and each one's bytes of it."""
+def spell(pieces: list[bytes]) -> tuple[str, ByteLengths]:
+    """Join what tokens spell. Return the text and the byte length of each token in it."""
     edges = np.cumsum([0, *map(len, pieces)])
     text, replaced = _decode(b"".join(pieces))
-    for start, end in reversed(replaced):  # edges inside a replaced range move to its end
+    for start, end in reversed(replaced):  # an edge inside a replaced range moves to its end
         edges = np.where(edges >= end, edges + 3 - (end - start), np.where(edges > start, start + 3, edges))
     return text, np.diff(edges).astype(np.int32)
 
 
 def _decode(raw: bytes) -> tuple[str, list[tuple[int, int]]]:
-    """Decode UTF-8; return the text and the ranges of bytes that became U+FFFD."""
+    """Decode UTF-8. Return the text and the byte ranges that became U+FFFD."""
     parts: list[str] = []
     replaced: list[tuple[int, int]] = []
     start = 0
@@ -34,14 +38,14 @@ def _decode(raw: bytes) -> tuple[str, list[tuple[int, int]]]:
         try:
             return "".join([*parts, raw[start:].decode()]), replaced
         except UnicodeDecodeError as error:
-            bad, end = start + error.start, start + error.end
-            parts += [raw[start:bad].decode(), "\ufffd"]
-            replaced.append((bad, end))
+            invalid, end = start + error.start, start + error.end
+            parts += [raw[start:invalid].decode(), "\ufffd"]
+            replaced.append((invalid, end))
             start = end
 
 
-def piece_reader(tokenizer: dict[str, Any]) -> Any:
-    """Return the function from a vocabulary entry to its bytes, by the kind of decoder."""
+def piece_reader(tokenizer: dict[str, Any], path: Path) -> Callable[[str], bytes]:
+    """Return the function from a vocabulary entry to its bytes, for the decoder of the tokenizer.json at `path`."""
     kinds = _decoder_kinds(tokenizer.get("decoder") or {})
     if "ByteLevel" in kinds:
         table = byte_level_table()
@@ -54,7 +58,8 @@ def piece_reader(tokenizer: dict[str, Any]) -> Any:
 
         return sentencepiece
     raise ConfigError(
-        f"tokenizer.json: decoder {sorted(kinds) or 'none'} is not supported; byte-level BPE and SentencePiece are"
+        f"{path}: the decoder {', '.join(sorted(kinds)) or 'none'} is not supported; use a model with"
+        " byte-level BPE or SentencePiece"
     )
 
 
@@ -64,7 +69,7 @@ def _decoder_kinds(decoder: dict[str, Any]) -> set[str]:
 
 
 def byte_level_table() -> dict[str, int]:
-    """Return the character that byte-level BPE writes for each byte: printable ones stand for themselves."""
+    """Return the byte for each character of byte-level BPE. Printable characters stand for themselves."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     table = {chr(b): b for b in printable}
     others = (b for b in range(256) if b not in set(printable))
