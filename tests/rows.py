@@ -4,10 +4,24 @@ import numpy as np
 import pyarrow as pa
 
 from dasd_lite.data.manifest import identify
-from dasd_lite.data.records import ROW
+from dasd_lite.data.records import KEPT, ROW
 from dasd_lite.data.writer import ShardWriter
 
 VOCAB = 61
+BLANK = {
+    "prompt_uid": "q",
+    "messages": [],
+    "domain": "all",
+    "answer": None,
+    "index": 0,
+    "completion": "x",
+    "finish_reason": "stop",
+    "prefix_bytes": 0,
+    "score": None,
+    "weight": None,
+    "num_sentences": 0,
+    "class_counts": None,
+}
 
 
 def document(rng, length, uid):
@@ -31,6 +45,16 @@ def write_rows(folder, rows, **inputs):
     with ShardWriter(folder, identity, {"rows": ROW}, shard_rows=7) as writer:
         for i in range(0, len(rows), 5):
             writer.write("rows", pa.Table.from_pylist(rows[i : i + 5], schema=ROW))
+        writer.publish({})
+    return folder
+
+
+def write_kept(folder, rollouts, schema=KEPT):
+    """A finished select folder of rollouts with at least uid, ids and num_context_tokens."""
+    rows = [BLANK | rollout for rollout in rollouts]
+    with ShardWriter(folder, identify("select", 1, {"rows": str(rows)}, {}), {"kept": schema}, shard_rows=3) as writer:
+        for i in range(0, len(rows), 2):
+            writer.write("kept", pa.RecordBatch.from_pylist(rows[i : i + 2], schema=schema))
         writer.publish({})
     return folder
 
