@@ -1,15 +1,21 @@
-"""Grading: which answer is found in a completion, and whether it is the right one."""
+"""Grading: which answer a completion states, whether it is right, and graders of one's own."""
+
+import importlib
+import sys
 
 import pytest
 
+from dasd_lite.config.extensions import code_hash
 from dasd_lite.data.records import Prompt
+from dasd_lite.errors import ConfigError, DataError
+from dasd_lite.grading import Grade, open_grader
 from dasd_lite.grading.math import extract, grade
 from dasd_lite.inference import Completion
 from dasd_lite.stages.evaluate import _graded
 
 
 @pytest.mark.parametrize(
-    ("completion", "found"),
+    ("completion", "answer"),
     [
         ("<think> 1 + 1 </think>\nAnswer: 2", "2"),
         ("Answer: 2", "2"),
@@ -28,7 +34,7 @@ from dasd_lite.stages.evaluate import _graded
         (r"<think>\boxed{9}</think> Answer: 8", "8"),
         ("Answer: `x = 3`", "x = 3"),
         ("Answer: $12$", "12"),
-        # nothing found
+        # no answer
         ("", None),
         ("I do not know.", None),
         ("<think> Answer: 5 </think>", None),
@@ -38,8 +44,8 @@ from dasd_lite.stages.evaluate import _graded
         ("The answers are 4 and 5", None),
     ],
 )
-def test_extract(completion, found):
-    assert extract(completion) == found
+def test_the_answer_that_a_completion_states(completion, answer):
+    assert extract(completion) == answer
 
 
 @pytest.mark.parametrize(
@@ -69,11 +75,11 @@ def test_equal_answers_are_right(said, right):
     ("said", "right"),
     [("5", "6"), ("5", "five"), ("-5", "5"), ("5 apples", "5"), ("0.333", "1/3"), ("1/0", "0"), ("", "0"), ("a", "b")],
 )
-def test_other_answers_are_wrong(said, right):
+def test_different_answers_are_wrong(said, right):
     assert grade(rf"\boxed{{{said}}}", right).verdict == "wrong"
 
 
-def test_no_answer_is_unparseable_and_never_right():
+def test_a_completion_without_an_answer_is_unparseable():
     assert grade("", "").verdict == "unparseable"
     assert grade("no idea", "no idea").verdict == "unparseable"
     assert grade("no idea", "no idea").extracted is None
@@ -81,7 +87,7 @@ def test_no_answer_is_unparseable_and_never_right():
 
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("said", ["1e999999999", "1e-999999999", "1E+999999999", "9" * 100_000, "{" * 100_000])
-def test_monstrous_numbers_are_wrong_at_once(said):
+def test_enormous_numbers_are_wrong_and_cost_no_time(said):
     assert grade(f"Answer: {said}", "5").verdict == "wrong"
 
 
@@ -90,9 +96,103 @@ def completion(text, finish_reason):
 
 
 def test_an_answer_that_was_cut_off_is_never_right():
-    """`Answer: 12` cut off in `Answer: 123` is no 12."""
+    """`Answer: 12` may be the beginning of `Answer: 123`."""
     question = Prompt("q", ({"role": "user", "content": "?"},), "all", "12")
-    whole = _graded(completion("</think> Answer: 12", "stop"), question, 0, "f")
-    cut = _graded(completion("</think> Answer: 12", "length"), question, 0, "f")
+    whole = _graded(completion("</think> Answer: 12", "stop"), question, 0, "f", grade)
+    cut = _graded(completion("</think> Answer: 12", "length"), question, 0, "f", grade)
     assert (whole["grade"], whole["extracted"]) == ("right", "12")
     assert (cut["grade"], cut["extracted"], cut["finish_reason"]) == ("unparseable", None, "length")
+
+
+# --- graders of one's own -----------------------------------------------------------------------------
+
+
+MY_GRADERS = """
+from dasd_lite.grading import Grade
+
+def last_line(completion, answer):
+    said = completion.splitlines()[-1]
+    return Grade("right" if said == answer else "wrong", said)
+
+class Contains:
+    def __call__(self, completion, answer):
+        return Grade("right" if answer in completion else "unparseable", None)
+
+contains = Contains()
+three = lambda completion, answer, language: None
+number = 3
+"""
+
+
+@pytest.fixture
+def my_graders(tmp_path, monkeypatch):
+    """A module outside of the package."""
+    (tmp_path / "my_graders.py").write_text(MY_GRADERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("my_graders")
+    del sys.modules["my_graders"]
+
+
+def test_a_grader_from_another_file(my_graders):
+    grader = open_grader("my_graders:last_line")
+    assert grader("I think\n5", "5") == Grade("right", "5")
+    assert grader("I think\n5", "6") == Grade("wrong", "5")
+    assert grader == open_grader(my_graders.last_line), "named in a recipe or passed as a function"
+    assert (grader.name, grader.code) == ("my_graders:last_line", code_hash(my_graders.last_line))
+    question = Prompt("q", ({"role": "user", "content": "?"},), "all", "5")
+    row = _graded(completion("I think\n5", "stop"), question, 0, "f", grader)
+    assert (row["grade"], row["extracted"]) == ("right", "5")
+
+
+def test_a_grader_may_be_an_object(my_graders):
+    grader = open_grader("my_graders:contains")
+    assert grader("It is 5.", "5") == Grade("right", None)
+    assert grader("It is 6.", "5") == Grade("unparseable", None)
+
+
+def test_a_built_in_grader_is_known_by_its_name():
+    grader = open_grader("math")
+    assert (grader.name, grader.code) == ("math", None)
+    assert grader("Answer: 0.5", "1/2") == Grade("right", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("algebra", r"evaluate.grader = 'algebra': use 'math', or package.module:attribute"),
+        ("my_graders", r"evaluate.grader = 'my_graders': use 'math', or package.module:attribute"),
+        ("gone_module:grade", r"evaluate.grader = 'gone_module:grade': the grader cannot be imported"),
+        ("my_graders:gone", r"evaluate.grader = 'my_graders:gone': module 'my_graders' has no attribute 'gone'"),
+        ("my_graders:number", r"a grader is called with \(completion, answer\)"),
+        ("my_graders:three", r"\(completion, answer, language\) cannot be a grader"),
+    ],
+)
+def test_what_is_not_a_grader_is_refused(my_graders, name, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        open_grader(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        True,
+        None,
+        "right",
+        1.0,
+        ("right", "5"),
+        Grade("correct", "5"),
+        Grade(True, None),
+        Grade("right", 5),
+        "a\nb" * 99,
+    ],
+)
+def test_a_grader_that_returns_anything_but_a_grade_is_named(returned):
+    def mine(completion, answer):
+        return returned
+
+    with pytest.raises(DataError, match=r"^grader .*mine returned .*; it must return Grade\(verdict, ") as caught:
+        open_grader(mine)("5", "5")
+    assert repr(returned)[:20] in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400

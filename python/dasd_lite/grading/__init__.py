@@ -1,1 +1,93 @@
-"""Is an answer right?"""
+"""Whether an answer is right.
+
+Input: a completion and the reference answer, as text. Output: a `Grade`: right, wrong, or unparseable if the completion
+states no answer. Invariant: unparseable is counted on its own and never as right.
+
+A grader of your own is any function like this, named in the recipe as `evaluate.grader = "package.module:attribute"`:
+
+    from dasd_lite.grading import Grade
+
+    def grade(completion: str, answer: str) -> Grade:
+        said = completion.splitlines()[-1]
+        return Grade("right" if said == answer else "wrong", said)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of
+from dasd_lite.config.stages import GRADERS
+from dasd_lite.errors import ConfigError, DataError
+
+Verdict = Literal["right", "wrong", "unparseable"]
+
+_KEY = "evaluate.grader"
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verdict on a completion, and the answer that was found in it."""
+
+    verdict: Verdict
+    extracted: str | None
+
+    def is_valid(self) -> bool:
+        """Return whether both fields have a value that they may have."""
+        return self.verdict in get_args(Verdict) and isinstance(self.extracted, str | None)
+
+
+class Grader(Protocol):
+    """Decides whether a completion is right."""
+
+    def __call__(self, completion: str, answer: str) -> Grade:
+        """Compare the final answer of `completion` with `answer`."""
+        ...
+
+
+@dataclass(frozen=True)
+class CheckedGrader:
+    """A grader whose results are checked.
+
+    Attributes:
+        function: The grader itself.
+        name: Its built-in name, or `package.module:attribute`.
+        code: Hash of its source; None for a built-in grader.
+    """
+
+    function: Callable[..., Any]
+    name: str
+    code: str | None = None
+
+    def __call__(self, completion: str, answer: str) -> Grade:
+        """Grade a completion. Raises DataError if the grader returns anything but a valid Grade."""
+        result = self.function(completion, answer)
+        if not isinstance(result, Grade) or not result.is_valid():
+            returned = " ".join(repr(result).split())[:80]
+            raise DataError(
+                f"grader {self.name} returned {returned}; it must return Grade(verdict, extracted), where verdict is"
+                f" {', '.join(map(repr, get_args(Verdict)))} and extracted is text or None"
+            )
+        return result
+
+
+def open_grader(grader: str | Grader) -> CheckedGrader:
+    """Return a grader, ready to use.
+
+    Args:
+        grader: The name of a built-in grader, `package.module:attribute`, or a function.
+
+    Raises:
+        ConfigError: There is no such grader, or it cannot be called with a completion and an answer.
+    """
+    if isinstance(grader, str) and grader in GRADERS:
+        built_in = load_extension(f"dasd_lite.grading.{grader}:grade", kind="grader", key=_KEY)
+        return CheckedGrader(built_in, grader)
+    if isinstance(grader, str) and not is_extension(grader):
+        raise ConfigError(f"{_KEY} = {grader!r}: use {' or '.join(map(repr, GRADERS))}, or package.module:attribute")
+    function = load_extension(grader, kind="grader", key=_KEY) if isinstance(grader, str) else grader
+    check_callable(function, ("completion", "answer"), kind="grader", key=_KEY)
+    name = grader if isinstance(grader, str) else name_of(grader)
+    return CheckedGrader(function, name, code_hash(function))

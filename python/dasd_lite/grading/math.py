@@ -1,40 +1,32 @@
-"""Extract the answer of a completion and compare it with the right one.
+"""The grader for mathematics: compares the final answer of a completion with the reference answer.
 
-Input: a completion and the right answer as text. Output: right, wrong, or unparseable when no answer
-is found; unparseable is a column of its own and never success.
+Numbers are equal if their values are, and other answers if their text is, apart from case and white space.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 
+from dasd_lite.grading import Grade
+
 _MARKED = re.compile(r"answer\**(?:\s*(?:\bis\b|:|=))+\s*\**\s*(.+)", re.IGNORECASE)
-_MAX_EXPONENT = 4  # digits: 1e9999 is a number, 1e999999999 is a gigabyte
-
-
-@dataclass(frozen=True)
-class Grade:
-    """The verdict on one completion and the answer found in it."""
-
-    verdict: str
-    extracted: str | None
+_MAX_EXPONENT = 4  # digits; the value of 1e999999999 would take a gigabyte
 
 
 def grade(completion: str, answer: str) -> Grade:
-    r"""Grade a completion: the last `\boxed{…}` after the thinking, or else the last `Answer: …`."""
-    found = extract(completion)
-    if found is None:
+    r"""Grade a completion by its last `\boxed{…}` after the thinking, or else its last `Answer: …`."""
+    extracted = extract(completion)
+    if extracted is None:
         return Grade("unparseable", None)
-    return Grade("right" if _same(found, answer) else "wrong", found)
+    return Grade("right" if _same(extracted, answer) else "wrong", extracted)
 
 
 def extract(completion: str) -> str | None:
-    """Return the answer that a completion states behind its thinking, or None."""
+    """Return the answer that a completion states after its thinking, or None."""
     _, closed, said = completion.rpartition("</think>")
     if not closed and "<think>" in said:
-        return None  # still thinking where it was cut off
+        return None  # cut off while thinking
     boxed = _last_boxed(said)
     if boxed is not None:
         return boxed.strip()
@@ -55,15 +47,15 @@ def _last_boxed(text: str) -> str | None:
 
 
 def _tidy(text: str) -> str:
-    """Take the answer off the rest of its line: marks around it, and a sentence that follows it."""
+    """Remove markup around an answer, and a sentence that follows it on its line."""
     return re.split(r"(?<=[^\s.])\.(?:\s|$)", text.strip())[0].strip(" *`\"'$").rstrip(".,;")
 
 
-def _same(found: str, answer: str) -> bool:
-    a, b = _number(found), _number(answer)
+def _same(extracted: str, answer: str) -> bool:
+    a, b = _number(extracted), _number(answer)
     if a is not None and b is not None:
         return a == b
-    return " ".join(found.split()).casefold() == " ".join(answer.split()).casefold()
+    return " ".join(extracted.split()).casefold() == " ".join(answer.split()).casefold()
 
 
 def _number(text: str) -> Fraction | None:
