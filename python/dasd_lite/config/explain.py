@@ -6,14 +6,12 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
 
 from dasd_lite.config.chain import STAGES
-from dasd_lite.config.models import CustomModel
 from dasd_lite.config.stages import Phase, RecipeConfig
 
 Location = tuple[str | int, ...]
@@ -28,26 +26,30 @@ class Places:
     """Where the keys of a recipe are written.
 
     Attributes:
-        path: The recipe's file.
-        places: `file:line` or `command line` of each key; a key of a phase may be written in the table of all phases.
+        file: The recipe's file.
+        written: `file:line` or `command line` of each key that is written.
         phases: The names of the phases, as written.
     """
 
-    path: Path
-    places: Mapping[Location, str]
+    file: str
+    written: Mapping[Location, str]
     phases: Sequence[Any]
 
     def of(self, keys: Location) -> str:
         """Return the place of a key, or of the innermost table around it that is written."""
-        written = (self.places[keys[:end]] for end in range(len(keys), 0, -1) if keys[:end] in self.places)
-        return next(written, str(self.path))
+        for end in range(len(keys), 0, -1):
+            if keys[:end] in self.written:
+                return self.written[keys[:end]]
+            if keys[0] == "phase" and keys[2:end] in self.written:  # in a stage table that holds for all phases
+                return self.written[keys[2:end]]
+        return self.file
 
     def name(self, keys: Location) -> str:
         """Return a key as an override would write it: those of a phase begin with the phase's name."""
         parts = [f"[{key}]" if isinstance(key, int) else _key(key) for key in keys]
         phase = self.phases[int(keys[1])] if len(keys) > 1 and keys[0] == "phase" else None
         if isinstance(phase, str) and re.fullmatch(r"[a-z0-9][a-z0-9_-]*", phase):
-            parts = [phase, *parts[2:]] if len(keys) > 2 else [f"phase {phase!r}"]
+            parts = [_key(phase), *parts[2:]] if len(keys) > 2 else [f"phase {_value(phase)}"]
         return ".".join(parts).replace(".[", "[")
 
 
@@ -68,7 +70,7 @@ def _line(fault: Mapping[str, Any], location: Location, keys: Location, types: l
     kind, value = fault["type"], fault["input"]
     name, place = places.name(keys), places.of(keys)
     if kind == "missing":
-        return f"{places.of(keys[:-1])}: {name} is missing; {_doc(location)}"
+        return f"{places.of(keys[:-1])}: {name} is missing: {_doc(location)}"
     if kind == "extra_forbidden":
         return f"{place}: {name}: unknown key{_hint(location, places.name(keys[:-1]))}"
     if kind in _NO_KIND and isinstance(value, Mapping):
@@ -81,7 +83,7 @@ def _line(fault: Mapping[str, Any], location: Location, keys: Location, types: l
     elif kind == "path_type":
         message = "should be a path in quotes"
     else:
-        message = str(fault["msg"]).removeprefix("Value error, ").replace("Input should", "should")
+        message = re.sub("^Value error, |^(Input|List|String) (?=should)| after validation", "", str(fault["msg"]))
     if isinstance(value, Mapping) or not keys:  # several keys do not fit together
         return f"{place}: {name + ': ' if name else ''}{message}"
     return f"{place}: {name} = {_value(value)}: {message}"
@@ -112,10 +114,7 @@ def _hint(location: Location, table: str) -> str:
 
 def _doc(location: Location) -> str:
     """Return the sentences that document an option."""
-    key = str(location[-1])
-    if key == "phase":
-        return "write at least one [[phase]] table"
-    fields = [_fields(model).get(key) for model in _tables(_walk(location[:-1])[1])]
+    fields = [_fields(model).get(str(location[-1])) for model in _tables(_walk(location[:-1])[1])]
     return next((field.description for field in fields if field is not None and field.description), "it has no default")
 
 
@@ -171,8 +170,5 @@ def _fields(model: type[BaseModel]) -> dict[str, Any]:
 
 def _kinds(model: type[BaseModel]) -> list[str]:
     """Return the values that `kind` can have in a table of a union."""
-    return (
-        ["'package.module:Class'"]
-        if model is CustomModel
-        else list(map(repr, get_args(model.model_fields["kind"].annotation)))
-    )
+    kinds = get_args(model.model_fields["kind"].annotation) or ("package.module:Class",)
+    return [repr(kind) for kind in kinds]

@@ -74,7 +74,7 @@ class _Draft:
 
     path: Path
     values: dict[str, Any]
-    places: dict[Location, str]
+    written: dict[Location, str]
 
     @property
     def phases(self) -> list[dict[str, Any]]:
@@ -103,11 +103,11 @@ class _Draft:
             table = table.setdefault(key, {})
             if not isinstance(table, dict):
                 raise ConfigError(f"{shorten(repr(override))}: {key} is not a table")
-            self.places.setdefault((*above, *keys[:end]), "command line")
+            self.written.setdefault((*above, *keys[:end]), "command line")
         table[keys[-1]] = value
         replaced = (*above, *keys)
-        self.places = {at: place for at, place in self.places.items() if at[: len(replaced)] != replaced}
-        self.places[replaced] = "command line"
+        self.written = {at: place for at, place in self.written.items() if at[: len(replaced)] != replaced}
+        self.written[replaced] = "command line"
 
     def resolve(self) -> RecipeConfig:
         """Validate each stage table as written, then each phase with these tables below its own.
@@ -117,10 +117,7 @@ class _Draft:
         """
         names = [phase.get("name") for phase in self.phases]
         base = {stage: self.values[stage] for stage in STAGES if stage in self.values}
-        for at, place in list(self.places.items()):
-            for i in range(len(names)) if at[0] in base else ():
-                self.places.setdefault(("phase", i, *at), place)
-        places = Places(self.path, self.places, names)
+        places = Places(str(self.path), self.written, names)
         mistakes: dict[Location, str] = {}
         for stage, table in base.items():
             try:
@@ -197,11 +194,12 @@ def _use_paths(recipe: RecipeConfig, folder: Path) -> RecipeConfig:
     prompts = recipe.prompts.model_copy(update={"path": recipe.prompts.path and usable(recipe.prompts.path)})
     phases = []
     for phase in recipe.phase:
-        ingest = phase.ingest.model_copy(update={"paths": [usable(path) for path in phase.ingest.paths]})
-        heldout = phase.evaluate.prompts
-        evaluate = phase.evaluate.model_copy(update={"prompts": heldout and usable(heldout)})
-        columns = phase.pack.columns
-        pack = phase.pack.model_copy(update={"columns": usable(columns) if columns else None})
-        phases.append(phase.model_copy(update={"ingest": ingest, "evaluate": evaluate, "pack": pack}))
+        files, columns, heldout = phase.ingest.paths, phase.pack.columns, phase.evaluate.prompts
+        stages = {
+            "ingest": phase.ingest.model_copy(update={"paths": [usable(path) for path in files]}),
+            "pack": phase.pack.model_copy(update={"columns": columns and usable(columns)}),
+            "evaluate": phase.evaluate.model_copy(update={"prompts": heldout and usable(heldout)}),
+        }
+        phases.append(phase.model_copy(update=stages))
     tables = {"prompts": prompts, "phase": phases, "teacher": model(recipe.teacher), "student": model(recipe.student)}
     return recipe.model_copy(update=tables)

@@ -207,7 +207,7 @@ class EvaluateConfig(Table):
 class Phase(Table):
     """One pass down the chain of stages, with every option resolved."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
     """Name of the phase and of its folder."""
     source: Literal["sample", "ingest", "mix"] = "sample"
     """The stage that its answers come from."""
@@ -305,8 +305,11 @@ class RecipeConfig(Table):
     """Folder for the results of the run."""
     prompts: PromptsConfig = PromptsConfig()
     student: Student
+    """Table of the model to train."""
     teacher: Teacher | None = None
+    """Table of the model to learn from. Phases that ingest their answers need none."""
     phase: Annotated[list[Phase], Field(min_length=1)]
+    """One [[phase]] table per pass down the chain of stages, in order."""
 
     @model_validator(mode="after")
     def _phase_names_are_unique(self) -> RecipeConfig:

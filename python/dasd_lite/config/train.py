@@ -124,7 +124,7 @@ class TrainConfig(Table):
     monitor_questions: Annotated[int, Field(ge=0), EXECUTION] = 16
     """Number of evaluate.prompts answered before training, after 1 % of the steps and at the end, to catch a collapse
     early; 0 disables it."""
-    monitor_max_tokens: Annotated[PositiveInt, EXECUTION] = 1024
+    monitor_tokens: Annotated[PositiveInt, EXECUTION] = 1024
     """Maximum tokens of each of these answers."""
     tracker: Annotated[Literal["none", "trackio", "wandb", "tensorboard"], EXECUTION] = "none"
     """Where metrics are sent, in addition to metrics.jsonl."""

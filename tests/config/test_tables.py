@@ -1,0 +1,148 @@
+"""The tables: documented, with the paper's defaults, and with one list of stages and of built-in names."""
+
+import math
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+import dasd_lite
+from dasd_lite import grading
+from dasd_lite.config import models, stages, train
+from dasd_lite.config.chain import SOURCES, STAGES
+from dasd_lite.config.models import CustomModel, EndpointModel, TransformersModel, VllmModel
+from dasd_lite.config.stages import Phase, RecipeConfig, SelectConfig, Weighting
+from dasd_lite.config.train import Full, Lora, TrainConfig
+
+
+def test_every_option_is_documented():
+    waiting, seen = [RecipeConfig], set()
+    while waiting:
+        table = waiting.pop()
+        seen.add(table)
+        for name, field in table.model_fields.items():
+            inner = tables_in(field.annotation)
+            waiting += [model for model in inner if model not in seen]
+            assert field.description or inner or name == "kind", f"{table.__name__}.{name}"
+    assert len(seen) >= 19
+
+
+def tables_in(annotation):
+    if isinstance(annotation, type):
+        return [annotation] if hasattr(annotation, "model_fields") else []
+    return [model for part in getattr(annotation, "__args__", ()) for model in tables_in(part)]
+
+
+def test_defaults_are_the_papers():
+    phase = Phase(name="x")
+    assert (phase.select.rule, phase.select.beta, phase.mix.max_length_ratio) == ("count", 0.1, 1.5)
+    assert (phase.pack.seq_len, phase.train.epochs, phase.train.beta2) == (65536, 6.0, 0.95)
+    assert math.isclose(phase.train.learning_rate / phase.train.min_learning_rate, 5)
+
+
+def test_every_stage_has_a_table():
+    assert set(Phase.model_fields) - {"name", "source"} == set(STAGES)
+
+
+def test_built_in_names_are_those_that_exist():
+    folder = Path(dasd_lite.__file__).parent / "training" / "objectives"
+    assert set(train.OBJECTIVES) == {path.stem for path in folder.glob("[a-z]*.py")}
+    assert set(stages.GRADERS) == set(grading.GRADERS)
+
+
+# --- the stages of a phase ----------------------------------------------------------------------------
+
+
+def phase(**options):
+    return Phase.model_validate({"name": "x", **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "sample score select pack train"),
+        ({"evaluate": {"prompts": "q.jsonl"}}, "sample score select pack train evaluate"),
+        ({"select": {"rule": "random"}}, "sample select pack train"),
+        ({"select": {"rule": "mine:rule"}}, "sample score select pack train"),
+        ({"source": "mix", "select": {"rule": "all"}}, "mix select pack train"),
+        ({"source": "mix", "select": {"rule": "mine:rule"}}, "mix select pack train"),
+        ({"source": "ingest", "ingest": {"paths": ["a.jsonl"]}}, "ingest score select pack train"),
+        ({"select": {"rule": "all", "weighting": {}}}, "sample select pack train"),
+        ({"select": {"rule": "all", "weighting": {}}, "score": {"by": "teacher"}}, "sample score select pack train"),
+        (
+            {"select": {"rule": "all", "weighting": {"lam": 0.0}}, "score": {"by": "teacher"}},
+            "sample select pack train",
+        ),
+    ],
+)
+def test_the_stages_of_a_phase(options, expected):
+    one = phase(**options)
+    assert one.stages == tuple(expected.split())
+    assert one.is_scored == ("score" in one.stages)
+    assert one.is_scored_by_teacher == (one.is_scored and one.score.by == "teacher")
+    assert one.source in SOURCES and list(one.stages) == sorted(one.stages, key=list(STAGES).index)
+
+
+@pytest.mark.parametrize("rule", stages.RULES)
+def test_rules_and_scores(rule):
+    select = SelectConfig(rule=rule)
+    assert select.needs_scores == select.uses_scores == (rule not in ("random", "all"))
+    assert (not SelectConfig(rule="mine:rule").needs_scores) and SelectConfig(rule="mine:rule").uses_scores
+
+
+def test_weights_and_logprobs():
+    assert phase().needs_logprobs and not phase(select={"rule": "random"}).needs_logprobs
+    weighted = {"rule": "all", "weighting": {}}
+    assert phase(select=weighted).needs_logprobs and phase(select=weighted).select.uses_weights
+    assert not SelectConfig(weighting=Weighting(lam=0.0)).uses_weights
+
+
+# --- unions -------------------------------------------------------------------------------------------
+
+
+def test_tables_can_be_built_in_python_without_kind():
+    recipe = RecipeConfig(
+        out=Path("run"),
+        student=VllmModel(model="m"),
+        teacher=EndpointModel(model="m", base_urls=["http://x/v1"]),
+        prompts={"path": "q.jsonl"},
+        phase=[Phase(name="a", train=TrainConfig(method=Lora(rank=2)))],
+    )
+    assert (recipe.student.kind, recipe.teacher.kind, recipe.phase[0].train.method.kind) == ("vllm", "endpoint", "lora")
+
+
+@pytest.mark.parametrize("method", [Full(), Lora(), Lora(kind="qlora", target_modules=["q_proj"])])
+def test_methods_are_told_apart_by_their_kind(method):
+    assert TrainConfig(method=method).method == method
+    assert TrainConfig.model_validate({"method": method.model_dump()}).method == method
+
+
+@pytest.mark.parametrize("kind", ["a:b", "a.b:C", "a.b:C.d", "_a1:b"])
+def test_names_of_the_users_own_code(kind):
+    assert CustomModel(kind=kind).model == kind
+    assert phase(select={"rule": kind}, train={"objective": kind}, evaluate={"grader": kind}).select.rule == kind
+
+
+@pytest.mark.parametrize("kind", ["a", "a:", ":a", "a.b", "a b:c", "a:b:c", "1:b", "a..b:c", "a:b\n"])
+def test_names_that_are_not_of_the_form(kind):
+    with pytest.raises(ValidationError, match=r"package\.module:Class"):
+        CustomModel(kind=kind)
+    for options in ({"select": {"rule": kind}}, {"train": {"objective": kind}}, {"evaluate": {"grader": kind}}):
+        with pytest.raises(ValidationError, match=r"'package\.module:attribute'"):
+            phase(**options)
+
+
+def test_only_a_teacher_may_be_of_the_users_own():
+    with pytest.raises(ValidationError, match="tag"):
+        RecipeConfig(out="run", student={"kind": "a:b"}, phase=[{"name": "a"}])
+
+
+def test_options_of_speed_are_not_part_of_results():
+    table = TransformersModel(model="m", batch_size=3)
+    assert models.result_options(table) == {
+        "kind": "transformers",
+        "model": "m",
+        "dtype": "auto",
+        "trust_remote_code": False,
+    }
+    assert models.engine_options(CustomModel(kind="a:b", options={"x": 1})) == {"kind": "a:b", "options": {"x": 1}}
