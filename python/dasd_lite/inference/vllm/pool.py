@@ -25,7 +25,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import IO, Any
 
-from dasd_lite.console import err
+from dasd_lite.console import note
 from dasd_lite.errors import ConfigError, EngineError
 from dasd_lite.inference.vllm.engine import EngineJob, EngineReply
 
@@ -326,9 +326,5 @@ class Pool:
         num = len(slot.jobs)
         self._queue.extendleft(reversed(slot.jobs.values()))
         slot.jobs = {}
-        err().print(
-            f"vLLM: engine {slot.number} {how}; it is started again, {num} unfinished answers begin anew",
-            markup=False,
-            soft_wrap=True,
-        )
+        note(f"vLLM: engine {slot.number} {how}; it is started again with its {num} unfinished answers")
         slot.start(self._options, self._inbox)
