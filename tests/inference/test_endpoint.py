@@ -142,13 +142,13 @@ def test_a_request_that_never_passes() -> None:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("400", "400 Bad Request: fault 400 for Bearer [key]; it was asked 'question 10'"),
+        ("400", "400 Bad Request: fault 400 for Bearer [key]; the prompt was 'question 10'"),
         ("401", "environment variable TEST_KEY"),
         ("403", "403 Forbidden"),
-        ("404", "the server must know model = 'teacher'"),
-        ("null", "returns no log-probabilities; the method needs them"),
-        ("short", "its tokens spell 24 bytes, its text has 43; the server must give"),
-        ("wrong bytes", "its tokens spell 54 bytes, its text has 43"),
+        ("404", "the server does not have model = 'teacher'"),
+        ("null", "returns no log-probabilities, which the method needs"),
+        ("short", "the tokens have 24 bytes, but the text has 43; the server must return"),
+        ("wrong bytes", "the tokens have 54 bytes, but the text has 43"),
     ],
 )
 def test_what_cannot_pass_ends_the_run(fault: str, words: str) -> None:
@@ -172,7 +172,12 @@ def test_no_key_is_said() -> None:
 
 
 def test_wrong_path() -> None:
-    with ChatServer() as server, pytest.raises(EndpointError, match="no such path: /chat/completions; base_urls end"):
+    with (
+        ChatServer() as server,
+        pytest.raises(
+            EndpointError, match="no such path: /chat/completions; most servers need base_urls that end with /v1"
+        ),
+    ):
         run(config(server.url.removesuffix("/v1")))
 
 
@@ -180,7 +185,7 @@ def test_wrong_path() -> None:
     "url", ["localhost:8000", "localhost:8000/v1", "http:///v1", "http://host:99999999/v1", "http://[host/v1", ""]
 )
 def test_not_an_address(url: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f"'{url}' is no address")):
+    with pytest.raises(ConfigError, match=re.escape(f"'{url}' is not an address")):
         run(config(url))
 
 
@@ -199,7 +204,7 @@ def test_a_key_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_prefix_is_refused() -> None:
     request = Request(0, ({"role": "user", "content": "q"},), 5, seed=0, prefix="<think>\nWell")
-    with ChatServer() as server, pytest.raises(EndpointError, match="cannot go on from a half-written answer"):
+    with ChatServer() as server, pytest.raises(EndpointError, match="cannot continue a half-written answer"):
         list(open_sampler(config(server.url)).complete([request], SamplingParams()))
 
 
@@ -320,7 +325,7 @@ def test_other_finish_reasons_are_kept_and_an_empty_answer_is_one() -> None:
 
 
 def test_a_token_that_is_missing_is_no_end_token() -> None:
-    with pytest.raises(EndpointError, match="its tokens spell 6 bytes, its text has 3"):
+    with pytest.raises(EndpointError, match="the tokens have 6 bytes, but the text has 3"):
         answered(Answer("abc", [b"abc", b"def"], finish_reason="length"))
 
 

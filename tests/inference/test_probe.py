@@ -48,7 +48,7 @@ def fatal(items: dict[str, Finding]) -> set[str]:
 def test_a_good_server() -> None:
     with ChatServer(answer=answer, habits=["continue"]) as server:
         items = found(server, Requirements(prefix=True))
-    assert {name: item.found for name, item in items.items()} == {
+    assert {name: item.value for name, item in items.items()} == {
         "answers as": "teacher",
         "logprobs": "yes",
         "bytes": "add up",
@@ -69,14 +69,14 @@ def test_a_good_server() -> None:
     [
         ("tempered", "raw", "tempered", "--logprobs-mode raw_logprobs"),
         ("no logprobs", "logprobs", "none", "kind = 'vllm'"),
-        ("refuses logprobs", "logprobs", "refused", "take a provider that returns them"),
+        ("refuses logprobs", "logprobs", "rejected", "use a provider that returns them"),
     ],
 )
 def test_what_the_method_cannot_do_without_is_fatal(habit: str, name: str, word: str, remedy: str) -> None:
     with ChatServer(answer=answer, habits=[habit]) as server:
         items = found(server)
     assert fatal(items) == {name}
-    assert items[name].found == word
+    assert items[name].value == word
     assert remedy in items[name].remedy
 
 
@@ -90,21 +90,21 @@ def test_a_context_that_the_longest_answer_fills_is_fatal_through_chat() -> None
 def test_tempered_ones_do_at_temperature_1() -> None:
     with ChatServer(answer=answer, habits=["tempered"]) as server:
         items = found(server, Requirements(tempered=False))
-    assert items["raw"].found == "tempered" and not fatal(items)
+    assert items["raw"].value == "tempered" and not fatal(items)
 
 
 def test_what_cannot_be_found_out_is_unknown() -> None:
     with ChatServer(answer=answer, habits=["no alternatives"]) as server:
         items = found(server)
-    assert items["raw"].found == "unknown" and "temperature 1" in items["raw"].remedy
+    assert items["raw"].value == "unknown" and "temperature 1" in items["raw"].remedy
 
 
 def test_seeds_and_several_answers() -> None:
     with ChatServer(answer=answer, habits=["no seed", "no n"]) as server:
         items = found(server)
-    assert items["seed"].found == "ignored" and items["n = 2"].found == "ignored"
+    assert items["seed"].value == "ignored" and items["n = 2"].value == "ignored"
     with ChatServer(answer=lambda body: answer({**body, "seed": 1})) as server:
-        assert found(server)["seed"].found == "no effect seen"
+        assert found(server)["seed"].value == "no effect seen"
 
 
 def test_a_teacher_that_does_not_think() -> None:

@@ -242,11 +242,11 @@ def test_two_servers_one_of_them_dead(tmp_path, cli):
     ("overrides", "faults", "words"),
     [
         ((), {-1: "401"}, ["401 Unauthorized", "the environment variable NO_SUCH_KEY, which is not set"]),
-        (("teacher.model='techer'",), {}, ["the server must know model = 'techer'; it has teacher"]),
+        (("teacher.model='techer'",), {}, ["the server does not have model = 'techer'; it has teacher"]),
         (("teacher.base_urls=['{url}/v1']",), {}, ["base_urls has /v1 twice; write {url}"]),
-        (("teacher.base_urls=['{host}']",), {}, ["base_urls end with /v1 at most servers; try {url}"]),
-        (("teacher.base_urls=['{tls}']",), {}, ["no TLS connection", "write http:// if the server speaks no TLS"]),
-        (("teacher.base_urls=['localhost:8000/v1']",), {}, ["is no address; one looks like http://localhost:8000/v1"]),
+        (("teacher.base_urls=['{host}']",), {}, ["most servers need base_urls that end with /v1; try {url}"]),
+        (("teacher.base_urls=['{tls}']",), {}, ["no TLS connection", "use http:// if the server has no TLS"]),
+        (("teacher.base_urls=['localhost:8000/v1']",), {}, ["is not an address; write one like http://localhost:8000/v1"]),
         (("teacher.tokenizer='nowhere'",), {}, ["model = 'nowhere': no such folder"]),
         (("teacher.logprobs=false",), {}, ["select.rule = 'count' needs log-probabilities", "use 'random' or 'all'"]),
         (("teacher.budget.max_cost=5.0", "teacher.prices=0"), {}, ["teacher.prices"]),
@@ -276,7 +276,7 @@ def test_a_provider_without_logprobs_serves_a_phase_that_needs_none(tmp_path, cl
         write(tmp_path, 20, server)
         ended = cli("run", "run.toml", "teacher.logprobs=false", "select.rule='random'", cwd=tmp_path)
     assert ended.rc == 0, ended.stderr
-    assert "not asked for" in ended.stdout
+    assert "not requested" in ended.stdout
     rows = rollouts(tmp_path / "run/low/sample")
     assert len(rows) == 40 and all(row["logprobs"] is None for row in rows)
     assert all(row["completion"].startswith("<think>\nStep 0 gives") for row in rows)

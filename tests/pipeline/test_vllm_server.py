@@ -102,14 +102,14 @@ def sampled(urls, demo, questions):
 def test_the_probe_finds_nothing_to_mend(urls, demo, questions, by_ids):
     teacher = model(urls, tokenizer=str(demo / "teacher") if by_ids else None)
     for server in probe_servers(
-        teacher, ({"role": "user", "content": questions[0]},), Requirements(prefix=True, reading=by_ids)
+        teacher, ({"role": "user", "content": questions[0]},), Requirements(prefix=True, scoring=by_ids)
     ):
-        found = {item.name: item.found for item in server.items}
+        found = {item.name: item.value for item in server.items}
         assert not [item for item in server.items if item.fatal]
         assert found["raw"] == found["logprobs"] == "yes"
         assert found["bytes"] == ("token ids" if by_ids else "add up")
         assert found["seed"] == "works"
-        assert found.get("reads") == ("yes" if by_ids else None)
+        assert found.get("scores") == ("yes" if by_ids else None)
         assert found["continues"] == ("token ids" if by_ids else "chat: continue_final_message")
 
 
@@ -167,7 +167,7 @@ def test_a_prompt_over_the_context_is_named_before_anything_is_sampled(urls, dem
 
     sampler = open_sampler(model(urls, tokenizer=str(demo / "teacher")))
     asked = requests([*questions[:1], "and " * 600])
-    with pytest.raises(DataError, match=r"request 1: its prompt of \d+ tokens leaves no room"):
+    with pytest.raises(DataError, match=r"request 1: the prompt of \d+ tokens leaves no room"):
         complete(sampler, asked)
 
 
@@ -245,7 +245,7 @@ def test_a_served_teacher_reads_answers_that_came_without_logprobs(urls, demo, s
     for stage in ("ingest", "score"):
         ended = cli(stage, "run.toml", cwd=tmp_path)
         assert ended.rc == 0, ended.stderr
-    assert "reads" in ended.stdout  # the probe has asked for it
+    assert "scores" in ended.stdout  # the probe checks it
     scores = pq.read_table(tmp_path / "run/low/score/scores-00000.parquet").to_pylist()
     for score, completion in zip(scores, sampled, strict=True):
         mean = np.mean(completion.logprobs[:-1], dtype=np.float64)  # without the end token

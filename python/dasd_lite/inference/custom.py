@@ -15,7 +15,7 @@ from dasd_lite.data.seeds import digest
 from dasd_lite.errors import ConfigError, DasdError
 
 if TYPE_CHECKING:
-    from dasd_lite.chat.spelling import Ids
+    from dasd_lite.chat.spelling import TokenIds
     from dasd_lite.config.models import CustomModel
     from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
     from dasd_lite.inference.scorer import Scorer, Scores
@@ -37,7 +37,7 @@ class Borrowed:
         completions: Iterator[Completion] = self.inner.complete(requests, params)
         return completions
 
-    def score(self, sequences: Iterable[tuple[int, Ids]]) -> Iterator[Scores]:
+    def score(self, sequences: Iterable[tuple[int, TokenIds]]) -> Iterator[Scores]:
         """Score each sequence once."""
         scores: Iterator[Scores] = self.inner.score(sequences)
         return scores

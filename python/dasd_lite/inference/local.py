@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dasd_lite.chat.chat import Chat
-from dasd_lite.chat.spelling import Ids
+from dasd_lite.chat.spelling import TokenIds
 from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import DataError
 from dasd_lite.inference import Completion, Request, SamplingParams
@@ -83,7 +83,7 @@ class TransformersSampler:
             for first in range(0, len(window), size):
                 yield from self._complete_batch(window[first : first + size], params)
 
-    def _prompt_ids(self, request: Request) -> Ids:
+    def _prompt_ids(self, request: Request) -> TokenIds:
         ids = self._chat.prompt_ids(request.messages, request.prefix)
         if len(ids) >= self._context:
             raise DataError(
@@ -92,7 +92,7 @@ class TransformersSampler:
             )
         return ids
 
-    def _complete_batch(self, batch: list[tuple[Request, Ids]], params: SamplingParams) -> Iterator[Completion]:
+    def _complete_batch(self, batch: list[tuple[Request, TokenIds]], params: SamplingParams) -> Iterator[Completion]:
         """Sample one batch; a row is finished at its end token or its limit."""
         import torch
         from transformers import DynamicCache
@@ -149,7 +149,7 @@ class TransformersSampler:
     ) -> Completion:
         ids = tokens.cpu().numpy()
         ending = "stop" if ended else "length"
-        text, token_bytes, finish_reason = self._chat.read(ids.tolist(), ending, request.prefix)
+        text, token_bytes, finish_reason = self._chat.decode_answer(ids.tolist(), ending, request.prefix)
         return Completion(
             position=request.position,
             text=text,
@@ -189,7 +189,7 @@ def register_attention() -> None:
     AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
-def _left_padded(prompts: list[Ids], width: int, room: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _left_padded(prompts: list[TokenIds], width: int, room: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return ids int64 [B, width] and a mask int64 [B, width + room], zeros before each prompt."""
     ids = np.zeros((len(prompts), width), dtype=np.int64)
     mask = np.ones((len(prompts), width + room), dtype=np.int64)

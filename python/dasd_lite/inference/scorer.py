@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dasd_lite.chat.chat import Chat
-from dasd_lite.chat.spelling import Ids
+from dasd_lite.chat.spelling import TokenIds
 from dasd_lite.config.models import EndpointModel, TransformersModel, VllmModel
 from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import ConfigError
@@ -33,7 +33,7 @@ _WINDOW = 16  # forward passes whose sequences are sorted by length together
 class Scorer(Protocol):
     """Something that scores given answers."""
 
-    def score(self, sequences: Iterable[tuple[int, Ids]]) -> Iterator[Scores]:
+    def score(self, sequences: Iterable[tuple[int, TokenIds]]) -> Iterator[Scores]:
         """Score each sequence once.
 
         Args:
@@ -136,13 +136,13 @@ class TransformersScorer:
         )
         self._checked = False
 
-    def score(self, sequences: Iterable[tuple[int, Ids]]) -> Iterator[Scores]:
+    def score(self, sequences: Iterable[tuple[int, TokenIds]]) -> Iterator[Scores]:
         """Score each sequence once; raises TrainError if packed sequences would attend to each other.
 
         Sequences are sorted by length within a window: a pass over sequences of similar length is full, and its
         attention has little padding.
         """
-        window: list[tuple[int, Ids]] = []
+        window: list[tuple[int, TokenIds]] = []
         size = 0
         for position, ids in sequences:
             window.append((position, ids))
@@ -152,7 +152,7 @@ class TransformersScorer:
                 window, size = [], 0
         yield from self._score_window(window)
 
-    def _score_window(self, window: list[tuple[int, Ids]]) -> Iterator[Scores]:
+    def _score_window(self, window: list[tuple[int, TokenIds]]) -> Iterator[Scores]:
         from dasd_lite.model.logprobs import target_scores
         from dasd_lite.model.packed_check import check_packing
 
@@ -183,9 +183,9 @@ class TransformersScorer:
             torch.cuda.empty_cache()
 
 
-def _groups(window: Sequence[tuple[int, Ids]], batch_tokens: int) -> Iterator[list[tuple[int, Ids]]]:
+def _groups(window: Sequence[tuple[int, TokenIds]], batch_tokens: int) -> Iterator[list[tuple[int, TokenIds]]]:
     """Split into groups of at most `batch_tokens` in total; a longer sequence is a group of its own."""
-    group: list[tuple[int, Ids]] = []
+    group: list[tuple[int, TokenIds]] = []
     size = 0
     for pair in window:
         if group and size + len(pair[1]) > batch_tokens:

@@ -1,96 +1,87 @@
-"""The probe of the teacher's servers, as a table and as faults."""
+"""The probe of the teacher's servers: what it asks for, its table, and the findings that end a run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dasd_lite.config.chain import ASKING
 from dasd_lite.config.models import EndpointModel
-from dasd_lite.config.stages import Phase, RecipeConfig
-from dasd_lite.console import err, out
-from dasd_lite.data.prompts import read_prompts
+from dasd_lite.config.stages import Phase
+from dasd_lite.console import err, out, say
+from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import Message
-from dasd_lite.run.pipeline import ASKING
 
 if TYPE_CHECKING:
     from dasd_lite.inference.endpoint.probe import ProbeResult, Requirements
 
-_WIDE = 200  # a table is not broken to fit a narrow log
-
-
+_WIDTH = 200  # columns: a table is not broken to fit a narrow log
 _COLUMNS = (
     *("answers", "logprobs", "raw", "bytes", "thinking", "seed", "n = 2", "noise", "context"),
-    *("continues", "reads", "answers as"),
+    *("continues", "scores", "answers as"),
 )
+_ANY_QUESTION: tuple[Message, ...] = ({"role": "user", "content": "Is 97 a prime number?"},)
 
 
-def probe_teacher(recipe: RecipeConfig, teacher: EndpointModel) -> list[str]:
-    """Probe each of the teacher's servers, print what was found, and return what makes the run impossible."""
+def probe_teacher(teacher: EndpointModel, phases: Sequence[Phase], prompts: Prompts | None) -> list[str]:
+    """Probe each of the teacher's servers with the first prompt, print a table, and return what makes a run impossible.
+
+    A few hundred tokens for each server.
+    """
     from dasd_lite.inference.endpoint.probe import probe_servers
 
     if err().is_terminal:
         err().print(f"[dim]probing {len(teacher.base_urls)} server(s) …[/dim]", end="\r")
-    found = probe_servers(teacher, _question(recipe), needs(recipe))
-    _print(found)
+    question = prompts[0].messages if prompts is not None else _ANY_QUESTION
+    results = probe_servers(teacher, question, requirements_of(phases))
+    _print(results)
     faults = [
-        f"teacher: {item.remedy}" if item.name == "answers" else f"{server.base_url}: {item.found}: {item.remedy}"
-        for server in found
+        f"teacher: {item.remedy}" if item.name == "answers" else f"{server.base_url}: {item.value}: {item.remedy}"
+        for server in results
         for item in server.items
         if item.fatal
     ]
-    if not faults and not any(server.answers for server in found):
-        reasons = "; ".join(f"{server.base_url}: {item.remedy}" for server in found for item in server.items)
+    if not faults and not any(server.answers for server in results):
+        reasons = "; ".join(f"{server.base_url}: {item.remedy}" for server in results for item in server.items)
         faults = [f"teacher: no server can be reached: {reasons}"]
     return faults
 
 
-def needs(recipe: RecipeConfig) -> Requirements:
-    """Return what the recipe asks of its teacher."""
+def requirements_of(phases: Sequence[Phase]) -> Requirements:
+    """Return what the phases ask of their teacher."""
     from dasd_lite.inference.endpoint.probe import Requirements
 
-    asking = [phase for phase in recipe.phase if phase.source in ASKING]
-    temperatures = [phase.sample.temperature if phase.source == "sample" else phase.mix.temperature for phase in asking]
+    asking = [phase for phase in phases if phase.source in ASKING]
+    sampling = [phase.sample if phase.source == "sample" else phase.mix for phase in asking]
     return Requirements(
-        tempered=any(temperature != 1 for temperature in temperatures),
+        tempered=any(options.temperature != 1 for options in sampling),
         thinking=any(phase.select.require_think for phase in asking),
         prefix=any(phase.source == "mix" for phase in asking),
-        max_tokens=max([p.sample.max_tokens if p.source == "sample" else p.mix.max_tokens for p in asking], default=0),
-        reading=any(teacher_scores(phase) for phase in recipe.phase),
+        max_tokens=max([options.max_tokens for options in sampling], default=0),
+        scoring=any(phase.is_scored_by_teacher for phase in phases),
     )
 
 
-def teacher_scores(phase: Phase) -> bool:
-    """Tell whether the teacher reads the phase's answers."""
-    return phase.score.by == "teacher" and phase.is_scored
-
-
-def _question(recipe: RecipeConfig) -> tuple[Message, ...]:
-    """Return a real question: the recipe's first."""
-    if recipe.prompts.path is not None:
-        return read_prompts(recipe.prompts.path, limit=1, system=recipe.prompts.system)[0].messages
-    return ({"role": "user", "content": "Is 97 a prime number?"},)
-
-
-def _print(found: list[ProbeResult]) -> None:
+def _print(results: Sequence[ProbeResult]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("endpoint", no_wrap=True)
-    names = [name for name in _COLUMNS if any(item.name == name for server in found for item in server.items)]
+    names = [name for name in _COLUMNS if any(item.name == name for server in results for item in server.items)]
     for name in names:
         table.add_column(name, no_wrap=True)
-    for server in found:
+    for server in results:
         items = {item.name: item for item in server.items}
-        cells = [_cell(items[name].found, items[name].fatal) if name in items else "–" for name in names]
+        cells = [_cell(items[name].value, items[name].fatal) if name in items else "–" for name in names]
         table.add_row(server.base_url, *cells)
-    Console(width=max(out().width, _WIDE), highlight=False).print(table)
-    if not any(server.answers for server in found):
-        return  # the error says it all
-    for server in found:
+    Console(width=max(out().width, _WIDTH), highlight=False).print(table)
+    if not any(server.answers for server in results):
+        return  # the error has all of it
+    for server in results:
         for item in server.items:
             if item.remedy and not item.fatal:  # fatal ones are lines of the error
-                line = f"note: {server.base_url}: {item.name}: {item.found}: {item.remedy}"
-                out().print(line, markup=False, soft_wrap=True)
+                say(f"note: {server.base_url}: {item.name}: {item.value}: {item.remedy}")
 
 
 def _cell(text: str, fatal: bool) -> str:

@@ -1,8 +1,8 @@
-"""One server behind a base URL: how it is asked, what its failures mean, and when it is left alone.
+"""HTTP requests to one server: what its failures mean, and when it gets a pause.
 
-Input: a request's JSON body. Output: the reply, or an error. Invariants: the key is part of no
-message; what can pass (429, 5xx, a time-out, a cut connection, broken JSON) is a `Passing`, what
-cannot (a wrong key, path, model or certificate) an EndpointError with its remedy.
+Input: a request's JSON body. Output: the reply, or an error. Invariants: no message contains the key; a failure that
+may not happen again (429, 5xx, a timeout, a dropped connection, broken JSON) is a TransientError; any other (a wrong
+key, path, model or certificate) is an EndpointError that says how to fix it.
 """
 
 from __future__ import annotations
@@ -21,23 +21,30 @@ import httpx
 
 from dasd_lite.config.models import EndpointModel
 from dasd_lite.errors import EndpointError
-from dasd_lite.inference.endpoint.replies import Reply, StreamAssembler, read
+from dasd_lite.inference.endpoint.replies import Reply, StreamAssembler, parse_reply
 
-BACKOFF_S = 0.5  # before the first retry, twice as long before each further one
+BACKOFF_S = 0.5  # before the first retry; doubles with each further one
 _BACKOFF_MAX_S = 60.0
 _CONNECT_S = 15.0
 _DESCRIBE_S = 10.0
-_TRIES = 3  # to learn what a server is
-_LONGEST_WAIT_S = 600.0  # that a server may ask for; a longer `timeout_s` allows more
+_MAX_DESCRIBE_TRIES = 3
+_MAX_RETRY_AFTER_S = 600.0  # longest wait that a server may request; a longer `timeout_s` allows more
 
 
 class TransientError(Exception):
-    """A failure that can pass."""
+    """A failure that may not happen again if the request is repeated."""
 
     def __init__(
         self, reason: str, *, wait_s: float | None = None, unreachable: bool = False, costly: bool = False
     ) -> None:
-        """Keep the reason, what the server asks to wait, whether the request never arrived, or was paid for in vain."""
+        """Create the error.
+
+        Args:
+            reason: What happened.
+            wait_s: Seconds that the server asks to wait.
+            unreachable: The request never arrived.
+            costly: The request may have been charged for although no reply arrived.
+        """
         super().__init__(reason)
         self.costly = costly
         self.wait_s = wait_s
@@ -45,67 +52,67 @@ class TransientError(Exception):
 
 
 class RequestRejected(EndpointError):
-    """One request that its server will never answer, or not readably; others may do well."""
+    """A request that its server will never answer, or not in a readable way; other requests may succeed."""
 
 
 class Server:
     """What is known about one server."""
 
     def __init__(self, base_url: str) -> None:
-        """Know nothing but the address."""
+        """Start with the address alone."""
         self.base_url = base_url.rstrip("/")
-        self.rests_until = 0.0
-        self.rests = self.faults = 0  # in a row, without a good reply between
-        self.reason = ""
-        self.busy = self.done = 0
-        self.described = False  # whether it has been asked what it is
-        self.models: list[str] = []  # those that it lists
-        self.context: int | None = None  # prompt plus completion in tokens, where it says so
+        self.paused_until = 0.0
+        self.pauses = self.faults = 0  # consecutive, since its last good reply
+        self.reason = ""  # of its last failure
+        self.busy = self.done = 0  # requests
+        self.described = False  # whether it has answered `describe`
+        self.models: list[str] = []  # that it lists
+        self.context: int | None = None  # prompt plus completion in tokens, if it reports that
         self.is_vllm = False
         self.root = ""  # what a vLLM server loaded the model from
 
-    def rest(self, now: float) -> None:
-        """Leave the server alone for a while, the longer the more often; requests that fail together count as one."""
-        if now >= self.rests_until:
-            self.rests += 1
-            self.rests_until = now + backoff(self.rests)
+    def pause(self, now: float) -> None:
+        """Send nothing for a while, longer each time in a row; requests that fail together count as one."""
+        if now >= self.paused_until:
+            self.pauses += 1
+            self.paused_until = now + backoff(self.pauses)
 
     def state(self, now: float) -> str:
-        """Say in a few words how the server is."""
+        """Return the server's state in a few words."""
         name = self.base_url.split("://", 1)[-1].removesuffix("/v1")
-        if now < self.rests_until:
-            return f"{name} rests {self.rests_until - now:.0f} s ({self.reason[:40]})"
+        if now < self.paused_until:
+            return f"{name} paused for {self.paused_until - now:.0f} s ({self.reason[:40]})"
         return f"{name} {self.busy} in flight, {self.done} done"
 
 
 class Client:
     """Sends requests to servers with one configuration and key.
 
-    One that is `alone` sends one request at a time over one connection, and notices a reply that was sent twice: the
-    second would pass for the answer to the next request.
+    A `serial` client sends one request at a time over one connection. It notices a reply that was sent twice, which
+    would otherwise be taken for the answer to the next request.
     """
 
-    def __init__(self, config: EndpointModel, key: str, trust: ssl.SSLContext, *, alone: bool = False) -> None:
-        """Open the connections' pool; nothing is sent yet."""
-        self.config, self._key, self._trust, self._alone = config, key, trust, alone
+    def __init__(self, config: EndpointModel, key: str, certificates: ssl.SSLContext, *, serial: bool = False) -> None:
+        """Create the connection pool; nothing is sent yet."""
+        self.config, self._key, self._certificates, self._serial = config, key, certificates, serial
         self._last: Reply | None = None
-        self._undescribed = 0
+        self._describe_failures = 0
         self._client = self._open()
 
     def _open(self) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         timeout = httpx.Timeout(None, connect=min(_CONNECT_S, self.config.timeout_s))
-        return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout, verify=self._trust)
+        return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout, verify=self._certificates)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
 
     async def post(self, server: Server, path: str, body: dict[str, Any]) -> Reply:
-        """Ask a server; raises Passing or EndpointError."""
+        """Send a request and return the reply; raises TransientError or EndpointError."""
         try:
-            reply = await (self._stream if self.config.stream else self._whole)(server, path, body)
+            reply = await (self._post_streaming if self.config.stream else self._post)(server, path, body)
         except TimeoutError as error:
             remedy = "" if self.config.stream else "; for long answers raise it, or set teacher.stream = true"
             raise TransientError(
@@ -114,27 +121,27 @@ class Client:
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise self._unreachable(server, error) from error
         except httpx.RequestError as error:
-            raise TransientError(f"the connection was cut: {error or type(error).__name__}") from error
-        last, self._last = self._last, reply if self._alone else None
+            raise TransientError(f"the connection was dropped: {error or type(error).__name__}") from error
+        last, self._last = self._last, reply if self._serial else None
         if last is not None and reply.id and reply.id == last.id and reply.choices == last.choices:
-            await self.close()  # what else comes over this connection is out of step
+            await self.close()  # later replies on this connection would be out of step
             self._client, self._last = self._open(), None
-            raise TransientError(f"the reply {reply.id[:40]} came twice")
+            raise TransientError(f"reply {reply.id[:40]} was sent twice")
         return reply
 
-    async def _whole(self, server: Server, path: str, body: dict[str, Any]) -> Reply:
+    async def _post(self, server: Server, path: str, body: dict[str, Any]) -> Reply:
         async with asyncio.timeout(self.config.timeout_s):
             response = await self._client.post(server.base_url + path, json=body)
         if response.status_code != 200:
             self._raise_status(server, path, response, body)
         try:
-            return read(response.content)
+            return parse_reply(response.content)
         except ValueError as error:
-            raise TransientError(f"the reply is not a completion ({error}): {self._says(response)}") from error
+            raise TransientError(f"the reply is not a completion ({error}): {self._message(response)}") from error
 
-    async def _stream(self, server: Server, path: str, body: dict[str, Any]) -> Reply:
-        """Ask for the reply in pieces; `timeout_s` is the longest silence between two of them."""
-        pieces = StreamAssembler()
+    async def _post_streaming(self, server: Server, path: str, body: dict[str, Any]) -> Reply:
+        """Request the reply as a stream of events; `timeout_s` is the longest silence between two of them."""
+        stream = StreamAssembler()
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
         async with asyncio.timeout(self.config.timeout_s) as limit:
             async with self._client.stream("POST", server.base_url + path, json=body) as response:
@@ -146,29 +153,29 @@ class Client:
                     if not line.startswith("data:"):
                         continue
                     try:
-                        if pieces.add(line.removeprefix("data:").strip()):
+                        if stream.add(line.removeprefix("data:").strip()):
                             break
                     except ValueError as error:
-                        reason = f"a piece of the stream is none of a completion: {self._clean(line)}"
+                        reason = f"an event of the stream is not part of a completion: {self._clean(line)}"
                         raise TransientError(reason) from error
         try:
-            return pieces.whole()
+            return stream.reply()
         except ValueError as error:
             raise TransientError(str(error)) from error
 
     async def describe(self, server: Server) -> str:
-        """Ask which models the server has; return what is wrong with the address, the key or the name, or nothing.
+        """Ask which models the server has; return what is wrong with the key, or "".
 
-        Many providers do not answer this, and that is no fault.
+        Many providers do not answer this, which is not an error.
         """
         try:
             async with asyncio.timeout(min(_DESCRIBE_S, self.config.timeout_s)):
                 response = await self._client.get(f"{server.base_url}/models")
         except (httpx.RequestError, TimeoutError):
-            self._undescribed += 1
-            server.described = self._undescribed > _TRIES  # it may have no such page, and let one wait for it
+            self._describe_failures += 1
+            server.described = self._describe_failures > _MAX_DESCRIBE_TRIES  # without such a page, some never answer
             return ""
-        server.described = response.status_code not in (502, 503, 504)  # which something before the server answers
+        server.described = response.status_code not in (502, 503, 504)  # sent by a gateway, not by the server
         if response.status_code in (401, 403):
             return self._status(response) + self._key_hint()
         models: list[dict[str, Any]] = []
@@ -187,7 +194,7 @@ class Client:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, ssl.SSLCertVerificationError) or "WRONG_VERSION_NUMBER" in str(cause):
-                remedy = "write http:// if the server speaks no TLS, or trust its certificate (SSL_CERT_FILE)"
+                remedy = "use http:// if the server has no TLS, or trust its certificate (SSL_CERT_FILE)"
                 return EndpointError(f"{server.base_url}: no TLS connection: {cause}; {remedy}")
             cause = cause.__cause__ or cause.__context__
         return TransientError(str(error) or "no connection", unreachable=True)
@@ -196,44 +203,44 @@ class Client:
         status = self._status(response)
         if response.status_code in (408, 425, 429) or response.status_code >= 500:
             wait_s = _retry_after(response)
-            longest = max(self.config.timeout_s, _LONGEST_WAIT_S)
+            longest = max(self.config.timeout_s, _MAX_RETRY_AFTER_S)
             if wait_s is None or wait_s <= longest:
                 raise TransientError(status, wait_s=wait_s)
-            status += f"; it asks to wait {wait_s:.0f} s, which is over {longest:g}; run the same command then"
+            status += f"; the server asks to wait {wait_s:.0f} s, over {longest:g} s; run the same command again then"
         elif response.status_code in (401, 403):
             status += self._key_hint()
         elif response.status_code == 404:
             status += f"; {self._path_hint(server)}"
         elif response.status_code in (400, 413, 422):
             messages = body.get("messages")
-            asked = f" {messages[-1]['content'][:40]!r}" if messages else f" {len(body.get('prompt', ()))} tokens"
-            status += f"; it was asked{asked} with max_tokens = {body.get('max_tokens')}"
+            prompt = f"{messages[-1]['content'][:40]!r}" if messages else f"{len(body.get('prompt', ()))} tokens"
+            status += f"; the prompt was {prompt}, with max_tokens = {body.get('max_tokens')}"
             if server.context is not None and "prompt" not in body:
-                status += f", its context is {server.context}: shorten the question, or lower max_tokens"
-            status += "; teacher.max_skipped = 10 leaves out up to ten such questions, counted"
+                status += f" and a context of {server.context}: shorten the prompt, or lower max_tokens"
+            status += "; teacher.max_skipped = 10 skips up to ten such questions"
             raise RequestRejected(f"{server.base_url}{path}: {status}")
         raise EndpointError(f"{server.base_url}{path}: {status}")
 
     def _status(self, response: httpx.Response) -> str:
-        return f"{response.status_code} {response.reason_phrase}: {self._says(response)}"
+        return f"{response.status_code} {response.reason_phrase}: {self._message(response)}"
 
     def _key_hint(self) -> str:
         unset = "" if self._key else ", which is not set"
         return f"; the key is read from the environment variable {self.config.api_key_env}{unset}"
 
     def _path_hint(self, server: Server) -> str:
-        """Say what may be wrong when there is nothing at an address: its path, or the model's name."""
+        """Return what a 404 may mean: a wrong path, or a wrong model name."""
         url = server.base_url
         if server.models:
-            return f"the server must know model = {self.config.model!r}; it has {', '.join(server.models[:5])}"
+            return f"the server does not have model = {self.config.model!r}; it has {', '.join(server.models[:5])}"
         if url.endswith("/v1/v1"):
             return f"base_urls has /v1 twice; write {url.removesuffix('/v1')}"
         if not url.endswith("/v1"):
-            return f"base_urls end with /v1 at most servers; try {url}/v1"
-        return f"base_urls end with /v1, and the server must know model = {self.config.model!r}"
+            return f"most servers need base_urls that end with /v1; try {url}/v1"
+        return f"check base_urls, and that the server has model = {self.config.model!r}"
 
-    def _says(self, response: httpx.Response) -> str:
-        """Return the server's message on one line, without the key, which some servers repeat."""
+    def _message(self, response: httpx.Response) -> str:
+        """Return the server's error message on one line, without the key, which some servers repeat."""
         text = response.text
         with suppress(ValueError, LookupError, TypeError):
             error = json.loads(text)["error"]
@@ -241,18 +248,18 @@ class Client:
         return self._clean(str(text)) or "(no message)"
 
     def _clean(self, text: str) -> str:
-        """Return the beginning of what a server says on one line, without the key."""
+        """Return the beginning of a server's text on one line, without the key."""
         text = text[:10_000]
         return " ".join((text.replace(self._key, "[key]") if self._key else text).split())[:300]
 
 
-def trusted() -> ssl.SSLContext:
-    """Return the certificates to trust; reading them takes a while, so callers share them."""
+def trusted_certificates() -> ssl.SSLContext:
+    """Return the certificates to trust. Loading them is slow, so clients share them."""
     return httpx.create_ssl_context()
 
 
 def backoff(failures: int) -> float:
-    """Seconds to wait after the n-th failure: doubling, with jitter so that requests do not come back in step."""
+    """Return the seconds to wait after the n-th failure: doubling, with jitter so that retries spread out."""
     return min(BACKOFF_S * 2.0 ** min(failures - 1, 60), _BACKOFF_MAX_S) * random.uniform(0.5, 1.0)
 
 

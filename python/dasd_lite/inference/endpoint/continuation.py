@@ -1,8 +1,8 @@
-"""Can a chat server go on from a half-written answer, with its thinking? Three requests of one token tell.
+"""Can a chat server continue a half-written answer, its thinking included? Three requests of one token show it.
 
-Input: a server. Output: how it is told to, or an EndpointError that names it. Several servers accept
-such a request and drop the thinking, or begin a new answer, without a word; the number of prompt
-tokens that they count gives both away.
+Input: a server. Output: the option that makes it continue, or an EndpointError that names the server. Several servers
+accept such a request but silently drop the thinking or begin a new answer. The number of prompt tokens that they count
+reveals both.
 """
 
 from __future__ import annotations
@@ -18,43 +18,43 @@ from dasd_lite.inference.endpoint.requests import Continuation
 _QUESTION = {"role": "user", "content": "Count in words."}
 _THOUGHT = "<think>\nOne, two, three"
 _MORE = ", four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, fourteen, fifteen, sixteen"
-_WORDS = 13  # of _MORE: at least so many tokens more, if the thinking is read
-_TRIES = 3
+_MIN_MORE_TOKENS = 13  # words of _MORE: the fewest tokens that it adds if the thinking is kept
+_MAX_TRIES = 3
 STYLES: tuple[Continuation, ...] = ("continue_final_message", "prefix")
 
 
-async def find_continuation(caller: Client, server: Server) -> Continuation:
-    """Return how `server` is told to continue a given answer; raises EndpointError when it cannot or does not say."""
-    plain = await _prompt_tokens(caller, server, _body(caller.config, "", _THOUGHT))
+async def find_continuation(client: Client, server: Server) -> Continuation:
+    """Return the option that makes `server` continue a given answer; raises EndpointError if there is none."""
+    plain = await _prompt_tokens(client, server, _body(client.config, "", _THOUGHT))
     for style in STYLES:
-        short = await _prompt_tokens(caller, server, _body(caller.config, style, _THOUGHT))
-        long = await _prompt_tokens(caller, server, _body(caller.config, style, _THOUGHT + _MORE))
-        if short is None or long is None or long - short < _WORDS:
-            continue  # refused, or the thinking is not read
-        if plain is None or short < plain:  # else the answer was closed and another one begun
+        short = await _prompt_tokens(client, server, _body(client.config, style, _THOUGHT))
+        long = await _prompt_tokens(client, server, _body(client.config, style, _THOUGHT + _MORE))
+        if short is None or long is None or long - short < _MIN_MORE_TOKENS:
+            continue  # rejected, or the thinking was dropped
+        if plain is None or short < plain:  # otherwise the answer was closed and a new one begun
             return style
     raise EndpointError(
-        f"{server.base_url}: cannot go on from a half-written answer with its thinking through chat, which mix needs;"
-        " set teacher.tokenizer for a server that completes token ids (vLLM), run the teacher here"
-        " (kind = 'vllm' or 'transformers'), or leave the mixed phase out"
+        f"{server.base_url}: cannot continue a half-written answer and its thinking through chat, which mix needs;"
+        " set teacher.tokenizer for a server that completes token ids (vLLM), run the teacher on this machine"
+        " (kind = 'vllm' or 'transformers'), or remove the mixed phase"
     )
 
 
 def _body(config: EndpointModel, style: Continuation, thought: str) -> dict[str, Any]:
-    begun: dict[str, Any] = {"role": "assistant", "content": thought}
+    message: dict[str, Any] = {"role": "assistant", "content": thought}
     options: dict[str, Any] = {}
     if style == "prefix":
-        begun["prefix"] = True
+        message["prefix"] = True
     elif style:
         options = {"continue_final_message": True, "add_generation_prompt": False}
-    return {"model": config.model, "messages": [_QUESTION, begun], "max_tokens": 1, "temperature": 0.0, **options}
+    return {"model": config.model, "messages": [_QUESTION, message], "max_tokens": 1, "temperature": 0.0, **options}
 
 
-async def _prompt_tokens(caller: Client, server: Server, body: dict[str, Any]) -> int | None:
-    """Return how many prompt tokens the server counts; none when it refuses or does not say."""
-    for attempt in range(_TRIES):
+async def _prompt_tokens(client: Client, server: Server, body: dict[str, Any]) -> int | None:
+    """Return how many prompt tokens the server counts; None if it rejects the request or does not report them."""
+    for attempt in range(_MAX_TRIES):
         try:
-            reply = await caller.post(server, "/chat/completions", body)
+            reply = await client.post(server, "/chat/completions", body)
         except EndpointError:
             return None
         except TransientError:

@@ -1,8 +1,8 @@
-"""Many requests to several servers at once: who is asked next, what is tried again, and when it ends.
+"""Many requests to several servers at once: which server gets the next one, what is retried, and when it ends.
 
-Input: jobs, and how one is asked of a server. Output: results as they finish. Invariants: every job is done
-once; at most `concurrency` per server are in hand, those not yet stored by the consumer included; the first
-failure that cannot pass, or the end of the budget, ends the run after what is in flight was delivered.
+Input: jobs, and a function that sends one to a server. Output: results as they finish. Invariants: every job is done
+once; at most `concurrency` jobs per server are unfinished, counting results that the consumer has not stored yet; the
+first permanent failure, or the end of the budget, ends the run after everything in flight was delivered.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ from typing import Generic, TypeVar
 from dasd_lite.config.models import EndpointModel
 from dasd_lite.data.usage import Usage
 from dasd_lite.errors import DasdError, EndpointError
-from dasd_lite.inference.endpoint.client import Client, Server, TransientError, backoff, trusted
+from dasd_lite.inference.endpoint.client import Client, Server, TransientError, backoff, trusted_certificates
 from dasd_lite.inference.endpoint.replies import Reply
 
-POLL_S = 0.1  # how soon a worker without work looks again
-_FAULTS = 8  # in a row, after which a server is left alone for a while
+POLL_S = 0.1  # how soon an idle worker checks for work again
+_MAX_FAULTS = 8  # consecutive ones, after which a server gets a pause
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
 @dataclass(order=True)
-class _Retry(Generic[Job]):
-    ready: float
+class _Attempt(Generic[Job]):
+    """A job waiting for its next attempt."""
+
+    not_before: float
     order: int
     job: Job
     failures: int = 0
@@ -41,9 +43,9 @@ class _Retry(Generic[Job]):
 
 
 class Dispatch(Generic[Job, Result]):
-    """One call: an event loop in a thread, `concurrency` workers per server, one queue of jobs.
+    """One run: an event loop in a thread, `concurrency` workers per server, one queue of jobs.
 
-    Any free worker takes the next job, so the least busy server is asked, and a slow one gets fewer.
+    Any free worker takes the next job, so the least busy server gets it, and a slow server gets fewer.
     """
 
     def __init__(
@@ -52,133 +54,143 @@ class Dispatch(Generic[Job, Result]):
         key: str,
         jobs: Iterable[Job],
         prepare: Callable[[Client, list[Server]], Awaitable[None]],
-        ask: Callable[[Client, Server, Job], Awaitable[tuple[Reply, Result]]],
-        spent: Usage,
+        send: Callable[[Client, Server, Job], Awaitable[tuple[Reply, Result]]],
+        used: Usage,
     ) -> None:
-        """Take the jobs; nothing is sent before `results` is asked for the first."""
-        self._config, self._key, self._prepare, self._ask, self._spent = config, key, prepare, ask, spent
+        """Prepare a run; nothing is sent before the first of `results` is requested.
+
+        Args:
+            config: Servers, limits and budget.
+            key: API key, or "".
+            jobs: The work.
+            prepare: Called once before the first job.
+            send: Sends one job to a server and returns the reply and the result made of it.
+            used: Tokens used so far; this run adds its own.
+        """
+        self._config, self._key, self._prepare, self._send, self._used = config, key, prepare, send, used
         self._servers = [Server(url) for url in config.base_urls]
-        self._fresh = enumerate(jobs)
-        self._retries: list[_Retry[Job]] = []
-        self._taken = self._delivered = self._tried_again = 0
-        self._drained = False  # no fresh jobs are left
-        self._here = Usage()  # of this run alone
-        self._finished: queue.SimpleQueue[Result | _End] = queue.SimpleQueue()
+        self._new_jobs = enumerate(jobs)
+        self._retries: list[_Attempt[Job]] = []  # a heap
+        self._num_started = self._num_delivered = self._num_retried = 0
+        self._no_new_jobs = False
+        self._used_now = Usage()  # by this run alone
+        self._results: queue.SimpleQueue[Result | _End] = queue.SimpleQueue()
         self._started = threading.Event()
         self._task: asyncio.Task[None] | None = None
         self._error: DasdError | None = None
-        self._answers_as: str | None = None
+        self._reply_model: str | None = None
 
     def results(self) -> Iterator[Result]:
-        """Yield results as they finish, then raise what ended the run early."""
+        """Yield results as they finish, then raise the error that ended the run early, if any."""
         thread = threading.Thread(target=self._serve, name="endpoint", daemon=True)
         thread.start()
         try:
-            while not isinstance(item := self._finished.get(), _End):
+            while not isinstance(item := self._results.get(), _End):
                 yield item
-                # Asked for the next one, the consumer has stored this one: only now may another request be in hand, so
-                # that a kill loses no more of them than `concurrency`.
-                with suppress(RuntimeError):  # the loop has ended by itself
+                # The consumer asks for the next result, so it has stored this one. Only now may another request start:
+                # a kill loses at most `concurrency` answers.
+                with suppress(RuntimeError):  # the loop has already ended
                     self._loop.call_soon_threadsafe(self._permits.release)
             if item.error is not None:
                 raise item.error
         finally:
             self._started.wait()
             if self._task is not None:
-                with suppress(RuntimeError):  # the loop has ended by itself
+                with suppress(RuntimeError):  # the loop has already ended
                     self._task.get_loop().call_soon_threadsafe(self._task.cancel)
             thread.join()
 
     def status(self) -> str:
-        """Say how many requests were sent again, and how each server is."""
+        """Return how many requests were retried, and the state of each server."""
         now = time.monotonic()
-        return ", ".join([f"{self._tried_again} tried again", *(server.state(now) for server in self._servers)])
+        return ", ".join([f"{self._num_retried} retried", *(server.state(now) for server in self._servers)])
 
     def _serve(self) -> None:
         end: BaseException | None = None
         try:
             asyncio.run(self._work_all())
-        except (Exception, asyncio.CancelledError) as error:  # handed to the thread that asked
+        except (Exception, asyncio.CancelledError) as error:  # raised in the consumer's thread
             end = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
         finally:
-            self._finished.put(_End(end))
+            self._results.put(_End(end))
             self._started.set()
 
     async def _work_all(self) -> None:
-        self._over, self._task, self._loop = asyncio.Event(), asyncio.current_task(), asyncio.get_running_loop()
+        self._stop, self._task, self._loop = asyncio.Event(), asyncio.current_task(), asyncio.get_running_loop()
         self._permits = asyncio.Semaphore(self._config.concurrency * len(self._servers))
         self._started.set()
-        trust = trusted()
-        caller = Client(self._config, self._key, trust)
+        certificates = trusted_certificates()
+        client = Client(self._config, self._key, certificates)
         try:
-            await self._prepare(caller, self._servers)
+            await self._prepare(client, self._servers)
         finally:
-            await caller.close()
+            await client.close()
         async with asyncio.TaskGroup() as group:
             for _ in range(self._config.concurrency):
-                for server in self._servers:  # in turn, so that few requests spread over all
-                    group.create_task(self._work(Client(self._config, self._key, trust, alone=True), server))
+                for server in self._servers:  # alternating, so that a few requests spread over all servers
+                    client = Client(self._config, self._key, certificates, serial=True)
+                    group.create_task(self._work(client, server))
         if self._error is not None:
             raise self._error
 
-    async def _work(self, caller: Client, server: Server) -> None:
+    async def _work(self, client: Client, server: Server) -> None:
         try:
-            while (job := await self._next(server)) is not None:
+            while (attempt := await self._next(server)) is not None:
                 server.busy += 1
                 try:
-                    await self._do(caller, server, job)
+                    await self._try(client, server, attempt)
                 finally:
                     server.busy -= 1
         finally:
-            await caller.close()
+            await client.close()
 
-    async def _do(self, caller: Client, server: Server, job: _Retry[Job]) -> None:
+    async def _try(self, client: Client, server: Server, attempt: _Attempt[Job]) -> None:
         try:
-            if not server.described and (wrong := await caller.describe(server)):
-                raise EndpointError(f"{server.base_url}: {wrong}")
+            if not server.described and (problem := await client.describe(server)):
+                raise EndpointError(f"{server.base_url}: {problem}")
             if not server.described:
-                raise TransientError("it does not say what it is (/models)", unreachable=True)
-            reply, result = await self._ask(caller, server, job.job)
+                raise TransientError("no answer to /models", unreachable=True)
+            reply, result = await self._send(client, server, attempt.job)
             self._account(reply, server)
         except TransientError as failure:
-            self._put_back(job, server, failure)
+            self._put_back(attempt, server, failure)
             self._permits.release()
         except DasdError as error:
             self._end(error)
         else:
-            server.rests = server.faults = 0
+            server.pauses = server.faults = 0
             server.done += 1
-            self._finished.put(result)
-            self._delivered += 1
-            if self._drained and self._delivered == self._taken:
+            self._results.put(result)
+            self._num_delivered += 1
+            if self._no_new_jobs and self._num_delivered == self._num_started:
                 self._finish()
 
-    async def _next(self, server: Server) -> _Retry[Job] | None:
-        """Wait for a job that `server` may be asked now; none when the run is over."""
+    async def _next(self, server: Server) -> _Attempt[Job] | None:
+        """Wait for a job that `server` may get now; None when the run is over."""
         await self._permits.acquire()
-        while not self._over.is_set():
+        while not self._stop.is_set():
             now = time.monotonic()
-            if now < server.rests_until:  # its workers come back one by one, not all at once
-                await self._pause((server.rests_until - now) * random.uniform(1.0, 1.25))
+            if now < server.paused_until:  # its workers resume one by one, not all at once
+                await self._sleep((server.paused_until - now) * random.uniform(1.0, 1.25))
             elif self._is_first() and self._busy:
-                await self._pause(POLL_S)  # what one answer costs is not known yet
-            elif (job := self._job(now)) is None:
-                await self._pause(POLL_S)
+                await self._sleep(POLL_S)  # what one answer costs is not known yet
+            elif (attempt := self._pop(now)) is None:
+                await self._sleep(POLL_S)
             elif reason := self._over_budget():
                 self._end(EndpointError(reason))
             else:
-                return job
+                return attempt
         return None
 
-    def _job(self, now: float) -> _Retry[Job] | None:
-        """Take the next job that may be asked; the end of them ends the run."""
-        if self._retries and self._retries[0].ready <= now:
+    def _pop(self, now: float) -> _Attempt[Job] | None:
+        """Take the next job that may be sent; end the run after the last one."""
+        if self._retries and self._retries[0].not_before <= now:
             return heapq.heappop(self._retries)
-        if (fresh := next(self._fresh, None)) is not None:
-            self._taken += 1
-            return _Retry(now, fresh[0], fresh[1])
-        self._drained = True
-        if self._delivered == self._taken:
+        if (new := next(self._new_jobs, None)) is not None:
+            self._num_started += 1
+            return _Attempt(now, new[0], new[1])
+        self._no_new_jobs = True
+        if self._num_delivered == self._num_started:
             self._finish()
         return None
 
@@ -187,72 +199,71 @@ class Dispatch(Generic[Job, Result]):
         return sum(server.busy for server in self._servers)
 
     def _is_first(self) -> bool:
-        """Tell whether there is a budget, and no answer yet to say what the next ones will take."""
+        """Return whether there is a budget, but no answer yet from which to estimate what the next ones will use."""
         budget = self._config.budget
-        return not self._here.answers and (budget.max_tokens is not None or budget.max_cost is not None)
+        return not self._used_now.answers and (budget.max_tokens is not None or budget.max_cost is not None)
 
-    async def _pause(self, seconds: float) -> None:
+    async def _sleep(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._over.wait(), seconds)
+            await asyncio.wait_for(self._stop.wait(), seconds)
 
-    def _put_back(self, job: _Retry[Job], server: Server, failure: TransientError) -> None:
-        """Let `job` be tried again, later, by whichever server is free; end the run when that is hopeless."""
+    def _put_back(self, attempt: _Attempt[Job], server: Server, failure: TransientError) -> None:
+        """Queue a job to be retried by whichever server is free; end the run after too many failures."""
         now = time.monotonic()
         server.reason = str(failure)
-        self._tried_again += 1
-        if failure.unreachable:  # no fault of the request, so it does not count against it
-            server.rest(now)
-            if all(s.rests > self._config.max_retries for s in self._servers):
+        self._num_retried += 1
+        if failure.unreachable:  # not the request's fault, so not counted as its failure
+            server.pause(now)
+            if all(s.pauses > self._config.max_retries for s in self._servers):
                 reasons = "; ".join(f"{s.base_url}: {s.reason}" for s in self._servers)
-                self._end(EndpointError(f"no server can be reached, tried {server.rests} times: {reasons}"))
+                self._end(EndpointError(f"no server can be reached, tried {server.pauses} times: {reasons}"))
         else:
-            job.tries += 1
-            job.failures += 2 if failure.costly else 1  # a late answer may have been paid for
-            job.ready = now + backoff(job.tries)
+            attempt.tries += 1
+            attempt.failures += 2 if failure.costly else 1  # a late answer may have been charged for
+            attempt.not_before = now + backoff(attempt.tries)
             server.faults += 1
             if failure.wait_s is not None:
-                server.rests_until = max(server.rests_until, now + failure.wait_s)
-            elif server.faults >= _FAULTS:  # else one that fails at once would draw all requests to itself
-                server.rest(now)
-            if job.failures > self._config.max_retries:
-                self._end(EndpointError(f"{server.base_url}: {failure}; tried {job.tries} times"))
-        heapq.heappush(self._retries, job)
+                server.paused_until = max(server.paused_until, now + failure.wait_s)
+            elif server.faults >= _MAX_FAULTS:  # otherwise a server that fails at once would draw all requests
+                server.pause(now)
+            if attempt.failures > self._config.max_retries:
+                self._end(EndpointError(f"{server.base_url}: {failure}; tried {attempt.tries} times"))
+        heapq.heappush(self._retries, attempt)
 
     def _account(self, reply: Reply, server: Server) -> None:
-        """Count what a reply cost, and hold the model's name in it against those before."""
-        if reply.model and self._answers_as not in (None, reply.model):
+        """Count the tokens of a reply, and check that its model is the same as before."""
+        if reply.model and self._reply_model not in (None, reply.model):
             raise EndpointError(
-                f"{server.base_url}: answers as {reply.model!r}, earlier replies came from {self._answers_as!r};"
-                " one run has one teacher"
+                f"{server.base_url}: replies as {reply.model!r}, but earlier replies came from {self._reply_model!r};"
+                " a run must use one teacher"
             )
-        self._answers_as = reply.model or self._answers_as
+        self._reply_model = reply.model or self._reply_model
         budget = self._config.budget
         if reply.usage is not None:
-            took = (reply.usage.prompt_tokens or 0, reply.usage.completion_tokens or 0)
-            self._spent.add(*took)
-            self._here.add(*took)
+            tokens = (reply.usage.prompt_tokens or 0, reply.usage.completion_tokens or 0)
+            self._used.add(*tokens)
+            self._used_now.add(*tokens)
         elif budget.max_tokens is not None or budget.max_cost is not None:
             raise EndpointError(
-                f"{server.base_url}: its replies do not tell `usage`, so no budget can be held: leave it out"
+                f"{server.base_url}: replies do not report `usage`, so a budget cannot be kept; remove teacher.budget"
             )
 
     def _over_budget(self) -> str:
-        """Say which limit is reached, requests in flight counted as what one has cost so far."""
-        budget, spent = self._config.budget, self._spent
+        """Return which limit one more request would exceed, or ""; requests in flight count as average ones."""
+        budget, used = self._config.budget, self._used
         if budget.max_tokens is None and budget.max_cost is None:
             return ""
-        # What is in flight will cost about what those before it did, and so will one more.
-        ahead = 1 + self._busy
-        mean = ahead / self._here.answers if self._here.answers else 0.0
+        num_pending = 1 + self._busy
+        ratio = num_pending / self._used_now.answers if self._used_now.answers else 0.0
         expected = Usage(
-            spent.prompt_tokens + round(mean * self._here.prompt_tokens),
-            spent.completion_tokens + round(mean * self._here.completion_tokens),
+            used.prompt_tokens + round(ratio * self._used_now.prompt_tokens),
+            used.completion_tokens + round(ratio * self._used_now.completion_tokens),
         )
-        flying = f" and {self._busy} answers under way, which are kept" if self._busy else ""
-        remedy = "raise it and run the same command to go on; what is done is kept"
+        flying = f", and {self._busy} answers in flight will be kept" if self._busy else ""
+        remedy = "raise it and run the same command to resume; finished answers are kept"
         if budget.max_tokens is not None and expected.tokens > budget.max_tokens:
-            return f"teacher.budget.max_tokens = {budget.max_tokens:,}: {spent.tokens:,} are used{flying}; {remedy}"
-        cost, expected_cost = spent.cost(self._config.prices), expected.cost(self._config.prices)
+            return f"teacher.budget.max_tokens = {budget.max_tokens:,}: {used.tokens:,} are used{flying}; {remedy}"
+        cost, expected_cost = used.cost(self._config.prices), expected.cost(self._config.prices)
         if budget.max_cost is not None and expected_cost is not None and expected_cost > budget.max_cost:
             return f"teacher.budget.max_cost = {budget.max_cost:g}: {cost:.4g} is spent{flying}; {remedy}"
         return ""
@@ -262,8 +273,8 @@ class Dispatch(Generic[Job, Result]):
         self._finish()
 
     def _finish(self) -> None:
-        self._over.set()
-        for _ in range(self._config.concurrency * len(self._servers)):  # wake who waits for a permit
+        self._stop.set()
+        for _ in range(self._config.concurrency * len(self._servers)):  # wake the workers that wait for a permit
             self._permits.release()
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dasd_lite.chat.chat import Chat
-from dasd_lite.chat.spelling import Ids
+from dasd_lite.chat.spelling import TokenIds
 from dasd_lite.config.models import VllmModel
 from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import ConfigError, DataError, MissingExtraError
@@ -93,7 +93,7 @@ class VllmSampler:
             yield self._completion(request, answer, prompt_tokens.pop(answer.key))
 
     def score(
-        self, sequences: Iterable[tuple[int, Ids]]
+        self, sequences: Iterable[tuple[int, TokenIds]]
     ) -> Iterator[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.int64] | None]]:
         """Compute the log-probability of each token of given sequences; they come as they finish, in any order.
 
@@ -111,7 +111,7 @@ class VllmSampler:
             DataError: A sequence is empty, longer than the context, or has an id that the model does not have.
             EngineError: As Pool.run does.
         """
-        asked: dict[int, tuple[int, Ids]] = {}
+        asked: dict[int, tuple[int, TokenIds]] = {}
 
         def jobs() -> Iterator[EngineJob]:
             for key, (position, ids) in zip(self._keys, sequences, strict=False):
@@ -131,7 +131,7 @@ class VllmSampler:
         """End the engines, which frees all of their memory."""
         self._pool.close()
 
-    def _prompt(self, request: Request) -> Ids:
+    def _prompt(self, request: Request) -> TokenIds:
         return self.chat.prompt_ids(request.messages, request.prefix)
 
     def _check_fits(self, request: Request) -> None:
@@ -154,7 +154,7 @@ class VllmSampler:
             "stop_token_ids": list(self.chat.answer_end_ids),
         }
 
-    def _scoring_job(self, key: int, position: int, ids: Ids) -> EngineJob:
+    def _scoring_job(self, key: int, position: int, ids: TokenIds) -> EngineJob:
         if not 0 < len(ids) <= self.context:
             raise DataError(
                 f"sequence {position}: {len(ids)} tokens cannot be scored, 1 to the model's context of {self.context}"
@@ -172,7 +172,9 @@ class VllmSampler:
         return EngineJob(key, ids, options)
 
     def _completion(self, request: Request, answer: EngineReply, prompt_tokens: int) -> Completion:
-        text, token_bytes, finish_reason = self.chat.read(answer.ids.tolist(), answer.finish_reason, request.prefix)
+        text, token_bytes, finish_reason = self.chat.decode_answer(
+            answer.ids.tolist(), answer.finish_reason, request.prefix
+        )
         return Completion(
             position=request.position,
             text=text,
@@ -189,7 +191,7 @@ def _check_taken(answer: EngineReply, name: str) -> None:
         raise DataError(f"{name}: vLLM does not take it: {answer.refusal}")
 
 
-def _scores(answer: EngineReply, ids: Ids) -> npt.NDArray[np.float32]:
+def _scores(answer: EngineReply, ids: TokenIds) -> npt.NDArray[np.float32]:
     """Return the log-probability of each of `ids`, the last of which the engine may have been made to write."""
     found = answer.prompt_logprobs
     if found is not None and len(found) == len(ids) - 1 and answer.ids.tolist() == [ids[-1]]:
