@@ -1,49 +1,55 @@
-"""Write docs/options.md: every option of a recipe with its type, default and meaning, read from config.py.
+"""Write docs/options.md: every option of a recipe with its default and meaning, read from python/dasd_lite/config.
 
     python docs/make_options.py [--check]
 
-`--check` writes nothing and fails when the file is not up to date; a test runs it.
+`--check` writes nothing and fails if the file is not up to date; a test runs it.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from dasd_lite.config import models, train
-from dasd_lite.config import stages as config
+from dasd_lite.config import models, stages, train
 
 TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
-    ("at the top", config.RecipeConfig),
-    ("[prompts]", config.PromptsConfig),
+    ("At the top", stages.RecipeConfig),
+    ("[prompts]", stages.PromptsConfig),
     ('[teacher] or [student], kind = "transformers"', models.TransformersModel),
     ('[teacher] or [student], kind = "vllm"', models.VllmModel),
     ('[teacher], kind = "endpoint"', models.EndpointModel),
-    ("[sample]", config.SampleConfig),
-    ("[ingest]", config.IngestConfig),
-    ("[score]", config.ScoreConfig),
-    ("[select]", config.SelectConfig),
-    ("[pack]", config.PackConfig),
+    ("[teacher] prices = { … }", models.Prices),
+    ("[teacher] budget = { … }", models.Budget),
+    ('[teacher], kind = "package.module:Class"', models.CustomModel),
+    ("[sample]", stages.SampleConfig),
+    ("[ingest]", stages.IngestConfig),
+    ("[mix]", stages.MixConfig),
+    ("[score]", stages.ScoreConfig),
+    ("[select]", stages.SelectConfig),
+    ("[select] weighting = { … }", stages.Weighting),
+    ("[pack]", stages.PackConfig),
     ("[train]", train.TrainConfig),
     ('[train] method = { kind = "lora" or "qlora", … }', train.Lora),
-    ("[mix]", config.MixConfig),
-    ("[evaluate]", config.EvaluateConfig),
-    ("[[phase]]", config.Phase),
+    ("[evaluate]", stages.EvaluateConfig),
+    ("[[phase]]", stages.Phase),
 )
 HEAD = """# Options
 
-Written by `make docs` from `python/dasd_lite/config.py`; not by hand. Any stage table can stand at the top of a
-recipe, for all phases, and any of its keys again in a `[[phase]]`, for that phase: `sample.temperature = 0.6`. Options
-marked with a star change how fast a stage works, not what comes out, and are no part of its fingerprint.
+`make docs` writes this file from `python/dasd_lite/config/`; do not edit it. The table of any stage can stand at the
+top of a recipe, where it holds for all phases. A `[[phase]]` can override any of its keys for itself:
+`sample.temperature = 0.6`. Options marked with a star change how fast a stage runs but not its result, so they are not
+part of its fingerprint.
 """
 
 
 def main() -> None:
-    """Write the file, or hold it against what would be written."""
+    """Write the file, or compare it with what would be written."""
     target = Path(__file__).parent / "options.md"
     text = HEAD + "".join(_table(title, model) for title, model in TABLES)
     if "--check" in sys.argv:
@@ -58,23 +64,40 @@ def _table(title: str, model: type[BaseModel]) -> str:
     for name, field in model.model_fields.items():
         if field.description:
             mark = " *" if models.EXECUTION in field.metadata else ""
-            lines.append(
-                f"| `{name}`{mark} | {_default(field.default)}{_choices(field.annotation)} | {field.description} |"
-            )
-    return "\n".join(line.replace("\n", " ") if line.startswith("|") else line for line in lines) + "\n"
+            choices = ", ".join(_choices(field))
+            default = f"{_default(field.default)}{f' of {choices}' if choices else ''}"
+            meaning = field.description.replace("\n", " ")
+            lines.append(f"| `{name}`{mark} | {default} | {meaning} |")
+    return "\n".join(lines) + "\n"
 
 
 def _default(value: Any) -> str:
     if value is PydanticUndefined:
         return "required"
+    if value is None:
+        return "none"
     if isinstance(value, BaseModel):
-        return f"`{value.model_dump()}`"
-    return "none" if value is None else f"`{str(value).lower() if isinstance(value, bool) else repr(value)}`"
+        value = value.model_dump(exclude_none=True)
+    return f"`{_toml(value)}`"
 
 
-def _choices(annotation: Any) -> str:
-    options = [option for option in get_args(annotation) if isinstance(option, str)]
-    return f" of {', '.join(options)}" if options else ""
+def _toml(value: Any) -> str:
+    """Write a value as a recipe would."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_toml(inner)}' for key, inner in value.items())} }}" if value else "{ }"
+    return str(value)
+
+
+def _choices(field: FieldInfo) -> Iterator[str]:
+    """Yield the values of an option that has a list of them."""
+    yield from (choice for choice in get_args(field.annotation) if isinstance(choice, str))
+    for mark in field.metadata:
+        if isinstance(mark, AfterValidator) and isinstance(mark.func, models.BuiltIn):
+            yield from (*mark.func.names, "package.module:attribute")
 
 
 if __name__ == "__main__":

@@ -188,10 +188,10 @@ def _sampler_name(name: str) -> str:
 
 
 class CustomModel(Table):
-    """A teacher behind a sampler of your own."""
+    """A sampler of your own as the teacher."""
 
     kind: Annotated[str, AfterValidator(_sampler_name)]
-    """package.module:Class of the sampler."""
+    """The sampler's class, as package.module:Class."""
     options: dict[str, Any] = Field(default={})
     """Keyword arguments for the class."""
 

@@ -38,7 +38,7 @@ class PromptsConfig(Table):
     """The prompts to distill on."""
 
     path: FilePath | None = None
-    """JSONL or Parquet file with `prompt` or `messages`, and optionally `uid`, `answer` and `domain`. The stage sample
+    """JSONL or Parquet file with `prompt` or `messages`, and optionally `uid`, `answer` and `domain`. The sample stage
     needs it."""
     limit: PositiveInt | None = None
     """Use only the first prompts, up to this number."""

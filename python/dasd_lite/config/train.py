@@ -122,7 +122,7 @@ class TrainConfig(Table):
     """Training stops before a step whose loss is more than this many nats above the median of the previous 32 steps,
     or above their maximum if there are fewer than 8."""
     monitor_questions: Annotated[int, Field(ge=0), EXECUTION] = 16
-    """Number of evaluate.prompts answered before training, after 1 % of the steps and at the end, to catch a collapse
+    """Number of evaluate.prompts answered before training, after 1% of the steps and at the end, to catch a collapse
     early; 0 disables it."""
     monitor_tokens: Annotated[PositiveInt, EXECUTION] = 1024
     """Maximum tokens of each of these answers."""
