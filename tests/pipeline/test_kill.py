@@ -1,62 +1,48 @@
-"""kill -9 at random moments of every long stage: the same command finishes, nothing lost, nothing twice."""
+"""kill -9 in every long stage, at named moments and at random ones: the same command finishes, nothing lost or twice."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from tests.kills import KILLS, Commands, Moment, kill_again_and_again
+from tests.recipes import write_recipe
 
-KILLS = int(os.environ.get("DASD_KILLS", "20"))
-LONG_STAGES = ("sample", "score", "train", "mix", "evaluate")
-RECIPE = """
-seed = 3
-out = "OUT"
-[prompts]
-path = "demo:train.jsonl"
-limit = 48
-[teacher]
-kind = "transformers"
-model = "demo:teacher"
-batch_size = 8
-[student]
-kind = "transformers"
-model = "demo:student"
-batch_size = 8
-[sample]
-num_samples = 2
-max_tokens = 160
-[pack]
-seq_len = 256
-[train]
-epochs = 4
-grad_accum_steps = 1
-checkpoint_every = 2
-learning_rate = 1e-3
-[evaluate]
-prompts = "demo:validation.jsonl"
-limit = 24
-num_samples = 1
-max_tokens = 160
-[[phase]]
-name = "high"
-sample.temperature = 1.0
-[[phase]]
-name = "mixed"
-source = "mix"
-mix.max_length_ratio = 0.6
-mix.num_prompts = 24
-mix.max_tokens = 160
-select.rule = "all"
-select.require_think = false
-pack.replay = 1.0
-train.epochs = 1
-"""
+# Moments of each long stage, in the order of the run: in the middle of a transaction, around a commit, and between the
+# steps by which a shard, a checkpoint, a model or the whole stage comes to be there.
+JOURNAL = ["INSERT .*{}/", "COMMIT .*{}/", "rename .*{}/.*parquet", "DELETE .*{}/", "remove .*{}/.*journal"]
+TRAIN = ["open .*{}/.*shard", "rename .*{}/.*state", r"rename .*{}/.*step-\d+$", "rename .*{}/model"]
+END = ["rename .*{}/manifest"]
+NAMED = {
+    "high/sample": JOURNAL + END,
+    "high/score": JOURNAL + END,
+    "high/train": TRAIN + END,
+    "mixed/mix": JOURNAL + END,
+    "mixed/evaluate": JOURNAL + END,
+}
+RECIPE = {
+    "prompts": {"path": "demo:train.jsonl", "limit": 32},
+    "teacher": {"kind": "transformers", "model": "demo:teacher", "batch_size": 8},
+    "student": {"kind": "transformers", "model": "demo:student", "batch_size": 8},
+    "sample": {"num_samples": 2, "max_tokens": 160},
+    "select": None,
+    "pack": {"seq_len": 256},
+    "train": {"epochs": 4, "grad_accum_steps": 1, "checkpoint_every": 2, "learning_rate": 1e-3},
+    "evaluate": {"prompts": "demo:validation.jsonl", "limit": 16, "num_samples": 1, "max_tokens": 160},
+    "phase": [
+        {"name": "high", "sample.temperature": 1.0},
+        {
+            "name": "mixed",
+            "source": "mix",
+            "mix": {"max_length_ratio": 0.6, "num_prompts": 16, "max_tokens": 160},
+            "select": {"rule": "all", "require_think": False},
+            "pack.replay": 1.0,
+            "train.epochs": 1,
+        },
+    ],
+}
 TABLES = {
     "base/evaluate": "graded",
     "high/sample": "rollouts",
@@ -68,15 +54,54 @@ TABLES = {
 }
 
 
-def run_folder(tmp_path: Path, name: str) -> tuple[Path, list[str]]:
-    recipe = tmp_path / f"{name}.toml"
-    recipe.write_text(RECIPE.replace("OUT", str(tmp_path / name)))
-    return tmp_path / name, [sys.executable, "-m", "dasd_lite", "run", str(recipe)]
+@pytest.fixture
+def commands(tmp_path):
+    write_recipe(tmp_path, **RECIPE)
+    commands = Commands(tmp_path)
+    yield commands
+    commands.close()
 
 
-def run_until_done(command: list[str], env: dict[str, str]) -> None:
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.timeout(7200)
+def test_killed_at_any_moment_nothing_is_lost_or_twice(tmp_path, commands):
+    whole, log = tmp_path / "whole", tmp_path / "events"
+    assert commands.run("run", "run.toml", "out=whole", events=log) == 0, commands.stderr
+    events = [line.split(" ", 1) for line in log.read_text().splitlines()]
+    rng, deaths = random.Random(0), dict.fromkeys(NAMED, 0)
+    number = compared = 0
+    while sum(deaths.values()) < KILLS or not all(deaths.values()):
+        number += 1
+        killed = tmp_path / f"killed-{number}"
+
+        def attempt(moment, killed=killed):
+            code = commands.run("run", "run.toml", f"out={killed.name}", moment=moment)
+            if code and (stage := unfinished(killed)) in deaths:
+                deaths[stage] += 1
+            return code
+
+        kill_again_and_again(attempt, list(moments(events, rng)))
+        check_data(whole, killed)
+        compared += same_weights(whole, killed)
+    assert compared, "no killed run trained on the very rows of the one that was not"
+
+
+def moments(events, rng):
+    """A named moment of each long stage in turn, and before some of them a random one."""
+    for stage, named in NAMED.items():
+        event = rng.choice(named).format(stage)
+        number = rng.randint(1, sum(re.match(event, other) is not None for _, other in events))
+        if rng.random() < 0.5:
+            first = next(float(seconds) for seconds, other in events if f"/{stage}/" in other)
+            last = next(float(seconds) for seconds, other in events if re.match(END[0].format(stage), other))
+            yield Moment(f".*/{stage}/", cpu_s=rng.uniform(0, 0.6) * (last - first))
+            number = 1  # how often it is still to happen depends on what was done
+        yield Moment(event, number)
+
+
+def unfinished(folder: Path) -> str | None:
+    """Return the stage that was under way when the process died."""
+    found = (str(path.parent.relative_to(folder)) for path in folder.rglob("unfinished.json"))
+    return next((name.removesuffix("/student") for name in found), None)
 
 
 def files(folder: Path, pattern: str) -> dict[str, bytes]:
@@ -87,59 +112,12 @@ def steps(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def duration(folder: Path, stage: str) -> float:
-    """Return how long the shortest of a stage's folders took."""
-    return min(json.loads(path.read_text())["seconds"] for path in folder.glob(f"*/{stage}/timing.json"))
-
-
-def unfinished(folder: Path) -> str | None:
-    """Return the stage that was under way when the process died."""
-    return next((p.parent.name.replace("student", "mix") for p in folder.rglob("unfinished.json")), None)
-
-
-def wait_for_stage(folder: Path, stage: str, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until one of the stage's folders is begun and not finished; False when the process ended before."""
-    while process.poll() is None:
-        if any(folder.glob(f"*/{stage}/unfinished.json")):
-            return True
-        time.sleep(0.002)
-    return False
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-def test_killed_at_random_moments_nothing_is_lost_or_twice(tmp_path: Path) -> None:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole, command = run_folder(tmp_path, "whole")
-    run_until_done(command, env)
-    seconds = {stage: duration(whole, stage) for stage in LONG_STAGES}
-    rng = random.Random(0)
-    kills = dict.fromkeys(LONG_STAGES, 0)
-    number = compared = 0
-    while (sum(kills.values()) < KILLS or not all(kills.values())) and number < KILLS:
-        folder, command = run_folder(tmp_path, f"killed-{number}")
-        number += 1
-        # One run is killed in each long stage in turn, and more than once in some.
-        for stage in LONG_STAGES:
-            process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            if wait_for_stage(folder, stage, process):
-                time.sleep(rng.random() * seconds[stage])
-                process.send_signal(signal.SIGKILL)
-            if process.wait() == -signal.SIGKILL and (died := unfinished(folder)) in kills:
-                kills[died] += 1  # where it really died, and not when it was over before the signal came
-        run_until_done(command, env)
-        check_data(whole, folder)
-        compared += same_weights(whole, folder)
-    assert sum(kills.values()) >= KILLS and all(kills.values()), kills
-    assert compared, "no killed run trained on the very rows of the one that was not"
-
-
 def check_data(whole: Path, killed: Path) -> None:
     for name, table in TABLES.items():
-        expected, found = (read_rows(folder / name, table) for folder in (whole, killed))
-        assert [row["uid"] for row in found] == [row["uid"] for row in expected], name
+        expected, rows = (read_rows(folder / name, table) for folder in (whole, killed))
+        assert [row["uid"] for row in rows] == [row["uid"] for row in expected], name
         # Batches differ after a kill, so sums may be rounded otherwise; the seeds make the text the same.
-        same = sum(a.get("completion") == b.get("completion") for a, b in zip(found, expected, strict=True))
+        same = sum(a.get("completion") == b.get("completion") for a, b in zip(rows, expected, strict=True))
         assert same >= 0.98 * len(expected), f"{name}: {same} of {len(expected)} texts are the same"
     for phase in ("high", "mixed"):
         assert steps(killed / phase / "train") == list(range(1, len(steps(killed / phase / "train")) + 1))
