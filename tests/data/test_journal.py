@@ -1,5 +1,6 @@
 """The journal: in any order of commits, closed and reopened at any time, it holds what a dict would."""
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -156,28 +157,15 @@ def test_publishing_too_early_reports_how_many_items_are_missing(tmp_path):
     assert not (tmp_path / "f" / "manifest.json").exists()
 
 
-def test_items_before_an_error_are_committed(tmp_path):
-    def items():
-        yield 2, plain(2)
-        yield 0, plain(0)
-        raise KeyboardInterrupt
-
+def test_a_commit_is_stored_at_once_and_survives_an_error(tmp_path):
     with open_journal(tmp_path / "f", 4) as journal, pytest.raises(KeyboardInterrupt):
-        journal.commit_each(items())
+        for number, stored in ((2, {2}), (0, {0, 2})):
+            journal.commit({number: plain(number)})
+            with contextlib.closing(sqlite3.connect(tmp_path / "f" / "journal.sqlite")) as db:
+                assert {n for (n,) in db.execute("SELECT position FROM items")} == stored
+        raise KeyboardInterrupt
     with open_journal(tmp_path / "f", 4) as journal:
         assert journal.done() == {0, 2}
-
-
-def test_a_finished_item_does_not_wait_for_the_next(tmp_path):
-    seen = []
-
-    def items(journal):
-        yield 2, plain(2)
-        seen.append(journal.done())
-
-    with open_journal(tmp_path / "f", 4) as journal:
-        journal.commit_each(items(journal))
-    assert seen == [{2}]
 
 
 def test_the_items_of_a_deleted_shard_are_open_again(tmp_path):
@@ -194,7 +182,7 @@ def test_an_error_while_writing_a_shard_is_passed_on(tmp_path):
     with open_journal(tmp_path / "f", 2) as journal:
         (tmp_path / "f" / "rows-00000.parquet.tmp").mkdir()
         with pytest.raises(OSError, match="rows-00000"):
-            journal.commit_each([(0, plain(0)), (1, plain(1))])
+            journal.commit({0: plain(0), 1: plain(1)})
     (tmp_path / "f" / "rows-00000.parquet.tmp").rmdir()
     with open_journal(tmp_path / "f", 2) as journal:
         assert journal.done() == {0, 1}

@@ -39,7 +39,7 @@ def test_a_damaged_line_is_named(path, line):
     assert str(caught.value).startswith(f"{path}:2: damaged (")
     assert str(caught.value).endswith(f"; remove {path.parent} to train from scratch")
     (path.parent / "manifest.json").touch()
-    with pytest.raises(DataError, match="delete the line$"):
+    with pytest.raises(DataError, match=r"delete the line$"):
         list(read_metrics(path))
 
 

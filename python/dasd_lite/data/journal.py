@@ -110,11 +110,6 @@ class Journal(FolderWriter):
                 self._num_committed[number] += 1
             self._seal(sorted(set(touched)))
 
-    def commit_each(self, items: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
-        """Commit each (position, row) before taking the next one."""
-        for position, row in items:
-            self.commit({position: row})
-
     def _span(self, number: int) -> tuple[int, int]:
         return number * self._shard_items, min((number + 1) * self._shard_items, self.total)
 

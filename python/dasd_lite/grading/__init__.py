@@ -8,8 +8,8 @@ A grader of your own is any function like this, named in the recipe as `evaluate
     from dasd_lite.grading import Grade
 
     def grade(completion: str, answer: str) -> Grade:
-        said = completion.splitlines()[-1]
-        return Grade("right" if said == answer else "wrong", said)
+        stated = completion.splitlines()[-1]
+        return Grade("right" if stated == answer else "wrong", stated)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KEY = "evaluate.grader"
 
 @dataclass(frozen=True)
 class Grade:
-    """The verdict on a completion, and the answer that was found in it."""
+    """The verdict on a completion, and the answer that it states."""
 
     verdict: Verdict
     extracted: str | None

@@ -24,13 +24,13 @@ def grade(completion: str, answer: str) -> Grade:
 
 def extract(completion: str) -> str | None:
     """Return the answer that a completion states after its thinking, or None."""
-    _, closed, said = completion.rpartition("</think>")
-    if not closed and "<think>" in said:
+    _, closed, conclusion = completion.rpartition("</think>")
+    if not closed and "<think>" in conclusion:
         return None  # cut off while thinking
-    boxed = _last_boxed(said)
+    boxed = _last_boxed(conclusion)
     if boxed is not None:
         return boxed.strip()
-    marked = _MARKED.findall(said)
+    marked = _MARKED.findall(conclusion)
     return _tidy(marked[-1]) if marked else None
 
 
