@@ -1,4 +1,4 @@
-"""Rows to train on and a model that learns them in no time."""
+"""Rows to train on, a model that learns them in no time, and its loss on a row."""
 
 import numpy as np
 import pyarrow as pa
@@ -40,11 +40,12 @@ def make_rows(num_rows, docs=4, seed=0):
     return rows
 
 
-def write_rows(folder, rows, **inputs):
-    identity = identify("pack", 1, {}, {"n": str(len(rows)), **inputs})
-    with ShardWriter(folder, identity, {"rows": ROW}, shard_rows=7) as writer:
+def write_rows(folder, rows, extra=(), **inputs):
+    """A finished pack folder; `extra` are its columns beyond ROW."""
+    identity, schema = identify("pack", 1, {}, {"n": str(len(rows)), **inputs}), pa.schema([*ROW, *extra])
+    with ShardWriter(folder, identity, {"rows": schema}, shard_rows=7) as writer:
         for i in range(0, len(rows), 5):
-            writer.write("rows", pa.Table.from_pylist(rows[i : i + 5], schema=ROW))
+            writer.write("rows", pa.Table.from_pylist(rows[i : i + 5], schema=schema))
         writer.publish({})
     return folder
 
@@ -92,3 +93,11 @@ def make_model(folder, **options):
     transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
     return folder
+
+
+def loss_sum(model, ids, loss_mask, doc_lengths, chunk_tokens=None):
+    """Σ −log p over the target tokens, a scalar with its gradient."""
+    from dasd_lite.model.logprobs import negative_logprobs, target_positions, target_terms
+
+    positions = target_positions(loss_mask, doc_lengths)
+    return target_terms(model, ids, positions, doc_lengths, negative_logprobs, chunk_tokens=chunk_tokens).sum()

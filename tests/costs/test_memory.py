@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
+from tests.rows import loss_sum
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -115,7 +116,7 @@ def counted_flops(model, num_tokens):
     """What torch counts in a pass over a document, attention left out."""
     ids = np.zeros(num_tokens, dtype=np.int64)
     with FlopCounterMode(display=False) as counter:
-        logprobs.loss_sum(model, ids, np.ones(num_tokens, bool), [num_tokens]).backward()
+        loss_sum(model, ids, np.ones(num_tokens, bool), [num_tokens]).backward()
     return sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
 
 
@@ -202,7 +203,7 @@ def kept_and_peak(model, dtype, doc_lengths):
 
     def loss():
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            return logprobs.loss_sum(model, ids, mask, doc_lengths)
+            return loss_sum(model, ids, mask, doc_lengths)
 
     def pack(tensor):
         if storage_of(tensor) not in own:

@@ -1,17 +1,16 @@
-"""Attention over documents that lie one behind the other in a row and must not see each other.
+"""Attention over documents that follow each other in one row and must not see each other.
 
-Input: queries, keys and values of one flat row [1, heads, T, dim] and the `Documents` in it.
-Invariant: what comes out for a token depends on its own document alone, to the bit; nothing of size
-T × T exists. Registered with transformers under the name `PACKED`, so that every architecture that
-hands its keyword arguments down to its attention gets it.
+Input: queries, keys and values of one flat row [1, heads, T, dim], and the `Documents` in it. Invariants: the result
+for a token depends on its own document alone, to the bit; nothing of size T × T exists. Registered with transformers
+under the name `PACKED`, so every architecture that passes its keyword arguments on to its attention can use it.
 
-How: on a GPU with 16-bit numbers by a kernel for documents of any length, flash-attention's or the one
-that comes with torch. Elsewhere documents of about equal length are laid side by side, padded at their
-ends and done in one call of scaled_dot_product_attention with `is_causal`; a real token never looks
-behind itself, so the padding needs no mask. A long document is a group of its own: the plain loop over documents.
+How: on a GPU in 16 bits, by a kernel for documents of any length, flash-attention's or torch's own. Elsewhere documents
+of about equal length are put side by side, padded at the end, and computed in one call of scaled_dot_product_attention
+with `is_causal`; a token never sees later ones, so the padding needs no mask. A long document is a group of its own,
+which is the plain loop over documents.
 
-Shapes: T tokens of the row, P tokens after padding (under 2 T), N documents of one group, L its
-longest, H heads, D their dimension.
+Shapes: T tokens of the row, P tokens after padding (under 2 T), D documents, N documents of one group and L tokens of
+the longest, H heads, W their width.
 """
 
 from __future__ import annotations
@@ -34,30 +33,33 @@ except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
 PACKED = "dasd_packed"
-# What one more call costs, in units of one query-key pair of a call that is under way: a document joins
-# a group when the pairs that padding wastes cost less. On a CPU a call alone costs 4,800 (8 heads of 64)
-# to 9,300 (4 of 16): forward and backward of 32 documents of 60 tokens take 3.0 ms together and 7.0 ms
-# in a loop, and from 500 tokens on there is nothing to gain. A whole training step of a tiny model is
-# 10 to 25 % faster than with the loop at 2,048 to 8,192 alike. A GPU does more pairs in the time of a
-# launch; that figure is an estimate.
+# Cost of one more call, in query-key pairs: a document joins a group if the pairs that padding wastes cost less. On a
+# CPU a call costs 4,800 (8 heads of 64) to 9,300 pairs (4 of 16): forward and backward of 32 documents of 60 tokens
+# take 3.0 ms together and 7.0 ms in a loop; from 500 tokens on there is nothing to gain. A whole training step of a
+# tiny model is 10 to 25 % faster than with the loop, at 2,048 as at 8,192. A GPU computes more pairs in the time of a
+# launch; its figure is an estimate.
 _CALL_COST = {"cpu": 4096, "cuda": 1 << 19}
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Where the documents of a row begin and end, and how attention lays them side by side."""
+    """Where the documents of a row begin and end, and how attention puts them side by side.
+
+    Attributes:
+        lengths: Tokens of each document; int64 numpy [D].
+        position_ids: From 0 in each document; int64 tensor [1, T].
+        groups: (N, L) of each group, in the order of the padded layout.
+        to_padded: Token of each padded slot; int64 tensor [P], or None if the padded layout is the row itself.
+        to_row: Padded slot of each token; int64 tensor [T], or None likewise.
+        edges: First token of each document, and T; int32 tensor [D + 1].
+    """
 
     lengths: npt.NDArray[np.int64]
     position_ids: Any
-    """[1, T], from 0 in each document."""
     groups: tuple[tuple[int, int], ...]
-    """(N, L) of each group, in the order of the padded layout."""
     to_padded: Any
-    """[P] token of each padded slot, or None when the padded layout is the row itself."""
     to_row: Any
-    """[T] padded slot of each token."""
     edges: Any
-    """[N + 1] first token of each document and the number of all, int32."""
 
     @classmethod
     def of(cls, lengths: Sequence[int] | npt.NDArray[Any], device: Any = "cpu") -> Documents:
@@ -73,7 +75,7 @@ class Documents:
         slot = 0
         for i, width in zip(order, np.repeat(*np.array(groups, dtype=np.int64).T[::-1]), strict=True):
             start, length = starts[i], array[i]
-            # Padding repeats the document's own last token: any value would do, but not a neighbour's.
+            # Padding repeats the document's own last token: any value would do, except a neighbor's.
             to_padded[slot : slot + width] = start + np.minimum(np.arange(width), length - 1)
             to_row[start : start + length] = slot + np.arange(length)
             slot += width
@@ -94,7 +96,7 @@ class Documents:
 
 
 def _group(lengths: npt.NDArray[np.int64], call_cost: int) -> tuple[npt.NDArray[np.int64], list[tuple[int, int]]]:
-    """Put documents of like length together; return their order and each group's (number, longest)."""
+    """Group documents of similar length; return their order and each group's (number, longest)."""
     order = np.argsort(-lengths, kind="stable")
     groups: list[tuple[int, int]] = []
     for length in lengths[order].tolist():
@@ -108,11 +110,10 @@ def _group(lengths: npt.NDArray[np.int64], call_cost: int) -> tuple[npt.NDArray[
 
 
 class _Permute(torch.autograd.Function):  # type: ignore[misc]
-    """Take rows of `x` [A, …] by `index` [B]; `inverse` [A] says where in the result each of them is.
+    """Select rows of `x` [A, …] by `index` [B]; `inverse` [A] says where in the result each of them is.
 
-    The index's own backward would add up scattered rows; here each real token has one slot, and the
-    slots of padding take no part in the loss, so the gradient is a plain selection: 3 × faster on a
-    CPU and, on a GPU, the same at every run.
+    The usual backward pass would add up scattered rows. Here each real token has one slot, and padding takes no part in
+    the loss, so the gradient is a plain selection: 3 × faster on a CPU and, on a GPU, the same in every run.
     """
 
     @staticmethod
@@ -125,8 +126,8 @@ class _Permute(torch.autograd.Function):  # type: ignore[misc]
         index, inverse = ctx.saved_tensors
         if len(inverse) <= len(index):  # padding is dropped
             return grad.index_select(0, inverse), None, None
-        found = grad.new_zeros((len(inverse), *grad.shape[1:]))  # padding gets none
-        return found.index_copy_(0, index, grad), None, None
+        padded = grad.new_zeros((len(inverse), *grad.shape[1:]))  # padding gets no gradient
+        return padded.index_copy_(0, index, grad), None, None
 
 
 def _packed_attention(
@@ -141,15 +142,15 @@ def _packed_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Any, None]:
-    """What transformers calls in every layer; returns [1, T, H, D]."""
+    """The attention that transformers calls in every layer; returns [1, T, H, W]."""
     if documents is None or attention_mask is not None or query.shape[0] != 1:
         raise TrainError(
-            f"{type(module).__name__} did not get the documents of its row; this architecture is not supported"
+            f"{type(module).__name__} does not pass the documents of the row on; this architecture is not supported"
         )
     unknown = [name for name in ("s_aux", "softcap", "position_bias") if kwargs.get(name) is not None]
     if unknown:
-        raise TrainError(f"{type(module).__name__} needs {', '.join(unknown)}, which packed attention has not")
-    rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, H, D]
+        raise TrainError(f"{type(module).__name__} needs {', '.join(unknown)}, which packed attention does not support")
+    rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, H, W]
     varlen: Varlen | None = None if dropout else _varlen_kernel(query.device, _compute_dtype(query))
     if varlen is not None:
         return varlen(rows[0], rows[1], rows[2], documents, scaling, sliding_window)[None], None
@@ -178,18 +179,18 @@ def _packed_attention(
         )
         parts.append(out.transpose(1, 2).flatten(0, 1))
         slot += size
-    found = parts[0] if len(parts) == 1 else torch.cat(parts)
+    result = parts[0] if len(parts) == 1 else torch.cat(parts)
     if documents.to_padded is not None:
-        found = _Permute.apply(found, documents.to_row, documents.to_padded)
-    return found[None], None
+        result = _Permute.apply(result, documents.to_row, documents.to_padded)
+    return result[None], None
 
 
 def _shares_heads(query: Any, mask: Any) -> bool:
-    """Tell whether a kernel without an L × L matrix takes fewer key than query heads."""
+    """Return whether a kernel without an L × L matrix takes fewer key heads than query heads."""
     if query.device.type != "cuda":
         return True
     dtype = _compute_dtype(query)
-    # Flash attention does: 16 bits, no mask, Ampere or later. A T4 has only the kernel that does not.
+    # Flash attention does: 16 bits, no mask, Ampere or later. A T4 only has the kernel that does not.
     return mask is None and dtype != torch.float32 and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
@@ -203,9 +204,9 @@ Varlen = Callable[[Any, Any, Any, Documents, float | None, int | None], Any]
 
 @lru_cache
 def _varlen_kernel(device: Any, dtype: Any) -> Varlen | None:
-    """Return a kernel over documents of any length, or None where there is none: a CPU, float32, cards before Ampere.
+    """Return a kernel for documents of any length, or None: on a CPU, in float32, and on GPUs before Ampere.
 
-    It takes queries, keys and values [T, H, D], the documents, the scale and the window, and returns [T, H, D].
+    It takes queries, keys and values [T, H, W], the documents, the scale and the window, and returns [T, H, W].
     """
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
@@ -233,7 +234,7 @@ def _torch_varlen(dtype: Any) -> Varlen | None:
     except ImportError:  # before torch 2.10
         return None
     known = inspect.signature(varlen_attn).parameters
-    if "window_size" not in known:  # torch 2.10 says causality otherwise and knows no window
+    if "window_size" not in known:  # torch 2.10 has another argument for causality, and no window
         return None
     options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
 
@@ -249,7 +250,7 @@ def _torch_varlen(dtype: Any) -> Varlen | None:
 
 
 def register() -> None:
-    """Make `PACKED` known to transformers; it gets no mask, for there is none."""
+    """Register `PACKED` with transformers, which then passes no mask."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, _packed_attention)

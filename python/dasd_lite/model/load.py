@@ -1,7 +1,7 @@
-"""The student: load it, make it trainable.
+"""Load a causal language model, and read its limits without its weights.
 
-Input: a model folder on disk. What a model says about packed documents, their log-probabilities and their loss, is in
-logprobs.py; how it is saved, in export.py.
+Input: a model folder on disk. Output: a transformers model with packed attention. Invariant: no weight is left at a
+random value.
 """
 
 from __future__ import annotations
@@ -25,15 +25,12 @@ except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
 
-# It asks for a package of faster CPU kernels, for LoRA too, where nothing is in 4 bits.
+# It asks for a package of faster CPU kernels, even for LoRA, where nothing is in 4 bits.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-# --- loading ----------------------------------------------------------------------------------------
-
-
 def pick_device(device: str = "auto") -> Any:
-    """Return the device that "auto" stands for: the GPU when there is one."""
+    """Return the torch device; "auto" is the GPU if there is one."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
 
@@ -71,9 +68,16 @@ def load_model(
 ) -> Any:
     """Load a causal language model from a local folder, in eval mode.
 
-    `attention` is PACKED for the functions below, "sdpa" for `generate`. `four_bit` quantises the
-    weights to NF4 with double quantisation while they are read. Raises ConfigError with the reason
-    when the folder holds no such model.
+    Args:
+        folder: The model's.
+        dtype: Format of the weights.
+        device: Where to load it.
+        trust_remote_code: Run code that comes with the model.
+        attention: PACKED for logprobs.py, "sdpa" for `generate`.
+        four_bit: Quantize the weights to NF4 with double quantization while they are read.
+
+    Raises:
+        ConfigError: The folder holds no such model, or not all of its weights.
     """
     try:
         from transformers import AutoModelForCausalLM
@@ -85,7 +89,7 @@ def load_model(
     options: dict[str, Any] = {"quantization_config": _nf4(number_format)} if four_bit else {}
     with quiet():
         try:
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 output_loading_info=True,
                 dtype=number_format,
@@ -99,9 +103,9 @@ def load_model(
             raise ConfigError(
                 f"{folder}: cannot be loaded as a language model: {str(error).splitlines()[0]}"
             ) from error
-    if missing := sorted(found["missing_keys"]):  # transformers would begin these at random
+    if missing := sorted(report["missing_keys"]):  # transformers initializes these at random
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ConfigError(f"{folder}: its files lack the weights of {missing[0]}{more}; get the model again")
+        raise ConfigError(f"{folder}: the weights of {missing[0]}{more} are missing; download the model again")
     if four_bit:
         _disable_repacking(model)
     return model.eval()
@@ -109,7 +113,7 @@ def load_model(
 
 def _nf4(compute_dtype: Any) -> Any:
     try:
-        import bitsandbytes  # noqa: F401 - transformers' own message does not name our extra
+        import bitsandbytes  # noqa: F401 - transformers' own message would not name our extra
         from transformers import BitsAndBytesConfig
     except ImportError as error:
         raise MissingExtraError("train", "bitsandbytes") from error
@@ -122,10 +126,10 @@ def _nf4(compute_dtype: Any) -> Any:
 
 
 def _disable_repacking(model: Any) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights in place at an eval-mode forward.
+    """Keep bitsandbytes from repacking 4-bit weights in place in a forward pass in eval mode.
 
-    It does so on CPUs with AVX512-BF16, and every gradient after it is wrong without a word
-    (bitsandbytes 0.50.2: cosine 0.416 to the right one).
+    It does so on CPUs with AVX512-BF16, and every gradient afterwards is silently wrong (bitsandbytes 0.50.2: cosine
+    0.416 with the right one).
     """
     import bitsandbytes as bnb
 
@@ -136,7 +140,7 @@ def _disable_repacking(model: Any) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' bars and advice: what matters is raised."""
+    """Silence the progress bars and advice of transformers; errors are raised anyway."""
     from transformers.utils import logging as library
 
     level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
@@ -152,10 +156,15 @@ def quiet() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a model can read."""
+    """What a model can read.
+
+    Attributes:
+        vocab_size: Ids that have an embedding, padding included.
+        max_positions: Longest document; None if there is no limit.
+        hidden_size: Width of the residual stream.
+    """
 
     vocab_size: int
-    """Ids that it has an embedding for, padding included."""
     max_positions: int | None
     hidden_size: int
 
@@ -175,14 +184,11 @@ def model_spec(folder: Path, *, trust_remote_code: bool = False) -> ModelSpec:
 
 
 def stored_dtype(folder: Path) -> Any:
-    """Return the number format that a model folder's weights are stored in."""
+    """Return the torch dtype in which a model folder stores its weights."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 def is_float32(model: Any) -> bool:
-    """Tell whether all weights are float32; 4-bit ones are not."""
+    """Return whether all weights are float32; 4-bit weights are not."""
     return all(p.dtype == torch.float32 for p in model.parameters())
-
-
-# --- training ---------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
-"""Log-probabilities, ranks and loss of the tokens of packed documents, without full logits.
+"""Log-probabilities, ranks and training terms of the tokens of packed documents, without full logits.
 
-Input: a model loaded with packed attention and one flat row of documents. Invariants: documents never
-see each other; full logits [T, vocabulary] never exist, only those of one chunk of positions;
-log-probabilities are natural and float32, of the model at temperature 1.
+Input: a model loaded with packed attention, and one flat row of documents. Invariants: documents never see each other;
+full logits [T, V] never exist, only those of one chunk of positions; log-probabilities are natural and float32, of the
+model at temperature 1.
 
-Shapes: T tokens of the row, N positions that are asked for, C of them in one chunk, V vocabulary, E hidden size.
+Shapes: T tokens of the row, N requested positions, C of them in one chunk, V vocabulary, E hidden size.
 """
 
 from __future__ import annotations
@@ -29,41 +29,40 @@ except ImportError as error:
 
 Ids = npt.NDArray[np.integer[Any]]
 Terms = Callable[[Any, Any, slice], Any]
-_SCORED_BYTES = 128 << 20  # the same where no gradient is taken: a chunk; on a GPU as much again for a copy
-# On a CPU a chunk is read in portions that stay in the cache, for each is gone over six times.
-_CACHED_BYTES = 2 << 20
-_OFFLOADED_NUMEL = 1 << 16  # smaller tensors are not worth the way
+_SCORED_BYTES = 128 << 20  # float32 logits of one chunk without a gradient; on a GPU as much again for a copy
+_CACHED_BYTES = 2 << 20  # on a CPU a chunk is processed in parts that stay in the cache, because it is read six times
+_OFFLOADED_NUMEL = 1 << 16  # smaller tensors are not worth the transfer
 
 
 def causal_model(model: Any) -> Any:
-    """Return the transformers model within an adapter, or the model itself."""
+    """Return the transformers model inside an adapter, or the model itself."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def target_positions(
     loss_mask: npt.NDArray[np.bool_], doc_lengths: Sequence[int] | npt.NDArray[Any]
 ) -> npt.NDArray[np.int64]:
-    """Return the positions that are trained on: masked in, and not the first of their document."""
+    """Return the positions that are trained on: in the mask, and not the first of their document; int64 [N]."""
     lengths = np.asarray(doc_lengths, dtype=np.int64)
-    wanted = np.array(loss_mask, dtype=bool)
-    wanted[np.cumsum(lengths) - lengths] = False  # nothing predicts a first token
-    return np.flatnonzero(wanted)
+    is_target = np.array(loss_mask, dtype=bool)
+    is_target[np.cumsum(lengths) - lengths] = False  # nothing predicts a first token
+    return np.flatnonzero(is_target)
 
 
 def target_scores(
     model: Any, ids: Ids, doc_lengths: Sequence[int] | npt.NDArray[Any], chunk_tokens: int | None = None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Compute log-probability and rank of each token given those before it in its document, in one pass.
+    """Compute the log-probability and rank of each token given those before it in its document, in one pass.
 
     Args:
-        model: As load_model gives it, with attention PACKED.
-        ids: The documents one behind the other; [T].
+        model: From load_model, with attention PACKED.
+        ids: The documents one after another; [T].
         doc_lengths: Their lengths, which add up to T.
-        chunk_tokens: Positions whose logits exist at once; none is as many as 128 MiB of float32 hold.
+        chunk_tokens: Positions whose logits exist at the same time; None: as many as fit in 128 MiB of float32.
 
     Returns:
-        Log-probabilities, NaN for first tokens; float32 [T]. Ranks, 1 + the number of tokens of the vocabulary whose
-        probability is strictly higher, 0 for first tokens; int64 [T].
+        Log-probabilities, NaN for first tokens; float32 [T]. Ranks: 1 + the number of tokens in the vocabulary with a
+        strictly higher probability, 0 for first tokens; int64 [T].
 
     Raises:
         TrainError: The model has another attention, or the lengths do not add up.
@@ -91,9 +90,9 @@ def target_scores(
 
 
 def _score_chunk(logits_CV: Any, target_ids_C: Any, logprobs_C: Any, ranks_C: Any) -> None:
-    """Fill in the last two; overwrites the logits.
+    """Fill in log-probabilities and ranks; overwrites the logits.
 
-    Ranks are counted among the logits as the head gives them: float32 would be in the same order.
+    Ranks are counted in the format of the logits: float32 would have the same order.
     """
     rows = len(logits_CV)
     if logits_CV.device.type == "cpu":
@@ -105,21 +104,21 @@ def _score_chunk(logits_CV: Any, target_ids_C: Any, logprobs_C: Any, ranks_C: An
         top = shifted.amax(-1, keepdim=True)
         log_sum = shifted.sub_(top).exp_().sum(-1).log_()
         logprobs.copy_(target[:, 0]).sub_(top[:, 0]).sub_(log_sum)
-        # In place: 7 × faster than a comparison that makes booleans, and their sum 10 ×. Exact up to 2^24 tokens.
+        # In place: 7 × faster than a comparison that returns booleans, and their sum 10 ×. Exact up to 2^24 tokens.
         ranks.copy_(logits.gt_(target).sum(-1, dtype=torch.float32)).add_(1)
 
 
 def target_logprobs(
     model: Any, ids: Ids, doc_lengths: Sequence[int] | npt.NDArray[Any], chunk_tokens: int | None = None
 ) -> npt.NDArray[np.float32]:
-    """Return the log-probability [T] of each token given those before it in its document; NaN for first tokens."""
+    """Return the log-probability of each token given those before it in its document; NaN for first tokens; [T]."""
     return target_scores(model, ids, doc_lengths, chunk_tokens)[0]
 
 
 def plain_logprobs(model: Any, ids: Ids) -> npt.NDArray[np.float32]:
-    """Return what target_logprobs should for one document, by way of the model's own attention and full logits.
+    """Compute what target_logprobs should return for one document, with the model's own attention and full logits.
 
-    For checks: a short document only.
+    For checks, on short documents.
     """
     causal = causal_model(model)
     packed = causal.config._attn_implementation
@@ -128,10 +127,10 @@ def plain_logprobs(model: Any, ids: Ids) -> npt.NDArray[np.float32]:
         with _no_gradients(causal):
             row = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(causal.get_input_embeddings().weight.device)
             logits = causal(input_ids=row[None], use_cache=False).logits[0]
-            found = -F.cross_entropy(logits[:-1].float(), row[1:], reduction="none").cpu().numpy()
+            logprobs = -F.cross_entropy(logits[:-1].float(), row[1:], reduction="none").cpu().numpy()
     finally:
         causal.set_attn_implementation(packed)
-    return np.concatenate([np.full(1, np.nan, dtype=np.float32), found])
+    return np.concatenate([np.full(1, np.nan, dtype=np.float32), logprobs])
 
 
 def target_terms(
@@ -144,17 +143,20 @@ def target_terms(
     chunk_tokens: int | None = None,
     offload: bool = False,
 ) -> Any:
-    """Return `terms` of the logits of each target token, with their gradient; [N] or [N, …].
+    """Compute `terms` from the logits of each target token, with their gradient.
 
     Args:
-        model: As load_model gives it, with attention PACKED.
-        ids: The documents one behind the other; [T].
+        model: From load_model, with attention PACKED.
+        ids: The documents one after another; [T].
         positions: Which tokens are targets, never the first of a document; [N].
-        doc_lengths: Their lengths, which add up to T.
-        terms: Takes logits [C, V], the ids that stand there [C] and which of the N these are; returns [C] or [C, …].
-        chunk_tokens: Positions whose logits exist at once; none is as many as 256 MiB of float32 hold. With more
-            targets than one chunk its logits are computed again in the backward pass rather than kept.
-        offload: Keep what the decoder's backward pass needs in host memory meanwhile.
+        doc_lengths: Lengths of the documents, which add up to T.
+        terms: Takes logits [C, V], the target ids [C] and which of the N these are; returns [C] or [C, …].
+        chunk_tokens: Positions whose logits exist at the same time; None: as many as fit in 256 MiB of float32. If
+            there are more targets than that, logits are computed again in the backward pass instead of kept.
+        offload: Keep what the decoder's backward pass needs in host memory.
+
+    Returns:
+        [N] or [N, …].
     """
     causal = causal_model(model)
 
@@ -177,20 +179,8 @@ def target_terms(
 
 
 def negative_logprobs(logits_CV: Any, target_ids_C: Any, at: slice | None = None) -> Any:
-    """Return −log p of the target tokens: what most objectives are made of; float32 [C]."""
+    """Return −log p of the target tokens, which most objectives build on; float32 [C]."""
     return F.cross_entropy(logits_CV.float(), target_ids_C, reduction="none")
-
-
-def loss_sum(
-    model: Any,
-    ids: Ids,
-    loss_mask: npt.NDArray[np.bool_],
-    doc_lengths: Sequence[int] | npt.NDArray[Any],
-    chunk_tokens: int | None = None,
-) -> Any:
-    """Return Σ −log p over the target tokens, a scalar with its gradient."""
-    positions = target_positions(loss_mask, doc_lengths)
-    return target_terms(model, ids, positions, doc_lengths, negative_logprobs, chunk_tokens=chunk_tokens).sum()
 
 
 def enable_run_inside(causal: Any) -> None:
@@ -223,7 +213,7 @@ def _no_gradients(causal: Any) -> Any:
 
 @contextlib.contextmanager
 def offloading() -> Iterator[None]:
-    """Keep large tensors that the backward pass needs in host memory until then; weights stay where they are."""
+    """Keep large tensors that the backward pass needs in host memory until then, except weights."""
 
     def pack(tensor: Any) -> Any:
         is_weight = tensor.is_leaf or (tensor._base is not None and tensor._base.is_leaf)
@@ -231,7 +221,7 @@ def offloading() -> Iterator[None]:
             return tensor.device, tensor
         pinned = tensor.device.type == "cuda"
         kept = torch.empty(tensor.shape, dtype=tensor.dtype, layout=tensor.layout, pin_memory=pinned)
-        # All on one stream: it is there before anything reads it.
+        # All on one stream, so it is copied before anything reads it.
         return tensor.device, kept.copy_(tensor, non_blocking=True)
 
     def unpack(packed: tuple[Any, Any]) -> Any:
@@ -245,10 +235,10 @@ def offloading() -> Iterator[None]:
 def _predictions(
     model: Any, ids: Ids, positions: npt.NDArray[np.int64], doc_lengths: Sequence[int] | npt.NDArray[Any]
 ) -> tuple[Any, Any]:
-    """Return the hidden states that predict `positions`, and the ids that stand there."""
+    """Return the hidden states that predict `positions` [N, E], and the ids there [N]."""
     causal = causal_model(model)
     if causal.config._attn_implementation != PACKED:
-        # With any other attention the documents would leak into each other without a word.
+        # With any other attention the documents would silently leak into each other.
         raise TrainError(f"the model was loaded with attention {causal.config._attn_implementation!r}, not {PACKED!r}")
     if int(np.sum(doc_lengths)) != len(ids):
         raise TrainError(f"documents of {int(np.sum(doc_lengths))} tokens in a row of {len(ids)}")

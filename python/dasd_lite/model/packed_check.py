@@ -1,4 +1,8 @@
-"""Before a model scores or learns: are the log-probabilities of packed documents those of each document alone?"""
+"""Check, before a model scores or learns, that packed documents have the same log-probabilities as each one alone.
+
+Input: a model and a few documents of the real data. Invariant: documents that leak into each other are refused, and so
+is an architecture whose logits are more than its output head (scaled, capped).
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ from dasd_lite.chat.spelling import TokenIds
 from dasd_lite.errors import TrainError
 from dasd_lite.model.row import Row
 
-_PROBE_DOCS, _PROBE_TOKENS = 4, 512  # full logits of these can be afforded on any machine
+_PROBE_DOCS, _PROBE_TOKENS = 4, 512  # their full logits fit on any machine
 
 
 def probe_row(documents: Sequence[TokenIds], num_tokens: int = _PROBE_TOKENS) -> Row:
-    """Return the beginnings of the first few documents, at most `num_tokens` of each, as one row."""
+    """Return the first `num_tokens` of each of the first few documents as one row."""
     cut = [document[:num_tokens] for document in documents[:_PROBE_DOCS]]
     ids = np.concatenate(cut)
     return Row(ids, np.ones(len(ids), dtype=bool), np.array([len(d) for d in cut], dtype=np.int32), ())
@@ -27,9 +31,15 @@ def documents_of(rows: Sequence[Row]) -> list[TokenIds]:
 
 
 def check_packing(model: Any, documents: Sequence[TokenIds], dtype: Any = None) -> None:
-    """Compare packed log-probabilities with those of each document alone; refuse when they differ.
+    """Compare packed log-probabilities with those of each document alone.
 
-    `dtype` is the format of the computation, where it is not that of the weights.
+    Args:
+        model: With packed attention.
+        documents: Token ids.
+        dtype: Format of the computation, if it is not that of the weights.
+
+    Raises:
+        TrainError: They differ, or are not finite.
     """
     import torch
 
@@ -44,13 +54,15 @@ def check_packing(model: Any, documents: Sequence[TokenIds], dtype: Any = None) 
     alone = np.concatenate([logprobs.plain_logprobs(model, doc) for doc in docs])
     model.train(was_training)
     if np.isfinite(alone).sum() != len(alone) - len(docs):  # all but the first token of each
-        raise TrainError("the model's log-probabilities are not finite before the first step; are its weights whole?")
+        raise TrainError(
+            "the model's log-probabilities are not finite before the first step; the checkpoint may be corrupt"
+        )
     gap = float(np.nanmean(np.abs(packed - alone)))
     exact = student.is_float32(model) and dtype in (None, torch.float32)
     allowed = 1e-3 if exact else 5e-2  # nats; rounding of 16-bit weights is up to 0.02
     if not gap <= allowed:
         raise TrainError(
-            f"log-probabilities of packed documents differ from those of each alone by {gap:.3g} nats on average"
-            f" (allowed {allowed:g}): documents leak into each other, or the logits of this architecture"
-            " are more than its output head"
+            f"log-probabilities of packed documents differ from those of each document alone by {gap:.3g} nats on"
+            f" average (allowed {allowed:g}): documents leak into each other, or this architecture computes its logits"
+            " with more than an output head; use another student"
         )

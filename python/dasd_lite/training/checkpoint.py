@@ -1,10 +1,10 @@
-"""Checkpoints of training: all that the next step depends on, in safetensors and JSON, never pickle.
+"""Checkpoints of training: everything that the next step depends on, in safetensors and JSON, never pickle.
 
-Input: model, optimiser, loss scaler, the number of steps done. A checkpoint is a folder `step-NNNNNNNN` with
-safetensors (what is trained and its moments; each process writes its share) and state.json, written last. Random
-numbers need no state: each step seeds its own. Invariants: after a kill or a power cut at any instant the newest
-folder that has its final name is whole; training goes on from it with bitwise the same numbers, and with any number
-of processes, whichever number wrote it.
+Input: model, optimizer, loss scaler, the number of finished steps. A checkpoint is a folder `step-NNNNNNNN` with
+safetensors (the trained weights and their moments; each process writes its share) and state.json, written last. Random
+numbers need no state: each step seeds its own. Invariants: after a kill or a power cut at any instant, the newest
+folder with its final name is complete; training resumes from it bit for bit, with any number of processes, whatever
+number wrote it.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
 FORMAT = 3
-_FILE_BYTES = 2 << 30  # of one file at most, about: a file is put together in memory before it is written
+_FILE_BYTES = 2 << 30  # of one file, roughly: a file is assembled in memory before it is written
 
 
 def save(
     folder: Path, step: int, model: Any, optimizer: Any, scaler: Any, fingerprint: str, ranks: Ranks | None = None
 ) -> None:
-    """Write the checkpoint of `step` finished steps, beside older ones; all processes have to call it."""
+    """Write the checkpoint of `step` finished steps and keep older ones; all processes have to call it."""
     ranks = ranks or Ranks()
     final = folder / f"step-{step:08d}"
     if ranks.from_first(final.exists):
@@ -74,12 +74,12 @@ def save(
         _call(dcp.save, tensors, storage_writer=writer, no_dist=ranks.size == 1)
     with saving(folder):
         sums = _checksums(sorted(temporary.iterdir())[ranks.rank :: ranks.size])
-    files = {name: found for part in ranks.gather(sums) for name, found in part.items()}
+    files = {name: checksum for part in ranks.gather(sums) for name, checksum in part.items()}
     ranks.from_first(partial(publish, files))
 
 
 def prune(folder: Path, step: int) -> None:
-    """Drop all checkpoints but that of `step`, whose weights have shown themselves to be good."""
+    """Delete every checkpoint except the one of `step`, now that a step from its weights has succeeded."""
     if (folder / f"step-{step:08d}").is_dir():
         for path in folder.iterdir():
             if path.name != f"step-{step:08d}":
@@ -87,9 +87,9 @@ def prune(folder: Path, step: int) -> None:
 
 
 def rollback(folder: Path, step: int) -> int:
-    """Drop the checkpoint of `step`, whose weights may be what is at fault, where there is an older one.
+    """Delete the checkpoint of `step`, whose weights may be the cause of a bad step, if there is an older one.
 
-    Returns the step of the one that is left, or 0.
+    Returns the step of the newest one left, or 0.
     """
     steps = steps_in(folder)
     if len(steps) > 1 and steps[-1] == step:
@@ -98,26 +98,33 @@ def rollback(folder: Path, step: int) -> int:
 
 
 def restore(folder: Path, model: Any, optimizer: Any, scaler: Any, fingerprint: str, ranks: Ranks | None = None) -> int:
-    """Load the newest checkpoint into model, optimiser and scaler; return its step, 0 when there is none."""
+    """Load the newest checkpoint into model, optimizer and scaler; return its step, 0 if there is none.
+
+    Raises:
+        CheckpointError: It is damaged, or of another configuration.
+    """
     ranks = ranks or Ranks()
-    found = ranks.from_first(lambda: steps_in(folder))
+    steps = ranks.from_first(lambda: steps_in(folder))
     ranks.from_first(lambda: _try_to_write(folder))
-    if not found:
+    if not steps:
         return 0
-    newest = folder / f"step-{found[-1]:08d}"
-    state = ranks.from_first(lambda: _read_state(newest, found))
+    newest = folder / f"step-{steps[-1]:08d}"
+    state = ranks.from_first(lambda: _read_state(newest, steps))
     if (state["format"], state["fingerprint"]) != (FORMAT, fingerprint):
-        raise CheckpointError(f"{newest}: made under another configuration; remove the folder {folder} to train afresh")
+        raise CheckpointError(f"{newest}: made with another configuration; remove {folder} to train from scratch")
     if bool(state["scaler"]) != scaler.is_enabled():
         was = "float16" if state["scaler"] else "a format other than float16"
-        raise CheckpointError(f"{newest}: computed in {was}, this machine is not; set train.dtype, or train afresh")
+        raise CheckpointError(
+            f"{newest}: computed in {was}, and this machine would not; set train.dtype, or remove {folder} to train"
+            " from scratch"
+        )
     names = set(HuggingFaceStorageReader(str(newest)).read_metadata().state_dict_metadata)
     if state["numbers"]:  # there are no moments while float16 has skipped every step
-        _begin(model, optimizer)
+        _create_moments(model, optimizer)
     tensors, numbers = _state_of(model, optimizer)
     if tensors.keys() != names or numbers.keys() != state["numbers"].keys():
         odd = min(tensors.keys() ^ names, default="its moments")
-        raise CheckpointError(f"{newest}: of another model ({odd}); remove the folder {folder} to train afresh")
+        raise CheckpointError(f"{newest}: made with another model ({odd}); remove {folder} to train from scratch")
     with saving(folder):
         reader = HuggingFaceStorageReader(str(newest))
         _call(dcp.load, tensors, storage_reader=reader, no_dist=ranks.size == 1)
@@ -131,18 +138,20 @@ def restore(folder: Path, model: Any, optimizer: Any, scaler: Any, fingerprint: 
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Return the steps of which there are checkpoints, the newest last; a folder that cannot be read is an error."""
+    """Return the steps that have checkpoints, the newest last. A folder that cannot be read is an error."""
     if not folder.exists():
         return []
     try:
         names = os.listdir(folder)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be read ({error.strerror}); training would begin anew") from error
+        raise CheckpointError(
+            f"{folder}: cannot be read ({error.strerror}), and training would start from scratch; make it readable"
+        ) from error
     return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-[0-9]{8}", name))
 
 
 def _try_to_write(folder: Path) -> None:
-    """Find out before the first step whether a checkpoint can be written where there are some."""
+    """Fail before the first step rather than at the first checkpoint."""
     if folder.exists():
         with disk_errors(folder):
             (folder / "try.tmp").write_bytes(b"")
@@ -150,35 +159,36 @@ def _try_to_write(folder: Path) -> None:
 
 
 def _read_state(newest: Path, steps: list[int]) -> dict[str, Any]:
-    """Read what a checkpoint says of itself and hold its files against it."""
+    """Read a checkpoint's state.json and compare its files with the checksums there."""
     rest = f"that of step {steps[-2]}" if len(steps) > 1 else "step 1"
     try:
         state: dict[str, Any] = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-        wanted = state["files"] if state["format"] == FORMAT else {}
-        odd = [name for name, found in _checksums([newest / name for name in wanted]).items() if found != wanted[name]]
+        written = state["files"] if state["format"] == FORMAT else {}
+        there = _checksums([newest / name for name in written])
+        changed = [name for name in written if there[name] != written[name]]
         state["fingerprint"], state["scaler"], state["numbers"], state["step"]
     except KeyError as error:
         raise CheckpointError(
-            f"{newest}: damaged (state.json has no {error}); remove it, and training goes on from {rest}"
+            f"{newest}: damaged (state.json has no {error}); remove it to resume from {rest}"
         ) from error
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{newest}: damaged ({error}); remove it, and training goes on from {rest}") from error
-    if odd:
+        raise CheckpointError(f"{newest}: damaged ({error}); remove it to resume from {rest}") from error
+    if changed:
         raise CheckpointError(
-            f"{newest}: damaged ({odd[0]} is not what was written); remove it, and training goes on from {rest}"
+            f"{newest}: damaged ({changed[0]} is not what was written); remove it to resume from {rest}"
         )
     return state
 
 
 def _checksums(paths: list[Path]) -> dict[str, int]:
-    """Return each file's CRC-32; several at once, since they may be many GB."""
+    """Return the CRC-32 of each file; several at once, since they may be many GB."""
 
     def checksum(path: Path) -> int:
-        found = 0
+        value = 0
         with path.open("rb") as file:
             while block := file.read(1 << 22):
-                found = zlib.crc32(block, found)
-        return found
+                value = zlib.crc32(block, value)
+        return value
 
     with ThreadPoolExecutor() as pool:
         return dict(zip((path.name for path in paths), pool.map(checksum, paths), strict=True))
@@ -186,7 +196,7 @@ def _checksums(paths: list[Path]) -> dict[str, int]:
 
 @contextlib.contextmanager
 def saving(folder: Path) -> Iterator[None]:
-    """Turn a full disk under safetensors into the one line that a full disk gets everywhere."""
+    """Report a full disk in safetensors by the same line as everywhere."""
     with disk_errors(folder):
         try:
             yield
@@ -197,10 +207,15 @@ def saving(folder: Path) -> Iterator[None]:
 
 
 def _call(save_or_load: Any, *arguments: Any, **options: Any) -> None:
-    """Call torch without its remark that there is only one process."""
+    """Call torch without its warning that there is only one process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         save_or_load(*arguments, **options)
+
+
+# Moments are saved and filled by hand. torch's get_state_dict and set_state_dict do not work with bitsandbytes 0.50:
+# all weights share one quantization table, which safetensors refuses to write twice; its state_dict nests the moments,
+# which set_state_dict cannot restore; and a paged moment has to be filled in place to stay paged.
 
 
 def _trained(model: Any) -> dict[str, Any]:
@@ -208,7 +223,7 @@ def _trained(model: Any) -> dict[str, Any]:
 
 
 def _state_of(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, float]]:
-    """Return what is trained with its moments, by name, and the numbers that the optimiser counts."""
+    """Return the trained weights and their moments by name, and the numbers that the optimizer counts."""
     tensors: dict[str, Any] = {}
     numbers: dict[str, float] = {}
     shared: set[int] = set()
@@ -217,7 +232,7 @@ def _state_of(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, flo
         for key, value in optimizer.state[p].items() if p in optimizer.state else ():
             if isinstance(value, torch.Tensor) and value.ndim:
                 if type(value) is torch.Tensor and value.data_ptr() in shared:
-                    continue  # what 8 bits stand for: one table for all weights
+                    continue  # what the 8-bit codes stand for: one table for all weights
                 shared |= {value.data_ptr()} if type(value) is torch.Tensor else set()
                 tensors[f"optimizer.{name}.{key}"] = value
             else:
@@ -225,8 +240,8 @@ def _state_of(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, flo
     return tensors, numbers
 
 
-def _begin(model: Any, optimizer: Any) -> None:
-    """Let the optimiser make its moments, which a checkpoint then fills; at a learning rate of 0 no weight moves."""
+def _create_moments(model: Any, optimizer: Any) -> None:
+    """Let the optimizer create its moments, which a checkpoint then fills; at a learning rate of 0 no weight moves."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -239,12 +254,12 @@ def _begin(model: Any, optimizer: Any) -> None:
 
 
 def _files(tensors: dict[str, Any]) -> dict[str, int]:
-    """Share the tensors out over files, numbered from 1."""
-    found: dict[str, int] = {}
+    """Distribute the tensors over files, numbered from 1."""
+    files: dict[str, int] = {}
     file, size = 1, 0
     for name, tensor in tensors.items():
         if size and size + tensor.nbytes > _FILE_BYTES:
             file, size = file + 1, 0
-        found[name] = file
+        files[name] = file
         size += tensor.nbytes
-    return found
+    return files

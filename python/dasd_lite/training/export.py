@@ -1,9 +1,9 @@
-"""What training leaves behind: a model folder that transformers and vLLM load, and the adapter.
+"""The result of training: a model folder that transformers and vLLM load, and the adapter.
 
-Input: a trained model, and the folder of the model that it started from. Invariants: a folder appears
-whole or not at all; it has the number format of what it started from; a 4-bit base is dequantised before
-the adapter is merged, for merging into 4 bits rounds it away; the model stops where its training data end.
-What was saved is loaded again and held against what was trained: the gap is told.
+Input: a trained model, and the folder of the model that it started from. Invariants: a folder appears complete or not
+at all; it has the number format of the model that training started from; a 4-bit base is dequantized before the adapter
+is merged, because merging into 4 bits would round it away; the model stops where its training data end.
+The saved model is loaded again and compared with the trained one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
-_SIDE_FILES = (".json", ".jinja", ".model", ".txt", ".py", ".tiktoken")  # what is beside the weights
+_SIDE_FILES = (".json", ".jinja", ".model", ".txt", ".py", ".tiktoken")  # tokenizer and code, beside the weights
 
 
 def export(
@@ -47,12 +47,23 @@ def export(
     end_ids: Set[int] = frozenset(),
     **options: Any,
 ) -> float:
-    """Save a trained model as `out`/model, and an adapter as `out`/adapter; return the gap of merging and rounding.
+    """Save a trained model as `out`/model, and an adapter as `out`/adapter; all processes have to call it.
 
-    The gap is the largest difference of a log-probability on the row `probe`, in nats, between the model as it was
-    trained, computing in `dtype` where it is, and what was saved, loaded again in the number format of `source` on the
-    CPU: with 16 bits their rounding is in it, up to some 0.05. `end_ids` are tokens at which the saved model has to
-    stop as well. All processes have to call it; only the first saves, and the others get 0. `options` go to load_model.
+    Args:
+        model: As it was trained.
+        method: How.
+        source: Folder of the model that training started from.
+        out: Folder to write into.
+        probe: Row on which the saved model is compared with the trained one.
+        ranks: The processes; only the first one saves.
+        dtype: Format that the trained model computes in; None: that of its weights.
+        end_ids: Tokens at which the saved model should stop too.
+        **options: For load_model.
+
+    Returns:
+        The gap of merging and rounding: the largest difference of a log-probability on `probe`, in nats, between the
+        model as it was trained and the saved one, loaded on the CPU in the number format of `source`. Rounding to 16
+        bits alone makes up to about 0.05. 0 in all processes but the first.
     """
     first = ranks is None or ranks.is_first
     model.eval()
@@ -62,7 +73,7 @@ def export(
         before = target_logprobs(model, probe.ids, probe.doc_lengths)
     trained: dict[str, Any] = {}
     if isinstance(method, Full):
-        for name, p in model.named_parameters():  # one whole weight at a time on the device
+        for name, p in model.named_parameters():  # one full weight at a time on the device
             weight = full_tensor(p.detach())
             if first:
                 trained[name] = weight.to(stored_dtype(source)).cpu()
@@ -71,23 +82,23 @@ def export(
         return 0.0
     stored = _name(stored_dtype(source))
     if isinstance(method, Full):
-        found = load_model(source, dtype=stored, device="cpu", **options)
-        if missing := trained.keys() ^ dict(found.named_parameters()).keys():
-            raise TrainError(f"{source}: its weight {min(missing)} is not what was trained; nothing is saved")
-        found.load_state_dict(trained, strict=False, assign=True)  # what is tied to another weight is not in it
-        found.tie_weights()
+        exported = load_model(source, dtype=stored, device="cpu", **options)
+        if missing := trained.keys() ^ dict(exported.named_parameters()).keys():
+            raise TrainError(f"{source}: the weight {min(missing)} is not among those trained; nothing was saved")
+        exported.load_state_dict(trained, strict=False, assign=True)  # without weights that are tied to others
+        exported.tie_weights()
     else:
         temporary = out / "adapter.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         with saving(out), quiet():
             model.save_pretrained(temporary)
             _put(temporary, out / "adapter")
-        # Quantised from the format that training quantised from, or the 4-bit codes would be others.
+        # Quantized from the same format as in training, or the 4-bit codes would differ.
         loaded = _name(dtype) if method.kind == "qlora" and dtype is not None else stored
-        found = _merge(source, out / "adapter", method, dtype=loaded, **options).to(stored_dtype(source))
+        exported = _merge(source, out / "adapter", method, dtype=loaded, **options).to(stored_dtype(source))
     trained.clear()
-    save_model(found, out / "model", source, end_ids)
-    del found
+    save_model(exported, out / "model", source, end_ids)
+    del exported
     after = target_logprobs(
         load_model(out / "model", dtype=stored, device="cpu", **options), probe.ids, probe.doc_lengths
     )
@@ -108,7 +119,7 @@ def _merge(source: Path, adapter: Path, method: Lora, **loading: Any) -> Any:
 
 
 def save_model(model: Any, folder: Path, tokenizer_from: Path, end_ids: Set[int] = frozenset()) -> None:
-    """Write a model folder: safetensors, config, and the tokenizer's files of `tokenizer_from`; whole or not at all."""
+    """Write a model folder with the tokenizer of `tokenizer_from`, complete or not at all."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     with saving(folder.parent), quiet():
@@ -126,10 +137,10 @@ def save_model(model: Any, folder: Path, tokenizer_from: Path, end_ids: Set[int]
 
 
 def _put(temporary: Path, folder: Path) -> None:
-    """Give a finished temporary folder its name, in place of an earlier one."""
+    """Rename a finished temporary folder, in place of an earlier one."""
     mode = next(temporary.glob("*config.json")).stat().st_mode
     for path in temporary.iterdir():
-        path.chmod(mode)  # safetensors lets nobody but its writer read what it writes
+        path.chmod(mode)  # safetensors makes its files readable by their owner only
         sync_path(path)
     sync_path(temporary)
     shutil.rmtree(folder, ignore_errors=True)

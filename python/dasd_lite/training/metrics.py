@@ -1,7 +1,7 @@
-"""What is told of training: metrics.jsonl, the progress bar, the tracker.
+"""What training reports while it runs: metrics.jsonl, the progress bar, the tracker.
 
-Input: the figures of each step. Invariant: only the first process writes; after a stop the lines are those of the steps
-that the checkpoint knows.
+Input: the figures of each step. Invariants: only the first process writes; after a restart, metrics.jsonl has the steps
+that the checkpoint has.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ class Log:
     """metrics.jsonl, the progress bar and the tracker; in other processes than the first it does nothing."""
 
     def __init__(self, job: Job, first: int) -> None:
-        """Go on after `first` steps; lines of later ones are of a run that was stopped, and go."""
+        """Continue after `first` steps; lines of later steps, which an earlier run lost, are cut off."""
         self._job, self._is_first = job, job.ranks.is_first
         schedule, path = job.schedule, job.task.out / "metrics.jsonl"
-        self.tokens = [int(job.rows.num_tokens[schedule.rows_of(step)].sum()) for step in range(schedule.num_steps)]
+        self._step_tokens = [
+            int(job.rows.num_tokens[schedule.rows_of(step)].sum()) for step in range(schedule.num_steps)
+        ]
         self.losses = [float(line["loss"]) for line in islice(read_metrics(path), first)]
-        """Of the steps so far."""
+        """Of the steps so far, for comparison with the next one."""
         if self._is_first:
             truncate_metrics(path, first)
-        self._left, self._began, self._done = sum(self.tokens[first:]), time.perf_counter(), 0
+        self._left, self._began, self._done = sum(self._step_tokens[first:]), time.perf_counter(), 0
         self._stack = contextlib.ExitStack()
         self._file: IO[str] | None = None
         self._tracker = Tracker()
@@ -49,7 +51,7 @@ class Log:
             self._tracker = self._stack.enter_context(
                 open_tracker(config.tracker, name, job.task.out, config.model_dump(mode="json"))
             )
-            total, done = sum(self.tokens), sum(self.tokens[:first])
+            total, done = sum(self._step_tokens), sum(self._step_tokens[:first])
             label = f"{job.task.out.parent.name}: train"
             self._bar = self._stack.enter_context(progress(label, total, "tokens", done=done))
 
@@ -58,13 +60,13 @@ class Log:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close all of them."""
+        """Close file, tracker and bar."""
         self._stack.close()
 
     def write(self, step: int, figures: dict[str, float], memory_bytes: int, seconds: float) -> None:
-        """Tell of a step, counted from 0."""
+        """Report a step, counted from 0."""
         self.losses.append(figures["loss"])
-        tokens, peak = self.tokens[step], self._job.peak_flops
+        tokens, peak = self._step_tokens[step], self._job.peak_flops
         work = None
         if peak and self._job.cost is not None:
             work = float(self._job.cost.row_flops[self._job.schedule.rows_of(step)].sum())
@@ -86,8 +88,8 @@ class Log:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         self._tracker.log(step + 1, {k: float(v) for k, v in line.items() if v is not None and k != "step"})
-        utilisation = f", MFU {line['mfu']:.0%}" if line["mfu"] is not None else ""
-        self._bar.advance(tokens, f"loss {figures['loss']:.3f}, {memory_bytes / 1e9:.1f} GB{utilisation}")
+        mfu = f", MFU {line['mfu']:.0%}" if line["mfu"] is not None else ""
+        self._bar.advance(tokens, f"loss {figures['loss']:.3f}, {memory_bytes / 1e9:.1f} GB{mfu}")
 
     def sync(self) -> None:
         """Make the lines so far survive a power cut."""
@@ -95,73 +97,81 @@ class Log:
             sync_open_file(self._file)
 
 
+# --- trackers ---------------------------------------------------------------------------------------
+
 PROJECT = "dasd-lite"
 
 
 class Tracker:
-    """Takes the metrics of each step; this one does nothing with them."""
+    """Receives the metrics of each step; this one ignores them."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Pass on the metrics of a step, counted from 1; steps only rise."""
+        """Send the metrics of a step, counted from 1; steps only increase."""
 
     def close(self) -> None:
-        """Wait until all is passed on."""
+        """Wait until everything is sent."""
 
     def __enter__(self) -> Self:
         """Return itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Close, whatever happened: the last metrics of a run that failed are those one wants to see."""
+        """Close even after an error: the last metrics of a failed run are the interesting ones."""
         self.close()
 
 
 def open_tracker(
     kind: Literal["none", "trackio", "wandb", "tensorboard"], name: str, folder: Path, config: dict[str, Any]
 ) -> Tracker:
-    """Begin a run called `name` with what `config` holds; files go into `folder`, where the package lets us choose.
+    """Start a run in a tracker.
 
-    Training that goes on after a stop begins a run of its own in trackio and wandb, in the same group.
-    Raises ConfigError when the package is not installed, or wandb knows no account.
+    Training that resumes starts another run in trackio and wandb, in the same group.
+
+    Args:
+        kind: Which tracker.
+        name: Of the run and its group.
+        folder: Where its files go, if the package lets us choose.
+        config: Options to show with the run.
+
+    Raises:
+        ConfigError: The package is not installed, or wandb has no account to log in to.
     """
     if kind == "none":
         return Tracker()
     if kind == "tensorboard":
         return _TensorBoard(_imported("torch.utils.tensorboard", kind), folder / "tensorboard", config)
     package = _imported(kind, kind)
-    # Standard output is for results, and trackio tells its own there.
+    # Standard output is for results, and trackio prints to it.
     with contextlib.redirect_stdout(sys.stderr):
         if kind == "trackio":
             package.init(project=PROJECT, name=name, group=name, config=config)
             return _Run(package)
-        # It would put itself between the terminal and the progress bar, and send what is printed.
+        # Its console would capture the terminal, disturb the progress bar and upload what is printed.
         settings = package.Settings(console="off")
         try:
             package.init(project=PROJECT, name=name, group=name, config=config, dir=folder, settings=settings)
         except package.Error as error:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise ConfigError(
-                f"train.tracker = 'wandb': {reason}; WANDB_MODE=offline keeps all of it on this machine"
+                f"train.tracker = 'wandb': {reason}; or set WANDB_MODE=offline to keep everything on this machine"
             ) from error
         return _Run(package)
 
 
 def _imported(module: str, package: str) -> ModuleType:
-    """Import a module of a package that need not be installed."""
+    """Import a module of a package that may be missing."""
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(f"train.tracker = {package!r}: {error}; it comes with: pip install {package}") from error
-    # The folder ./wandb of earlier runs imports as an empty package where the real one is not installed.
-    if found.__file__ is None:
-        raise ConfigError(
-            f"train.tracker = {package!r}: {package} is not installed; it comes with: pip install {package}"
-        )
-    return found
+        raise ConfigError(f"train.tracker = {package!r}: {error}; run: pip install {package}") from error
+    # The folder ./wandb of earlier runs imports as an empty package if the real one is not installed.
+    if imported.__file__ is None:
+        raise ConfigError(f"train.tracker = {package!r}: {package} is not installed; run: pip install {package}")
+    return imported
 
 
 class _Run(Tracker):
-    """The run that trackio or wandb is at; they have the same calls."""
+    """The current run of trackio or wandb, which have the same functions."""
 
     def __init__(self, package: ModuleType) -> None:
         self._package = package
@@ -175,7 +185,7 @@ class _Run(Tracker):
 
 
 class _TensorBoard(Tracker):
-    """A file of events; it begins with the first step, for only then it is known what an earlier one has too much."""
+    """TensorBoard event file, opened at the first step because `purge_step` is the step training resumes from."""
 
     def __init__(self, module: ModuleType, folder: Path, config: dict[str, Any]) -> None:
         self._module, self._folder, self._config = module, folder, config
@@ -183,13 +193,13 @@ class _TensorBoard(Tracker):
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         if self._writer is None:
-            # Training goes on from a checkpoint: what was written of the steps after it is read no more.
+            # Hides what an earlier run wrote about the steps after the checkpoint.
             self._writer = self._module.SummaryWriter(str(self._folder), purge_step=step)
             text = json.dumps(self._config, indent=2, default=str)
             self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()), step)
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()  # or a kill -9 takes up to two minutes of it
+        self._writer.flush()  # otherwise a kill -9 loses up to two minutes
 
     def close(self) -> None:
         if self._writer is not None:

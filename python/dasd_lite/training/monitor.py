@@ -1,9 +1,9 @@
-"""A look at the student while it trains: a few questions, so that a collapse is seen at once.
+"""Snapshots of the student during training: its answers to a few questions, so that a collapse is noticed early.
 
-Input: the model under training and questions with answers. The answers are greedy and short, so this is no
-measure of quality (that is evaluate); it tells a student that has come apart: what it answers is no longer right, or it
-repeats itself without end. Answers still being written at the limit are counted apart, since a
-student that learns to think at length is not one that has collapsed.
+Input: the model in training and questions with answers. Output: a `Snapshot`. The answers are greedy and short, so they
+do not measure quality (evaluate does). They reveal a student whose output collapsed: its answers are no longer right, or
+it repeats itself without end. Answers that reach the length limit are counted separately, because a student that learns
+to think at length has not collapsed. Invariant: a snapshot leaves the model as it was.
 """
 
 from __future__ import annotations
@@ -26,31 +26,29 @@ from dasd_lite.method.sentences import repeated_ngrams
 from dasd_lite.model.logprobs import causal_model
 
 _NGRAM = 20
-_LOOPS = 0.5  # an answer with more than this share of its 20-grams seen before in it repeats itself
-_ENOUGH = 6  # finished answers, before and now, from which something can be concluded
+_LOOPS = 0.5  # an answer repeats itself if more than this share of its 20-grams occurred in it before
+_MIN_FINISHED = 6  # finished answers, before and now, that allow a conclusion
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the student did with the questions after some steps."""
+    """How the student answered the questions after some steps.
+
+    Attributes:
+        step: Finished optimizer steps.
+        questions: How many were asked.
+        finished: Answers that ended with an end token.
+        right: Finished answers that are right.
+        looping: Answers, finished or not, that repeat themselves.
+        mean_tokens: Mean length of all answers.
+    """
 
     step: int
     questions: int
     finished: int
-    """Answers that ended by themselves."""
     right: int
-    """Of those."""
     looping: int
-    """Answers, finished or not, that repeat themselves."""
     mean_tokens: float
-
-    def __str__(self) -> str:
-        """Say it in a few words."""
-        looping = f", {self.looping} repeat themselves" if self.looping else ""
-        return (
-            f"{self.right} of {self.finished} finished answers right ({self.questions} questions,"
-            f" {self.mean_tokens:,.0f} tokens each{looping})"
-        )
 
 
 def take_snapshot(
@@ -63,7 +61,17 @@ def take_snapshot(
     batch_size: int = 16,
     broadcast: Any = None,
 ) -> Snapshot:
-    """Let the model answer; `folder` has its tokenizer. All processes that share its weights have to call it."""
+    """Let the model answer questions; all processes that share its weights have to call it.
+
+    Args:
+        model: In training.
+        folder: Where its tokenizer is.
+        questions: With answers.
+        step: Finished optimizer steps.
+        max_tokens: Longest answer.
+        batch_size: Questions answered at the same time.
+        broadcast: Makes the drawn tokens of all processes those of the first one; None: there is one process.
+    """
     causal = causal_model(model)
     packed, training = causal.config._attn_implementation, causal.training
     sampler = TransformersSampler(
@@ -73,30 +81,31 @@ def take_snapshot(
     causal.set_attn_implementation(GROUPED)
     model.eval()
     try:
-        found = list(sampler.complete(requests, SamplingParams(temperature=0.0)))
+        answers = list(sampler.complete(requests, SamplingParams(temperature=0.0)))
     finally:
         causal.set_attn_implementation(packed)
         model.train(training)
-    finished = [c for c in found if c.finish_reason == "stop"]
-    right = [c for c in finished if grade(c.text, questions[c.position].answer or "").verdict == "right"]
-    lengths = np.array([len(c.token_ids) for c in found], dtype=np.int64)
-    repeats, _ = repeated_ngrams(
-        np.concatenate([c.token_ids for c in found]).astype(np.int32), np.append(0, lengths.cumsum()), _NGRAM
-    )
+    finished = [answer for answer in answers if answer.finish_reason == "stop"]
+    right = [a for a in finished if grade(a.text, questions[a.position].answer or "").verdict == "right"]
+    lengths = np.array([len(answer.token_ids) for answer in answers], dtype=np.int64)
+    token_ids = np.concatenate([answer.token_ids for answer in answers]).astype(np.int32)
+    repeats = repeated_ngrams(token_ids, np.append(0, lengths.cumsum()), _NGRAM).num_repeated
     looping = repeats > _LOOPS * np.maximum(lengths - _NGRAM + 1, 1)
-    return Snapshot(step, len(found), len(finished), len(right), int(looping.sum()), float(lengths.mean()))
+    return Snapshot(step, len(answers), len(finished), len(right), int(looping.sum()), float(lengths.mean()))
 
 
 def has_collapsed(before: Snapshot, now: Snapshot) -> str | None:
-    """Say what has come apart since before training; None when nothing has, or nothing can be concluded."""
+    """Return the evidence of a collapse since before training; None if there is none, or too few answers finished."""
     if now.looping > now.questions / 2 and before.looping <= now.questions / 4:
         return (
-            f"{now.looping} of {now.questions} answers repeat themselves without end, {before.looping} before training"
+            f"{now.looping} of {now.questions} answers repeat themselves without end ({before.looping} before training)"
         )
-    enough = min(before.finished, now.finished) >= _ENOUGH
-    if enough and now.right / now.finished < 0.5 * before.right / before.finished and before.right >= _ENOUGH:
-        was = f"{before.right} of {before.finished} before training"
-        return f"{now.right} of {now.finished} finished answers are right, {was}"
+    enough = min(before.finished, now.finished, before.right) >= _MIN_FINISHED
+    if enough and now.right / now.finished < 0.5 * before.right / before.finished:
+        return (
+            f"{now.right} of {now.finished} finished answers are right ({before.right} of {before.finished} before"
+            " training)"
+        )
     return None
 
 

@@ -1,4 +1,4 @@
-"""AdamW over what is trained: by torch in float32, or by bitsandbytes with moments in 8 bits.
+"""AdamW over the trained weights: torch's in float32, or bitsandbytes' with moments in 8 bits.
 
 Input: a model and the options of the stage. Invariant: matrices decay, vectors (norms, biases) do not.
 """
@@ -11,9 +11,9 @@ from dasd_lite.config.train import TrainConfig
 
 
 def make_optimizer(model: Any, config: TrainConfig) -> Any:
-    """Return the optimiser, at a learning rate of 0 until one is set.
+    """Return the optimizer, with a learning rate of 0 until one is set.
 
-    What this machine cannot do, `fit.conflicts` has said before.
+    What this machine cannot do was refused before, by `requirements.conflicts`.
     """
     import torch
 

@@ -1,8 +1,8 @@
-"""What each optimiser step of training does, known before the first one: its rows, who reads them, its learning rate.
+"""What each optimizer step does, known before the first one: its rows, which process reads them, its learning rate.
 
-Input: the lengths of the documents of every row, a seed, the options. Invariants: all of it is a pure
-function of these and of the step, so a run that goes on after a kill does what it would have done;
-nothing but `share` depends on the number of ranks; every row is read once an epoch.
+Input: the lengths of the documents of every row, a seed, the options. Invariants: everything is a pure function of these
+and of the step, so a run that resumes does what it would have done; only `share` depends on the number of processes;
+every row is read once per epoch.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from dasd_lite.data.seeds import derive_seed
 from dasd_lite.errors import TrainError
 from dasd_lite.method import packing
 
-_MOST_ALIKE = 8  # rows of equal cost that lie together in the order
-_GROUPS = 4  # of them in a step at the least, so that a step is still a mixture of short and long documents
+_MAX_GROUP = 8  # rows of equal cost that are next to each other in the order
+_MIN_GROUPS = 4  # groups in a step, so that a step still mixes short and long documents
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,9 @@ class Schedule:
         lengths: Tokens of each document, row after row; int64 `[num_documents]`.
         offsets: Row r has the documents `offsets[r]` to `offsets[r + 1]`; int64 `[num_rows + 1]`.
         config: The options of the stage.
-        seed: Of the order.
-        cost: Cost of a token and of a pair of tokens of one document; see `packing.balance_rows`.
-        max_steps: Steps at most.
+        seed: Seed of the order.
+        cost: Cost of a token, and of a pair of tokens of one document; see `packing.balance_rows`.
+        max_steps: Stop after this many steps; None: after `config.epochs`.
     """
 
     lengths: npt.NDArray[np.int64]
@@ -45,37 +45,37 @@ class Schedule:
     _orders: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse fewer rows than one step reads: a step that reads a row twice is not what was asked for."""
+        """Refuse fewer rows than one step reads: it would have to read a row twice."""
         if self.num_rows < self.rows_per_step:
             raise TrainError(
-                f"{self.num_rows} rows are fewer than one optimiser step reads: train.micro_batch_size ="
-                f" {self.config.micro_batch_size} × train.grad_accum_steps = {self.config.grad_accum_steps}; lower"
-                f" them to {self.num_rows} or fewer rows a step"
+                f"there are only {self.num_rows} rows, fewer than the {self.rows_per_step} of one optimizer step"
+                f" (train.micro_batch_size = {self.config.micro_batch_size} × train.grad_accum_steps ="
+                f" {self.config.grad_accum_steps}); lower one of them, or shorten pack.seq_len"
             )
 
     @property
     def num_rows(self) -> int:
-        """Rows of the data."""
+        """Rows in the data."""
         return len(self.offsets) - 1
 
     @property
     def rows_per_step(self) -> int:
-        """Rows of one optimiser step over all ranks; the last step takes what is left."""
+        """Rows of one optimizer step over all processes; the last step takes what is left."""
         return self.config.micro_batch_size * self.config.grad_accum_steps
 
     @property
     def num_samples(self) -> int:
-        """Rows read in all: each one `epochs` times, and part of them once more when that is a fraction."""
-        whole = max(1, math.ceil(round(self.config.epochs * self.num_rows, 6)))
-        return whole if self.max_steps is None else min(whole, self.max_steps * self.rows_per_step)
+        """Rows read in total: each one `epochs` times, and some of them once more if that is a fraction."""
+        samples = max(1, math.ceil(round(self.config.epochs * self.num_rows, 6)))
+        return samples if self.max_steps is None else min(samples, self.max_steps * self.rows_per_step)
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps."""
+        """Optimizer steps."""
         return math.ceil(self.num_samples / self.rows_per_step)
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step (counted from 0): linear warm-up, then a cosine down to the floor."""
+        """Return the learning rate of a step, counted from 0: linear warm-up, then a cosine down to the minimum."""
         peak, floor = self.config.learning_rate, self.config.min_learning_rate
         warmup = round(self.config.warmup_ratio * self.num_steps)
         if step < warmup:
@@ -84,16 +84,16 @@ class Schedule:
         return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
     def rows_of(self, step: int) -> list[int]:
-        """Return the rows of a step (counted from 0), the most expensive first; it may reach into the next epoch."""
+        """Return the rows of a step, the most expensive first; a step may reach into the next epoch."""
         first = step * self.rows_per_step
-        places = (divmod(i, self.num_rows) for i in range(first, min(first + self.rows_per_step, self.num_samples)))
-        rows = [int(self.order(epoch)[place]) for epoch, place in places]
+        samples = range(first, min(first + self.rows_per_step, self.num_samples))
+        rows = [int(self.order(epoch)[i]) for epoch, i in (divmod(sample, self.num_rows) for sample in samples)]
         return sorted(rows, key=lambda row: (-self.costs[row], row))
 
     def share(self, step: int, rank: int, num_ranks: int) -> list[list[int]]:
-        """Return the micro-batches of one rank in a step: equally many for each rank, empty ones where rows run out.
+        """Return the micro-batches of one rank in a step: the same number for each rank, empty where rows run out.
 
-        At any moment all ranks work on neighbours in the order of cost, for they wait for each other.
+        At any moment all ranks work on rows of about equal cost, because they wait for each other.
         """
         rows, size = self.rows_of(step), self.config.micro_batch_size
         micro_batches = [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -102,29 +102,29 @@ class Schedule:
         return micro_batches[rank::num_ranks]
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Return the order of rows in an epoch.
+        """Return the order of the rows in an epoch; int64 `[num_rows]`.
 
-        Rows of about equal cost lie together in small groups, so that any number of ranks finds work of equal
-        length in it; the groups are in a random order.
+        Rows of about equal cost form small groups, in random order, so that any number of ranks finds work of equal
+        length.
         """
         if epoch not in self._orders:
-            most = max(1, min(_MOST_ALIKE, self.rows_per_step // _GROUPS))
-            alike = max(n for n in range(1, most + 1) if self.rows_per_step % n == 0)
-            no_one = np.empty(0, dtype=np.uint32)
+            most = max(1, min(_MAX_GROUP, self.rows_per_step // _MIN_GROUPS))
+            group = max(n for n in range(1, most + 1) if self.rows_per_step % n == 0)
+            rejected = np.empty(0, dtype=np.uint32)
             tokens = np.add.reduceat(self.lengths, self.offsets[:-1])
             num_tokens, longest = int(tokens.sum()), int(tokens.max())
             documents = np.arange(len(self.lengths), dtype=np.uint32)
-            found = packing.balance_rows(
-                packing.Plan(documents, self.offsets, no_one, num_tokens, longest),
+            balanced = packing.balance_rows(
+                packing.Plan(documents, self.offsets, rejected, num_tokens, longest),
                 self.lengths,
-                num_ranks=alike,
-                micro_steps=self.rows_per_step // alike,
+                num_ranks=group,
+                micro_steps=self.rows_per_step // group,
                 cost=self.cost,
                 seed=derive_seed(self.seed, "rows", epoch),
             )
-            while len(self._orders) > 1:  # a step reaches into two epochs at the most
+            while len(self._orders) > 1:  # a step reaches into two epochs at most
                 del self._orders[next(iter(self._orders))]
-            self._orders[epoch] = np.concatenate([found.rows.ravel(), found.left_over]).astype(np.int64)
+            self._orders[epoch] = np.concatenate([balanced.rows.ravel(), balanced.left_over]).astype(np.int64)
         return self._orders[epoch]
 
     @cached_property

@@ -34,9 +34,19 @@ def load_trainable(
 ) -> Any:
     """Load a model to train by `method`, in train mode.
 
-    What is trained is float32 whatever `dtype` says; weights that stay as they are take `dtype`, and with kind "qlora"
-    4 bits. The adapter's start is drawn from torch's generator, or is `adapter`, an earlier one's folder. With
-    `to_shard` the weights are left as they are stored, in host memory, for `distributed.shard` to take.
+    Args:
+        folder: The model's.
+        method: Full training, or an adapter. A new adapter is drawn from torch's generator.
+        dtype: Format of frozen weights, unless qlora makes them 4 bits; trained weights are float32.
+        device: Where to load it.
+        gradient_checkpointing: Compute activations again in the backward pass.
+        liger: Whether to use Liger's kernels.
+        adapter: Folder of an adapter to continue with.
+        to_shard: Leave the weights in host memory in their stored format, for `ranks.shard`.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ConfigError: The folder holds no such model, or an option does not fit it.
     """
     is_lora = isinstance(method, Lora)
     four_bit = isinstance(method, Lora) and method.kind == "qlora"
@@ -61,7 +71,7 @@ def load_trainable(
 
 
 def _narrow(module: Any, arguments: Any, hidden: Any) -> Any:
-    """Begin the residual stream in the format of the computation: under autocast it would stay float32 throughout."""
+    """Start the residual stream in the format of the computation: under autocast it would stay float32 throughout."""
     device = hidden.device.type
     return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
 
@@ -87,9 +97,9 @@ def _add_adapter(model: Any, folder: Path, method: Lora, adapter: Path | None, d
             raise ConfigError(fault)
     if method.kind == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        # That makes everything but the 4-bit weights float32. They are frozen, so it adds no information (norms
-        # compute in float32 anyway), but embeddings of a vocabulary of 152K would take 1.6 GB of an 8 GB card, and
-        # what comes out of the norms twice the room.
+        # peft makes everything but the 4-bit weights float32. They are frozen, so that adds nothing (norms compute in
+        # float32 anyway), but the embeddings of a vocabulary of 152K would take 1.6 GB of an 8 GB GPU, and the outputs
+        # of the norms twice the memory.
         for p in model.parameters():
             if p.dtype == torch.float32:
                 p.data = p.data.to(dtype)
@@ -106,20 +116,21 @@ def _add_adapter(model: Any, folder: Path, method: Lora, adapter: Path | None, d
 
 
 def _check_adapter(folder: Path, method: Lora) -> None:
-    """Refuse to go on with an adapter of another shape."""
+    """Refuse to continue with an adapter of another shape."""
     path = folder / "adapter_config.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: no adapter to start from ({error}); use train.method.start = 'merged'") from error
-    if isinstance(method.target_modules, list) and set(found.get("target_modules") or ()) != set(method.target_modules):
+    targets = sorted(config.get("target_modules") or ())
+    if isinstance(method.target_modules, list) and targets != sorted(set(method.target_modules)):
         raise ConfigError(
-            f"train.method.target_modules = {method.target_modules}, the adapter to start from has"
-            f" {sorted(found.get('target_modules') or ())}; make them equal, or use start = 'merged'"
+            f"train.method.target_modules = {method.target_modules}, but the adapter to start from has {targets}; make"
+            " them equal, or use start = 'merged'"
         )
     for key, name, wanted in (("r", "rank", method.rank), ("lora_alpha", "alpha", method.alpha)):
-        if found.get(key) != wanted:
+        if config.get(key) != wanted:
             raise ConfigError(
-                f"train.method.{name} = {wanted}, the adapter to start from has {found.get(key)}; make them equal, or"
-                " use start = 'merged'"
+                f"train.method.{name} = {wanted}, but the adapter to start from has {config.get(key)}; make them equal,"
+                " or use start = 'merged'"
             )
