@@ -1,4 +1,4 @@
-"""Turns each mistake in a recipe into one line: file, line, key, value, and what would be right."""
+"""Turns each mistake in a recipe or in options into one line: file, line, key, value, and what would be right."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Places:
     """Where the keys of a recipe are written.
 
     Attributes:
-        file: The recipe's file.
+        file: The recipe's file; empty for options that Python code gives.
         written: `file:line` or `command line` of each key that is written.
         phases: The names of the phases, as written.
     """
 
     file: str
     written: Mapping[Location, str]
-    phases: Sequence[Any]
+    phases: Sequence[Any] = ()
 
     def of(self, keys: Location) -> str:
         """Return the place of a key, or of the innermost table around it that is written."""
@@ -58,7 +58,9 @@ def explain(error: ValidationError, at: Location, places: Places) -> Iterator[tu
     for fault in error.errors(include_url=False):
         location = (*at, *fault["loc"])
         keys, types = _walk(location)
-        yield keys, _line(fault, location, keys, types, places)
+        written, text = _describe(fault, location, keys, types, places)
+        place = places.of(written)
+        yield keys, f"{place}: {text}" if place else text
 
 
 def shorten(text: str) -> str:
@@ -66,18 +68,20 @@ def shorten(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 20]}…{text[-20:]}"
 
 
-def _line(fault: Mapping[str, Any], location: Location, keys: Location, types: list[Any], places: Places) -> str:
-    kind, value = fault["type"], fault["input"]
-    name, place = places.name(keys), places.of(keys)
+def _describe(
+    fault: Mapping[str, Any], location: Location, keys: Location, types: Sequence[Any], places: Places
+) -> tuple[Location, str]:
+    """Return the keys whose line is to be named, and what is wrong there."""
+    kind, value, name = fault["type"], fault["input"], places.name(keys)
     if kind == "missing":
-        return f"{places.of(keys[:-1])}: {name} is missing: {_doc(location)}"
+        return keys[:-1], f"{name} is missing: {_doc(location)}"
     if kind == "extra_forbidden":
-        return f"{place}: {name}: unknown key{_hint(location, places.name(keys[:-1]))}"
+        return keys, f"{name}: unknown key{_hint(location, places.name(keys[:-1]))}"
     if kind in _NO_KIND and isinstance(value, Mapping):
         known = ", ".join(sorted(known for model in _tables(types) for known in _kinds(model)))
         if "kind" not in value:
-            return f"{place}: {name}.kind is missing: should be one of {known}"
-        return f"{places.of((*keys, 'kind'))}: {name}.kind = {_value(value['kind'])}: should be one of {known}"
+            return keys, f"{name}.kind is missing: should be one of {known}"
+        return (*keys, "kind"), f"{name}.kind = {_value(value['kind'])}: should be one of {known}"
     if kind in (*_NO_TABLE, *_NO_KIND):
         message = "should be a table of keys and values"
     elif kind == "path_type":
@@ -85,8 +89,8 @@ def _line(fault: Mapping[str, Any], location: Location, keys: Location, types: l
     else:
         message = re.sub("^Value error, |^(Input|List|String) (?=should)| after validation", "", str(fault["msg"]))
     if isinstance(value, Mapping) or not keys:  # several keys do not fit together
-        return f"{place}: {name + ': ' if name else ''}{message}"
-    return f"{place}: {name} = {_value(value)}: {message}"
+        return keys, f"{name}: {message}" if name else message
+    return keys, f"{name} = {_value(value)}: {message}"
 
 
 def _key(key: str) -> str:

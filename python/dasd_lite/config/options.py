@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from dasd_lite.config.explain import Places, explain
 from dasd_lite.config.models import Table
 from dasd_lite.errors import ConfigError
 
@@ -31,12 +32,5 @@ def with_options(table: type[T], config: T | None, options: Mapping[str, Any], n
     try:
         return table.model_validate({**values, **options})
     except ValidationError as error:
-        lines = []
-        for fault in error.errors(include_url=False):
-            key = ".".join(str(part) for part in (name, *fault["loc"]))
-            if fault["type"] == "extra_forbidden":
-                lines.append(f"{key}: unknown option; there are {', '.join(table.model_fields)}")
-            else:
-                message = str(fault["msg"]).removeprefix("Value error, ").replace("Input should", "should")
-                lines.append(f"{key} = {fault['input']!r}: {message}")
-        raise ConfigError("\n".join(lines)) from None
+        mistakes = explain(error, (name,), Places(file="", written={}))
+        raise ConfigError("\n".join(line for _, line in mistakes)) from None
