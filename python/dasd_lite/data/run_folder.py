@@ -27,10 +27,33 @@ class StageFolder:
         """`PHASE/STAGE`, as people call it."""
         return f"{self.phase}/{self.stage}"
 
+    @classmethod
+    def at(cls, path: Path) -> StageFolder:
+        """Return the stage whose folder is `path`."""
+        path = path if path.name not in ("", "..") else path.resolve()
+        return cls(path.parent.name, path.name, path)
+
     @property
     def is_finished(self) -> bool:
         """Whether its manifest has been written."""
         return (self.path / "manifest.json").exists()
+
+    @property
+    def state(self) -> str:
+        """Finished, unfinished, or not started."""
+        if self.is_finished:
+            return "finished"
+        return "unfinished" if self.path.is_dir() and any(self.path.iterdir()) else "not started"
+
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """Dataset folders of the stage: its own, and where two models work in turn, that of the first inside it."""
+        first = {"mix": "student", "score": "teacher"}.get(self.stage)
+        return (self.path,) if first is None else (self.path, self.path / first)
+
+    def sibling(self, stage: str) -> StageFolder:
+        """Return another stage of the same phase."""
+        return StageFolder(self.phase, stage, self.path.parent / stage)
 
 
 @dataclass(frozen=True)
@@ -38,6 +61,12 @@ class RunFolder:
     """The results of one recipe."""
 
     path: Path
+
+    @classmethod
+    def containing(cls, path: Path) -> RunFolder | None:
+        """Return the run folder that `path` lies in; None if no folder above it holds a recipe."""
+        runs = (cls(parent) for parent in path.resolve().parents)
+        return next((run for run in runs if run.recipe_file.exists()), None)
 
     @property
     def report(self) -> Path:
