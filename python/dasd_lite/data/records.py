@@ -62,7 +62,7 @@ SCORE = pa.schema(
 )
 """Rows of score, one per rollout. Student columns are null if the rollout exceeds the student's context."""
 
-TEACHER_LOGPROBS = pa.schema(
+TEACHER_TOKENS = pa.schema(
     [
         ("uid", pa.string()),  # of the rollout
         ("token_ids", TOKENS),  # of its completion in the teacher's vocabulary
