@@ -1,4 +1,4 @@
-"""The show command: what it prints of each kind of folder, with and without colours."""
+"""The show command: what it prints for each kind of folder, with and without colors."""
 
 import io
 import json
@@ -120,9 +120,9 @@ def run_folder(tmp_path):
     return run
 
 
-def shown(monkeypatch, folder, uid=None, *, colour=False, rejected=False, width=100, limit=3):
+def shown(monkeypatch, folder, uid=None, *, color=False, rejected=False, width=100, limit=3):
     text = io.StringIO()
-    terminal = Console(file=text, width=width, highlight=False, force_terminal=colour, no_color=not colour)
+    terminal = Console(file=text, width=width, highlight=False, force_terminal=color, no_color=not color)
     monkeypatch.setattr(console, "out", lambda: terminal)
     show(folder, uid, rejected=rejected, limit=limit)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
@@ -175,7 +175,7 @@ def test_trained_and_masked_tokens(monkeypatch, run_folder):
 def test_rows_for_training(monkeypatch, run_folder, stage):
     text = shown(monkeypatch, run_folder / "low" / stage)
     assert "2 rollouts in 1 rows, 87.5% full; 69 of 141 tokens are trained on (48.9%)" in text
-    assert "row 0  141 tokens, 69 trained (48.9%) · 2 documents, none sees another ━━━" in text
+    assert "row 0  141 tokens, 69 trained (48.9%) · 2 documents, none attends to another ━━━" in text
     assert "rollout aa01  document 1 of 2 · 98 tokens, 62 trained" in text
     assert "█ T 0.90 0.30 Wait, é no." in text
     assert "rollout cc03  document 2 of 2 · 43 tokens, 7 trained" in text
@@ -201,7 +201,7 @@ def test_documents_that_are_not_shown_are_named(monkeypatch, run_folder, tmp_pat
     dataset(run_folder / "low" / "pack", "pack", rows=(ROW, rows))
     text = shown(monkeypatch, run_folder / "low" / "pack", limit=2)
     assert text.count("rollout r") == 3
-    assert "… 3 more of this row: r2, r3, r4\n" in text
+    assert "… 3 more in this row: r2, r3, r4\n" in text
     assert "row 1  41 tokens, 5 trained (12.2%) · 1 document ━━" in text
     assert "r4" in shown(monkeypatch, run_folder / "low" / "pack", "r4")
 
@@ -243,7 +243,7 @@ def test_the_middle_of_a_long_answer_is_left_out_unless_it_is_asked_for(monkeypa
     text = shown(monkeypatch, run_folder / "low" / "select")
     assert "Step 22 is done." in text and "Step 23 is done." not in text
     assert "Step 53 is done." in text and "Step 52 is done." not in text
-    assert "… 30 pieces, 510 bytes; by its uid it is whole" in text
+    assert "… 30 pieces, 510 bytes left out; name its uid to see all of it" in text
     whole = shown(monkeypatch, run_folder / "low" / "select", "long")
     assert all(sentence in whole for sentence in sentences)
 
@@ -267,17 +267,19 @@ def test_a_training_s_steps_are_before_its_rows(monkeypatch, run_folder):
     assert [line.split()[0] for line in lines[1:9]] == ["1", "15", "29", "43", "57", "71", "85", "99"]
     assert lines[8].split() == ["99", "0.0101", "1.00e-03", "0.5", "400", "3,000"]
     assert lines[9] == f"Every step: {run_folder}/low/train/metrics.jsonl"
-    assert lines[10] == f"What train reads: {run_folder}/low/pack"
-    assert "row 0  141 tokens" in text and "packed anew" not in text
+    assert lines[10] == f"Its training rows: {run_folder}/low/pack"
+    assert "row 0  141 tokens" in text and "packed again" not in text
     assert "Every step" in text and "1.00e-03" not in shown(monkeypatch, run_folder / "low" / "train", "cc03")
 
 
 def test_rows_that_are_not_those_it_was_trained_on(monkeypatch, run_folder):
     packed = read_manifest(run_folder / "low" / "pack")["fingerprint"]
     write_training(run_folder / "low" / "train", 1, rows=packed)
-    assert "packed anew" not in shown(monkeypatch, run_folder / "low" / "train")
+    assert "packed again" not in shown(monkeypatch, run_folder / "low" / "train")
     write_training(run_folder / "low" / "train", 1, rows="another")
-    assert "not the rows that this model was trained on" in shown(monkeypatch, run_folder / "low" / "train")
+    assert "packed again later: they are not the rows that this model was trained on" in shown(
+        monkeypatch, run_folder / "low" / "train"
+    )
 
 
 def test_a_training_without_rows_beside_it(monkeypatch, run_folder, tmp_path):
@@ -286,7 +288,7 @@ def test_a_training_without_rows_beside_it(monkeypatch, run_folder, tmp_path):
     write_training(folder, 2)
     text = shown(monkeypatch, folder)
     assert "Every step: " in text
-    assert "The rows it was trained on are not beside it." in text
+    assert "The rows it was trained on are not in a folder next to it." in text
     with pytest.raises(DataError, match="elsewhere: no rollout 'aa01'"):
         shown(monkeypatch, folder, "aa01")
     write_training(folder, 2, rows="another")
@@ -331,15 +333,15 @@ def test_mixed_rollouts_say_who_wrote(monkeypatch, run_folder):
 
 def test_graded_answers(monkeypatch, run_folder):
     text = shown(monkeypatch, run_folder / "low" / "evaluate")
-    assert "answer 2 · found 3 · wrong · 12 tokens" in text
+    assert "answer 2 · extracted 3 · wrong · 12 tokens" in text
 
 
 def test_all_answers_of_a_prompt(monkeypatch, run_folder):
     assert "rollout bb02" in shown(monkeypatch, run_folder / "low" / "sample", "q2")
 
 
-def test_colours(monkeypatch, run_folder):
-    text = shown(monkeypatch, run_folder / "low" / "select", "aa01", colour=True)
+def test_colors(monkeypatch, run_folder):
+    text = shown(monkeypatch, run_folder / "low" / "select", "aa01", color=True)
     assert "\x1b[33mWait, é no." in text
     assert "\x1b[36mUp 3 is 2." in text
     assert "\x1b[32m█" in text
@@ -362,19 +364,19 @@ def test_long_sentences_stay_in_their_column(monkeypatch, run_folder):
 def test_without_a_recipe_text_is_shown(monkeypatch, run_folder):
     (run_folder / "recipe.json").unlink()
     text = shown(monkeypatch, run_folder / "low" / "select")
-    assert "the student's tokenizer is not known" in text
+    assert "Tokens are not shown: without a recipe.json above the folder, the student is unknown." in text
     assert SENTENCES.splitlines()[1] in text
 
 
 def test_errors(monkeypatch, run_folder, tmp_path):
     sample = run_folder / "low" / "sample"
-    with pytest.raises(DataError, match=r"no rollout or prompt 'aa0l' in it; the nearest is 'aa01'"):
+    with pytest.raises(DataError, match=r"has no rollout or prompt 'aa0l'; the closest is 'aa01'"):
         shown(monkeypatch, sample, "aa0l")
     with pytest.raises(DataError, match=r"show can read .*low/evaluate, .*low/pack"):
         shown(monkeypatch, run_folder)
     with pytest.raises(DataError, match="no such folder"):
         shown(monkeypatch, tmp_path / "nowhere")
-    with pytest.raises(DataError, match="no finished folder"):
+    with pytest.raises(DataError, match="has no finished folder of rollouts"):
         shown(monkeypatch, tmp_path / "student")
     with pytest.raises(DataError, match="only a select folder"):
         shown(monkeypatch, sample, rejected=True)

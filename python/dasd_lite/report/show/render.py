@@ -1,7 +1,7 @@
-"""How the show command puts pieces, rows and metrics on the terminal.
+"""Print pieces, rows, and metrics for the show command.
 
-Input: pieces with what is known of them. Invariant: what colours say is said without them as well, by letters and
-marks in the margin; and text from a model cannot control the terminal.
+Input: pieces with what is known about them. Invariant: letters and marks in the margin say everything that colors say,
+and text from a model cannot control the terminal.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _MARGIN = {  # letter, style, meaning
 _TRAINED, _MASKED = ("█", "green"), ("░", "bright_black")
 _CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 _WIDTHS = {"mask": 1, "class": 1, "p_T": 4, "p_S": 4, "author": 7}
-_NUM_STEPS = 8  # of a training, from the first to the last
+_NUM_STEPS = 8  # printed of a training, from the first to the last
 
 
 @dataclass
-class Shown:
+class View:
     """One rollout or document, ready to print."""
 
     title: str
@@ -41,13 +41,13 @@ class Shown:
     question: str = ""
     warning: str = ""
     row: str = ""
-    """The row that begins with this document."""
+    """Heading of the row that begins with this document."""
     after: str = ""
-    """What is left out behind it."""
+    """Printed below it: what is left out."""
 
 
-def print_view(terminal: Console, view: Shown) -> None:
-    """Print one rollout or document, and the head of the row that it begins."""
+def print_view(terminal: Console, view: View) -> None:
+    """Print one rollout or document, below the heading of the row that it begins."""
     from rich.rule import Rule
     from rich.table import Table
     from rich.text import Text
@@ -70,15 +70,15 @@ def print_view(terminal: Console, view: Shown) -> None:
         grid.add_row(*(Text(name if name in ("p_T", "p_S") else "", style="dim") for name in columns))
     room = max(terminal.width - sum(_WIDTHS[name] + 1 for name in columns[:-1]), 1)
     for piece in view.pieces:
-        # Wrapped here, so that the mark of trained or masked stands before each line of it.
+        # Wrapped here and not by rich, so that each line has its mark of trained or masked.
         _add(grid, piece, columns, lambda text: Text("\n").join(text.wrap(terminal, room, overflow="fold")))
     terminal.print(grid)
     if view.after:
         terminal.print(Text(safe(view.after), style="dim"))
 
 
-def _columns(view: Shown) -> list[str]:
-    """Name the columns that this rollout has something for."""
+def _columns(view: View) -> list[str]:
+    """Return the columns that this rollout has values for."""
     columns = ["mask"] if any(piece.trained is not None for piece in view.pieces) else []
     columns += ["class", "p_T", "p_S"] if any(piece.kind is not None for piece in view.pieces) else []
     columns += ["author"] if any(piece.author for piece in view.pieces) else []
@@ -91,7 +91,7 @@ def _add(grid: Table, piece: Piece, columns: list[str], wrap: Callable[[Text], T
     letter, style, _ = _MARGIN[piece.kind] if piece.kind is not None else ("", "", "")
     if piece.author:
         style = "cyan" if piece.author == "student" else "yellow"
-    mark, colour = _TRAINED if piece.trained else _MASKED
+    mark, color = _TRAINED if piece.trained else _MASKED
     if piece.trained is False:
         style = "dim"
     elif piece.trained and not style and piece.kind is None:
@@ -99,7 +99,7 @@ def _add(grid: Table, piece: Piece, columns: list[str], wrap: Callable[[Text], T
     text = wrap(_body(piece, style))
     lines = 0 if piece.trained is None else text.plain.count("\n") + 1
     cells = {
-        "mask": Text("\n".join([mark] * lines), style=colour),
+        "mask": Text("\n".join([mark] * lines), style=color),
         "class": Text(letter, style=style),
         "p_T": Text(_probability(piece, piece.p_teacher), style="dim"),
         "p_S": Text(_probability(piece, piece.p_student), style="dim"),
@@ -110,7 +110,7 @@ def _add(grid: Table, piece: Piece, columns: list[str], wrap: Callable[[Text], T
 
 
 def _body(piece: Piece, style: str) -> Text:
-    """Write a piece's text, line ends at its end as signs, and the note behind it."""
+    """Return the text of a piece with trailing line ends as ↵, and its note."""
     from rich.text import Text
 
     body = piece.text.rstrip("\n")
@@ -127,18 +127,18 @@ def _probability(piece: Piece, value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.2f}"
 
 
-def print_legend(terminal: Console, shown: list[Shown], beta: float) -> None:
-    """Explain the marks that were used."""
+def print_legend(terminal: Console, views: list[View], beta: float) -> None:
+    """Explain the marks that the views use."""
     from rich.text import Text
 
-    pieces = [piece for view in shown for piece in view.pieces]
+    pieces = [piece for view in views for piece in view.pieces]
     lines: list[list[tuple[str, str, str]]] = []
     if any(piece.trained is not None for piece in pieces):
         lines.append([(*_TRAINED, "trained: in the loss"), (*_MASKED, "masked: read, not in the loss")])
     if any(piece.kind is not None for piece in pieces):
         lines.append(list(_MARGIN.values()))
     if any(piece.author for piece in pieces):
-        lines.append([("student", "cyan", "began"), ("teacher", "yellow", "went on")])
+        lines.append([("student", "cyan", "wrote the beginning"), ("teacher", "yellow", "wrote the rest")])
     for i, entries in enumerate(lines):
         legend = Text("" if i else "\n")
         for mark, style, meaning in entries:
@@ -148,7 +148,7 @@ def print_legend(terminal: Console, shown: list[Shown], beta: float) -> None:
 
 
 def print_metrics(terminal: Console, metrics: Sequence[dict[str, Any]]) -> None:
-    """Print a few steps of a training, evenly spaced, the first and the last among them."""
+    """Print a few evenly spaced steps of a training, including the first and the last."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -169,5 +169,5 @@ def print_metrics(terminal: Console, metrics: Sequence[dict[str, Any]]) -> None:
 
 
 def safe(text: str) -> str:
-    """Replace control characters, which could move the cursor or worse, by pictures of them."""
+    """Replace control characters, which could move the cursor or worse, with visible symbols."""
     return text.translate(_CONTROL)
