@@ -1,10 +1,11 @@
-"""The report: its numbers by hand, its page well-formed, escaped and complete in itself."""
+"""The report: its numbers by hand, one voice with the summary, its page well-formed, escaped, and self-contained."""
 
 import io
 import itertools
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +13,19 @@ import pytest
 from rich.console import Console
 
 from dasd_lite import console
+from dasd_lite.config.chain import STAGES
 from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.data.manifest import Identity
 from dasd_lite.data.records import GRADED, KEPT, REJECTED, ROLLOUT, ROW, SCORE
+from dasd_lite.data.run_folder import RunFolder
 from dasd_lite.data.writer import ShardWriter, begin
 from dasd_lite.errors import DataError
 from dasd_lite.method.sentences import sentence_ends
-from dasd_lite.report import page as report
-from dasd_lite.report import results as report_data
+from dasd_lite.report import results, tables
+from dasd_lite.report.page import write_report
 from dasd_lite.report.rollouts import Preference, opening_of, read_phase
+from dasd_lite.report.show.show import show
+from dasd_lite.report.summary import summary
 
 EVIL = 'pick<script>alert("x")</script>'
 LONG = "<think> Start at 9. Wait, no. Up 3 is 2.</think>\nAnswer: 2"
@@ -48,7 +53,7 @@ def dataset(folder, stage, tables=None, counts=None, **timing):
     identity = Identity(stage, 1, {}, {"of": str(folder.parent.name)})
     with ShardWriter(folder, identity, {name: schema for name, (schema, _) in tables.items()}) as writer:
         for name, (schema, rows) in tables.items():
-            for part in (rows[:2], rows[2:]) if name == "scores" else (rows,):  # batches need not end alike
+            for part in (rows[:2], rows[2:]) if name == "scores" else (rows,):  # row groups of the two differ
                 writer.write(name, pa.RecordBatch.from_pylist(part, schema=schema))
         writer.publish(counts or {}, **timing)
 
@@ -107,13 +112,16 @@ def select(folder, rows):
         for uid, prompt, answer, completion, classes, tokens, reason in rows
     ]
     kept = [{k: v for k, v in row.items() if k in KEPT.names} for row in columns if not row["reason"]]
-    tables = {"kept": (KEPT, kept), "rejected": (REJECTED, [row for row in columns if row["reason"]])}
-    dataset(folder, "select", tables, seconds=1.0)
+    rejected = [row for row in columns if row["reason"]]
+    reasons = dict(Counter(row["reason"] for row in rejected).most_common())
+    counts = {"rollouts": len(rows), "kept": len(kept), "rejected": reasons}
+    dataset(folder, "select", {"kept": (KEPT, kept), "rejected": (REJECTED, rejected)}, counts, seconds=1.0)
 
 
 def train(folder, loss):
-    looks = [{"step": step, "questions": 16, "right": right} for step, right in ((0, 3), (1, 2), (3, 12))]
-    dataset(folder, "train", {}, {"watched": looks}, tokens_per_second=1234.0, seconds=4.0)
+    snapshots = [{"step": step, "questions": 16, "right": right} for step, right in ((0, 3), (1, 2), (3, 12))]
+    counts = {"tokens": 4936, "monitored": snapshots}
+    dataset(folder, "train", {}, counts, tokens_per_second=1234.0, seconds=4.0)
     rows = [
         {"step": i + 1, "loss": value, "learning_rate": 1e-3 / (i + 1), "grad_norm": 1.0, "tokens": 9, "seconds": 0.1}
         for i, value in enumerate(loss)
@@ -126,9 +134,10 @@ def low(folder):
         {**question(prompt, answer), "uid": uid, "completion": completion}
         for uid, prompt, answer, completion, *_ in ROLLOUTS
     ]
-    dataset(folder / "sample", "sample", {"rollouts": (ROLLOUT, rollouts)}, seconds=2.0, sampled_tokens=500)
+    timing = {"seconds": 2.0, "sampled_tokens": 500, "tokens_per_second": 251.0}  # without the time to publish
+    dataset(folder / "sample", "sample", {"rollouts": (ROLLOUT, rollouts)}, {"prompts": 2, "rollouts": 5}, **timing)
     scores = [score_row(uid, completion, classes) for uid, _, _, completion, classes, *_ in ROLLOUTS]
-    dataset(folder / "score", "score", {"scores": (SCORE, scores)}, seconds=1.0, scored_tokens=300)
+    dataset(folder / "score", "score", {"scores": (SCORE, scores)}, {"rollouts": 5}, seconds=1.0, scored_tokens=300)
     select(folder / "select", ROLLOUTS)
     counts = {"rollouts": 2, "replayed": 0, "rows": 1, "tokens": 28, "target_tokens": 22, "fill": 0.875}
     dataset(folder / "pack", "pack", {"rows": (ROW, [])}, counts, seconds=0.5)
@@ -148,12 +157,13 @@ def mixed(folder):
             "token_bytes": [20, 9, 0],  # the end token has no bytes and does not count
         }
     ]
-    begun = [
+    started = [
         {**question("q1", "2"), "uid": "s0", "completion": LONG, "finish_reason": "length"},
         {**question("q2", "5"), "uid": "s1", "completion": SHORT},
     ]
-    dataset(folder / "mix" / "student", "mix.student", {"rollouts": (ROLLOUT, begun)}, seconds=2.0, sampled_tokens=90)
-    # The manifest of mix comes last, over the folder that holds the student's part: written by hand here.
+    timing = {"seconds": 2.0, "sampled_tokens": 90, "tokens_per_second": 45.0}
+    dataset(folder / "mix" / "student", "mix.student", {"rollouts": (ROLLOUT, started)}, **timing)
+    # mix writes its manifest around the finished folder of the student's part, which ShardWriter would clear.
     dataset(
         folder / "mix-",
         "mix",
@@ -161,6 +171,7 @@ def mixed(folder):
         {"prompts": 2, "cut_off": 1, "rollouts": 1},
         seconds=1.0,
         sampled_tokens=60,
+        tokens_per_second=60.0,
     )
     for path in (folder / "mix-").iterdir():
         path.rename(folder / "mix" / path.name)
@@ -195,7 +206,7 @@ def make_run(place):
 
 @pytest.fixture
 def run_folder(tmp_path):
-    """A run of a test's own, to take something away from."""
+    """A run that the test may change."""
     return make_run(tmp_path)
 
 
@@ -203,13 +214,13 @@ def shown(run_folder, width=120):
     text = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(console, "out", lambda: Console(file=text, width=width, highlight=False))
-        path = report.run(run_folder, run_folder / "report")
+        path = write_report(run_folder)
     return text.getvalue(), path
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that no test changes."""
+    """A run that tests only read."""
     return make_run(tmp_path_factory.mktemp("whole"))
 
 
@@ -243,16 +254,17 @@ def test_accuracy_by_hand(reported):
 
 
 def test_no_line_about_lower_when_nothing_fell(whole):
-    stages = report_data.all_stages(whole, report_data.read_recipe(whole))
-    assert report.tables.lowered(report_data.evaluations(stages)[:2]) == []
+    models = [results.read_accuracy(whole / phase / "evaluate") for phase in ("base", "low")]
+    assert tables.lowered(models) == []
 
 
-def test_changes_of_other_questions_add_their_errors():
+def test_errors_of_different_questions_add_up():
     def accuracy(**means):
-        return report_data.Accuracy(2, 2, float(np.mean(list(means.values()))), 0.3, 0, 0, 1, means)
+        return results.Accuracy(means, samples=2, truncated=0, unparseable=0, tokens=1)
 
-    found = report_data.change(accuracy(a=0.0, b=1.0), accuracy(c=1.0, d=1.0))
-    assert (found.difference, found.error) == (0.5, pytest.approx(0.3 * 2**0.5))
+    change = results.accuracy_change(accuracy(a=0.0, b=0.6), accuracy(c=1.0, d=0.2))
+    # standard deviations 0.6/√2 and 0.8/√2, over √2: errors 0.3 and 0.4
+    assert (change.difference, change.error) == (pytest.approx(0.3), pytest.approx(0.5))
 
 
 def test_selection_and_classes_by_hand(reported):
@@ -282,19 +294,19 @@ def test_rollouts_packing_time_by_hand(reported):
     assert table_rows(text, "Packing") == [["low", "2", "0", "1", "28", "22", "87.5 %"]]
     assert table_rows(text, "Training") == [["low", "3", "3.000 → 1.000", "1.00", "1,234", "3 → 12 of 16 right"]]
     times = table_rows(text, "Seconds of each stage (tokens per second)")
-    assert times[0] == ["sample", "–", "2.0 (250)", "–"]
+    assert times[0] == ["sample", "–", "2.0 (251)", "–"]
     assert times[1] == ["mix", "–", "–", "3.0 (50)"]  # both parts: 150 tokens in 3 s
     assert times[-1][:3] == ["all", "1.0", "9.5"]
 
 
 def test_classes_add_up_over_positions(whole):
-    recipe = report_data.read_recipe(whole)
-    found = read_phase(whole, recipe.phase[0], None)
-    assert found.candidates.totals.tolist() == [17, 4, 1, 1]
-    shared, teacher, student, none = found.candidates.by_position[:6].T.tolist()
+    run = RunFolder(whole)
+    measured = read_phase(run, results.read_recipe(run).phase[0], None)
+    assert measured.candidates.totals.tolist() == [17, 4, 1, 1]
+    shared, teacher, student, none = measured.candidates.by_position[:6].T.tolist()
     assert (shared, teacher) == ([5, 5, 0, 3, 3, 1], [0, 0, 3, 1, 0, 0])
     assert (student, none) == ([0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0])
-    assert found.difference.sum() == found.plane.sum() == 22  # all but the sentence without a probability
+    assert measured.difference.sum() == measured.plane.sum() == 22  # all but the sentence without a probability
 
 
 def test_openings_are_compared_with_indifference():
@@ -342,8 +354,7 @@ def test_page_is_well_formed_and_needs_nothing_else(whole, reported):
     svgs = [element for element in root.iter() if element.tag.endswith("}svg")]
     assert len(svgs) == 9
     assert all(any(e.tag.endswith("}text") for e in svg.iter()) for svg in svgs)  # text stays text
-    assert "#00fe" not in page  # each colour became a variable of the page
-    assert "DejaVu" not in page
+    assert "svg text { font-family: inherit !important; fill: var(--ink) !important; }" in page
 
 
 def test_data_is_escaped(reported):
@@ -357,9 +368,9 @@ def test_data_is_escaped(reported):
 def test_what_is_missing_is_said(reported):
     text, page = reported
     assert "Not finished:" in text
-    said = " ".join(text.split())
-    for state in ("late/sample (unfinished)", "late/score (not begun)", "mixed/pack (not begun)"):
-        assert state in said
+    printed = " ".join(text.split())
+    for state in ("late/sample (unfinished)", "late/score (not started)", "mixed/pack (not started)"):
+        assert state in printed
     assert "<li>late / sample: unfinished</li>" in page
 
 
@@ -368,7 +379,7 @@ def test_a_run_that_has_only_begun(tmp_path, whole):
     begun.mkdir()
     (begun / "recipe.json").write_bytes((whole / "recipe.json").read_bytes())
     text, path = shown(begun)
-    assert "before/evaluate (not begun)" in " ".join(text.split())
+    assert "before/evaluate (not started)" in " ".join(text.split())
     ElementTree.fromstring(path.read_text(encoding="utf-8").removeprefix("<!DOCTYPE html>\n"))
 
 
@@ -389,17 +400,129 @@ def test_terminal_lines_fit(whole, width):
 def test_quiet_prints_nothing(monkeypatch, run_folder):
     text = io.StringIO()
     monkeypatch.setattr(console, "out", lambda: Console(file=text))
-    assert report.run(run_folder, run_folder / "report", quiet=True).exists()
+    page = run_folder / "elsewhere" / "report.html"
+    assert write_report(run_folder, page.parent, quiet=True) == page
+    assert page.exists()
     assert text.getvalue() == ""
 
 
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(DataError, match=r"no recipe\.json"):
-        report.run(tmp_path, tmp_path / "report")
+        write_report(tmp_path)
 
 
 def test_scores_of_other_rollouts_are_refused(run_folder):
     rows = [score_row(f"x{i}", completion, classes) for i, (_, _, _, completion, classes, *_) in enumerate(ROLLOUTS)]
     dataset(run_folder / "low" / "score", "score", {"scores": (SCORE, rows)})
     with pytest.raises(DataError, match="score them again"):
-        report.run(run_folder, run_folder / "report", quiet=True)
+        write_report(run_folder, quiet=True)
+
+
+# --- one voice --------------------------------------------------------------------------------------
+
+
+def test_time_and_tokens_of_mix_are_those_of_both_models(whole):
+    figures = results.read_figures(whole / "mixed" / "mix")
+    assert (figures.seconds, figures.tokens, figures.tokens_per_second) == (3.0, 150, 50.0)  # 90 + 60 in 2 s + 1 s
+    line = "1 of 2 student answers cut off and finished by the teacher, 50 tokens/s, 3.0 s"
+    assert summary(whole / "mixed" / "mix") == line
+
+
+def test_time_and_tokens_of_scores_by_the_teacher_are_those_of_both_models(run_folder):
+    score = run_folder / "low" / "score"
+    timing = {"seconds": 4.0, "scored_tokens": 700, "tokens_per_second": 180.0}
+    dataset(score / "teacher", "score.teacher", {}, {"rollouts": 5}, **timing)
+    figures = results.read_figures(score)
+    assert (figures.seconds, figures.tokens, figures.tokens_per_second) == (5.0, 1000, 200.0)  # 300 + 700 in 1 s + 4 s
+    assert summary(score) == "5 rollouts, 200 tokens/s, 5.0 s"
+    times = table_rows(shown(run_folder)[0], "Seconds of each stage (tokens per second)")
+    assert times[2] == ["score", "–", "5.0 (200)", "–"]
+
+
+def test_a_part_that_an_earlier_command_finished_counts_no_tokens_of_this_one(run_folder):
+    """The command that finished mix sampled nothing: the tokens of the student's part and both times remain."""
+    (run_folder / "mixed" / "mix" / "timing.json").write_text('{"seconds": 0.5, "completion_tokens": 60}')
+    figures = results.read_figures(run_folder / "mixed" / "mix")
+    assert (figures.seconds, figures.tokens, figures.tokens_per_second) == (2.5, 90, 36.0)
+
+
+TABLES = {
+    "sample": "Rollouts",
+    "mix": "Mixed policy",
+    "select": "Kept and rejected",
+    "pack": "Packing",
+    "train": "Training",
+    "evaluate": "Accuracy",
+}
+IN_NO_TABLE = r"process peak .*? for training\), |\(4 questions × 1\)"
+
+
+def numbers(text):
+    """All numbers of a text, as they are written; a digit in a word such as T4 is none."""
+    return set(re.findall(r"(?<![\w.,])\d+(?:,\d{3})*(?:\.\d+)?", text))
+
+
+def test_summary_and_report_print_the_same_numbers(finished):
+    """Every number in the line of a stage is in the rows about it."""
+    text, _ = shown(finished / "run", width=200)
+    run = RunFolder(finished / "run")
+    times = {row[0]: row[1:] for row in table_rows(text, "Seconds of each stage (tokens per second)")}
+    phases = ["base", *(phase.name for phase in results.read_recipe(run).phase)]
+    stages = results.planned_stages(run, results.read_recipe(run))
+    assert {stage.stage for stage in stages} == {*STAGES} - {"ingest"}
+    for stage in stages:
+        line = re.sub(IN_NO_TABLE, "", summary(stage.path))
+        rows = table_rows(text, TABLES[stage.stage]) if stage.stage in TABLES else []
+        if stage.stage == "select":  # a column per phase
+            column = phases.index(stage.phase)
+            rows = [[row[column]] for row in rows]
+        else:
+            rows = [row for row in rows if row[0] in (stage.phase, f"({results.phase_label(stage.phase)})")]
+        printed = [times[stage.stage][phases.index(stage.phase)], *(cell for row in rows for cell in row)]
+        if stage.stage == "score":
+            printed += [cell for row in table_rows(text, "Rollouts") for cell in row]
+        missing = numbers(line) - numbers(" ".join(printed))
+        assert not missing, f"{stage.name}: {line}"
+
+
+# --- bad input --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [(b'{"step": "\xff"}\n', "can't decode byte 0xff"), (b"{}\n", "'step'"), (b"[1]\n", "indices"), (b"1,\n", "Extra")],
+)
+def test_damaged_metrics_are_one_line(run_folder, line, reason):
+    metrics = run_folder / "low" / "train" / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes().splitlines(keepends=True)[0] + line)
+    for command in (lambda: write_report(run_folder, quiet=True), lambda: show(metrics.parent, None, rejected=False)):
+        with pytest.raises(DataError, match=r"low/train/metrics\.jsonl:2: damaged") as error:
+            command()
+        assert reason in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+RECIPES = [
+    (None, "no recipe.json"),
+    (b"\xff\xfe", "recipe.json: damaged (UnicodeDecodeError"),
+    (b'{"phase": [', "recipe.json: damaged (JSONDecodeError"),
+    (b'{"phase": []}', "recipe.json: names no phase"),
+    (
+        b'{"phase": [{"name": "low", "cap": 1}]}',
+        "recipe.json: out: Field required; another version of dasd-lite wrote it",
+    ),
+]
+
+
+@pytest.mark.parametrize(("recipe", "message"), RECIPES)
+def test_a_missing_or_damaged_recipe_is_one_line(run_folder, recipe, message):
+    path = run_folder / "recipe.json"
+    path.unlink() if recipe is None else path.write_bytes(recipe)
+    with pytest.raises(DataError) as error:
+        write_report(run_folder)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    if recipe is not None:  # show works without a recipe, but not with a damaged one
+        with pytest.raises(DataError) as same:
+            show(run_folder / "low" / "sample", None, rejected=False)
+        assert str(same.value) == str(error.value)

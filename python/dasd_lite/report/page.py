@@ -1,7 +1,7 @@
 """Report a run: tables in the terminal, and one HTML page with the same tables and figures.
 
-Reads whatever a run folder holds, finished or not; writes `report.html`, which needs nothing else: no
-script, no file beside it, no network. It is no dataset and is made anew each time.
+Input: a run folder, finished or not. Output: `report.html`, a single file without scripts or external resources. It is
+no dataset: it has no identity and is written again each time.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dasd_lite import console
 from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.data.files import disk_errors, write_atomic
-from dasd_lite.report import figures as plots
-from dasd_lite.report import results as data
-from dasd_lite.report import tables
+from dasd_lite.data.run_folder import RunFolder, StageFolder
+from dasd_lite.report import figures, results, tables
 from dasd_lite.report.rollouts import DIFFERENCE_EDGES, PhaseRollouts, read_phase
-from dasd_lite.report.tables import Cell, TableModel
+from dasd_lite.report.tables import ReportTable
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
-    from rich.text import Text
 
 _TONES = {"good": "green", "bad": "red", "dim": "dim", "strong": "bold", "teacher": "yellow", "student": "cyan"}
 
@@ -41,163 +41,177 @@ class Section:
     """A part of the page."""
 
     title: str
-    tables: list[TableModel] = field(default_factory=list)
+    tables: list[ReportTable] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
-    wide: bool = False  # one figure that deserves the room
+    wide: bool = False
+    """Whether its figure is drawn larger than those of other parts."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """All that was measured of a run."""
+    """Everything that was measured of a run."""
 
     folder: Path
     recipe: RecipeConfig
-    stages: list[data.Stage]
-    evaluations: list[data.Evaluation]
+    stages: list[StageFolder]
+    figures: list[results.StageFigures]
+    accuracies: list[results.ModelAccuracy]
     phases: list[PhaseRollouts]
-    curves: list[data.Curve]
+    curves: list[results.Curve]
 
 
-def run(run_folder: Path, out: Path, *, quiet: bool = False) -> Path:
-    """Report a run into `out`/report.html, whose path is returned, and unless `quiet` in the terminal too."""
+def write_report(run: str | Path, out: str | Path | None = None, *, quiet: bool = False) -> Path:
+    """Report a run in the terminal and as an HTML page.
+
+    Args:
+        run: The run folder, the `out` of a recipe.
+        out: Folder for report.html; `report` inside the run folder by default.
+        quiet: Print nothing.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        DataError: The folder holds no run, or a file in it is damaged.
+    """
+    run_folder = RunFolder(Path(run))
+    folder = run_folder.report if out is None else Path(out)
     measured = _measure(run_folder)
     parts = sections(measured)
     page = render(measured, parts)
-    path = out / "report.html"
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.html"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, page)
     if not quiet:
         _print(measured, parts)
     return path
 
 
-def _measure(run_folder: Path) -> _Run:
-    recipe = data.read_recipe(run_folder)
-    stages = data.all_stages(run_folder, recipe)
+def _measure(run: RunFolder) -> _Run:
+    recipe = results.read_recipe(run)
+    stages = results.planned_stages(run, recipe)
+    finished = [results.read_figures(stage.path) for stage in stages if stage.is_finished]
     phases: list[PhaseRollouts] = []
-    earlier: Path | None = None  # what the last phase with answers of the teacher kept: a mixed one begins with it
+    earlier: Path | None = None  # what the last phase without mixing kept: a mixed phase takes its questions from it
     for phase in recipe.phase:
-        found = read_phase(run_folder, phase, earlier)
-        phases += [found] if found else []
-        earlier = run_folder / phase.name / "select" if phase.source != "mix" else earlier
-    curves = [curve for stage in stages if stage.name == "train" and (curve := data.curve(stage))]
-    return _Run(run_folder, recipe, stages, data.evaluations(stages), phases, curves)
+        measured = read_phase(run, phase, earlier)
+        phases += [measured] if measured else []
+        earlier = run.stage(phase.name, "select") if phase.source != "mix" else earlier
+    accuracies = [results.read_accuracy(own.folder) for own in finished if own.stage == "evaluate"]
+    curves = [curve for stage in stages if stage.stage == "train" and (curve := results.read_curve(stage.path))]
+    return _Run(run.path, recipe, stages, finished, accuracies, phases, curves)
 
 
-# --- what the page says -----------------------------------------------------------------------------
+# --- sections ---------------------------------------------------------------------------------------
 
 
 def sections(measured: _Run) -> list[Section]:
-    """Put tables and figures in order; a part of which nothing is there yet is left out."""
+    """Put tables and figures in order, without the parts that have no table yet."""
     parts = [
-        _accuracy(measured),
-        _responses(measured),
-        _sentences(measured),
-        _selection(measured),
-        _mixed(measured),
+        _accuracy(measured.accuracies),
+        _rollouts(measured.phases),
+        _sentences(measured.phases),
+        _selection(measured.phases),
+        _mixed(measured.phases),
         _training(measured),
-        Section("Time", _some(tables.times(measured.stages))),
+        Section("Time", _some(tables.times(measured.figures))),
     ]
     return [part for part in parts if part.tables]
 
 
-def _some(*maybe: TableModel | None) -> list[TableModel]:
+def _some(*maybe: ReportTable | None) -> list[ReportTable]:
     return [table for table in maybe if table is not None]
 
 
-def _accuracy(measured: _Run) -> Section:
-    found = measured.evaluations
+def _accuracy(models: list[results.ModelAccuracy]) -> Section:
     part = Section("Accuracy", wide=True)
-    if found:
-        part.tables = _some(tables.accuracy(found), tables.domains(found))
-        own = [evaluation.overall for evaluation in found]
-        svg = plots.accuracy([e.name for e in found], [o.mean for o in own], [o.error for o in own])
-        part.figures = [Figure(svg, "Accuracy, and one standard error to either side.")]
+    if models:
+        part.tables = _some(tables.accuracy(models), tables.domains(models))
+        own = [model.overall for model in models]
+        svg = figures.accuracy([model.name for model in models], [o.mean for o in own], [o.error for o in own])
+        part.figures = [Figure(svg, "Accuracy, with one standard error to either side.")]
     return part
 
 
-def _selection(measured: _Run) -> Section:
-    part = Section("Selection")
-    selected = [found for found in measured.phases if found.reasons is not None]
-    if selected:
-        part.tables.append(tables.reasons(selected))
-        for found in selected:
-            part.tables += tables.preference(found)
+def _rollouts(phases: list[PhaseRollouts]) -> Section:
+    part = Section("Rollouts")
+    if not phases:
+        return part
+    part.tables.append(tables.rollouts(phases))
+    geometric = [(_label(phase), phase.geometric) for phase in phases if len(phase.geometric)]
+    if geometric:
+        caption = "Distribution of the answers by the geometric mean of the teacher's token probabilities."
+        if any(phase.source == "mix" for phase in phases):
+            caption += " Of a mixed-policy answer, only the teacher's tokens count."
+        part.figures.append(Figure(figures.densities(geometric), caption))
+    kept = [(phase.name, phase.tokens["kept"]) for phase in phases if len(phase.tokens.get("kept", []))]
+    if kept:
+        part.figures.append(Figure(figures.lengths(kept), "Distribution of the kept answers by length."))
     return part
 
 
-def _sentences(measured: _Run) -> Section:
+def _label(phase: PhaseRollouts) -> str:
+    return phase.name if phase.temperature is None else f"{phase.name}, T = {phase.temperature:g}"
+
+
+def _sentences(phases: list[PhaseRollouts]) -> Section:
     part = Section("Sentences")
-    scored = [found for found in measured.phases if found.candidates is not None]
+    scored = [phase for phase in phases if phase.candidates is not None]
     if scored:
         part.tables.append(tables.sentences(scored))
-    for found in scored:
-        if found.candidates is None or not found.difference.any():
+    for phase in scored:
+        if phase.candidates is None or not phase.difference.any():
             continue
-        kept = found.kept.by_position if found.kept is not None else None
-        lines = "all candidates dashed" + (", kept solid" if kept is not None else "")
+        kept = phase.kept.by_position if phase.kept is not None else None
+        lines = "all candidates dashed" + (", kept answers solid" if kept is not None else "")
         part.figures += [
             Figure(
-                plots.difference(found.difference, DIFFERENCE_EDGES, found.beta, found.name),
-                f"{found.name}: sentences of all candidates by p of the teacher − p of the student.",
+                figures.difference(phase.difference, DIFFERENCE_EDGES, phase.beta, phase.name),
+                f"{phase.name}: sentences of all candidates by p of the teacher − p of the student.",
             ),
             Figure(
-                plots.plane(found.plane, found.beta, found.name),
-                f"{found.name}: the same sentences by both probabilities; darker is more, on a log scale.",
+                figures.plane(phase.plane, phase.beta, phase.name),
+                f"{phase.name}: the same sentences by both probabilities; stronger color means more, on a log scale.",
             ),
             Figure(
-                plots.positions(found.candidates.by_position, kept, found.name),
-                f"{found.name}: classes by sentence position, {lines}.",
+                figures.positions(phase.candidates.by_position, kept, phase.name),
+                f"{phase.name}: shares of the classes by position of the sentence, {lines}.",
             ),
         ]
     return part
 
 
-def _responses(measured: _Run) -> Section:
-    part = Section("Rollouts")
-    if not measured.phases:
-        return part
-    part.tables.append(tables.responses(measured.phases))
-    geometric = [(_label(found), found.geometric) for found in measured.phases if len(found.geometric)]
-    if geometric:
-        caption = "Answers by the geometric mean of the teacher's token probabilities."
-        if any(found.source == "mix" for found in measured.phases):
-            caption += " Of a mixed answer only the teacher's part is counted."
-        part.figures.append(Figure(plots.densities(geometric), caption))
-    kept = [(found.name, found.tokens["kept"]) for found in measured.phases if len(found.tokens.get("kept", []))]
-    if kept:
-        part.figures.append(Figure(plots.lengths(kept), "Lengths of the kept answers."))
+def _selection(phases: list[PhaseRollouts]) -> Section:
+    part = Section("Selection")
+    selected = [phase for phase in phases if phase.reasons is not None]
+    if selected:
+        part.tables.append(tables.reasons(selected))
+    for phase in selected:
+        part.tables += tables.preference(phase)
     return part
 
 
-def _label(found: PhaseRollouts) -> str:
-    return found.name if found.temperature is None else f"{found.name}, T = {found.temperature:g}"
-
-
-def _mixed(measured: _Run) -> Section:
-    part = Section("Mixed policy", _some(tables.mixed(measured.phases)))
-    for found in measured.phases:
-        if (own := found.mixed) is None:
-            continue
-        known = own.lengths == own.lengths
-        if known.any():
-            caption = (
-                f"{found.name}: answers of the student that the cap cut off, and one standard error to either side."
-            )
-            part.figures.append(Figure(plots.cut_off(own.lengths[known], own.cut[known], found.name), caption))
+def _mixed(phases: list[PhaseRollouts]) -> Section:
+    part = Section("Mixed policy", _some(tables.mixed(phases)))
+    for phase in phases:
+        own = phase.mixed
+        if own is not None and (known := np.isfinite(own.lengths)).any():
+            svg = figures.cut_off(own.lengths[known], own.cut[known], phase.name)
+            caption = f"{phase.name}: share of the student's answers that were cut off, with one standard error."
+            part.figures.append(Figure(svg, caption))
     return part
 
 
 def _training(measured: _Run) -> Section:
     part = Section("Training")
-    part.tables = _some(tables.packing(measured.stages), tables.training(measured.stages, measured.curves))
+    part.tables = _some(tables.packing(measured.figures), tables.training(measured.figures, measured.curves))
     if measured.curves:
-        loss = [(found.phase, found.steps, found.loss) for found in measured.curves]
-        rate = [(found.phase, found.steps, found.learning_rate) for found in measured.curves]
+        loss = [(curve.phase, curve.steps, curve.loss) for curve in measured.curves]
+        rate = [(curve.phase, curve.steps, curve.learning_rate) for curve in measured.curves]
         part.figures = [
-            Figure(plots.training(loss, "loss", "loss per target token"), "Training loss of each optimiser step."),
-            Figure(plots.training(rate, "rate", "learning rate"), "Learning rate."),
+            Figure(figures.training(loss, "loss", "loss per target token"), "Training loss of each optimizer step."),
+            Figure(figures.training(rate, "rate", "learning rate"), "Learning rate of each optimizer step."),
         ]
     return part
 
@@ -206,7 +220,7 @@ def _training(measured: _Run) -> Section:
 
 
 def render(measured: _Run, parts: list[Section]) -> str:
-    """Write the page; everything that comes from data is escaped, the figures are ours."""
+    """Render the page; text from data is escaped, and the figures are our own."""
     from jinja2 import Environment, StrictUndefined
 
     template = resources.files("dasd_lite").joinpath("report", "page.html.jinja").read_text(encoding="utf-8")
@@ -219,37 +233,36 @@ def render(measured: _Run, parts: list[Section]) -> str:
         missing=tables.missing(measured.stages),
         sections=parts,
         recipe=json.dumps(recipe.model_dump(mode="json"), indent=2, ensure_ascii=False),
-        packages=data.packages(measured.stages),
-        fingerprints=tables.fingerprints(measured.stages),
+        packages=results.packages(measured.figures),
+        fingerprints=tables.fingerprints(measured.figures),
     )
 
 
 def _headline(measured: _Run) -> list[tuple[str, str, str]]:
-    """Return the few numbers that one looks for first: number, unit, what it is."""
-    found = measured.evaluations
+    """Return the few numbers that readers look for first: number, unit, meaning."""
+    models = measured.accuracies
     cards: list[tuple[str, str, str]] = []
-    if found:
-        own = found[0].overall
-        cards.append((f"{100 * own.mean:.1f}", "%", "right before" if found[0].name == "before" else found[0].name))
-    if len(found) > 1:
-        last = found[-1]
-        change = data.change(found[0].overall, last.overall)
-        size = "" if change.in_errors is None else f", {change.in_errors:+.1f} standard errors".replace("-", "−")
-        cards.append((f"{100 * last.overall.mean:.1f}", "%", f"right after {last.name}{size}"))
+    if models:
+        name = models[0].name
+        when = "before training" if name == "before" else f"after {name}"
+        cards.append((f"{100 * models[0].overall.mean:.1f}", "%", f"accuracy {when}"))
+    if len(models) > 1:
+        last = models[-1]
+        size = results.accuracy_change(models[0].overall, last.overall).in_errors
+        change = "" if size is None else f", {size:+.1f} standard errors".replace("-", "−")
+        cards.append((f"{100 * last.overall.mean:.1f}", "%", f"accuracy after {last.name}{change}"))
     kept = sum(phase.reasons[""] for phase in measured.phases if phase.reasons is not None)
     if kept:
         cards.append((f"{kept:,}", "", f"rollouts kept of {sum(phase.rollouts for phase in measured.phases):,}"))
-    steps = sum(curve.num_steps for curve in measured.curves)
-    if steps:
-        cards.append(
-            (f"{steps:,}", "", f"optimiser steps in {len(measured.curves)} phase{'s'[: len(measured.curves) > 1]}")
-        )
+    if measured.curves:
+        steps, num = sum(curve.num_steps for curve in measured.curves), len(measured.curves)
+        cards.append((f"{steps:,}", "", f"optimizer steps in {num} phase{'s' if num > 1 else ''}"))
     return cards
 
 
 def _facts(recipe: RecipeConfig) -> list[tuple[str, str]]:
     return [
-        ("teacher", recipe.teacher.model if recipe.teacher else "none: the answers existed already"),
+        ("teacher", recipe.teacher.model if recipe.teacher else "none: existing answers were used"),
         ("student", recipe.student.model),
         ("phases", " → ".join(phase.name for phase in recipe.phase)),
         ("seed", str(recipe.seed)),
@@ -260,49 +273,38 @@ def _facts(recipe: RecipeConfig) -> list[tuple[str, str]]:
 
 
 def _print(measured: _Run, parts: list[Section]) -> None:
+    from rich.text import Text
+
     terminal = console.out()
-    missing = tables.missing(measured.stages)
-    # Down the chain, and what one looks for first at the end, where the eye is when a run is over.
-    shown = [table for part in parts if part.title != "Accuracy" for table in part.tables]
-    shown += [table for part in parts if part.title == "Accuracy" for table in reversed(part.tables)]
-    for table in shown:
+    # Along the chain, but accuracy last: that is what the eye meets when a run is over.
+    printed = [table for part in parts if part.title != "Accuracy" for table in part.tables]
+    printed += [table for part in parts if part.title == "Accuracy" for table in reversed(part.tables)]
+    for table in printed:
         terminal.print()
-        terminal.print(f"[bold]{_escape(table.title)}[/]")
+        terminal.print(Text(table.title, style="bold"))
         terminal.print(to_rich(table))
         for note in table.notes:
-            terminal.print(f"[dim]{_escape(note)}[/]")
-    if missing is not None:
+            terminal.print(Text(note, style="dim"))
+    if (missing := tables.missing(measured.stages)) is not None:
         states = ", ".join(f"{row[0].text}/{row[1].text} ({row[2].text})" for row in missing.rows)
-        terminal.print(f"\n[yellow]Not finished:[/] {_escape(states)}")
+        terminal.print(Text.assemble("\n", ("Not finished:", "yellow"), f" {states}"))
 
 
-def to_rich(table: TableModel) -> RichTable:
+def to_rich(table: ReportTable) -> RichTable:
     """Lay a table out for the terminal."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    laid_out = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for i, column in enumerate(table.columns):
         words = [word for text in (column, *(row[i].text for row in table.rows)) for word in text.split()]
-        shown.add_column(
+        laid_out.add_column(
             Text(column),
             justify="left" if i < table.left else "right",
             overflow="fold",
             min_width=min(max(map(len, words), default=0), 24),  # a narrow terminal breaks lines between words
         )
     for row in table.rows:
-        shown.add_row(*(_text(cell) for cell in row))
-    return shown
-
-
-def _text(cell: Cell) -> Text:
-    from rich.text import Text
-
-    return Text(cell.text, style=_TONES.get(cell.tone, ""))
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+        laid_out.add_row(*(Text(cell.text, style=_TONES.get(cell.tone, "")) for cell in row))
+    return laid_out

@@ -1,17 +1,16 @@
-"""Read what a run folder holds beside its rollouts: state, accuracies, packing, training, time.
+"""Read what a run folder holds besides its rollouts: the figures of each stage, accuracies, training curves.
 
-Input: a run folder, finished or not. Output: plain numbers for the report's tables and figures.
-Invariant: a stage that is not finished is named as such and never guessed; what is not known is None
-or NaN, not zero.
+Input: folders of a run, finished or not. Output: plain numbers. Invariants: summary, tables, and page take every figure
+from here; what an unfinished stage would say is left out, never guessed; an unknown number is None or NaN, not zero.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,180 +18,177 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from dasd_lite.config.stages import Phase, RecipeConfig
-from dasd_lite.data.dataset import batches
-from dasd_lite.data.manifest import read_manifest
-from dasd_lite.data.metrics import parse_metrics
+from dasd_lite.config.chain import BASE
+from dasd_lite.config.stages import RecipeConfig
+from dasd_lite.data.handles import Evaluation
+from dasd_lite.data.manifest import read_manifest, read_timing
+from dasd_lite.data.metrics import read_metrics
+from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.errors import DataError
 
-_CURVE_POINTS = 400  # of a curve in the report; longer ones are averaged in equal spans of steps
+_CURVE_POINTS = 400  # per curve of the report; longer ones are averaged over equal spans of steps
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage of one phase: where it is and how far it came."""
-
-    phase: str
-    name: str
-    folder: Path
-
-    @property
-    def state(self) -> str:
-        """Say whether the folder is finished, unfinished or not begun."""
-        if (self.folder / "manifest.json").exists():
-            return "finished"
-        return "unfinished" if self.folder.is_dir() and any(self.folder.iterdir()) else "not begun"
-
-    @property
-    def finished(self) -> bool:
-        """Whether its results can be read."""
-        return self.state == "finished"
-
-    def manifest(self) -> dict[str, Any]:
-        """Read its manifest."""
-        return read_manifest(self.folder)
-
-    def timing(self) -> dict[str, float]:
-        """Read what its last run took; empty where it did not say."""
-        found: dict[str, float] = defaultdict(float)
-        for folder in (self.folder, self.folder / "student"):  # of mix, the student's part has a folder of its own
-            if (path := folder / "timing.json").exists():
-                for name, value in json.loads(path.read_text(encoding="utf-8")).items():
-                    found[name] += value
-        return dict(found)
+# --- stages -----------------------------------------------------------------------------------------
 
 
-def read_recipe(run_folder: Path) -> RecipeConfig:
-    """Read the resolved recipe of a run folder."""
-    path = run_folder / "recipe.json"
-    if not path.is_file():
-        raise DataError(f"{run_folder}: no recipe.json in it, so no run was begun here; name the recipe's out folder")
+def read_recipe(run: RunFolder) -> RecipeConfig:
+    """Read the resolved recipe of a run; raises DataError if it is missing, damaged, or of another version."""
     try:
-        return RecipeConfig.model_validate_json(path.read_text(encoding="utf-8"))
+        return RecipeConfig.model_validate(run.recipe())
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path}: {key}: {first['msg']}; this version did not write it") from error
+        raise DataError(f"{run.recipe_file}: {key}: {first['msg']}; another version of dasd-lite wrote it") from error
 
 
-def phase_stages(run_folder: Path, phase: Phase) -> list[Stage]:
-    """Return the stages that a phase goes through, in order."""
-    names: list[str] = [phase.source]
-    names += ["score"] if phase.is_scored else []
-    names += ["select", "pack", "train"]
-    names += ["evaluate"] if phase.evaluate.prompts is not None else []
-    return [Stage(phase.name, name, run_folder / phase.name / name) for name in names]
+def planned_stages(run: RunFolder, recipe: RecipeConfig) -> list[StageFolder]:
+    """Return the folders of all stages that a recipe runs, including the evaluation before training."""
+    planned = [(BASE, "evaluate")] if recipe.phase[0].evaluate.prompts is not None else []
+    planned += [(phase.name, stage) for phase in recipe.phase for stage in phase.stages]
+    return [StageFolder(phase, stage, run.stage(phase, stage)) for phase, stage in planned]
 
 
-def all_stages(run_folder: Path, recipe: RecipeConfig) -> list[Stage]:
-    """Return every stage of a run, the evaluation before it included."""
-    stages = [stage for phase in recipe.phase for stage in phase_stages(run_folder, phase)]
-    if recipe.phase[0].evaluate.prompts is not None:
-        stages.insert(0, Stage("base", "evaluate", run_folder / "base" / "evaluate"))
-    return stages
+@dataclass(frozen=True)
+class StageFigures:
+    """What a finished stage counted, and the time and tokens of the call that finished it.
+
+    In `mix`, and in `score` by the teacher, two models work in turn: time and tokens are those of both.
+    """
+
+    phase: str
+    stage: str
+    folder: Path
+    manifest: dict[str, Any]
+    timing: dict[str, float]
+    """Other things that were measured, such as cost and memory."""
+    seconds: float | None
+    tokens: float | None
+    """Tokens that were sampled, scored, or trained on; None if the stage has none."""
+    tokens_per_second: float | None
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What the stage counted."""
+        return dict(self.manifest["counts"])
+
+
+def read_figures(folder: Path) -> StageFigures:
+    """Read the figures of a finished stage; raises DataError if it is unfinished."""
+    manifest = read_manifest(folder)
+    stage = manifest["stage"]
+    timings = [read_timing(part) for part in StageFolder(folder.parent.name, stage, folder).parts]
+    seconds = _sum(timings, "seconds")
+    tokens = manifest["counts"].get("tokens") if stage == "train" else _sum(timings, "sampled_tokens", "scored_tokens")
+    rate = timings[0].get("tokens_per_second")
+    if any(timings[1:]):
+        rate = tokens / seconds if tokens and seconds else None
+    return StageFigures(folder.parent.name, stage, folder, manifest, timings[0], seconds, tokens, rate)
+
+
+def _sum(timings: Iterable[Mapping[str, float]], *names: str) -> float | None:
+    values = [timing[name] for timing in timings for name in names if name in timing]
+    return sum(values) if values else None
 
 
 # --- accuracy ---------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Tally:
-    """Sums over the answers to some questions."""
-
-    right: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    asked: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    unparseable: int = 0
-    truncated: int = 0
-    tokens: int = 0
-
-
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy on some questions; the standard error is over questions, whose samples are not independent."""
+    """Graded answers to some questions; the standard error is over questions, whose answers are not independent."""
 
-    questions: int
-    samples: int
-    mean: float
-    error: float
-    truncated: float
-    unparseable: float
-    tokens: float
     by_question: Mapping[str, float]
+    """Share of right answers to each question."""
+    samples: int
+    """All answers."""
+    truncated: int
+    unparseable: int
+    tokens: int
+    """In all answers together."""
+
+    @cached_property
+    def _means(self) -> npt.NDArray[np.float64]:
+        return np.fromiter(self.by_question.values(), dtype=np.float64)
+
+    @property
+    def questions(self) -> int:
+        """Number of questions."""
+        return len(self.by_question)
+
+    @property
+    def mean(self) -> float:
+        """Mean over questions, 0 to 1."""
+        return float(self._means.mean())
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean; NaN for a single question."""
+        return _standard_error(self._means)
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One model's accuracy: before distillation, or after a phase."""
+class ModelAccuracy:
+    """Accuracy of one model: before distillation, or after a phase."""
 
     name: str
+    """`before`, or the phase."""
     overall: Accuracy
     domains: Mapping[str, Accuracy]
 
 
 @dataclass(frozen=True)
 class AccuracyChange:
-    """A difference of two accuracies and its standard error."""
+    """Difference of two accuracies with its standard error."""
 
     difference: float
     error: float
 
     @property
     def in_errors(self) -> float | None:
-        """The difference in standard errors; None where the error is not known or nothing varied."""
+        """The difference in standard errors; None if the error is unknown or zero."""
         return self.difference / self.error if self.error > 0 else None
 
 
-def evaluation(folder: Path, name: str) -> Evaluation:
-    """Add up the graded answers of one evaluation."""
-    tallies: dict[str, _Tally] = defaultdict(_Tally)
-    for batch in batches(folder, "graded", ("prompt_uid", "domain", "grade", "finish_reason", "num_tokens")):
-        for row in batch.to_pylist():
-            tally = tallies[row["domain"]]
-            tally.right[row["prompt_uid"]] += row["grade"] == "right"
-            tally.asked[row["prompt_uid"]] += 1
-            tally.unparseable += row["grade"] == "unparseable"
-            tally.truncated += row["finish_reason"] == "length"
-            tally.tokens += row["num_tokens"]
-    if not tallies:
-        raise DataError(f"{folder}: no graded answer in it")
-    domains = {domain: _accuracy([tally]) for domain, tally in sorted(tallies.items())}
-    return Evaluation(name, _accuracy(list(tallies.values())), domains)
+def read_accuracy(folder: Path) -> ModelAccuracy:
+    """Add up the graded answers of a finished evaluation."""
+    rows = Evaluation(folder).to_table(["prompt_uid", "domain", "grade", "finish_reason", "num_tokens"]).to_pylist()
+    by_domain: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_domain[row["domain"]].append(row)
+    domains = {domain: _accuracy(of_domain) for domain, of_domain in sorted(by_domain.items())}
+    return ModelAccuracy(phase_label(folder.parent.name), _accuracy(rows), domains)
 
 
-def _accuracy(tallies: list[_Tally]) -> Accuracy:
-    by_question = {uid: t.right[uid] / asked for t in tallies for uid, asked in t.asked.items()}
-    samples = sum(sum(t.asked.values()) for t in tallies)
-    means = np.fromiter(by_question.values(), dtype=np.float64)
+def phase_label(phase: str) -> str:
+    """Return how tables call a phase: the evaluation of the untrained student is `before`."""
+    return "before" if phase == BASE else phase
+
+
+def _accuracy(rows: Sequence[Mapping[str, Any]]) -> Accuracy:
+    right: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        right[row["prompt_uid"]].append(row["grade"] == "right")
     return Accuracy(
-        questions=len(means),
-        samples=samples,
-        mean=float(means.mean()),
-        error=standard_error(means),
-        truncated=sum(t.truncated for t in tallies) / samples,
-        unparseable=sum(t.unparseable for t in tallies) / samples,
-        tokens=sum(t.tokens for t in tallies) / samples,
-        by_question=by_question,
+        by_question={uid: sum(answers) / len(answers) for uid, answers in right.items()},
+        samples=len(rows),
+        truncated=sum(row["finish_reason"] == "length" for row in rows),
+        unparseable=sum(row["grade"] == "unparseable" for row in rows),
+        tokens=sum(row["num_tokens"] for row in rows),
     )
 
 
-def standard_error(values: npt.NDArray[np.float64]) -> float:
-    """Return the standard error of a mean; NaN for a single value."""
+def _standard_error(values: npt.NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
-def change(before: Accuracy, after: Accuracy) -> AccuracyChange:
-    """Compare two accuracies: question by question when they answered the same ones, which is sharper."""
+def accuracy_change(before: Accuracy, after: Accuracy) -> AccuracyChange:
+    """Compare two accuracies: question by question if both have the same questions, which gives a smaller error."""
     difference = after.mean - before.mean
     if before.by_question.keys() == after.by_question.keys():
         pairs = np.array([after.by_question[uid] - mean for uid, mean in before.by_question.items()])
-        return AccuracyChange(difference, standard_error(pairs))
+        return AccuracyChange(difference, _standard_error(pairs))
     return AccuracyChange(difference, math.hypot(before.error, after.error))
-
-
-def evaluations(stages: list[Stage]) -> list[Evaluation]:
-    """Read every finished evaluation, in order; the one before distillation is called `before`."""
-    found = [s for s in stages if s.name == "evaluate" and s.finished]
-    return [evaluation(s.folder, "before" if s.phase == "base" else s.phase) for s in found]
 
 
 # --- training ---------------------------------------------------------------------------------------
@@ -200,22 +196,25 @@ def evaluations(stages: list[Stage]) -> list[Evaluation]:
 
 @dataclass(frozen=True)
 class Curve:
-    """One phase's training, thinned to what a figure can show."""
+    """Training metrics of one phase, thinned to what a figure can show."""
 
     phase: str
     steps: npt.NDArray[np.float64]
     loss: npt.NDArray[np.float64]
     learning_rate: npt.NDArray[np.float64]
     num_steps: int
-    first_loss: float  # mean of the first tenth of the steps
+    first_loss: float
+    """Mean over the first tenth of the steps."""
     last_loss: float
+    """Mean over the last tenth."""
     max_grad_norm: float
+    """Largest gradient norm before clipping."""
 
 
-def curve(stage: Stage) -> Curve | None:
-    """Read a phase's metrics, also of a training under way; None where there are none."""
-    path = stage.folder / "metrics.jsonl"
-    rows = np.array(list(_metric_rows(path)), dtype=np.float64).reshape(-1, 4) if path.exists() else np.empty((0, 4))
+def read_curve(folder: Path) -> Curve | None:
+    """Read the metrics of a training, which may still be running; None if there are none."""
+    columns = ("step", "loss", "learning_rate", "grad_norm")
+    rows = np.array([[line[name] for name in columns] for line in read_metrics(folder / "metrics.jsonl")], np.float64)
     if not len(rows):
         return None
     steps, loss, rate, norm = rows.T
@@ -226,7 +225,7 @@ def curve(stage: Stage) -> Curve | None:
         return np.array([values[span].mean() for span in spans])
 
     return Curve(
-        phase=stage.phase,
+        phase=folder.parent.name,
         steps=thin(steps),
         loss=thin(loss),
         learning_rate=thin(rate),
@@ -237,23 +236,13 @@ def curve(stage: Stage) -> Curve | None:
     )
 
 
-def _metric_rows(path: Path) -> Iterator[tuple[float, float, float, float]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):  # a training under way is writing it
-                return
-            row = parse_metrics(path, number, line)
-            yield row["step"], row["loss"], row["learning_rate"], row["grad_norm"]
+# --- origin -----------------------------------------------------------------------------------------
 
 
-# --- where it came from -----------------------------------------------------------------------------
-
-
-def packages(stages: list[Stage]) -> dict[str, str]:
-    """Return the versions that the stages ran with; where two runs differ, both."""
-    found: dict[str, dict[str, None]] = defaultdict(dict)
-    for stage in stages:
-        if stage.finished:
-            for name, version in stage.manifest().get("packages", {}).items():
-                found[name][version] = None
-    return {name: " and ".join(versions) for name, versions in found.items()}
+def packages(figures: Iterable[StageFigures]) -> dict[str, str]:
+    """Return the package versions that the stages ran with; all of them if stages differ."""
+    versions: dict[str, dict[str, None]] = defaultdict(dict)
+    for stage in figures:
+        for name, version in stage.manifest.get("packages", {}).items():
+            versions[name][version] = None
+    return {name: " and ".join(seen) for name, seen in versions.items()}

@@ -1,8 +1,7 @@
 """Measure the rollouts of one phase: sentence classes, what was chosen, openings, variety, mixed policy.
 
-Input: the closed folders of a phase. Output: counts, histograms and a few numbers per rollout.
-Invariant: one pass over the texts, a batch at a time; nothing that grows with the length of an answer
-is kept, so memory stays flat however long they are.
+Input: the finished folders of a phase. Output: counts, histograms, and a few numbers per rollout. Invariant: one pass
+over the texts, a batch at a time; nothing that grows with the length of an answer is kept, so memory stays flat.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import math
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,24 +22,27 @@ import pyarrow as pa
 from dasd_lite.config.stages import Phase
 from dasd_lite.console import progress
 from dasd_lite.data.dataset import batches, num_rows
+from dasd_lite.data.manifest import read_manifest
+from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.errors import DataError
-from dasd_lite.grading.math import grade
+from dasd_lite.grading import CheckedGrader, open_grader
 from dasd_lite.method.divergence import SentenceClass, classify_sentences
+from dasd_lite.method.ragged import from_arrow
 from dasd_lite.method.sentences import sentence_ends
 
 Floats = npt.NDArray[np.float64]
 CLASSES = ("shared", "teacher", "student", "none")
 DIFFERENCE_EDGES = np.linspace(-1, 1, 81)
 PLANE_EDGES = np.linspace(0, 1, 41)
-_POSITIONS = 4096  # sentences of an answer that are told apart by position; the classes of all are counted
+_POSITIONS = 4096  # positions counted separately; later sentences count in the totals only
 _OPENING_ANSWERS = 5_000  # answers whose sentences are compared; of more, whole prompts are drawn by hash
-_OPENING_KINDS = 300_000  # openings in memory; beyond, those seen once are forgotten
+_OPENING_KINDS = 300_000  # openings in memory; beyond, those seen once are dropped
 _NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*")
 
 
 @dataclass
-class SentenceTally:
-    """Sentences of a set of answers by class."""
+class SentenceCounts:
+    """Sentences of a set of answers by class; columns are those of `CLASSES`."""
 
     answers: int = 0
     totals: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(4, np.int64))
@@ -48,7 +50,7 @@ class SentenceTally:
 
     def add(self, answers: int, classes: npt.NDArray[np.int8], positions: npt.NDArray[np.int64]) -> None:
         """Count the sentences of `answers` more answers."""
-        columns = classes.astype(np.int64) % 4  # NONE is −1: the last column
+        columns = classes.astype(np.int64) % 4  # NONE is −1, so the last column
         self.answers += answers
         self.totals += np.bincount(columns, minlength=4)
         near = positions < _POSITIONS
@@ -57,8 +59,8 @@ class SentenceTally:
 
 
 @dataclass
-class Answers:
-    """A set of answers that the rule ranked."""
+class RankedAnswers:
+    """Totals over the answers that the rule chose, or over those it ranked lower."""
 
     answers: int = 0
     tokens: int = 0
@@ -67,7 +69,7 @@ class Answers:
     grades: Counter[str] = field(default_factory=Counter)
 
     def add(self, tokens: int, sentences: int, teacher: int, verdict: str | None) -> None:
-        """Count one more answer."""
+        """Count one more answer with its teacher sentences; `verdict` is None if the right answer is unknown."""
         self.answers += 1
         self.tokens += tokens
         self.sentences += sentences
@@ -78,23 +80,23 @@ class Answers:
 
 @dataclass(frozen=True)
 class Opening:
-    """How often sentences with one opening stand in the chosen answers, beside what indifference would give."""
+    """How often sentences begin with it in the chosen answers, and how often if the rule ignored openings."""
 
     text: str
     chosen: int
     ranked: int
     expected: float
     ratio: float
-    mean_tokens: float  # of the ranked answers that have it
+    mean_tokens: float  # of the ranked answers that contain it
 
 
 @dataclass
 class Preference:
-    """What the rule chose, against those that it ranked lower."""
+    """What the rule chose, compared with what it ranked lower."""
 
-    chosen: Answers = field(default_factory=Answers)
-    rest: Answers = field(default_factory=Answers)
-    counted_answers: int = 0  # whose openings were counted
+    chosen: RankedAnswers = field(default_factory=RankedAnswers)
+    rest: RankedAnswers = field(default_factory=RankedAnswers)
+    counted_answers: int = 0  # answers whose openings were counted
     _ranked: Counter[str] = field(default_factory=Counter)
     _picked: Counter[str] = field(default_factory=Counter)
     _with: Counter[str] = field(default_factory=Counter)
@@ -117,39 +119,45 @@ class Preference:
     def openings(self, most: int = 6, prior: float = 5.0) -> tuple[list[Opening], list[Opening]]:
         """Return the openings most over-picked and most under-picked.
 
-        The ratio is (chosen + prior) / (expected + prior): the prior keeps a handful of sentences from
-        leading the list; what is within a tenth of 1 is left out. Expected is the chosen answers' share of
-        all sentences, so length alone gives 1.
+        The ratio is (chosen + prior) / (expected + prior): the prior keeps rare openings from leading the list.
+        Ratios within a tenth of 1 are left out. Expected is the chosen answers' share of all sentences, so longer
+        answers alone give a ratio of 1.
         """
         everything, picked = self._ranked.total(), self._picked.total()
         if not picked or picked == everything:
             return [], []
-        found = []
+        openings = []
         for text, ranked in self._ranked.items():
             expected = ranked * picked / everything
             ratio = (self._picked[text] + prior) / (expected + prior)
             mean_tokens = self._with_tokens[text] / self._with[text]
-            found.append(Opening(text, self._picked[text], ranked, expected, ratio, mean_tokens))
-        found.sort(key=lambda o: (-o.ratio, o.text))
-        over = [o for o in found[:most] if o.ratio > 1.1]
-        under = [o for o in reversed(found[-most:]) if o.ratio < 1 / 1.1]
+            openings.append(Opening(text, self._picked[text], ranked, expected, ratio, mean_tokens))
+        openings.sort(key=lambda o: (-o.ratio, o.text))
+        over = [o for o in openings[:most] if o.ratio > 1.1]
+        under = [o for o in reversed(openings[-most:]) if o.ratio < 1 / 1.1]
         return over, under
 
 
 @dataclass
 class Mixed:
-    """What became of the student's answers in a mixed-policy phase (paper section 5, Fig. 7)."""
+    """The student's answers in a mixed-policy phase (paper section 5, Fig. 7)."""
 
     prompts: int
+    cut_off: int
+    """Answers that reached the length limit."""
     cut: npt.NDArray[np.bool_]
-    lengths: Floats  # of the teacher's answer to the same question, in the student's tokens; NaN where not known
-    grades: Counter[str] = field(default_factory=Counter)  # of the mended answers
-    prefix_share: float = math.nan
+    """Whether each answer did."""
+    lengths: Floats
+    """Tokens of the teacher's answer to the same question, in the student's vocabulary; NaN if unknown."""
+    grades: Counter[str]
+    """Grades of the answers that the teacher finished."""
+    prefix_share: float
+    """Share of the bytes of these that the student wrote."""
 
 
 @dataclass
 class PhaseRollouts:
-    """What one phase's rollouts amount to."""
+    """The rollouts of one phase, measured."""
 
     name: str
     source: str
@@ -158,180 +166,166 @@ class PhaseRollouts:
     beta: float
     rollouts: int = 0
     prompts: int = 0
-    varied: float = math.nan  # mean over prompts of distinct sentences / sentences, in all answers to it
-    candidates: SentenceTally | None = None
-    kept: SentenceTally | None = None
+    varied: float = math.nan  # distinct sentences ÷ sentences over all answers to a prompt, averaged over prompts
+    candidates: SentenceCounts | None = None
+    kept: SentenceCounts | None = None
     difference: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(DIFFERENCE_EDGES) - 1, np.int64))
     plane: npt.NDArray[np.int64] = field(
         default_factory=lambda: np.zeros((len(PLANE_EDGES) - 1, len(PLANE_EDGES) - 1), np.int64)
     )
     geometric: Floats = field(default_factory=lambda: np.empty(0))
-    reasons: Counter[str] | None = None  # "" is kept; None: select is not finished
+    reasons: Counter[str] | None = None  # "" stands for kept; None if select is not finished
     tokens: dict[str, Floats] = field(default_factory=dict)  # "kept" and "rejected": length of each answer
     preference: Preference | None = None
     mixed: Mixed | None = None
 
 
-def read_phase(run_folder: Path, phase: Phase, earlier: Path | None) -> PhaseRollouts | None:
-    """Measure the rollouts of one phase; None when there are none yet.
+def read_phase(run: RunFolder, phase: Phase, earlier: Path | None) -> PhaseRollouts | None:
+    """Measure the rollouts of one phase; None if it has none yet.
 
-    `earlier` is the select folder that a mixed-policy phase took its questions from.
+    Args:
+        run: The run.
+        phase: Its phase.
+        earlier: The `select` folder that a mixed-policy phase took its questions from.
     """
-    folder = run_folder / phase.name
-    if not _finished(folder / phase.source):
+    source, score, select = (
+        StageFolder(phase.name, stage, run.stage(phase.name, stage)) for stage in (phase.source, "score", "select")
+    )
+    if not source.is_finished:
         return None
     temperature = {"sample": phase.sample.temperature, "mix": phase.mix.temperature}.get(phase.source)
-    found = PhaseRollouts(phase.name, phase.source, temperature, phase.select.rule, phase.select.beta)
-    scored = _finished(folder / "score") and phase.is_scored
-    chosen = _selection(found, folder / "select") if _finished(folder / "select") else None
-    _Pass(found, chosen, scored, num_rows(folder / phase.source, "rollouts")).run(folder, phase)
+    measured = PhaseRollouts(phase.name, phase.source, temperature, phase.select.rule, phase.select.beta)
+    chosen = _read_selection(measured, select.path) if select.is_finished else None
+    scores = score.path if phase.is_scored and score.is_finished else None
+    grader = open_grader(phase.evaluate.grader)
+    _Pass(measured, chosen, grader, scored=scores is not None).run(source.path, scores)
     if phase.source == "mix":
-        _read_mixed(found, folder / "mix", earlier)
-    return found
+        measured.mixed = _read_mixed(source, earlier, grader)
+    return measured
 
 
-def _finished(folder: Path) -> bool:
-    return (folder / "manifest.json").exists()
-
-
-def _selection(found: PhaseRollouts, select: Path) -> dict[str, tuple[str, int]]:
-    """Return why each rollout was rejected ("" is kept) and how long it is, in the student's tokens."""
+def _read_selection(measured: PhaseRollouts, select: Path) -> dict[str, tuple[str, int]]:
+    """Return for each rollout why it was rejected ("" if kept) and its length in the student's tokens."""
+    counts = read_manifest(select)["counts"]
+    measured.reasons = Counter({"": counts["kept"], **counts["rejected"]})
     chosen: dict[str, tuple[str, int]] = {}
-    found.reasons = Counter()
     for table in ("kept", "rejected"):
         columns = ["uid", "ids", "num_context_tokens", *(["reason"] if table == "rejected" else [])]
         lengths = [np.empty(0)]
         for batch in batches(select, table, columns):
-            tokens = _column(batch, "ids").value_lengths().to_numpy() - batch["num_context_tokens"].to_numpy()
-            reasons = _list(batch, "reason") if table == "rejected" else [""] * batch.num_rows
-            chosen.update(zip(_list(batch, "uid"), zip(reasons, tokens.tolist(), strict=True), strict=True))
-            found.reasons.update(reasons)
+            tokens = _answer_tokens(batch)
+            reasons = batch["reason"].to_pylist() if table == "rejected" else [""] * batch.num_rows
+            chosen.update(zip(batch["uid"].to_pylist(), zip(reasons, tokens.tolist(), strict=True), strict=True))
             lengths.append(tokens.astype(np.float64))
-        found.tokens[table] = np.concatenate(lengths)
+        measured.tokens[table] = np.concatenate(lengths)
     return chosen
 
 
+def _answer_tokens(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """Return the length of each answer in the student's tokens, without the prompt; int64 `[num_rows]`."""
+    tokens: npt.NDArray[np.int64] = np.diff(from_arrow(batch["ids"]).offsets) - batch["num_context_tokens"].to_numpy()
+    return tokens
+
+
 class _Pass:
-    """The one pass over a phase's texts and scores."""
+    """The one pass over the texts and scores of a phase."""
 
     def __init__(
-        self, found: PhaseRollouts, chosen: dict[str, tuple[str, int]] | None, scored: bool, total: int
+        self,
+        measured: PhaseRollouts,
+        chosen: dict[str, tuple[str, int]] | None,
+        grader: CheckedGrader,
+        *,
+        scored: bool,
     ) -> None:
-        self.found, self.chosen, self.scored, self.total = found, chosen, scored, total
-        self.stride = max(total // _OPENING_ANSWERS, 1)
+        self.measured, self.chosen, self.grader = measured, chosen, grader
+        self.stride = 1
+        """Openings and variety are measured on one prompt in so many, drawn by hash, so that memory stays flat."""
         self.distinct: dict[str, set[int]] = defaultdict(set)
         self.sentences: Counter[str] = Counter()
         self.candidates: Counter[str] = Counter()
         self.geometric: list[Floats] = [np.empty(0)]
         if scored:
-            found.candidates = SentenceTally()
-            found.kept = SentenceTally() if chosen is not None else None
-        if chosen is not None and found.rule != "all":
-            found.preference = Preference()
+            measured.candidates = SentenceCounts()
+            measured.kept = SentenceCounts() if chosen is not None else None
+        if chosen is not None and measured.rule != "all":
+            measured.preference = Preference()
 
-    def run(self, folder: Path, phase: Phase) -> None:
-        """Read the rollouts and, beside them, their scores."""
+    def run(self, source: Path, scores: Path | None) -> None:
+        """Read the rollouts in `source` and their `scores` side by side."""
+        total = num_rows(source, "rollouts")
+        self.stride = max(total // _OPENING_ANSWERS, 1)
         columns = ["uid", "prompt_uid", "answer", "completion"]
         pairs: Iterator[tuple[pa.RecordBatch, pa.RecordBatch | None]]
-        if self.scored:
+        if scores is not None:
             wanted = ("uid", "sentence_ends", "p_teacher", "p_student", "teacher_mean_logprob")
-            rows = batches(folder / phase.source, "rollouts", columns)
-            pairs = zip(rows, batches(folder / "score", "scores", wanted), strict=True)
+            pairs = zip(batches(source, "rollouts", columns), batches(scores, "scores", wanted), strict=True)
         else:
             columns += ["logprobs", "token_bytes"]
-            pairs = ((batch, None) for batch in batches(folder / phase.source, "rollouts", columns))
-        with progress(f"{folder.name}: report", self.total, "rollouts") as bar:
+            pairs = ((batch, None) for batch in batches(source, "rollouts", columns))
+        measured = self.measured
+        with progress(f"{measured.name}: report", total, "rollouts") as bar:
             for batch, score in pairs:
                 if score is not None and not score["uid"].equals(batch["uid"]):
-                    source = folder / phase.source
-                    raise DataError(f"{folder / 'score'}: its rows are not those of {source}; score them again")
-                self._batch(batch, score)
+                    raise DataError(f"{scores}: its rows are not those of {source}; score them again")
+                self._add(batch, score)
                 bar.advance(batch.num_rows)
-        found = self.found
-        found.rollouts, found.prompts = self.candidates.total(), len(self.candidates)
+        measured.rollouts, measured.prompts = self.candidates.total(), len(self.candidates)
         shares = [len(texts) / self.sentences[prompt] for prompt, texts in self.distinct.items()]
-        found.varied = float(np.mean(shares)) if shares else math.nan
+        measured.varied = float(np.mean(shares)) if shares else math.nan
         geometric = np.concatenate(self.geometric)
-        found.geometric = geometric[np.isfinite(geometric)]
+        measured.geometric = geometric[np.isfinite(geometric)]
 
-    def _batch(self, batch: pa.RecordBatch, score: pa.RecordBatch | None) -> None:
-        prompts, texts = _list(batch, "prompt_uid"), _list(batch, "completion")
-        ends: Sequence[npt.NDArray[np.int64] | None]
+    def _add(self, batch: pa.RecordBatch, score: pa.RecordBatch | None) -> None:
+        uids, prompts, answers, texts = (
+            batch[name].to_pylist() for name in ("uid", "prompt_uid", "answer", "completion")
+        )
         if score is not None:
-            ends = _split(score["sentence_ends"])
-            teacher = self._classes(batch, score)
+            ends, teacher = from_arrow(score["sentence_ends"]), self._add_classes(batch, score)
             self.geometric.append(np.exp(score["teacher_mean_logprob"].to_numpy(zero_copy_only=False)))
         else:
-            ends, teacher = [None] * len(texts), [0] * len(texts)
+            ends, teacher = sentence_ends(batch["completion"]), [0] * batch.num_rows
             self.geometric.append(np.exp(_mean_logprobs(batch)))
-        for prompt, text, edges in zip(prompts, texts, ends, strict=True):
+        edges = np.split(ends.values, ends.offsets[1:-1])
+        for uid, prompt, answer, text, own, num_teacher in zip(
+            uids, prompts, answers, texts, edges, teacher, strict=True
+        ):
             self.candidates[prompt] += 1
-            if zlib.crc32(prompt.encode()) % self.stride == 0:  # memory stays flat
-                said = _sentences(text, sentence_ends(text) if edges is None else edges)
+            counted = zlib.crc32(prompt.encode()) % self.stride == 0  # all candidates of a prompt, or none
+            if counted:
+                said = _sentences(text, own)
                 self.sentences[prompt] += len(said)
                 self.distinct[prompt].update(map(hash, said))
-        if self.found.preference is None or self.chosen is None:
-            return
-        rows = zip(_list(batch, "uid"), prompts, _list(batch, "answer"), texts, ends, teacher, strict=True)
-        for uid, prompt, answer, text, edges, num_teacher in rows:
+            preference = self.measured.preference
+            if preference is None or self.chosen is None:
+                continue
             reason, tokens = self.chosen[uid]
             if reason in ("", "rank"):
-                places = sentence_ends(text) if edges is None else edges
-                self._ranked(prompt, answer, text, places, num_teacher, tokens, chosen=not reason)
+                verdict = self.grader(text, answer).verdict if answer is not None else None
+                side = preference.rest if reason else preference.chosen
+                side.add(tokens, len(own), num_teacher, verdict)
+                if counted:
+                    preference.add_openings(_openings(text, own), tokens, chosen=not reason)
 
-    def _classes(self, batch: pa.RecordBatch, score: pa.RecordBatch) -> list[int]:
-        """Count the classes of a batch; return the number of teacher sentences of each answer."""
-        found = self.found
-        p_teacher, p_student = (_column(score, name).flatten().to_numpy() for name in ("p_teacher", "p_student"))
-        lengths = _column(score, "p_teacher").value_lengths().to_numpy()
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        classes = classify_sentences(p_teacher, p_student, found.beta)
+    def _add_classes(self, batch: pa.RecordBatch, score: pa.RecordBatch) -> list[int]:
+        """Count the sentence classes of a batch; return the number of teacher sentences of each answer."""
+        measured = self.measured
+        (p_teacher, offsets), (p_student, _) = from_arrow(score["p_teacher"]), from_arrow(score["p_student"])
+        lengths = np.diff(offsets)
+        classes = classify_sentences(p_teacher, p_student, measured.beta)
         positions = np.arange(len(classes)) - np.repeat(offsets[:-1], lengths)
-        assert found.candidates is not None
-        found.candidates.add(len(lengths), classes, positions)
-        if found.kept is not None and self.chosen is not None:
-            keep = np.array([not self.chosen[uid][0] for uid in _list(batch, "uid")])
+        assert measured.candidates is not None
+        measured.candidates.add(len(lengths), classes, positions)
+        if measured.kept is not None and self.chosen is not None:
+            keep = np.array([not self.chosen[uid][0] for uid in batch["uid"].to_pylist()])
             inside = np.repeat(keep, lengths)
-            found.kept.add(int(keep.sum()), classes[inside], positions[inside])
+            measured.kept.add(int(keep.sum()), classes[inside], positions[inside])
         both = np.isfinite(p_teacher) & np.isfinite(p_student)
-        difference = p_teacher[both].astype(np.float64) - p_student[both]
-        found.difference += np.histogram(difference, DIFFERENCE_EDGES)[0]
-        found.plane += np.histogram2d(p_student[both], p_teacher[both], (PLANE_EDGES, PLANE_EDGES))[0].astype(np.int64)
+        measured.difference += np.histogram(p_teacher[both].astype(np.float64) - p_student[both], DIFFERENCE_EDGES)[0]
+        plane = np.histogram2d(p_student[both], p_teacher[both], (PLANE_EDGES, PLANE_EDGES))[0]
+        measured.plane += plane.astype(np.int64)
         before = np.concatenate([[0], np.cumsum(classes == SentenceClass.TEACHER)])
         return [int(n) for n in np.diff(before[offsets])]
-
-    def _ranked(
-        self,
-        prompt: str,
-        answer: str | None,
-        text: str,
-        ends: npt.NDArray[np.int64],
-        teacher: int,
-        tokens: int,
-        *,
-        chosen: bool,
-    ) -> None:
-        preference = self.found.preference
-        assert preference is not None
-        verdict = grade(text, answer).verdict if answer is not None else None
-        side = preference.chosen if chosen else preference.rest
-        side.add(tokens, len(ends), teacher, verdict)
-        if zlib.crc32(prompt.encode()) % self.stride == 0:  # all candidates of a prompt, or none
-            preference.add_openings(_openings(text, ends), tokens, chosen=chosen)
-
-
-def _column(batch: pa.RecordBatch, name: str) -> Any:
-    """Return a column of lists, whose methods the types of pyarrow do not know."""
-    return batch[name]
-
-
-def _list(batch: pa.RecordBatch, name: str) -> list[Any]:
-    values: list[Any] = batch[name].to_pylist()
-    return values
-
-
-def _split(column: Any) -> list[npt.NDArray[np.int64]]:
-    return np.split(column.flatten().to_numpy(), np.cumsum(column.value_lengths().to_numpy())[:-1])
 
 
 def _mean_logprobs(batch: pa.RecordBatch) -> Floats:
@@ -351,46 +345,43 @@ def _mean_logprobs(batch: pa.RecordBatch) -> Floats:
 
 def _sentences(text: str, ends: npt.NDArray[np.int64]) -> list[bytes]:
     raw = text.encode()
-    return [raw[start:end].strip() for start, end in zip([0, *ends.tolist()], ends.tolist(), strict=False)]
+    return [raw[start:end].strip() for start, end in pairwise([0, *ends.tolist()])]
 
 
 def _openings(text: str, ends: npt.NDArray[np.int64]) -> list[str]:
-    raw, start, found = text.encode(), 0, []
-    for end in ends.tolist():
-        opening = opening_of(raw[start : min(end, start + 120)].decode(errors="ignore"))
-        if opening:
-            found.append(opening)
-        start = end
-    return found
+    raw, edges = text.encode(), [0, *ends.tolist()]
+    heads = (raw[start : min(end, start + 120)].decode(errors="ignore") for start, end in pairwise(edges))
+    return [opening for head in heads if (opening := opening_of(head))]
 
 
 def opening_of(sentence: str) -> str:
-    """Return a sentence's first two words, numbers as #; nothing for a mark such as <think>."""
+    """Return the first two words of a sentence, with # for numbers; empty for a marker such as <think>."""
     words = sentence.split(None, 2)[:2]
     if not words or words[0] in ("<think>", "</think>"):
         return ""
     return _NUMBER.sub("#", " ".join(words)).rstrip(".,;:!?")[:40]
 
 
-def _read_mixed(found: PhaseRollouts, mix: Path, earlier: Path | None) -> None:
-    """Measure how many of the student's answers were cut off, by length, and how many of these were mended."""
+def _read_mixed(mix: StageFolder, earlier: Path | None, grader: CheckedGrader) -> Mixed:
+    """Measure how many of the student's answers were cut off, by length, and how the teacher's endings are graded."""
     lengths: dict[str, float] = {}
-    if earlier is not None and _finished(earlier):
+    if earlier is not None and StageFolder.at(earlier).is_finished:
         for batch in batches(earlier, "kept", ("prompt_uid", "ids", "num_context_tokens")):
-            tokens = _column(batch, "ids").value_lengths().to_numpy() - batch["num_context_tokens"].to_numpy()
-            for uid, length in zip(_list(batch, "prompt_uid"), tokens.tolist(), strict=True):
-                lengths.setdefault(uid, float(length))  # the first one kept set the cap
+            for uid, length in zip(batch["prompt_uid"].to_pylist(), _answer_tokens(batch).tolist(), strict=True):
+                lengths.setdefault(uid, float(length))  # the first kept answer set the limit
     cut: list[bool] = []
     known: list[float] = []
-    if _finished(mix / "student"):
-        for batch in batches(mix / "student", "rollouts", ("prompt_uid", "finish_reason")):
-            cut += [reason == "length" for reason in _list(batch, "finish_reason")]
-            known += [lengths.get(uid, math.nan) for uid in _list(batch, "prompt_uid")]
-    found.mixed = Mixed(len(cut), np.array(cut, dtype=bool), np.array(known))
+    _, student = mix.parts
+    for batch in batches(student, "rollouts", ("prompt_uid", "finish_reason")):
+        cut += [reason == "length" for reason in batch["finish_reason"].to_pylist()]
+        known += [lengths.get(uid, math.nan) for uid in batch["prompt_uid"].to_pylist()]
+    grades: Counter[str] = Counter()
     prefix = total = 0
-    for batch in batches(mix, "rollouts", ("completion", "answer", "prefix_bytes")):
+    for batch in batches(mix.path, "rollouts", ("completion", "answer", "prefix_bytes")):
         for row in batch.to_pylist():
             prefix, total = prefix + row["prefix_bytes"], total + len(row["completion"].encode())
             if row["answer"] is not None:
-                found.mixed.grades[grade(row["completion"], row["answer"]).verdict] += 1
-    found.mixed.prefix_share = prefix / total if total else math.nan
+                grades[grader(row["completion"], row["answer"]).verdict] += 1
+    counts = read_manifest(mix.path)["counts"]
+    share = prefix / total if total else math.nan
+    return Mixed(counts["prompts"], counts["cut_off"], np.array(cut, dtype=bool), np.array(known), grades, share)

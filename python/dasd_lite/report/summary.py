@@ -1,38 +1,37 @@
-"""One line per finished stage: how many, how fast, how well.
+"""One line per finished stage: how many, how fast, how good.
 
-Input: a finished folder and its manifest. Output: text. Invariant: every figure is read from the
-folder, none is computed anew.
+Input: a finished folder. Output: text. Invariant: every figure comes from results.py, as those of the report do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dasd_lite.data.manifest import read_timing
+from dasd_lite.report.results import StageFigures, read_accuracy, read_curve, read_figures
+from dasd_lite.report.tables import monitored, with_error
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def summary(folder: Path, manifest: dict[str, Any]) -> str:
-    """Say what a stage made, in one line."""
-    counts, timing = manifest["counts"], read_timing(folder)
-    if inner := _INNER.get(manifest["stage"]):  # another model's part is a folder of its own
-        timing["seconds"] += read_timing(folder / inner).get("seconds", 0)
-    parts = _PARTS[manifest["stage"]](counts, timing)
-    if manifest["stage"] == "train" and manifest["config"]["method"]["kind"] != "full":
-        parts.append(f"merged to within {counts['export_gap']:.1e} nat")
-    return ", ".join([*parts, f"{timing.get('seconds', 0):.1f} s"])
+def summary(folder: Path) -> str:
+    """Describe in one line what a finished stage made and what it took."""
+    figures = read_figures(folder)
+    parts = _PARTS[figures.stage](figures)
+    parts += [f"{figures.tokens_per_second:,.0f} tokens/s"] if figures.tokens_per_second is not None else []
+    parts += [f"{figures.timing['left_out']:,.0f} left out"] if "left_out" in figures.timing else []
+    parts += [f"cost {figures.timing['cost']:,.2f}"] if "cost" in figures.timing else []
+    parts += [f"{figures.seconds:.1f} s"] if figures.seconds is not None else []
+    return ", ".join(parts)
 
 
 def rejections(manifest: dict[str, Any]) -> Table | None:
-    """Return what select's filters rejected as a table; none when there is nothing, or another stage's manifest."""
+    """Return a table of what the filters of `select` rejected; None if nothing, or for another stage's manifest."""
     from rich.table import Table
 
     counts = manifest["counts"]
-    rejected = {r: n for r, n in counts.get("rejected", {}).items() if r not in ("rank", "budget")}
+    rejected = {reason: n for reason, n in counts.get("rejected", {}).items() if reason not in ("rank", "budget")}
     if manifest["stage"] != "select" or not rejected:
         return None
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -41,86 +40,73 @@ def rejections(manifest: dict[str, Any]) -> Table | None:
         table.add_column(name, justify="right")
     for reason, number in rejected.items():
         low, high = counts["rejected_values"][reason]
-        table.add_row(f"  {reason}", f"{number:,}", f"{number / counts['rollouts']:.1%}", _figure(low), _figure(high))
+        table.add_row(f"  {reason}", f"{number:,}", f"{number / counts['rollouts']:.1%}", _value(low), _value(high))
     return table
 
 
-def _figure(value: float) -> str:
-    """Write a count of tokens whole, and a share with three digits."""
+def _value(value: float) -> str:
+    """Format a count of tokens as an integer and a share with three digits."""
     return f"{value:,.0f}" if value == round(value) else f"{value:.3g}"
 
 
-def _rate(timing: dict[str, float]) -> list[str]:
-    rate = [f"{timing['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in timing else []
-    rate += [f"{timing['left_out']:,.0f} left out"] if "left_out" in timing else []
-    return rate + ([f"cost {timing['cost']:,.2f}"] if "cost" in timing else [])
+def _sample(figures: StageFigures) -> list[str]:
+    return [f"{figures.counts['rollouts']:,} rollouts of {figures.counts['prompts']:,} prompts"]
 
 
-def _sample(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
-    return [f"{counts['rollouts']:,} rollouts of {counts['prompts']:,} prompts", *_rate(timing)]
+def _score(figures: StageFigures) -> list[str]:
+    too_long = figures.counts.get("over_context")
+    over = [f"{too_long:,} longer than the student's context"] if too_long else []
+    return [f"{figures.counts['rollouts']:,} rollouts", *over]
 
 
-def _score(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
-    over = [f"{counts['over_context']:,} over the student's context"] if counts.get("over_context") else []
-    return [f"{counts['rollouts']:,} rollouts", *over, *_rate(timing)]
-
-
-def _select(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
+def _select(figures: StageFigures) -> list[str]:
+    counts = figures.counts
     reasons = [f"{name} {number:,}" for name, number in counts["rejected"].items()]
     kept = [f"kept {counts['kept']:,} of {counts['rollouts']:,} (rejected: {', '.join(reasons) or 'none'})"]
     if "lam" not in counts:
         return kept
     share = counts["effective_sample_size"]
-    told = "no prompt with two kept" if share is None else f"effective sample size {share:.2f} of k"
-    return [*kept, f"λ {counts['lam']:.3g}", told]
+    size = "no prompt with two kept answers" if share is None else f"effective sample size {share:.2f} of k"
+    return [*kept, f"λ {counts['lam']:.3g}", size]
 
 
-def _pack(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
+def _pack(figures: StageFigures) -> list[str]:
+    counts = figures.counts
     return [f"{counts['rollouts']:,} rollouts in {counts['rows']:,} rows, {counts['fill']:.1%} full"]
 
 
-def _train(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
-    loss = f"loss {counts['first_loss']:.3f} → {counts['final_loss']:.3f}"
-    utilisation = [f"MFU {timing['mfu']:.0%}"] if "mfu" in timing else []
-    looks = [f"watched {watched(counts['watched'])}"] if counts.get("watched") else []
-    return [f"{counts['steps']:,} steps", loss, *looks, *_memory(timing), *utilisation, *_rate(timing)]
-
-
-def watched(looks: Sequence[Mapping[str, Any]]) -> str:
-    """Say how many answers were right when training was watched, before it and after."""
-    return f"{looks[0]['right']} → {looks[-1]['right']} of {looks[-1]['questions']} right"
-
-
-def _memory(timing: dict[str, float]) -> list[str]:
-    """The truth beside the prediction; on a CPU all of the process, of which training is a part."""
-    predicted = timing.get("memory_predicted_bytes", 0.0) / 1e9
+def _train(figures: StageFigures) -> list[str]:
+    counts, timing, curve = figures.counts, figures.timing, read_curve(figures.folder)
+    parts = [f"{counts['steps']:,} steps"]
+    parts += [f"loss {curve.first_loss:.3f} → {curve.last_loss:.3f}"] if curve is not None else []
+    parts += [f"monitored {monitored(counts['monitored'])}"] if counts.get("monitored") else []
+    # On a CPU the peak is that of the whole process, of which training is only a part.
+    predicted = f"{timing.get('memory_predicted_bytes', 0.0) / 1e9:,.1f}"
     if "memory_peak_bytes" in timing:
-        return [f"peak {timing['memory_peak_bytes'] / 1e9:,.1f} GB ({predicted:,.1f} predicted)"]
-    if "process_peak_bytes" in timing:
-        return [
-            f"process at most {timing['process_peak_bytes'] / 1e9:,.1f} GB ({predicted:,.1f} predicted for training)"
-        ]
-    return []
+        parts.append(f"peak {timing['memory_peak_bytes'] / 1e9:,.1f} GB ({predicted} predicted)")
+    elif "process_peak_bytes" in timing:
+        parts.append(f"process peak {timing['process_peak_bytes'] / 1e9:,.1f} GB ({predicted} predicted for training)")
+    parts += [f"MFU {timing['mfu']:.0%}"] if "mfu" in timing else []
+    if figures.manifest["config"]["method"]["kind"] != "full":
+        parts.append(f"merged to within {counts['export_gap']:.1e} nat")
+    return parts
 
 
-def _mix(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
+def _mix(figures: StageFigures) -> list[str]:
+    counts = figures.counts
+    return [f"{counts['cut_off']:,} of {counts['prompts']:,} student answers cut off and finished by the teacher"]
+
+
+def _evaluate(figures: StageFigures) -> list[str]:
+    accuracy = read_accuracy(figures.folder).overall
+    samples = accuracy.samples // accuracy.questions
     return [
-        f"{counts['cut_off']:,} of {counts['prompts']:,} student answers cut off and ended by the teacher",
-        *_rate(timing),
+        f"accuracy {with_error(accuracy)}% ({accuracy.questions:,} questions × {samples})",
+        f"unparseable {accuracy.unparseable / accuracy.samples:.1%}",
+        f"truncated {accuracy.truncated / accuracy.samples:.1%}",
     ]
 
 
-def _evaluate(counts: dict[str, Any], timing: dict[str, float]) -> list[str]:
-    return [
-        f"accuracy {counts['accuracy']:.3f} ± {counts['standard_error']:.3f}"
-        f" ({counts['questions']:,} questions × {counts['samples'] // counts['questions']})",
-        f"unparseable {counts['unparseable']:,}",
-        f"truncated {counts['truncated']:,}",
-        *_rate(timing),
-    ]
-
-
-_INNER = {"mix": "student", "score": "teacher"}
 _PARTS = {
     "sample": _sample,
     "ingest": _sample,
