@@ -8,6 +8,9 @@ from dasd_lite.data.records import KEPT, ROW
 from dasd_lite.data.writer import ShardWriter
 
 VOCAB = 61
+QUICK = {"epochs": 2, "learning_rate": 1e-2, "min_learning_rate": 1e-3, "micro_batch_size": 2, "grad_accum_steps": 2}
+"""Options of train with which 16 rows take 8 steps."""
+ADAPTER = {"kind": "lora", "rank": 4, "alpha": 8.0}
 BLANK = {
     "prompt_uid": "q",
     "messages": [],
@@ -93,6 +96,22 @@ def make_model(folder, **options):
     transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
     return folder
+
+
+def schedule_of(rows, config, seed=0):
+    """The schedule that train makes of these rows; the hidden size of `make_model` is 32."""
+    from dasd_lite.method.ragged import offsets_of
+    from dasd_lite.training.schedule import Schedule
+
+    lengths = np.array([n for row in rows for n in row["doc_lengths"]])
+    return Schedule(lengths, offsets_of([len(r["doc_lengths"]) for r in rows]), config, seed, (6.0 * 32, 1.0))
+
+
+def weights(out):
+    """The weights that a training has exported."""
+    from safetensors.torch import load_file
+
+    return load_file(out / "model" / "model.safetensors")
 
 
 def loss_sum(model, ids, loss_mask, doc_lengths, chunk_tokens=None):

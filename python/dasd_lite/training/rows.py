@@ -202,9 +202,7 @@ def _check_columns(
         if not (is_finite := np.isfinite(values)).all():
             at = np.unravel_index(int(np.argmin(is_finite)), values.shape)
             row = int(np.searchsorted(np.cumsum(lengths), at[0], side="right"))
-            raise TrainError(
-                f"{folder}: row {first + row}: column {name!r} has {values[at]}, which is no finite number"
-            )
+            raise TrainError(f"{folder}: row {first + row}: column {name!r} has {values[at]}; it must be finite")
 
 
 def _check_groups(folder: Path, batch: pa.RecordBatch, first: int, row_of_prompt: dict[int, int]) -> None:

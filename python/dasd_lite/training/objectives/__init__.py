@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of
 from dasd_lite.config.train import OBJECTIVES
+from dasd_lite.data.seeds import digest
 from dasd_lite.errors import ConfigError, TrainError
 from dasd_lite.model.row import Row
 
@@ -146,8 +147,8 @@ class CheckedObjective:
                 f"objective {self.name}: its loss is {_describe(loss)}; it must be a tensor of shape [] with a gradient"
             )
         if not isinstance(metrics, Mapping) or "loss" not in metrics:
-            names = f"has {', '.join(map(str, metrics)) or 'none'}" if isinstance(metrics, Mapping) else "is no mapping"
-            raise TrainError(f"objective {self.name}: its metrics must have 'loss', their mapping {names}")
+            names = sorted(map(str, metrics)) if isinstance(metrics, Mapping) else _describe(metrics)
+            raise TrainError(f"objective {self.name}: its metrics are {names}; they must be a mapping that has 'loss'")
         for name, value in metrics.items():
             if not isinstance(value, numbers.Real) and not (_is_tensor(value) and value.numel() == 1):
                 raise TrainError(
@@ -181,8 +182,10 @@ def load(objective: str | Any) -> CheckedObjective:
         )
     code = None if name in OBJECTIVES else code_hash(thing)
     if inspect.isclass(thing):
-        check_callable(thing, (), kind="objective", key=_KEY)
+        check_callable(thing, (), kind="class of an objective", key=_KEY)
         thing = thing()
+    elif hasattr(thing, "loss") and not inspect.ismodule(thing):  # results depend on the attributes of an object
+        name, code = f"{name}()", digest(code, repr(sorted(vars(thing).items())))
     for function, parameters in (
         ("per_token", ("logits_CV", "target_ids_C", "tokens")),
         ("loss", ("per_token_N", "targets")),
