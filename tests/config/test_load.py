@@ -1,12 +1,15 @@
 """What a recipe resolves to: stage tables below phases, overrides, and paths."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from tests.config.recipe import RECIPE
 
+from dasd_lite.config import extensions
 from dasd_lite.config.load import load_recipe
-from dasd_lite.config.models import CustomModel
+from dasd_lite.config.models import CustomTeacher
 from dasd_lite.config.stages import Phase, RecipeConfig
 
 WITHOUT_SAMPLE = RECIPE.replace("[phase.sample]\ntemperature = 1\n", "")
@@ -86,7 +89,7 @@ def test_a_mistake_that_an_override_fixes_is_none(load):
 
 def test_a_teacher_may_be_a_sampler_of_the_users_own(load):
     teacher = load("", "", 'teacher={ kind = "my.teacher:Canned", options = { path = "a.json" } }').teacher
-    assert teacher == CustomModel(kind="my.teacher:Canned", options={"path": "a.json"})
+    assert teacher == CustomTeacher(kind="my.teacher:Canned", options={"path": "a.json"})
     assert teacher.model == "my.teacher:Canned"
     assert load("", "", "teacher.kind=demo:Canned", text=without_model(RECIPE)).teacher.kind == "demo:Canned"
 
@@ -109,6 +112,17 @@ def test_paths_beside_the_recipe_can_be_used_from_anywhere(load, tmp_path):
         assert phase.ingest.paths == [tmp_path / "a.jsonl"]
     assert load("", "", "student.model=Qwen/Qwen3-4B").student.model == "Qwen/Qwen3-4B"
     assert str(load("", "", "out=elsewhere").out) == "elsewhere", "results go to the current folder"
+
+
+def test_code_that_the_recipe_names_is_imported_from_its_folder(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(extensions, "_import_folders", [])
+    (tmp_path / "rules_beside_a_recipe.py").write_text("def best(): ...\n")
+    load()
+    assert extensions.import_folders() == ()
+    load("", "", "select.rule=rules_beside_a_recipe:best")
+    assert extensions.import_folders() == (str(tmp_path.resolve()), str(Path.cwd()))
+    assert extensions.load_extension("rules_beside_a_recipe:best", kind="rule", key="select.rule")() is None
 
 
 def test_windows_line_ends_and_a_byte_order_mark(tmp_path):

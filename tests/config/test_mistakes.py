@@ -187,7 +187,7 @@ def test_an_empty_recipe_names_all_that_it_needs(mistakes):
         ("select.keep", ["'select.keep': an override looks like select.keep=2"]),
         ("=2", ["'=2': an override looks like select.keep=2"]),
         ("select..keep=2", ["an override looks like select.keep=2"]),
-        ("seed.x=2", ["'seed.x=2': seed is not a table"]),
+        ("seed.x=2", ["'seed.x=2': 'seed' is not a table"]),
         ("phase=2", ["'phase=2'", "an override looks like"]),
         ("student=2", ["command line: student = 2", "should be a table"]),
         ("bool=3", ["command line: bool: unknown key"]),
@@ -234,6 +234,14 @@ def test_mistakes_in_overrides(mistakes, override, words):
         assert word in line, line
 
 
+def test_a_phase_whose_name_is_not_text(mistakes):
+    lines = mistakes('"low"', "[1]", "select.keep=0", "high.select.beta=0.2")
+    assert lines == [
+        "command line: select.keep = 0: should be greater than 0",
+        "run.toml:27: phase[0].name = [1]: should be a valid string",
+    ]
+
+
 # --- files that are not recipes, and absurd ones --------------------------------------------------------
 
 
@@ -260,9 +268,11 @@ def test_files_that_are_not_recipes(tmp_path, content, words):
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_is_not_a_recipe(tmp_path):
+def test_what_cannot_be_read_is_not_a_recipe(tmp_path):
     with pytest.raises(ConfigError, match="is a folder; a recipe is a TOML file"):
         load_recipe(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be read: File name too long"):
+        load_recipe(tmp_path / ("x" * 5000))
 
 
 DOTS = ".".join("a" * 20_001)

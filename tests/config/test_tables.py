@@ -10,7 +10,7 @@ import dasd_lite
 from dasd_lite import grading
 from dasd_lite.config import models, stages, train
 from dasd_lite.config.chain import SOURCES, STAGES
-from dasd_lite.config.models import CustomModel, EndpointModel, TransformersModel, VllmModel
+from dasd_lite.config.models import CustomTeacher, Endpoint, Transformers, Vllm
 from dasd_lite.config.stages import Phase, RecipeConfig, SelectConfig, Weighting
 from dasd_lite.config.train import Full, Lora, TrainConfig
 
@@ -103,8 +103,8 @@ def test_weights_and_logprobs():
 def test_tables_can_be_built_in_python_without_kind():
     recipe = RecipeConfig(
         out=Path("run"),
-        student=VllmModel(model="m"),
-        teacher=EndpointModel(model="m", base_urls=["http://x/v1"]),
+        student=Vllm(model="m"),
+        teacher=Endpoint(model="m", base_urls=["http://x/v1"]),
         prompts={"path": "q.jsonl"},
         phase=[Phase(name="a", train=TrainConfig(method=Lora(rank=2)))],
     )
@@ -119,17 +119,30 @@ def test_methods_are_told_apart_by_their_kind(method):
 
 @pytest.mark.parametrize("kind", ["a:b", "a.b:C", "a.b:C.d", "_a1:b"])
 def test_names_of_the_users_own_code(kind):
-    assert CustomModel(kind=kind).model == kind
+    assert CustomTeacher(kind=kind).model == kind
     assert phase(select={"rule": kind}, train={"objective": kind}, evaluate={"grader": kind}).select.rule == kind
 
 
 @pytest.mark.parametrize("kind", ["a", "a:", ":a", "a.b", "a b:c", "a:b:c", "1:b", "a..b:c", "a:b\n"])
 def test_names_that_are_not_of_the_form(kind):
     with pytest.raises(ValidationError, match=r"package\.module:Class"):
-        CustomModel(kind=kind)
+        CustomTeacher(kind=kind)
     for options in ({"select": {"rule": kind}}, {"train": {"objective": kind}}, {"evaluate": {"grader": kind}}):
         with pytest.raises(ValidationError, match=r"'package\.module:attribute'"):
             phase(**options)
+
+
+def test_code_that_a_recipe_names():
+    own = {"select": {"rule": "a:rule"}, "train": {"objective": "a:loss"}, "evaluate": {"grader": "a:grade"}}
+    recipe = RecipeConfig(
+        out=Path("run"),
+        student=Vllm(model="m"),
+        teacher=CustomTeacher(kind="a:Canned"),
+        prompts={"path": "q.jsonl"},
+        phase=[phase(), Phase.model_validate({"name": "y", **own}), Phase.model_validate({"name": "z", **own})],
+    )
+    names = [("teacher.kind", "a:Canned"), ("select.rule", "a:rule"), ("train.objective", "a:loss")]
+    assert recipe.extensions == (*names, ("evaluate.grader", "a:grade"))
 
 
 def test_only_a_teacher_may_be_of_the_users_own():
@@ -138,11 +151,11 @@ def test_only_a_teacher_may_be_of_the_users_own():
 
 
 def test_options_of_speed_are_not_part_of_results():
-    table = TransformersModel(model="m", batch_size=3)
+    table = Transformers(model="m", batch_size=3)
     assert models.result_options(table) == {
         "kind": "transformers",
         "model": "m",
         "dtype": "auto",
         "trust_remote_code": False,
     }
-    assert models.engine_options(CustomModel(kind="a:b", options={"x": 1})) == {"kind": "a:b", "options": {"x": 1}}
+    assert models.engine_options(CustomTeacher(kind="a:b", options={"x": 1})) == {"kind": "a:b", "options": {"x": 1}}

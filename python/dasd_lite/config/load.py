@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from dasd_lite import _rust
 from dasd_lite.config.chain import STAGES
 from dasd_lite.config.explain import Location, Places, explain, shorten
-from dasd_lite.config.models import CustomModel
+from dasd_lite.config.extensions import add_import_folder
+from dasd_lite.config.models import CustomTeacher
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.errors import ConfigError
 
@@ -29,7 +30,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeConfig:
 
     An override of a stage's key holds for every phase, even if the phase sets the key itself; `low.select.keep=2` holds
     for the phase `low` alone. Relative paths in the file are relative to its folder if they exist there, otherwise to
-    the current folder.
+    the current folder. Code that the recipe names can be imported from both folders afterward.
 
     Raises:
         ConfigError: The file cannot be read, or its recipe has mistakes; a line for each.
@@ -37,7 +38,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeConfig:
     draft = _read(path)
     for override in overrides:
         draft.override(override)
-    return _use_paths(draft.resolve(), path.parent)
+    recipe = draft.resolve()
+    for folder in (path.parent, Path()) if recipe.extensions else ():
+        add_import_folder(folder)
+    return _use_paths(recipe, path.parent)
 
 
 def _read(path: Path) -> _Draft:
@@ -55,6 +59,8 @@ def _read(path: Path) -> _Draft:
         raise ConfigError(
             f"{path}: not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}"
         ) from None
+    except OSError as error:
+        raise ConfigError(f"{shorten(str(path))}: cannot be read: {error.strerror}") from None
     phases = values.get("phase", [])
     if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases):
         raise ConfigError(f"{path}:{lines['phase',]}: phase: write each phase as a [[phase]] table")
@@ -85,7 +91,8 @@ class _Draft:
         """Apply one `table.key=value`."""
         name, sign, text = override.partition("=")
         keys = _keys(name) if sign else ()
-        phases = {phase.get("name"): i for i, phase in enumerate(self.phases)}
+        names = (phase.get("name") for phase in self.phases)
+        phases = {name: i for i, name in enumerate(names) if isinstance(name, str)}
         if not keys or keys[0] == "phase" or (len(keys) == 1 and keys[0] in phases):
             raise ConfigError(f"{shorten(repr(override))}: an override looks like select.keep=2")
         value = _toml_value(text)
@@ -102,7 +109,7 @@ class _Draft:
         for end, key in enumerate(keys[:-1], start=1):
             table = table.setdefault(key, {})
             if not isinstance(table, dict):
-                raise ConfigError(f"{shorten(repr(override))}: {key} is not a table")
+                raise ConfigError(f"{shorten(repr(override))}: {shorten(repr(key))} is not a table")
             self.written.setdefault((*above, *keys[:end]), "command line")
         table[keys[-1]] = value
         replaced = (*above, *keys)
@@ -185,7 +192,7 @@ def _use_paths(recipe: RecipeConfig, folder: Path) -> RecipeConfig:
         return folder / path if not path.is_absolute() and (folder / path).exists() else path
 
     def model(table: Any) -> Any:
-        if table is None or isinstance(table, CustomModel) or not table.model.startswith(("demo:", "./", "../")):
+        if table is None or isinstance(table, CustomTeacher) or not table.model.startswith(("demo:", "./", "../")):
             return table
         path = usable(Path(table.model))
         is_local = path.exists() or table.model.startswith("demo:")

@@ -83,7 +83,15 @@ def engine_options(model: BaseModel) -> dict[str, Any]:
     return {key: value for key, value in result_options(model).items() if key != "model"}
 
 
-class TransformersModel(Table):
+class _ModelTable(Table):
+    """A table of one model, whose name may be given as the first argument."""
+
+    def __init__(self, model: str | None = None, /, **options: Any) -> None:
+        """Take the model's name and the options by keyword."""
+        super().__init__(**(options if model is None else {"model": model, **options}))
+
+
+class Transformers(_ModelTable):
     """A model that transformers runs in this process, on a CPU or one GPU."""
 
     kind: Literal["transformers"] = "transformers"
@@ -98,7 +106,7 @@ class TransformersModel(Table):
     """Run Python code that comes with the model."""
 
 
-class VllmModel(Table):
+class Vllm(_ModelTable):
     """A model that vLLM runs in separate processes."""
 
     kind: Literal["vllm"] = "vllm"
@@ -140,7 +148,7 @@ class Budget(Table):
     """Maximum cost of the whole run, computed from `prices`."""
 
 
-class EndpointModel(Table):
+class Endpoint(_ModelTable):
     """A model behind OpenAI-compatible servers."""
 
     kind: Literal["endpoint"] = "endpoint"
@@ -172,7 +180,7 @@ class EndpointModel(Table):
     """{ max_cost = 20.0 } or { max_tokens = 5000000 }: the run stops when this is spent."""
 
     @model_validator(mode="after")
-    def _cost_limit_has_prices(self) -> EndpointModel:
+    def _cost_limit_has_prices(self) -> Endpoint:
         if self.budget.max_cost is not None and self.prices is None:
             raise ValueError(
                 f"budget.max_cost = {self.budget.max_cost:g} needs prices per million tokens:"
@@ -187,7 +195,7 @@ def _sampler_name(name: str) -> str:
     return name
 
 
-class CustomModel(Table):
+class CustomTeacher(Table):
     """A sampler of your own as the teacher."""
 
     kind: Annotated[str, AfterValidator(_sampler_name)]
@@ -212,13 +220,11 @@ def _teacher_tag(table: Any) -> str | None:
     return "custom" if kind is not None and ":" in kind else kind
 
 
-Student = Annotated[
-    Annotated[TransformersModel, Tag("transformers")] | Annotated[VllmModel, Tag("vllm")], Discriminator(kind_of)
-]
+Student = Annotated[Annotated[Transformers, Tag("transformers")] | Annotated[Vllm, Tag("vllm")], Discriminator(kind_of)]
 Teacher = Annotated[
-    Annotated[TransformersModel, Tag("transformers")]
-    | Annotated[VllmModel, Tag("vllm")]
-    | Annotated[EndpointModel, Tag("endpoint")]
-    | Annotated[CustomModel, Tag("custom")],
+    Annotated[Transformers, Tag("transformers")]
+    | Annotated[Vllm, Tag("vllm")]
+    | Annotated[Endpoint, Tag("endpoint")]
+    | Annotated[CustomTeacher, Tag("custom")],
     Discriminator(_teacher_tag),
 ]

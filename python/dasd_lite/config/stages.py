@@ -12,10 +12,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from dasd_lite.config.chain import BASE, STAGES
+from dasd_lite.config.extensions import is_extension
 from dasd_lite.config.models import (
     EXECUTION,
     BuiltIn,
-    EndpointModel,
+    Endpoint,
     FilePath,
     Fraction,
     Probability,
@@ -311,6 +312,16 @@ class RecipeConfig(Table):
     phase: Annotated[list[Phase], Field(min_length=1)]
     """One [[phase]] table per pass down the chain of stages, in order."""
 
+    @property
+    def extensions(self) -> tuple[tuple[str, str], ...]:
+        """The code of the user's own that the recipe names: each key with its name."""
+        names = [] if self.teacher is None else [("teacher.kind", self.teacher.kind)]
+        for phase in self.phase:
+            names.append(("select.rule", phase.select.rule))
+            names.append(("train.objective", phase.train.objective))
+            names.append(("evaluate.grader", phase.evaluate.grader))
+        return tuple(pair for pair in dict.fromkeys(names) if is_extension(pair[1]))
+
     @model_validator(mode="after")
     def _phase_names_are_unique(self) -> RecipeConfig:
         for name, count in Counter(phase.name for phase in self.phase).items():
@@ -347,7 +358,7 @@ class RecipeConfig(Table):
 
     @model_validator(mode="after")
     def _logprobs_are_requested(self) -> RecipeConfig:
-        if not isinstance(self.teacher, EndpointModel) or self.teacher.logprobs:
+        if not isinstance(self.teacher, Endpoint) or self.teacher.logprobs:
             return self
         for phase in self.phase:
             if phase.source == "sample" and phase.needs_logprobs and phase.score.by == "student":
@@ -366,6 +377,6 @@ class RecipeConfig(Table):
             key = f"phase {phase.name!r}: score.by = 'teacher'"
             if self.teacher is None:
                 raise ValueError(f"{key} asks a teacher, but there is no [teacher] table")
-            if isinstance(self.teacher, EndpointModel) and self.teacher.tokenizer is None:
+            if isinstance(self.teacher, Endpoint) and self.teacher.tokenizer is None:
                 raise ValueError(f"{key} needs teacher.tokenizer: servers score token ids")
         return self
