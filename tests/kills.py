@@ -39,6 +39,8 @@ class Moment:
     number: int = 1
     cpu_s: float = 0.0
     """Seconds of processor time."""
+    signal: int = signal.SIGKILL
+    """What the process gets then; after processor time it is always SIGPROF, which ends it just as well."""
 
 
 def watch(happens: Callable[[str], None]) -> None:
@@ -60,7 +62,7 @@ def watch(happens: Callable[[str], None]) -> None:
 
 
 def die_at(moment: Moment) -> None:
-    """Let this process die at a moment."""
+    """Send this process a signal at a moment."""
     left = moment.number
 
     def happens(event: str) -> None:
@@ -68,9 +70,9 @@ def die_at(moment: Moment) -> None:
         if left and re.match(moment.event, event):
             left -= 1
             if not left and moment.cpu_s:
-                signal.setitimer(signal.ITIMER_PROF, moment.cpu_s)  # SIGPROF ends a process just as SIGKILL does
+                signal.setitimer(signal.ITIMER_PROF, moment.cpu_s)
             elif not left:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), moment.signal)
 
     watch(happens)
 
@@ -121,7 +123,8 @@ class Commands:
         self._parent.communicate()
 
 
-def _serve() -> None:
+def preload() -> None:
+    """Import the package and what it trains with, so that forks need not."""
     import peft  # noqa: F401
     import torch
     import transformers  # noqa: F401
@@ -132,6 +135,10 @@ def _serve() -> None:
         if not module.name.endswith("__main__"):
             __import__(module.name)
     torch.set_num_threads(1)
+
+
+def _serve() -> None:
+    preload()
     for line in sys.stdin:
         if not (pid := os.fork()):
             os._exit(_run(**json.loads(line)))

@@ -1,38 +1,34 @@
 """A process that has imported torch and forks to train: so a test can kill a training every second.
 
     trainer = Trainer(folder)
-    trainer.run({"out": …, "config": {…}}, ranks=2, kill_after=0.5)
+    trainer.run(out, ranks=2, config={…}, moment=Moment("rename .*checkpoints/step", 3))
 
 It trains a tiny model (`folder`/model) on rows at random (`folder`/rows). Several ranks find each other as torchrun
 would have them, without its agent.
 """
 
-import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
+from dataclasses import asdict
 from pathlib import Path
 
 SERVER = """
 import json, os, resource, signal, sys, traceback
 from pathlib import Path
-import bitsandbytes, peft, numpy as np, pyarrow as pa, torch
-from peft import PeftModel
+import bitsandbytes, numpy as np, pyarrow as pa, torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from dasd_lite.config.train import TrainConfig
-from dasd_lite.data.dataset import identify
-from dasd_lite.data.journal import ShardWriter
+from dasd_lite.data.manifest import identify
 from dasd_lite.data.records import ROW
+from dasd_lite.data.writer import ShardWriter
 from dasd_lite.errors import DasdError
-from dasd_lite.model import load as student, logprobs
+from dasd_lite.model import logprobs
 from dasd_lite.stages import train
-from dasd_lite.training import checkpoint, export, job as training, launch as distributed, metrics as train_log
-from dasd_lite.training import monitor as watch
-from dasd_lite.training.objectives import sft, weighted
+sys.path.append(sys.argv[2])
+from kills import Moment, die_at, preload
 
 def build(base):
     torch.manual_seed(0)
@@ -69,6 +65,8 @@ def in_child(work):
     os._exit(0)
 
 def stage(task, rank):
+    if task["moment"] and rank == 0:
+        die_at(Moment(**task["moment"]))
     if task["limit"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (task["limit"], task["limit"]))
     if task["ranks"] > 1:
@@ -77,16 +75,15 @@ def stage(task, rank):
     logprobs.LOGIT_BYTES = task["logit_bytes"]
     config = {"epochs": 6, "learning_rate": 1e-2, "grad_accum_steps": 2, "checkpoint_every": 2} | task["config"]
     config = TrainConfig(**config)
-    train.run(base / "rows", base / task["model"], config, Path(task["out"]), seed=0)
+    train.train(base / "rows", base / task["model"], config, out=Path(task["out"]), seed=0)
 
-torch.set_num_threads(1)
+preload()
 base = Path(sys.argv[1])
 os.waitpid(in_child(lambda: build(base)), 0)
 print("ready", flush=True)
 for line in sys.stdin:
     task = json.loads(line)
     pids = [in_child(lambda: stage(task, rank)) for rank in range(task["ranks"])]
-    print(*pids, flush=True)
     print(*(os.waitpid(pid, 0)[1] for pid in pids), flush=True)
 """
 
@@ -101,7 +98,7 @@ class Trainer:
         self.base, self.errors = base, base / "errors.txt"
         with self.errors.open("w") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", SERVER, str(base)],
+                [sys.executable, "-c", SERVER, str(base), str(Path(__file__).parent)],
                 env=env,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -110,8 +107,8 @@ class Trainer:
             )
         self._process.stdout.readline()  # model and rows are there
 
-    def run(self, out, *, kill_after=None, number=signal.SIGKILL, **options):
-        """Train in processes of their own; return their exit codes, −9 when killed. `number` kills the first.
+    def run(self, out, *, moment=None, **options):
+        """Train in processes of their own; return their exit codes, −9 when killed. The first gets `moment`.
 
         Options: ranks, config, model, a limit of bytes per file, and of the logits that exist at once.
         """
@@ -120,15 +117,9 @@ class Trainer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        task = {**defaults, **options, "out": str(out), "port": port}
+        task = {**defaults, **options, "moment": moment and asdict(moment), "out": str(out), "port": port}
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
-        pids = [int(pid) for pid in self._process.stdout.readline().split()]
-        if kill_after is not None:
-            wait = kill_after if callable(kill_after) else lambda: time.sleep(kill_after)
-            wait()
-            with contextlib.suppress(ProcessLookupError):  # it was done before
-                os.kill(pids[0], number)
         codes = [os.waitstatus_to_exitcode(int(status)) for status in self._process.stdout.readline().split()]
         return codes[0] if task["ranks"] == 1 else codes
 

@@ -17,6 +17,7 @@ import dasd_lite
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from tests.kills import Moment
 from tests.trainer import Trainer, metrics
 
 COUNTS = ("step", "tokens", "target_tokens")
@@ -26,12 +27,12 @@ out = "run"
 prompts.path = "{demo}/train.jsonl"
 teacher = {{ kind = "transformers", model = "{demo}/teacher" }}
 student = {{ kind = "transformers", model = "{demo}/student" }}
-train = {{ epochs = 2, grad_accum_steps = 4, monitor_questions = 2, watch_tokens = 8 }}
+train = {{ epochs = 2, grad_accum_steps = 4, monitor_questions = 2, monitor_tokens = 8 }}
 evaluate.prompts = "{demo}/validation.jsonl"
 [[phase]]
 name = "low"
 """
-SPARING = {"gradient_checkpointing": True, "offload_activations": True}
+SPARING = {"gradient_checkpointing": "on", "offload_activations": True}
 LORA = {"method": {"kind": "lora", "rank": 4, "alpha": 8.0}, "learning_rate": 1e-2}
 # train.run in a process of its own, which starts the ranks by torchrun's agent.
 COMMAND = """
@@ -44,7 +45,7 @@ from dasd_lite.stages import train
 base, out, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 @click.command()
 def run():
-    train.run(base / "rows", base / "steady", TrainConfig(**options), out, seed=0)
+    train.train(base / "rows", base / "steady", TrainConfig(**options), out=out, seed=0)
 sys.argv = sys.argv[:1]
 cli.app = run
 cli.main()
@@ -94,13 +95,8 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one_and_in_four(trainer, confi
     folder = trainer.base / f"from-{request.node.callspec.id}"
     assert trainer.run(folder / "whole", config=config, model="steady") == 0, trainer.errors.read_text()
 
-    def until_a_checkpoint():
-        while not list((folder / "two" / "checkpoints").glob("step-????????")):
-            time.sleep(0.002)
-
-    codes = trainer.run(
-        folder / "two", ranks=2, config=config, model="steady", kill_after=until_a_checkpoint, number=signal.SIGTERM
-    )
+    stop = Moment(r"rename .*checkpoints/step-\d+$", signal=signal.SIGTERM)  # as the first checkpoint comes to be there
+    codes = trainer.run(folder / "two", ranks=2, config=config, model="steady", moment=stop)
     assert codes == [130, 130], trainer.errors.read_text()  # both know of it, and stop after the same step
     done = len(metrics(folder / "two"))
     assert 4 <= done < 18
@@ -153,9 +149,7 @@ def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(trainer):
     ranks = children(process.pid)
     assert len(ranks) == 2
     os.kill(max(ranks), signal.SIGKILL)
-    killed_at = time.monotonic()
-    _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - killed_at < 30
+    _, errors = process.communicate()
     assert process.returncode == 2
     lines = errors.strip().splitlines()
     assert (
@@ -168,7 +162,7 @@ def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(trainer):
     process = start(trainer, out)
     wait_for_steps(out, process, done + 12)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 130
     assert "stopped after step" in errors and "Traceback" not in errors, errors
     newest = max((out / "checkpoints").iterdir()).name
@@ -210,9 +204,7 @@ def test_processes_do_not_outlive_the_command_and_errors_come_through(trainer):
     process.kill()
     process.wait()
     process.stderr.close()
-    limit = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in ranks):
-        assert time.monotonic() < limit, "they live on"
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks):  # or the test times out
         time.sleep(0.1)
 
     # Asked to stop while the processes are only starting: they learn of it as soon as they can.
@@ -221,11 +213,11 @@ def test_processes_do_not_outlive_the_command_and_errors_come_through(trainer):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate()
     assert process.returncode == 130 and "Traceback" not in errors, errors
     assert not (trainer.base / "early" / "manifest.json").exists()
 
     process = start(trainer, trainer.base / "wrong", grad_accum_steps=64)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate()
     assert process.returncode == 2
     assert errors.startswith("dasd-lite: 12 rows are fewer than one optimiser step reads") and errors.count("\n") == 1
