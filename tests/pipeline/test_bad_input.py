@@ -172,7 +172,7 @@ def test_a_tokenizer_without_chat_template(place, cli, demo, role):
         assert_told(
             ended,
             "bare: the tokenizer has no chat template",
-            "put a chat_template.jinja into the folder",
+            "add a chat_template.jinja to the folder",
             run=place.run,
         )
 
@@ -236,7 +236,7 @@ def test_every_candidate_rejected(finished, tmp_path, cli):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "run" / "low" / "select")
     ended = cli("select", "run.toml", "--phase", "low", "select.max_tokens=3", cwd=tmp_path)
-    assert_told(ended, "run/low/sample: every one of 16 candidates is rejected: ", "too long ")
+    assert_told(ended, "run/low/sample: all 16 candidates are rejected: ", "too long ")
     assert not (tmp_path / "run" / "low" / "select").exists()
 
 
