@@ -490,7 +490,13 @@ def test_summary_and_report_print_the_same_numbers(finished):
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [(b'{"step": "\xff"}\n', "can't decode byte 0xff"), (b"{}\n", "'step'"), (b"[1]\n", "indices"), (b"1,\n", "Extra")],
+    [
+        (b'{"step": "\xff"}\n', "can't decode byte 0xff"),
+        (b'{"step": 2, "loss": 1, "learning_rate": "small", "grad_norm": 1}\n', "'small'"),
+        (b"{}\n", "'step'"),
+        (b"[1]\n", "indices"),
+        (b"1,\n", "Extra"),
+    ],
 )
 def test_damaged_metrics_are_one_line(run_folder, line, reason):
     metrics = run_folder / "low" / "train" / "metrics.jsonl"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from dasd_lite.data.records import GRADED, KEPT, REJECTED, ROLLOUT, ROW, SCORE
 from dasd_lite.data.writer import ShardWriter, begin, publish
 from dasd_lite.errors import DataError
 from dasd_lite.method.sentences import sentence_ends
+from dasd_lite.report.results import read_curve
 from dasd_lite.report.show.show import show
 
 TEXT = "<think> Start at 9. Wait, é no. Up 3 is 2.</think>\nAnswer: 2"
@@ -270,6 +272,15 @@ def test_a_training_s_steps_are_before_its_rows(monkeypatch, run_folder):
     assert lines[10] == f"Its training rows: {run_folder}/low/pack"
     assert "row 0  141 tokens" in text and "packed again" not in text
     assert "Every step" in text and "1.00e-03" not in shown(monkeypatch, run_folder / "low" / "train", "cc03")
+
+
+def test_a_gradient_that_is_unknown_is_a_dash(monkeypatch, run_folder):
+    """Training writes null for what is not a finite number."""
+    line = {"step": 1, "loss": 2.0, **METRICS, "grad_norm": None}
+    (run_folder / "low" / "train" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    text = shown(monkeypatch, run_folder / "low" / "train")
+    assert text.splitlines()[1].split() == ["1", "2.0000", "1.00e-03", "–", "400", "3,000"]
+    assert math.isnan(read_curve(run_folder / "low" / "train").max_grad_norm)
 
 
 def test_rows_that_are_not_those_it_was_trained_on(monkeypatch, run_folder):

@@ -29,7 +29,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 step: dict[str, Any] = json.loads(line)
-                step["step"], float(step["loss"]), step["learning_rate"], step["grad_norm"]
+                int(step["step"]), float(step["loss"]), float(step["learning_rate"]), float(step["grad_norm"] or 0)
             except (ValueError, KeyError, TypeError) as error:
                 finished = (path.parent / "manifest.json").exists()
                 remedy = "delete the line" if finished else f"remove {path.parent} to train from scratch"

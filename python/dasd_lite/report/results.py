@@ -208,7 +208,7 @@ class Curve:
     last_loss: float
     """Mean over the last tenth."""
     max_grad_norm: float
-    """Largest gradient norm before clipping."""
+    """Largest gradient norm before clipping; NaN if none is known."""
 
 
 def read_curve(folder: Path) -> Curve | None:
@@ -232,7 +232,7 @@ def read_curve(folder: Path) -> Curve | None:
         num_steps=len(rows),
         first_loss=float(loss[:tenth].mean()),
         last_loss=float(loss[-tenth:].mean()),
-        max_grad_norm=float(norm.max()),
+        max_grad_norm=max(filter(math.isfinite, norm.tolist()), default=math.nan),
     )
 
 

@@ -316,7 +316,7 @@ def training(figures: Sequence[StageFigures], curves: Sequence[Curve]) -> Report
             curve.phase if own else f"{curve.phase} (unfinished)",
             number(curve.num_steps),
             f"{curve.first_loss:.3f} → {curve.last_loss:.3f}",
-            f"{curve.max_grad_norm:.2f}",
+            number(curve.max_grad_norm, 2),
             number(own.tokens_per_second if own else None),
             monitored(snapshots) if snapshots else DASH,
         )

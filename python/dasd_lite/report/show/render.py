@@ -157,14 +157,9 @@ def print_metrics(terminal: Console, metrics: Sequence[dict[str, Any]]) -> None:
     num = min(_NUM_STEPS, len(metrics))
     for i in range(num):
         line = metrics[round(i * (len(metrics) - 1) / max(num - 1, 1))]
-        table.add_row(
-            f"{line['step']:,}",
-            f"{line['loss']:.4f}",
-            f"{line['learning_rate']:.2e}",
-            f"{line['grad_norm']:.3g}",
-            f"{line['target_tokens']:,}",
-            f"{line['tokens'] / line['seconds']:,.0f}",
-        )
+        formats = {"step": ",", "loss": ".4f", "learning_rate": ".2e", "grad_norm": ".3g", "target_tokens": ","}
+        cells = [format(line[name], spec) if line.get(name) is not None else "–" for name, spec in formats.items()]
+        table.add_row(*cells, f"{line['tokens'] / line['seconds']:,.0f}" if line.get("seconds") else "–")
     terminal.print(table)
 
 
