@@ -18,7 +18,8 @@ from typing import Any
 import dasd_lite
 from dasd_lite.config.load import load_recipe
 from dasd_lite.config.stages import Phase, RecipeConfig
-from dasd_lite.run import pipeline as recipes
+from dasd_lite.data.manifest import read_manifest
+from dasd_lite.run.pipeline import plan, run_steps
 
 RECIPE = Path(dasd_lite.__file__).parent / "recipes" / "demo.toml"
 LOW, HIGH, MIXED = 0, 1, 2
@@ -64,9 +65,9 @@ def run(folder: Path, name: str, numbers: list[int], select: dict[str, Any], see
     phases = [changed(demo.phase[number], select) for number in numbers]
     small = demo.model_copy(update={"out": out, "phase": phases})
     share(small, folder / "shared")
-    recipes.run(small)
+    run_steps(small)
     keep(small, folder / "shared")
-    manifests = {step.name: step.run() for step in recipes.plan(small)}
+    manifests = {step.name: read_manifest(step.folder) for step in plan(small)}
     sampled = [p.name for p in phases if p.source == "sample"][-1]
     return {
         "before": manifests["base/evaluate"]["counts"]["accuracy"],

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from dasd_lite import cli
 from dasd_lite.config.load import load_recipe
-from dasd_lite.run.check import unread
+from dasd_lite.run.check import unread_settings
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RECIPES = sorted(EXAMPLES.glob("*.toml"))
@@ -28,7 +28,7 @@ def test_check_accepts_every_example(path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_no_example_sets_what_nothing_reads(path):
-    assert list(unread(load_recipe(path))) == []
+    assert list(unread_settings(load_recipe(path))) == []
 
 
 @pytest.mark.parametrize("situation", cli.SITUATIONS)
@@ -41,7 +41,7 @@ def test_init_writes_the_example_and_never_over_a_file(situation, tmp_path, monk
     load_recipe(Path("run.toml"))
     (tmp_path / "run.toml").write_text("mine")
     again = CliRunner().invoke(cli.app, ["init", situation])
-    assert "run.toml: is there already" in str(again.exception)
+    assert "run.toml: already exists" in str(again.exception)
     assert (tmp_path / "run.toml").read_text() == "mine"
 
 

@@ -1,34 +1,26 @@
-"""The `dasd-lite` command: 14 verbs, config loading, exit codes.
+"""The `dasd-lite` command: verbs, config loading, exit codes.
 
-0: done, or nothing to do. 1: a defect, with its traceback. 2: something to mend, in one line each.
-130: stopped by Ctrl-C; the same command goes on. Heavy packages are imported inside the commands,
-so `--help` is instant.
+0: done, or nothing to do. 1: a defect, with its traceback. 2: something to fix, one line for each. 130: stopped by
+Ctrl-C; run the same command to resume. Heavy packages are imported inside the commands, so `--help` is instant.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dasd_lite.config.chain import STAGES
 from dasd_lite.errors import ConfigError, DasdError
 
 if TYPE_CHECKING:
     from dasd_lite.config.stages import RecipeConfig
+    from dasd_lite.run.pipeline import Step
 
 SITUATIONS = ("demo", "api-8gb", "t4", "lab", "paper")
-_STAGES = {
-    "sample": "Sample the teacher: k answers per prompt and temperature.",
-    "ingest": "Take answers that exist already, in place of a teacher.",
-    "score": "Score rollouts with the student: p per sentence of both models.",
-    "select": "Filter rollouts and keep the best-ranked of each prompt.",
-    "pack": "Pack what was kept into rows for training.",
-    "train": "Train the student on the rows: full, LoRA or QLoRA.",
-    "mix": "Let the student begin answers and the teacher end them.",
-    "evaluate": "Measure accuracy on questions with answers.",
-}
 
 
 class _Commands(click.Group):
@@ -41,31 +33,31 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dasd-lite")
 def app() -> None:
-    """Distil a big reasoning teacher into a small student, by Distribution-Aligned Sequence Distillation.
+    """Distill a big reasoning model into a small one, by Distribution-Aligned Sequence Distillation.
 
-    A recipe (run.toml) is a list of phases; a phase goes down the chain
-    sample → score → select → pack → train → evaluate. Any key can be overridden behind the file:
+    A recipe (run.toml) is a list of phases; each phase goes down the chain
+    sample → score → select → pack → train → evaluate. Override any key after the file name:
     `dasd-lite run run.toml select.keep=2 low.train.epochs=1`.
     """
 
 
 _recipe = click.argument("recipe", type=click.Path(path_type=Path))
 _overrides = click.argument("overrides", nargs=-1, metavar="[TABLE.KEY=VALUE]...")
-_force = click.option("--force", is_flag=True, help="Replace folders that were made with another configuration.")
+_force = click.option("--force", is_flag=True, help="Replace folders that were made with other options.")
 
 
 @app.command()
 @click.argument("situation", type=click.Choice(SITUATIONS))
 def init(situation: str) -> None:
-    """Write a commented run.toml for a SITUATION into this folder; never overwrites."""
+    """Write a commented run.toml for a SITUATION into this folder; never overwrites one."""
     from dasd_lite.data.files import write_atomic
 
     target = Path("run.toml")
     if target.exists():
-        raise ConfigError(f"{target}: is there already; move it away first")
+        raise ConfigError(f"{target}: already exists; move it away first")
     source = Path(__file__).parent / "recipes" / f"{situation}.toml"
     write_atomic(target, source.read_text(encoding="utf-8"))
-    _next(f"{target} is written. Next: dasd-lite check {target}")
+    _say(f"Wrote {target}. Next: dasd-lite check {target}")
 
 
 @app.command()
@@ -76,15 +68,14 @@ def init(situation: str) -> None:
     type=click.Choice(["config", "models", "trial"]),
     default="models",
     show_default=True,
-    help="Last rung: the file, the models and data it names, or 16 prompts through the whole chain.",
+    help="How far to check: the file, the models and data that it names, or 16 prompts through the whole chain.",
 )
 def check(recipe: Path, overrides: tuple[str, ...], until: str) -> None:
-    """Look a recipe over before it costs anything; all faults of a rung at once."""
-    from dasd_lite.run import check as checks
+    """Check a recipe before it costs anything; reports all faults of a level at once."""
+    from dasd_lite.run.check import check_recipe
 
-    config = _load(recipe, overrides)
-    checks.check(config, until)
-    _next(f"{recipe} is good. Next: dasd-lite run {_quoted(recipe, overrides)}")
+    check_recipe(_load(recipe, overrides), until)
+    _say(f"{recipe} is good. Next: dasd-lite run {_quoted(recipe, overrides)}")
 
 
 @app.command()
@@ -92,24 +83,25 @@ def check(recipe: Path, overrides: tuple[str, ...], until: str) -> None:
 @_overrides
 @_force
 def run(recipe: Path, overrides: tuple[str, ...], force: bool) -> None:
-    """Run what is missing, in order; the same command goes on after anything."""
+    """Run what is missing, in order; run the same command again to resume."""
+    _run_all(_load(recipe, overrides), force=force)
+
+
+def _run_all(config: RecipeConfig, *, force: bool = False, probe: bool = True) -> None:
+    from dasd_lite.data.run_folder import RunFolder
+    from dasd_lite.report.page import write_report
+    from dasd_lite.run.pipeline import run_steps
+    from dasd_lite.run.questions import Questions
     from dasd_lite.run.trial import before_paying
 
-    config = _load(recipe, overrides)
-    before_paying(config)
-    _run_all(config, force=force)
-
-
-def _run_all(config: RecipeConfig, *, force: bool = False) -> None:
-    from dasd_lite.report import page as report
-    from dasd_lite.run import pipeline as recipes
-
-    ran = recipes.run(config, force=force, announce=_announce)
-    page = report.run(config.out, config.out / "report", quiet=not ran)
-    last = config.phase[-1].name
+    questions, folder = Questions(), RunFolder(config.out)
+    if probe:
+        before_paying(config, questions)
+    ran = run_steps(config, force=force, questions=questions, announce=_announce)
+    page = write_report(config.out, quiet=not ran)
     if not ran:
-        _next("Nothing to do.")
-    _next(f"Report: {page}\nThe student: {config.out / last / 'train' / 'model'}")
+        _say("Nothing to do.")
+    _say(f"Report: {page}\nStudent: {folder.model(config.phase[-1].name)}")
 
 
 def _stage_command(stage: str, text: str) -> None:
@@ -119,18 +111,22 @@ def _stage_command(stage: str, text: str) -> None:
     @click.option("--phase", help="Only this phase; without it, every phase that has this stage.")
     @_force
     def command(recipe: Path, overrides: tuple[str, ...], phase: str | None, force: bool) -> None:
-        from dasd_lite.run import pipeline as recipes
+        from dasd_lite.run.pipeline import plan, run_steps
+        from dasd_lite.run.questions import Questions
         from dasd_lite.run.trial import before_paying
 
-        config = _load(recipe, overrides)
-        before_paying(config, only_stage=stage, only_phase=phase)
-        if not recipes.run(config, only_stage=stage, only_phase=phase, force=force, announce=_announce):
-            _next("Nothing to do.")
-        made = [step.folder for step in recipes.plan(config) if step.stage == stage and phase in (None, step.phase)][-1]
-        _next(f"Next: dasd-lite run {_quoted(recipe, overrides)}, or look: dasd-lite show {made}")
+        config, questions = _load(recipe, overrides), Questions()
+        before_paying(config, questions, only_stage=stage, only_phase=phase)
+        ran = run_steps(
+            config, only_stage=stage, only_phase=phase, force=force, questions=questions, announce=_announce
+        )
+        if not ran:
+            _say("Nothing to do.")
+        last = [step.folder for step in plan(config, questions) if step.stage == stage and phase in (None, step.phase)]
+        _say(f"Next: dasd-lite run {_quoted(recipe, overrides)}, or see the results: dasd-lite show {last[-1]}")
 
 
-for _name, _text in _STAGES.items():
+for _name, _text in STAGES.items():
     _stage_command(_name, _text)
 
 
@@ -138,27 +134,26 @@ for _name, _text in _STAGES.items():
 @_recipe
 @_overrides
 def report(recipe: Path, overrides: tuple[str, ...]) -> None:
-    """Show what came of a run: tables here, and one HTML page with plots."""
-    from dasd_lite.report import page as reports
+    """Show the results of a run: tables here, and one HTML page with plots."""
+    from dasd_lite.report.page import write_report
 
-    config = _load(recipe, overrides)
-    _next(f"Report: {reports.run(config.out, config.out / 'report')}")
+    _say(f"Report: {write_report(_load(recipe, overrides).out)}")
 
 
 @app.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("uid", required=False)
-@click.option("--rejected", is_flag=True, help="Those that select rejected, with the reason.")
+@click.option("--rejected", is_flag=True, help="Rollouts that select rejected, with the reason.")
 @click.option(
     "--limit", type=click.IntRange(min=1), default=3, show_default=True, help="How many, when no uid is given."
 )
 def show(folder: Path, uid: str | None, rejected: bool, limit: int) -> None:
-    """Look into a FOLDER: sentences coloured by class, trained and masked tokens."""
-    from dasd_lite.report.show import show as shows
+    """Look into a stage FOLDER: sentences colored by class, trained and masked tokens."""
+    from dasd_lite.report.show.show import show as show_folder
 
-    shows.show(folder, uid, rejected=rejected, limit=limit)
-    rejected_too = ", or what select left out: --rejected" if folder.name == "select" else ""
-    _next(f"Next: one of them whole by its uid{rejected_too}")
+    show_folder(folder, uid, rejected=rejected, limit=limit)
+    also = ", or --rejected for what select rejected" if folder.name == "select" else ""
+    _say(f"Next: name a uid to see one of them whole{also}")
 
 
 @app.command()
@@ -166,10 +161,10 @@ def show(folder: Path, uid: str | None, rejected: bool, limit: int) -> None:
 @_overrides
 @_force
 def demo(out: Path, overrides: tuple[str, ...], force: bool) -> None:
-    """Watch a tiny student learn from a tiny teacher, all stages, in a minute or two on two CPU cores."""
+    """Watch a tiny student learn from a tiny teacher: all stages, in a minute or two on two CPU cores."""
     source = Path(__file__).parent / "recipes" / "demo.toml"
-    _run_all(_load(source, (f'out="{out}"', *overrides)), force=force)
-    click.echo("Your own: dasd-lite init api-8gb (or t4, lab, paper) writes a run.toml to start from.")
+    _run_all(_load(source, (f'out="{out}"', *overrides)), force=force, probe=False)
+    _say("Your own: dasd-lite init api-8gb (or t4, lab, paper) writes a run.toml to start from.")
 
 
 def _load(path: Path, overrides: tuple[str, ...]) -> RecipeConfig:
@@ -178,23 +173,23 @@ def _load(path: Path, overrides: tuple[str, ...]) -> RecipeConfig:
     return load_recipe(path, overrides)
 
 
-def _announce(step: Any, manifest: dict[str, Any] | None) -> None:
-    from dasd_lite.console import err, out
+def _announce(step: Step, manifest: dict[str, Any] | None) -> None:
+    from dasd_lite.console import err, out, say
     from dasd_lite.report.summary import rejections, summary
 
     if manifest is None:
         if err().is_terminal:
             err().print(f"[dim]{step.name} …[/dim]", end="\r")
     else:
-        out().print(f"{step.name:<16} {summary(step.folder, manifest)}", markup=False, soft_wrap=True)
+        say(f"{step.name:<16} {summary(step.folder)}")
         if (table := rejections(manifest)) is not None:
             out().print(table)
 
 
-def _next(line: str) -> None:
-    from dasd_lite.console import out
+def _say(line: str) -> None:
+    from dasd_lite.console import say
 
-    out().print(line, markup=False, soft_wrap=True)
+    say(line)
 
 
 def _quoted(recipe: Path, overrides: tuple[str, ...]) -> str:
@@ -204,11 +199,15 @@ def _quoted(recipe: Path, overrides: tuple[str, ...]) -> str:
 
 
 def main() -> None:
-    """Run the command line, and turn what users can mend into one line each and exit code 2."""
+    """Run the command line; turn what users can fix into one line each and exit code 2."""
+    # Idle OpenMP threads should sleep soon: where another process needs the cores, spinning ones slow small models down
+    # several times. GNU's OpenMP, which comes with torch, reads this when torch is imported. Measured on two cores:
+    # 1000 keeps 90 % of the speed of long spinning on free cores, and has nearly twice its speed on shared ones.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         app(standalone_mode=False)
     except click.exceptions.Abort:  # what click makes of Ctrl-C
-        click.echo("dasd-lite: stopped; the same command goes on from here", err=True)
+        click.echo("dasd-lite: stopped; run the same command to resume", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()

@@ -3,7 +3,7 @@
 import pytest
 
 from dasd_lite.config.load import load_recipe
-from dasd_lite.run.check import unread
+from dasd_lite.run.check import unread_settings
 
 LORA = 'train.method={ kind = "lora", rank = 4, target_modules = ["q_proj", "model.layers.0.mlp.up_proj"] }'
 
@@ -29,7 +29,7 @@ def test_more_rows_a_step_than_answers_can_fill(overrides, most, small_recipe, t
     ended = cli("check", "run.toml", *overrides, f"{low}{most + 1}", cwd=tmp_path)
     assert ended.rc == 2
     assert ended.stderr == (
-        f"dasd-lite: phase 'low': train.micro_batch_size × train.grad_accum_steps = {most + 1} rows a step, and of 8"
+        f"dasd-lite: phase 'low': train.micro_batch_size × train.grad_accum_steps = {most + 1} rows a step, but of 8"
         f" prompts at most {most} answers are kept; lower train.grad_accum_steps\n"
     )
 
@@ -37,11 +37,11 @@ def test_more_rows_a_step_than_answers_can_fill(overrides, most, small_recipe, t
 def test_options_of_training_that_nothing_reads(small_recipe, tmp_path):
     path = small_recipe(tmp_path)
     weighted = ["low.select.weighting={ lam = 1.0 }", "low.select.keep=2"]
-    (note,) = unread(load_recipe(path, weighted))
-    assert "'low': select.weighting is not read, train.objective = 'sft'" in note
-    assert not list(unread(load_recipe(path, [*weighted, 'low.train.objective="weighted"'])))
+    (note,) = unread_settings(load_recipe(path, weighted))
+    assert "'low': select.weighting has no effect: train.objective = 'sft'" in note
+    assert not list(unread_settings(load_recipe(path, [*weighted, 'low.train.objective="weighted"'])))
     adapter = 'train.method={ kind = "lora", start = "adapter" }'
-    (first,) = unread(load_recipe(path, [adapter]))
-    assert first == "phase 'low': train.method.start = 'adapter' is not read, it is the first phase"
-    (second,) = unread(load_recipe(path, [f"mixed.{adapter}"]))
-    assert second == "phase 'mixed': train.method.start = 'adapter' is not read, phase 'low' leaves none"
+    (first,) = unread_settings(load_recipe(path, [adapter]))
+    assert first == "phase 'low': train.method.start = 'adapter' has no effect: it is the first phase"
+    (second,) = unread_settings(load_recipe(path, [f"mixed.{adapter}"]))
+    assert second == "phase 'mixed': train.method.start = 'adapter' has no effect: phase 'low' leaves no adapter"

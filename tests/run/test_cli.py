@@ -152,7 +152,7 @@ def test_a_stage_or_phase_that_is_not_in_the_recipe(finished, cli):
     done = cli("select", "run.toml", "--phase", "lo", cwd=finished)
     assert (done.rc, done.stderr) == (
         2,
-        "dasd-lite: nothing in this recipe is stage select of phase lo (low, mixed)\n",
+        "dasd-lite: this recipe has no stage select in phase lo; its phases are low, mixed\n",
     )
     assert cli("ingest", "run.toml", cwd=finished).rc == 2
 
@@ -161,7 +161,7 @@ def test_check_says_what_a_run_costs_and_what_nothing_reads(finished, cli):
     done = cli("check", "run.toml", "ingest.paths=['x']", cwd=finished)
     assert done.rc == 0, done.stderr
     assert "low: 16 answers of 8 prompts at T=0.6, at most 3,072 tokens" in done.stdout
-    assert "phase 'low' has source = 'sample': its [ingest] settings are not read" in done.stdout
+    assert "phase 'low' has source = 'sample': its [ingest] settings have no effect" in done.stdout
     assert "Next: dasd-lite run run.toml 'ingest.paths=['" in done.stdout
 
 
@@ -176,6 +176,6 @@ def test_usage_errors_exit_with_two(tmp_path, cli):
 def test_the_screen_of_help_names_every_verb(tmp_path, cli):
     done = cli("--help", cwd=tmp_path)
     verbs = re.findall(r"^  (\w+) +\w", done.stdout.partition("Commands:")[2], re.MULTILINE)
-    stages = ["sample", "ingest", "score", "select", "pack", "train", "mix", "evaluate", "report"]
-    assert verbs == ["init", "check", "run", *stages, "show", "demo"]
+    stages = ["sample", "ingest", "mix", "score", "select", "pack", "train", "evaluate"]
+    assert verbs == ["init", "check", "run", *stages, "report", "show", "demo"]
     assert len(verbs) == 14

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.server import ChatServer
 
 from dasd_lite.chat.chat import Chat
-from dasd_lite.config.models import EndpointModel, TransformersModel
+from dasd_lite.config.models import Endpoint, Transformers
 from dasd_lite.config.stages import IngestConfig, ScoreConfig
 from dasd_lite.data.dataset import read_table
 from dasd_lite.data.manifest import read_manifest
@@ -29,7 +29,7 @@ def run(tmp_path):
             paths.append(tmp_path / f"{i}.jsonl")
             lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
             paths[-1].write_bytes(b"\n".join(lines))
-        ingest.run(IngestConfig(paths=paths), tmp_path / out, **options)
+        ingest.ingest(config=IngestConfig(paths=paths), out=tmp_path / out, **options)
         return read_table(tmp_path / out, "rollouts").to_pylist()
 
     return ran
@@ -68,10 +68,10 @@ def test_answers_to_one_question_are_its_candidates(run):
         ({"input": "q", "output": ""}, ["has no answer"]),
         ({"input": "q", "output": 5}, ["has no answer"]),
         ({"messages": [{"role": "user", "content": "s"}]}, ["has no answer", "end with the assistant"]),
-        ({"output": "x"}, ["a row needs `prompt`, `input` or `messages`"]),
+        ({"output": "x"}, ["a row needs `prompt`, `input`, or `messages`"]),
         (b'{"input": "q"', ["not JSON"]),
         (b'{"input": "\xff"}', ["not UTF-8"]),
-        ({"input": "q", "output": "same"}, ["the answer of", ":1 again", "uid"]),
+        ({"input": "q", "output": "same"}, ["repeats the answer of", ":1 (uid"]),
     ],
 )
 def test_a_bad_row_is_one_line_and_when_it_is_mended_the_same_call_runs(run, tmp_path, bad, words):
@@ -88,8 +88,8 @@ def test_a_bad_row_is_one_line_and_when_it_is_mended_the_same_call_runs(run, tmp
 
 def test_files_that_are_missing_or_empty(run, tmp_path):
     with pytest.raises(DataError, match=r"ingest\.paths: .*gone\.jsonl: no such file"):
-        ingest.run(IngestConfig(paths=[tmp_path / "gone.jsonl"]), tmp_path / "ingest")
-    with pytest.raises(DataError, match=r"0\.jsonl: no rows in it"):
+        ingest.ingest(config=IngestConfig(paths=[tmp_path / "gone.jsonl"]), out=tmp_path / "ingest")
+    with pytest.raises(DataError, match=r"0\.jsonl: no rows"):
         run([])
     assert not (tmp_path / "ingest" / "manifest.json").exists()
 
@@ -111,9 +111,9 @@ def test_a_changed_file_is_another_input(run, tmp_path):
 
 def test_scoring_needs_log_probabilities_and_says_what_else_can_be_done(run, tmp_path, demo):
     run([{"input": "q", "output": "a", "uid": "the one"}])
-    student = TransformersModel(model=str(demo / "student"))
+    student = Transformers(model=str(demo / "student"))
     with pytest.raises(DataError, match=r"ingest: rollout the one has no teacher log-probabilities.*'random' or 'all'"):
-        score.run(tmp_path / "ingest", student, ScoreConfig(), tmp_path / "score")
+        score.score(tmp_path / "ingest", student, ScoreConfig(), out=tmp_path / "score")
     assert not (tmp_path / "score" / "manifest.json").exists()
 
 
@@ -172,15 +172,14 @@ def test_cuts_differ_from_answer_to_answer_and_by_the_seed():
 
 def test_a_server_that_says_another_context_later_changes_no_plan(demo, tmp_path):
     """The journal's positions must mean the same rollouts when the same command goes on, with the server gone."""
-    chat = Chat(demo / "teacher")
     cut = [({"messages": [{"role": "user", "content": "Zq? " * n}]}, "<think> 1") for n in range(1, 20)]
     with ChatServer(habits=["vllm"]) as server:
         server.context = 60
-        teacher = EndpointModel(
+        teacher = Endpoint(
             kind="endpoint", model="teacher", base_urls=[server.url], tokenizer=str(demo / "teacher")
         )
-        first = _with_room(cut, teacher, chat, tmp_path)
+        first = _with_room(cut, teacher, tmp_path)
     assert 0 < len(first) < len(cut)
-    assert _with_room(cut, teacher, chat, tmp_path) == first
+    assert _with_room(cut, teacher, tmp_path) == first
     (tmp_path / "new").mkdir()
-    assert len(_with_room(cut, teacher, chat, tmp_path / "new")) > len(first), "what it would have been"
+    assert len(_with_room(cut, teacher, tmp_path / "new")) > len(first), "what it would have been"

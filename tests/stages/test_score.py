@@ -15,10 +15,11 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from dasd_lite.chat.chat import Chat
-from dasd_lite.config.models import EndpointModel, TransformersModel, VllmModel
-from dasd_lite.config.stages import IngestConfig, PromptsConfig, RecipeConfig, SampleConfig, ScoreConfig, SelectConfig
+from dasd_lite.config.models import Endpoint, Transformers, Vllm
+from dasd_lite.config.stages import IngestConfig, RecipeConfig, SampleConfig, ScoreConfig, SelectConfig
 from dasd_lite.data.dataset import batches
 from dasd_lite.data.manifest import read_manifest, read_timing
+from dasd_lite.data.prompts import read_prompts
 from dasd_lite.data.records import ROLLOUT
 from dasd_lite.errors import ConfigError, DataError, EndpointError
 from dasd_lite.inference.scorer import context_of, open_scorer
@@ -36,15 +37,15 @@ def rows_of(folder, table):
 @pytest.fixture(scope="module")
 def models(demo):
     """The demo's student and teacher, in float32; they have different tokenizers."""
-    return [TransformersModel(model=str(demo / name), dtype="float32") for name in ("student", "teacher")]
+    return [Transformers(model=str(demo / name), dtype="float32") for name in ("student", "teacher")]
 
 
 @pytest.fixture(scope="module")
 def sampled(demo, models, tmp_path_factory):
     """24 answers of the teacher, some of them cut off."""
     out = tmp_path_factory.mktemp("sampled") / "sample"
-    prompts = PromptsConfig(path=demo / "train.jsonl", limit=12)
-    sample.run(prompts, models[1], SampleConfig(num_samples=2, max_tokens=90), out, phase="low", seed=0)
+    prompts = read_prompts(demo / "train.jsonl", limit=12)
+    sample.sample(prompts, models[1], SampleConfig(num_samples=2, max_tokens=90), out=out, phase="low", seed=0)
     return out
 
 
@@ -59,14 +60,14 @@ def texts(sampled, tmp_path_factory):
     for line, row in zip(lines, rows_of(sampled, "rollouts"), strict=True):
         line["messages"] = [*row["messages"], {"role": "assistant", "content": row["completion"]}]
     (folder / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    ingest.run(IngestConfig(paths=[folder / "a.jsonl"]), folder / "ingest")
+    ingest.ingest(config=IngestConfig(paths=[folder / "a.jsonl"]), out=folder / "ingest")
     return folder / "ingest"
 
 
 @pytest.fixture(scope="module")
 def scored(sampled, models, tmp_path_factory):
     out = tmp_path_factory.mktemp("scored") / "score"
-    score.run(sampled, models[0], ScoreConfig(batch_tokens=300), out)
+    score.score(sampled, models[0], ScoreConfig(batch_tokens=300), out=out)
     return rows_of(out, "scores")
 
 
@@ -87,7 +88,7 @@ def test_sums_are_those_of_the_answer_and_its_end_token(scored, demo):
 
 
 def test_small_passes_score_as_one_large_one(scored, sampled, models, tmp_path):
-    score.run(sampled, models[0], ScoreConfig(batch_tokens=100_000, chunk_tokens=7), tmp_path / "score")
+    score.score(sampled, models[0], ScoreConfig(batch_tokens=100_000, chunk_tokens=7), out=tmp_path / "score")
     for one, other in zip(rows_of(tmp_path / "score", "scores"), scored, strict=True):
         assert one["uid"] == other["uid"]
         np.testing.assert_allclose(one["p_student"], other["p_student"], atol=1e-5)
@@ -95,7 +96,7 @@ def test_small_passes_score_as_one_large_one(scored, sampled, models, tmp_path):
 
 
 def test_the_teacher_reads_what_it_has_sampled(scored, sampled, models, tmp_path, capsys):
-    manifest = score.run(sampled, models[0], BY_TEACHER, tmp_path / "score", teacher=models[1])
+    manifest = score.score(sampled, models[0], BY_TEACHER, out=tmp_path / "score", teacher=models[1]).manifest
     assert manifest["counts"] == {"rollouts": 24, "over_context": 0}
     rollouts = rows_of(sampled, "rollouts")
     for row, read in zip(rollouts, rows_of(tmp_path / "score" / "teacher", "readings"), strict=True):
@@ -109,11 +110,11 @@ def test_the_teacher_reads_what_it_has_sampled(scored, sampled, models, tmp_path
     timing = read_timing(tmp_path / "score")
     assert timing["sampling_noise_tokens"] == sum(len(row["logprobs"]) for row in rollouts)
     assert 0 < timing["sampling_noise_mean"] < timing["sampling_noise_largest"] < 1e-4
-    assert "noise between sampling and reading by the teacher" in capsys.readouterr().out
+    assert "noise between sampling and scoring by the teacher" in capsys.readouterr().out
 
 
 def test_the_teacher_reads_text_that_came_without_logprobs(scored, sampled, texts, models, tmp_path, capsys):
-    score.run(texts, models[0], BY_TEACHER, tmp_path / "score", teacher=models[1])
+    score.score(texts, models[0], BY_TEACHER, out=tmp_path / "score", teacher=models[1])
     finished = [row["finish_reason"] == "stop" for row in rows_of(sampled, "rollouts")]
     assert 5 < sum(finished) < 24
     same_tokens = 0
@@ -129,12 +130,12 @@ def test_the_teacher_reads_text_that_came_without_logprobs(scored, sampled, text
             np.testing.assert_allclose(one["p_teacher"], other["p_teacher"], atol=1e-4)
     assert same_tokens > 12
     assert "noise" not in capsys.readouterr().out  # there is nothing to compare with
-    select.run(
+    select.select(
         texts,
         models[0].model,
         SelectConfig(require_think=False, max_duplicate_lines=1.0, max_duplicate_sentences=1.0),
-        tmp_path / "select",
-        max_tokens=512,
+        out=tmp_path / "select",
+        seq_len=512,
         seed=0,
         scores=tmp_path / "score",
     )
@@ -142,9 +143,9 @@ def test_the_teacher_reads_text_that_came_without_logprobs(scored, sampled, text
 
 def test_another_teacher_than_the_one_that_wrote_is_refused(sampled, models, tmp_path):
     with pytest.raises(DataError, match=r"sampled from another teacher than .*student; score must use the same one"):
-        score.run(sampled, models[0], BY_TEACHER, tmp_path / "score", teacher=models[0])
+        score.score(sampled, models[0], BY_TEACHER, out=tmp_path / "score", teacher=models[0])
     with pytest.raises(ConfigError, match=r"no \[teacher\] table"):
-        score.run(sampled, models[0], BY_TEACHER, tmp_path / "score")
+        score.score(sampled, models[0], BY_TEACHER, out=tmp_path / "score")
     assert not (tmp_path / "score").exists()
 
 
@@ -161,10 +162,10 @@ def test_an_unfinished_reading_goes_on(sampled, models, tmp_path, monkeypatch):
     monkeypatch.setattr(score, "_numbers", stop)
     small = ScoreConfig(by="teacher", batch_tokens=16)
     with pytest.raises(KeyboardInterrupt):
-        score.run(sampled, models[0], small, tmp_path / "score", teacher=models[1])
+        score.score(sampled, models[0], small, out=tmp_path / "score", teacher=models[1])
     monkeypatch.undo()
     assert (tmp_path / "score" / "teacher" / "unfinished.json").exists()
-    score.run(sampled, models[0], small, tmp_path / "score", teacher=models[1])
+    score.score(sampled, models[0], small, out=tmp_path / "score", teacher=models[1])
     assert [row["uid"] for row in rows_of(tmp_path / "score", "scores")] == [
         row["uid"] for row in rows_of(sampled, "rollouts")
     ]
@@ -182,7 +183,7 @@ def test_answers_over_the_student_s_context_are_counted_and_select_rejects_them(
     lengths = sorted(len(row["ids"]) for row in rows_of_scores(sampled, models, tmp_path))
     small = shortened(models[0], tmp_path / "small", lengths[-5])
     over = sum(length > lengths[-5] for length in lengths)
-    manifest = score.run(sampled, small, ScoreConfig(), tmp_path / "score")
+    manifest = score.score(sampled, small, ScoreConfig(), out=tmp_path / "score").manifest
     assert manifest["counts"] == {"rollouts": 24, "over_context": over} and over > 0
     for row in rows_of(tmp_path / "score", "scores"):
         unread = len(row["ids"]) > lengths[-5]
@@ -191,35 +192,35 @@ def test_answers_over_the_student_s_context_are_counted_and_select_rejects_them(
         assert not unread or np.isnan(row["p_student"]).all()
         assert np.isfinite(row["p_teacher"]).any()
     options = {"require_think": False, "max_duplicate_lines": 1.0, "max_duplicate_sentences": 1.0, "keep": 2}
-    chosen = select.run(
+    chosen = select.select(
         sampled,
         small.model,
         SelectConfig(**options),
-        tmp_path / "select",
-        max_tokens=10_000,
+        out=tmp_path / "select",
+        seq_len=10_000,
         seed=0,
         scores=tmp_path / "score",
-    )
+    ).manifest
     rejected = chosen["counts"]["rejected"]
     assert rejected.get("too long", 0) + rejected.get("truncated", 0) >= over
 
 
 def rows_of_scores(sampled, models, folder):
-    score.run(sampled, models[0], ScoreConfig(), folder / "all")
+    score.score(sampled, models[0], ScoreConfig(), out=folder / "all")
     return rows_of(folder / "all", "scores")
 
 
 def test_an_answer_that_only_the_teacher_cannot_read_is_named(texts, models, tmp_path):
     small = shortened(models[1], tmp_path / "small", 60)
     with pytest.raises(
-        DataError, match=r"rollout \S+ has \d+ tokens without its question, over the teacher's context"
+        DataError, match=r"rollout \S+ has \d+ tokens, which with its prompt is over the teacher's context"
     ) as error:
-        score.run(texts, models[0], BY_TEACHER, tmp_path / "score", teacher=small)
+        score.score(texts, models[0], BY_TEACHER, out=tmp_path / "score", teacher=small)
     assert "\n" not in str(error.value)
 
 
 def test_four_bits(scored, sampled, models, tmp_path):
-    score.run(sampled, models[0], ScoreConfig(four_bit=True), tmp_path / "score")
+    score.score(sampled, models[0], ScoreConfig(four_bit=True), out=tmp_path / "score")
     gaps = [
         np.abs(np.subtract(one["p_student"], other["p_student"]))
         for one, other in zip(rows_of(tmp_path / "score", "scores"), scored, strict=True)
@@ -278,13 +279,13 @@ def echo(models):
 
 def endpoint(url, tokenizer):
     options = {"api_key_env": "NO_SUCH_KEY", "max_retries": 0, "concurrency": 2}
-    return EndpointModel(kind="endpoint", model="teacher", base_urls=[url], tokenizer=tokenizer, **options)
+    return Endpoint(kind="endpoint", model="teacher", base_urls=[url], tokenizer=tokenizer, **options)
 
 
 def test_a_teacher_behind_a_server_reads_as_one_here(echo, texts, models, tmp_path):
     served = endpoint(f"http://127.0.0.1:{echo.server_port}/v1", models[1].model)
     for name, teacher in (("here", models[1]), ("served", served)):
-        score.run(texts, models[0], BY_TEACHER, tmp_path / name, teacher=teacher)
+        score.score(texts, models[0], BY_TEACHER, out=tmp_path / name, teacher=teacher)
     for one, other in zip(*(rows_of(tmp_path / name, "scores") for name in ("here", "served")), strict=True):
         np.testing.assert_allclose(one["p_teacher"], other["p_teacher"], atol=1e-5)
     inputs = [read_manifest(tmp_path / name)["inputs"]["teacher"] for name in ("here", "served")]
@@ -295,13 +296,13 @@ def test_a_server_that_does_not_echo_is_named(echo, texts, models, tmp_path):
     echo.mute = True
     served = endpoint(f"http://127.0.0.1:{echo.server_port}/v1", models[1].model)
     with pytest.raises(EndpointError, match="'teacher' does not echo the prompt's log-probabilities"):
-        score.run(texts, models[0], BY_TEACHER, tmp_path / "score", teacher=served)
+        score.score(texts, models[0], BY_TEACHER, out=tmp_path / "score", teacher=served)
 
 
 def test_a_server_without_a_tokenizer_is_refused(texts, models, tmp_path):
     served = endpoint("http://127.0.0.1:1/v1", None)
     with pytest.raises(ConfigError, match=r"needs teacher\.tokenizer"):
-        score.run(texts, models[0], BY_TEACHER, tmp_path / "score", teacher=served)
+        score.score(texts, models[0], BY_TEACHER, out=tmp_path / "score", teacher=served)
 
 
 # --- vLLM ------------------------------------------------------------------------------------------------
@@ -319,8 +320,8 @@ def vllm(monkeypatch):
 
 @pytest.mark.slow
 def test_vllm_agrees_and_tells_the_noise(vllm, scored, sampled, models, tmp_path, capsys):
-    engine = VllmModel(kind="vllm", model=models[0].model, dtype="float32", enforce_eager=True)
-    score.run(sampled, engine, ScoreConfig(engine="vllm"), tmp_path / "score")
+    engine = Vllm(kind="vllm", model=models[0].model, dtype="float32", enforce_eager=True)
+    score.score(sampled, engine, ScoreConfig(engine="vllm"), out=tmp_path / "score")
     for one, other in zip(rows_of(tmp_path / "score", "scores"), scored, strict=True):
         assert one["ids"] == other["ids"]
         np.testing.assert_allclose(one["p_student"], other["p_student"], atol=1e-4)
@@ -337,9 +338,9 @@ def test_vllm_agrees_and_tells_the_noise(vllm, scored, sampled, models, tmp_path
 
 @pytest.mark.slow
 def test_a_teacher_in_vllm_reads_as_one_in_transformers(vllm, texts, models, tmp_path):
-    engine = VllmModel(kind="vllm", model=models[1].model, dtype="float32", enforce_eager=True)
+    engine = Vllm(kind="vllm", model=models[1].model, dtype="float32", enforce_eager=True)
     for name, teacher in (("transformers", models[1]), ("vllm", engine)):
-        score.run(texts, models[0], BY_TEACHER, tmp_path / name, teacher=teacher)
+        score.score(texts, models[0], BY_TEACHER, out=tmp_path / name, teacher=teacher)
     for one, other in zip(
         *(rows_of(tmp_path / n / "teacher", "readings") for n in ("transformers", "vllm")), strict=True
     ):
@@ -349,9 +350,9 @@ def test_a_teacher_in_vllm_reads_as_one_in_transformers(vllm, texts, models, tmp
 
 def test_noise_that_reaches_into_the_margin_is_warned_of(sampled, models, capsys):
     folder = Path(models[0].model)
-    reader = score._StudentReader(models[0], folder, ScoreConfig())
-    reader._model = VllmModel(kind="vllm", model=models[0].model)  # what it says comes from there
-    items = list(reader.watch(score._student_items(sampled, None, reader.chat, reader.context, set())))
+    reader = score._StudentScorer(models[0], folder, ScoreConfig())
+    reader._model = Vllm(kind="vllm", model=models[0].model)  # what it says comes from there
+    items = list(reader.remember_first(score._student_items(sampled, None, reader.chat, reader.context, set())))
     assert len(items) == 24
     for item in items:
         [(_, said, ranks)] = reader.scorer.score([(0, item.ids)])
@@ -362,7 +363,7 @@ def test_noise_that_reaches_into_the_margin_is_warned_of(sampled, models, capsys
     assert 0.05 < noise["engine_noise_sentence"] <= 1 - math.exp(-0.2) + 1e-4
     printed = capsys.readouterr()
     assert "noise between vLLM and transformers, 8 rollouts: |Δ log p| mean 0.2" in printed.out
-    assert re.search(r"warning: the engines differ by 0\.\d+ in the p of a sentence, over 0\.05", printed.err)
+    assert re.search(r"note: the engines differ by 0\.\d+ in the p of a sentence, over 0\.05", printed.err)
 
 
 def recipe(demo, **more):
@@ -380,14 +381,14 @@ def test_who_reads_must_be_there(demo):
         recipe(demo, teacher=served)
     whole = recipe(demo, teacher=served | {"tokenizer": str(demo / "teacher")})
     [step] = [step for step in plan(whole) if step.stage == "score"]
-    assert step.arguments["teacher"] == whole.teacher
+    assert step.asks
     assert whole.phase[0].score.by == "teacher"
 
 
 def test_a_context_is_the_model_s_or_the_engine_s(models):
     chat = Chat(Path(models[0].model))
     assert context_of(models[0], chat) == chat.context
-    small = VllmModel(kind="vllm", model=models[0].model, max_model_len=77)
+    small = Vllm(kind="vllm", model=models[0].model, max_model_len=77)
     assert context_of(small, chat) == 77
     assert context_of(endpoint("http://localhost:1/v1", models[0].model), chat) == chat.context - 1
 

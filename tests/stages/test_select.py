@@ -35,7 +35,7 @@ def rollout(uid, completion=GOOD, prompt="q", **columns):
 
 
 def write(folder, table, schema, rows, part=4):
-    with ShardWriter(folder, Identity(table, 1, {}, {"rows": str(rows)}), {table: schema}) as writer:
+    with ShardWriter(folder, Identity({"rollouts": "sample", "scores": "score"}[table], 1, {}, {"rows": str(rows)}), {table: schema}) as writer:
         for i in range(0, len(rows), part):
             writer.write(table, pa.RecordBatch.from_pylist(rows[i : i + part], schema=schema))
         writer.publish({"rollouts": len(rows)})
@@ -60,12 +60,12 @@ def run(tmp_path, demo, chat):
             scores = tmp_path / "scores"
             if not scores.exists():
                 write(scores, "scores", SCORE, [score(chat, row, classes[row["uid"]]) for row in rows])
-        select.run(
+        select.select(
             source,
             str(demo / "student"),
             SelectConfig(**({"rule": "all"} | config)),
-            tmp_path / out,
-            max_tokens=max_tokens,
+            out=tmp_path / out,
+            seq_len=max_tokens,
             seed=seed,
             scores=scores,
             mask_prefix=mask_prefix,
@@ -220,7 +220,7 @@ def test_all_rejected_is_one_line_with_the_counts(run, tmp_path):
     with pytest.raises(DataError) as error:
         run(rows)
     told = str(error.value)
-    assert told.startswith(f"{tmp_path}/rollouts: every one of 4 candidates is rejected: truncated 3 (raise max_tokens")
+    assert told.startswith(f"{tmp_path}/rollouts: all 4 candidates are rejected: truncated 3 (raise max_tokens")
     assert "no thinking 1 (" in told and "select.require_think = false" in told
     assert "\n" not in str(error.value)
     assert not (tmp_path / "select").exists(), "nothing half-written"
@@ -322,7 +322,7 @@ def test_a_masked_prefix_is_context(run, chat):
     assert masked["ids"] == plain["ids"]
     begins = masked["num_context_tokens"]
     assert begins > plain["num_context_tokens"]
-    assert chat.read(masked["ids"][begins:], "stop")[0] == GOOD.removeprefix(prefix)
+    assert chat.decode_answer(masked["ids"][begins:], "stop")[0] == GOOD.removeprefix(prefix)
 
 
 # --- weights ------------------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ def test_without_weighting_there_is_no_weight_and_nobody_speaks_of_it(run):
     assert weights_of(folder) == {"a": None, "b": None}
     manifest = read_manifest(folder)
     assert not {"lam", "effective_sample_size", "weight_range"} & manifest["counts"].keys()
-    assert "λ" not in summary(folder, manifest)
+    assert "λ" not in summary(folder)
 
 
 def test_weights_follow_the_mean_log_probability_of_the_text(run):
@@ -379,12 +379,12 @@ def test_weights_follow_the_mean_log_probability_of_the_text(run):
 def test_lambda_is_chosen_by_the_effective_sample_size(run, favour):
     rng = np.random.default_rng(0)
     rows = [told(f"{p}{n}", [float(-rng.gamma(2))], prompt=str(p)) for p in range(30) for n in range(4)]
-    folder = run(rows, weighting=Weighting(favour=favour))
+    folder = run(rows, weighting=Weighting(favor=favour))
     manifest = read_manifest(folder)
     lam = manifest["counts"]["lam"]
     assert (lam > 0) == (favour == "likely")
     assert manifest["counts"]["effective_sample_size"] == pytest.approx(0.7, abs=1e-3)
-    assert f"λ {lam:.3g}, effective sample size 0.70 of k, " in summary(folder, manifest)
+    assert f"λ {lam:.3g}, effective sample size 0.70 of k, " in summary(folder)
     found = weights_of(folder)
     assert np.mean([found[f"7{n}"] for n in range(4)]) == pytest.approx(1, abs=1e-6)
 
@@ -405,7 +405,7 @@ def test_lambda_0_asks_nobody_and_one_answer_a_prompt_is_noted(run, capsys):
     assert list(weights_of(folder).values()) == [1.0]
     manifest = read_manifest(folder)
     assert manifest["counts"]["effective_sample_size"] is None
-    assert "λ 0, no prompt with two kept, " in summary(folder, manifest)
+    assert "λ 0, no prompt with two kept answers, " in summary(folder)
     assert "no prompt has two kept answers, so every weight is 1" in " ".join(capsys.readouterr().err.split())
     folder = run([rollout("a"), rollout("b")], weighting=Weighting(lam=0), out="all")
     assert list(weights_of(folder).values()) == [1.0, 1.0]
@@ -416,8 +416,8 @@ def test_a_kept_answer_without_log_probabilities_is_refused_by_name(run, tmp_pat
     with pytest.raises(DataError) as error:
         run(rows, weighting=Weighting())
     assert str(error.value) == (
-        f"{tmp_path}/rollouts: 2 of 3 kept rollouts have no log-probabilities of the teacher, the first is b; let the"
-        " teacher read them (score.by = 'teacher', and a rule that needs scores), or drop select.weighting"
+        f"{tmp_path}/rollouts: 2 of 3 kept rollouts have no teacher log-probabilities, the first is b; let the teacher"
+        " score them (score.by = 'teacher', and a rule that needs scores), or drop select.weighting"
     )
     assert not (tmp_path / "select").exists(), "nothing half-written"
 
@@ -427,7 +427,7 @@ def test_scores_without_the_teacher_are_refused_too(run, tmp_path, chat):
     scores = [score(chat, row, "T") | {"teacher_mean_logprob": None} for row in rows]
     write(tmp_path / "scores", "scores", SCORE, scores)
     with pytest.raises(
-        DataError, match="2 of 2 kept rollouts have no log-probabilities of the teacher, the first is a"
+        DataError, match="2 of 2 kept rollouts have no teacher log-probabilities, the first is a"
     ):
         run(rows, classes={}, weighting=Weighting(lam=1.0))
 
@@ -459,7 +459,7 @@ def test_rules_that_need_scores_say_so(run):
 
 def test_scores_of_other_rollouts_are_refused(run, tmp_path, chat):
     write(tmp_path / "scores", "scores", SCORE, [score(chat, rollout("b"), "T")])
-    with pytest.raises(DataError, match=r"scores: its rows are not those of .*rollouts; score them again"):
+    with pytest.raises(DataError, match=r"scores: its rows do not match .*rollouts; score them again"):
         run([rollout("a")], classes={}, rule="count")
 
 
@@ -473,5 +473,6 @@ def test_another_option_is_refused_by_name_and_forced(run):
 
 
 def test_a_student_that_is_none(tmp_path):
+    write(tmp_path / "rollouts", "rollouts", ROLLOUT, [])
     with pytest.raises(ConfigError, match=r"model = '.*gone': no such folder"):
-        select.run(tmp_path, str(tmp_path / "gone"), SelectConfig(), tmp_path / "out", max_tokens=9, seed=0)
+        select.select(tmp_path / "rollouts", str(tmp_path / "gone"), SelectConfig(), out=tmp_path / "out", seq_len=9, seed=0)

@@ -1,23 +1,81 @@
-"""What the trainings of a recipe will take, in lines for `check`: memory, hours, what to change when it is too much.
+"""What a recipe will take, in lines for `check`: answers, money, disk, memory, hours, and what fits.
 
-Input: a recipe and the card that is here, if any. Invariant: nothing is loaded and nothing is run; all figures are
-predictions (memory.py, flops.py), and say so.
+Input: the phases of a recipe, its models, and the GPU of this machine, if any. Invariant: nothing is loaded and nothing
+is run; all figures are predictions, and say so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
-from dasd_lite.config.stages import Phase, RecipeConfig
+from dasd_lite.config.models import Endpoint
+from dasd_lite.config.stages import Phase
+from dasd_lite.config.train import Full
 from dasd_lite.costs.fit import OptionChange, sizes_that_fit, smallest_change
 from dasd_lite.costs.flops import ASSUMED_MFU, training_hours
 from dasd_lite.costs.hardware import GPU_SIZES, Gpu, Hardware, has_liger, peak_flops, visible_gpu
 from dasd_lite.costs.memory import Prediction, predict
 from dasd_lite.costs.shape import ModelShape, read_shape
 from dasd_lite.data.hub import model_folder
+from dasd_lite.data.prompts import Prompts
+from dasd_lite.data.usage import Usage
 from dasd_lite.errors import DasdError
+
+_BYTES_PER_TOKEN = 20  # on disk: id, log-probability, byte length and text, with a margin over what zstd makes of it
+_CHARACTERS_PER_TOKEN = 4
+
+
+# --- answers, money, disk -----------------------------------------------------------------------------
+
+
+def answers_line(phase: Phase, num_prompts: int) -> str:
+    """Say how many answers a phase samples, and how many tokens at most."""
+    answers = num_prompts * phase.sample.num_samples
+    return (
+        f"{phase.name}: {answers:,} answers of {num_prompts:,} prompts at T={phase.sample.temperature},"
+        f" at most {answers * phase.sample.max_tokens:,} tokens"
+    )
+
+
+def price_line(teacher: Endpoint, phases: Sequence[Phase], prompts: Prompts | None) -> str:
+    """Say the most that sampling can cost at the teacher's prices, and where the budget stops it."""
+    limits = [f"{name} = {value:g}" for name, value in teacher.budget.model_dump().items() if value is not None]
+    stops = f"; the run stops at teacher.budget.{' or '.join(limits)}" if limits else ""
+    if teacher.prices is None:
+        hint = "" if limits else "; set teacher.prices to see the cost, and teacher.budget to limit it"
+        return f"price: unknown{hint}{stops}"
+    sampling = [phase.sample for phase in phases if phase.source == "sample"]
+    num_prompts = len(prompts or ())
+    written = sum(num_prompts * options.num_samples * options.max_tokens for options in sampling)
+    characters = sum(len(message["content"]) for prompt in prompts or () for message in prompt.messages)
+    read = characters / _CHARACTERS_PER_TOKEN * sum(options.num_samples for options in sampling)
+    cost = Usage(round(read), written).cost(teacher.prices)
+    return f"price: at most {cost:,.2f} for sampling, if every answer is as long as it may be{stops}"
+
+
+def disk_bytes(phases: Sequence[Phase], student: str, num_prompts: int) -> int:
+    """Return the most that a run can write: every answer at its longest, and each phase's model."""
+    tokens = sum(p.sample.num_samples * p.sample.max_tokens for p in phases if p.source == "sample")
+    answers = tokens * num_prompts * _BYTES_PER_TOKEN
+    return answers + sum(_model_bytes(phase, Path(student)) for phase in phases)
+
+
+def _model_bytes(phase: Phase, student: Path) -> int:
+    """Return what a training leaves, and two checkpoints at their largest: weights and two moments in float32."""
+    weights = sum(file.stat().st_size for file in student.glob("*.safetensors")) if student.is_dir() else 0
+    try:
+        shape = read_shape(student)
+    except DasdError:
+        return 7 * weights
+    method = phase.train.method
+    trained = shape.num_parameters if isinstance(method, Full) else shape.adapter_parameters(method)
+    return weights + 2 * 12 * trained
+
+
+# --- memory and hours of training ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -26,21 +84,21 @@ class Training:
 
     phases: list[Phase]
     shape: ModelShape
-    card: Gpu | None
+    gpu: Gpu | None
 
     @property
     def num_processes(self) -> int:
-        """Processes, one per GPU; one where none is seen and no number is given."""
-        return self.phases[0].train.num_processes or (self.card.number if self.card else 1)
+        """Processes: one per GPU; one if no GPU is visible and no number is given."""
+        return self.phases[0].train.num_processes or (self.gpu.number if self.gpu else 1)
 
     @property
     def machine(self) -> Hardware:
-        """The card that is here; without one a GPU with the packages that are installed."""
-        return self.card.machine if self.card else Hardware(liger=has_liger())
+        """The GPU of this machine; without one, a GPU with the packages that are installed."""
+        return self.gpu.machine if self.gpu else Hardware(liger=has_liger())
 
     @cached_property
     def prediction(self) -> Prediction:
-        """Memory that it needs."""
+        """The memory that it needs."""
         phase = self.phases[0]
         return predict(
             self.shape,
@@ -51,7 +109,7 @@ class Training:
         )
 
     def change(self, card_bytes: float) -> OptionChange | None:
-        """Return what to change for a card."""
+        """Return the smallest change with which it fits a GPU."""
         phase = self.phases[0]
         return smallest_change(
             self.shape,
@@ -63,69 +121,70 @@ class Training:
         )
 
 
-def trainings_of(recipe: RecipeConfig) -> list[Training]:
-    """Group the phases; none when the student's shape is not known, be it that `_models` tells of a fault."""
+def trainings_of(phases: Sequence[Phase], student: str) -> list[Training]:
+    """Group phases that need the same memory.
+
+    Empty if the architecture is unknown; `check` has already reported why.
+    """
     try:
-        shape = read_shape(model_folder(recipe.student.model))
+        shape = read_shape(model_folder(student))
     except DasdError:
         return []
-    card = visible_gpu()
-    found: list[Training] = []
-    for one in (Training([phase], shape, card) for phase in recipe.phase):
-        same = next((other for other in found if other.prediction == one.prediction), None)
+    gpu = visible_gpu()
+    groups: list[Training] = []
+    for one in (Training([phase], shape, gpu) for phase in phases):
+        same = next((other for other in groups if other.prediction == one.prediction), None)
         if same is None:
-            found.append(one)
+            groups.append(one)
         else:
             same.phases.extend(one.phases)
-    return found
+    return groups
 
 
 def too_big(trainings: list[Training]) -> Iterator[str]:
-    """Say which training the card that is here has no room for, and what would make it fit."""
+    """Report each training that does not fit the GPU of this machine, and what would make it fit."""
     for training in trainings:
-        card, needed = training.card, training.prediction.total
-        if card is None or needed <= card.memory:
+        gpu, needed = training.gpu, training.prediction.total
+        if gpu is None or needed <= gpu.memory:
             continue
-        change = training.change(card.memory)
-        help_ = (
-            f"smallest change that fits: {change}" if change else "nothing here makes it fit; take a smaller student"
-        )
+        change = training.change(gpu.memory)
+        remedy = f"smallest change that fits: {change}" if change else "no option makes it fit; use a smaller student"
         names = ", ".join(repr(phase.name) for phase in training.phases)
         yield (
-            f"train: phase {names} needs about {format_bytes(needed)}, the card ({card.name}) has"
-            f" {format_bytes(card.memory)}; {help_}"
+            f"train: phase {names} needs about {format_bytes(needed)}, but the GPU ({gpu.name}) has"
+            f" {format_bytes(gpu.memory)}; {remedy}"
         )
 
 
 def memory_line(training: Training) -> str:
-    """Say what a training needs, and without a card on which it would fit."""
-    found, names = training.prediction, ", ".join(phase.name for phase in training.phases)
+    """Say how much memory a training needs and, without a GPU here, which GPUs have it."""
+    prediction, names = training.prediction, ", ".join(phase.name for phase in training.phases)
     parts = {
-        "weights": found.weights,
-        "gradients": found.gradients,
-        "optimiser": found.optimizer,
-        "activations": found.activations,
-        "loss": found.loss,
-        "overhead": found.overhead,
+        "weights": prediction.weights,
+        "gradients": prediction.gradients,
+        "optimizer": prediction.optimizer,
+        "activations": prediction.activations,
+        "loss": prediction.loss,
+        "overhead": prediction.overhead,
     }
-    told = ", ".join(f"{name} {format_bytes(value)}" for name, value in parts.items() if value)  # at the worst moment
-    one = "the card" if training.card else "a card"
-    where = one if training.num_processes == 1 else f"each of {training.num_processes} cards"
-    line = f"{names}/train: about {format_bytes(found.total)} on {where} ({told})"
-    line += f", {format_bytes(found.host)} of host memory" if found.host else ""
-    if training.card is not None:
+    peak = ", ".join(f"{name} {format_bytes(value)}" for name, value in parts.items() if value)
+    one = "the GPU" if training.gpu else "a GPU"
+    where = one if training.num_processes == 1 else f"each of {training.num_processes} GPUs"
+    line = f"{names}/train: about {format_bytes(prediction.total)} on {where} ({peak})"
+    line += f", {format_bytes(prediction.host)} of host memory" if prediction.host else ""
+    if training.gpu is not None:
         return f"{line}; predicted"
-    sizes = sizes_that_fit(found)
-    fits = f"fits cards from {sizes[0]} GB on" if sizes else f"fits no card up to {GPU_SIZES[-1]} GB"
-    return f"{line}; predicted, no card is seen here: {fits}"
+    sizes = sizes_that_fit(prediction)
+    fits = f"fits GPUs of {sizes[0]} GB or more" if sizes else f"fits no GPU up to {GPU_SIZES[-1]} GB"
+    return f"{line}; predicted, no GPU is visible here: {fits}"
 
 
 def hours_line(trainings: list[Training], num_prompts: int) -> str | None:
-    """Say how long training takes at most, when the card's speed is known and answers are still to be sampled."""
-    card = trainings[0].card if trainings else None
-    peak = peak_flops(card.name) if card else None
+    """Say how long training takes at most, if the GPU's speed is known and answers are yet to be sampled."""
+    gpu = trainings[0].gpu if trainings else None
+    peak = peak_flops(gpu.name) if gpu else None
     phases = [phase for training in trainings for phase in training.phases]
-    if card is None or peak is None or all(phase.source != "sample" for phase in phases):
+    if gpu is None or peak is None or all(phase.source != "sample" for phase in phases):
         return None
     hours = 0.0
     for training in trainings:
@@ -136,11 +195,11 @@ def hours_line(trainings: list[Training], num_prompts: int) -> str | None:
             hours += training_hours(training.shape, phase.train, length, tokens * epochs, peak, training.num_processes)
     rest = ", ".join(phase.name for phase in phases if phase.source != "sample")
     return (
-        f"time: training takes at most {hours:,.1f} h if every answer kept is as long as it may be, at an assumed"
-        f" {ASSUMED_MFU:.0%} of the {peak / 1e12:,.0f} TFLOP/s of {card.name}{f'; without {rest}' if rest else ''}"
+        f"time: training takes at most {hours:,.1f} h if every kept answer is as long as it may be, at an assumed"
+        f" {ASSUMED_MFU:.0%} of the {peak / 1e12:,.0f} TFLOP/s of {gpu.name}{f'; without {rest}' if rest else ''}"
     )
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Write bytes as a person reads them."""
+    """Write a number of bytes for people: GB from 1e9 on, else MB."""
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"

@@ -150,6 +150,11 @@ class Model(_Handle):
         return path if path.is_dir() else None
 
 
+def model_path(model: Model | str | PathLike[str]) -> Path:
+    """Return the folder of weights: that of a trained model, or the path itself."""
+    return model.path if isinstance(model, Model) else Path(model)
+
+
 @dataclass(frozen=True)
 class Evaluation(_Handle):
     """Graded answers (columns: records.GRADED)."""

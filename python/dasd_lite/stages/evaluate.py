@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dasd_lite.config.extensions import code_hash
-from dasd_lite.config.models import Student, Table, TransformersModel, engine_options, result_options
+from dasd_lite.config.models import Student, Table, Transformers, engine_options, result_options
 from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import EvaluateConfig
 from dasd_lite.data.handles import Evaluation, Model, model_path
@@ -27,8 +26,7 @@ from dasd_lite.data.records import GRADED, Prompt
 from dasd_lite.data.seeds import derive_seed, digest
 from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
-from dasd_lite.grading import GRADERS, Grader, open_grader
-from dasd_lite.grading.math import Grade
+from dasd_lite.grading import Grade, Grader, open_grader
 from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler
 from dasd_lite.inference.collect import collect
 
@@ -84,15 +82,15 @@ def evaluate(
         student, weights = student or model, model_folder(model.model, weights=True)
     else:
         weights = model_path(model)
-        student = student or TransformersModel(model=str(weights))
+        student = student or Transformers(model=str(weights))
     grade = open_grader(grader or config.grader)
     asked = {k: v for k, v in result_options(config).items() if k not in ("prompts", "grader")}
-    asked |= {"seed": seed, "system": prompts.system, "student": engine_options(student)}
+    asked |= {"seed": seed, "system": prompts.system, "limit": prompts.limit, "student": engine_options(student)}
     inputs: dict[str, Path | str] = {"prompts": prompts.fingerprint, "model": weights}
-    if grader is not None or config.grader not in GRADERS:
-        inputs["grader"] = code_hash(grade.function)
-    elif config.grader != "math":
-        asked["grader"] = config.grader
+    if grade.code is not None:
+        inputs["grader"] = grade.code
+    elif grade.name != "math":
+        asked["grader"] = grade.name
     identity = identify("evaluate", VERSION, asked, inputs)
     if is_finished(out, identity, force=force):
         return Evaluation(out)

@@ -1,22 +1,26 @@
-"""Take answers that exist already as rollouts: one's own files or a published data set.
+"""Take existing answers as rollouts: your own files, or a published dataset.
 
-Reads JSONL or Parquet rows with `input` and `output`, or `messages` that end with the assistant;
-writes the same rollouts as sample, without log-probabilities where the rows have none.
+Input: JSONL or Parquet rows with `input` and `output`, or with `messages` that end with the assistant. Output: the
+same rollouts that sample writes, without log-probabilities.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from dasd_lite.config.models import semantic
+from dasd_lite.config.models import result_options
+from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import IngestConfig
 from dasd_lite.console import progress
-from dasd_lite.data.manifest import identify, read_manifest
+from dasd_lite.data.handles import Rollouts
+from dasd_lite.data.manifest import identify
 from dasd_lite.data.prompts import read_rows, to_prompt
 from dasd_lite.data.records import ROLLOUT
 from dasd_lite.data.seeds import digest
@@ -27,15 +31,43 @@ VERSION = 1
 _BATCH = 256
 
 
-def run(config: IngestConfig, out: Path, *, system: str | None = None, force: bool = False) -> dict[str, Any]:
-    """Write the rows of `config.paths` as rollouts into `out`; returns its manifest."""
+def ingest(
+    paths: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
+    config: IngestConfig | None = None,
+    *,
+    out: str | PathLike[str],
+    system: str | None = None,
+    force: bool = False,
+    **options: Any,
+) -> Rollouts:
+    """Take existing answers as rollouts.
+
+    Args:
+        paths: Files of rows with prompt and answer; None: those of `config.paths`.
+        config: Options of the stage.
+        out: Folder to write.
+        system: System message for prompts that have none.
+        force: Replace a folder that was made with other options.
+        **options: Fields of IngestConfig, in place of those of `config`.
+
+    Returns:
+        The rollouts, one for each row; without log-probabilities.
+
+    Raises:
+        ConfigError: A wrong option.
+        DataError: A file that is missing, or a row without prompt or answer, or one that occurs twice.
+        CheckpointError: `out` was made with other options.
+    """
+    if paths is not None:
+        options["paths"] = [Path(p) for p in ([paths] if isinstance(paths, str | PathLike) else paths)]
+    config, out = with_options(IngestConfig, config, options, "ingest"), Path(out)
     for path in config.paths:
         if not path.is_file():
             raise DataError(f"ingest.paths: {path}: no such file")
-    options = {key: value for key, value in semantic(config).items() if key != "paths"} | {"system": system}
-    identity = identify("ingest", VERSION, options, {f"paths.{i}": path for i, path in enumerate(config.paths)})
+    asked = {key: value for key, value in result_options(config).items() if key != "paths"} | {"system": system}
+    identity = identify("ingest", VERSION, asked, {f"paths.{i}": path for i, path in enumerate(config.paths)})
     if is_finished(out, identity, force=force):
-        return read_manifest(out)
+        return Rollouts(out)
 
     candidates: Counter[str] = Counter()
     seen: dict[str, str] = {}
@@ -48,7 +80,7 @@ def run(config: IngestConfig, out: Path, *, system: str | None = None, force: bo
             for where, row in islice(read_rows(path), None if config.limit is None else config.limit - len(seen)):
                 rollout = _to_rollout(row, where, system, candidates)
                 if rollout["uid"] in seen:
-                    raise DataError(f"{where}: the answer of {seen[rollout['uid']]} again (uid {rollout['uid']!r})")
+                    raise DataError(f"{where}: repeats the answer of {seen[rollout['uid']]} (uid {rollout['uid']!r})")
                 seen[rollout["uid"]] = where
                 rows.append(rollout)
                 if len(rows) == _BATCH:
@@ -57,8 +89,9 @@ def run(config: IngestConfig, out: Path, *, system: str | None = None, force: bo
             bar.advance()
         writer.write("rollouts", pa.RecordBatch.from_pylist(rows, schema=ROLLOUT))
         if not seen:
-            raise DataError(f"{', '.join(map(str, config.paths))}: no rows in it")
-        return writer.publish({"prompts": len(candidates), "rollouts": len(seen)})
+            raise DataError(f"{', '.join(map(str, config.paths))}: no rows")
+        writer.publish({"prompts": len(candidates), "rollouts": len(seen)})
+    return Rollouts(out)
 
 
 def _to_rollout(row: dict[str, Any], where: str, system: str | None, candidates: Counter[str]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Mixed-policy rollouts: the student begins, the teacher ends (paper section 5).
+"""Mixed-policy rollouts: the student starts an answer, the teacher finishes it (paper section 5).
 
-Reads the rollouts that a phase before kept, the trained student and the teacher. The student answers
-each question, capped at `max_length_ratio` × the length of the teacher's answer. An answer that the cap cuts off
-has drifted: it is dropped from a random point of its second half on, and the teacher writes the
-rest. Both parts are journals, so the same call goes on after any stop.
+Input: the rollouts that a phase before kept, the trained student, the teacher. The student answers each question, cut
+off at `max_length_ratio` × the length of the teacher's answer. An answer that is cut off has drifted: it is dropped
+from a random point of its second half on, and the teacher writes the rest. Output: rollouts. Both halves are journals,
+so the same call resumes after any stop.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,21 @@ import numpy as np
 import pyarrow.compute as pc
 
 from dasd_lite.chat.chat import Chat
-from dasd_lite.config.models import Student, Teacher, engine, semantic
+from dasd_lite.config.models import (
+    Endpoint,
+    Student,
+    Table,
+    Teacher,
+    Transformers,
+    Vllm,
+    engine_options,
+    result_options,
+)
+from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import MixConfig
 from dasd_lite.data.dataset import batches
 from dasd_lite.data.files import write_atomic
+from dasd_lite.data.handles import Kept, Model, Rollouts, model_path
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.journal import Journal
 from dasd_lite.data.manifest import Identity, identify, read_manifest
@@ -30,53 +42,76 @@ from dasd_lite.data.seeds import derive_seed, digest
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import DataError
-from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler, source
+from dasd_lite.inference import Completion, Request, Sampler, SamplingParams, open_sampler, source
 from dasd_lite.inference.collect import collect, token_columns
 from dasd_lite.inference.scorer import context_of
 
 VERSION = 2
-# A token border that every tokenizer keeps: before a space or behind a whole run of line breaks. Elsewhere the
-# teacher would read a student's prefix in other tokens than it would have written.
+# A token boundary in every tokenizer: before a space, or after a whole run of line breaks. Anywhere else the teacher
+# would read the student's prefix in other tokens than it would have written.
 _CUT = re.compile(r"(?=(?<!\s) )|(?<=\n)(?!\s*\n)")
 
 
-def run(
-    selected: Path,
-    model: Path,
-    student: Student,
-    teacher: Teacher,
-    config: MixConfig,
-    out: Path,
+def mix(
+    kept: Kept | str | PathLike[str],
+    model: Model | str | PathLike[str],
+    teacher: Teacher | Sampler,
+    config: MixConfig | None = None,
     *,
-    phase: str,
-    seed: int,
+    out: str | PathLike[str],
+    student: Student | None = None,
+    seed: int = 0,
+    phase: str = "",
     sampled: Path | None = None,
-    spent: Usage | None = None,
+    used: Usage | None = None,
     force: bool = False,
-) -> dict[str, Any]:
-    """Write mixed-policy rollouts into `out`; returns its manifest.
+    **options: Any,
+) -> Rollouts:
+    """Let the trained student start answers, and the teacher finish those on which it drifts.
 
-    `selected` holds the teacher's kept answers, `model` the trained student's weights. `sampled`, where
-    those answers come from, is held against the teacher: it must be the same. `spent` is what other
-    stages have asked of the teacher, and counts against its budget. Raises DataError when no answer of
-    the student is cut off.
+    Args:
+        kept: The teacher's answers that the student was trained on.
+        model: The trained student: what train returned, or a folder of weights.
+        teacher: The teacher that the kept answers came from.
+        config: Options of the stage.
+        out: Folder to write.
+        student: How the student is run; None: by transformers.
+        seed: Seed of every draw, with the phase and the prompt's uid.
+        phase: Name of the phase: two phases draw different answers with the same seed.
+        sampled: The rollouts that `kept` was selected from: their teacher must be this one.
+        used: What other stages have asked of the teacher; it counts against its budget.
+        force: Replace a folder that was made with other options.
+        **options: Fields of MixConfig, in place of those of `config`.
+
+    Returns:
+        The mixed rollouts: their first `prefix_bytes` bytes are the student's.
+
+    Raises:
+        ConfigError: A wrong option.
+        DataError: No answer of the student is cut off, or the rollouts are another teacher's.
+        CheckpointError: `out` was made with other options.
+
+    Source: arXiv 2601.09088, section 5.
     """
+    config = with_options(MixConfig, config, options, "mix")
+    selected, out, model = Kept.of(kept).folder, Path(out), model_path(model)
+    student = student or Transformers(model=str(model))
     inputs = {"selected": selected, "model": model, "teacher": source(teacher)}
-    options = {**semantic(config), "phase": phase, "seed": seed, "student": engine(student), "teacher": engine(teacher)}
-    identity = identify("mix", VERSION, options, inputs)
+    asked = {**result_options(config), "phase": phase, "seed": seed, "student": engine_options(student)}
+    asked["teacher"] = engine_options(teacher) if isinstance(teacher, Table) else {}
+    identity = identify("mix", VERSION, asked, inputs)
     if is_finished(out, identity, force=force):
-        return read_manifest(out)
+        return Rollouts(out)
     if sampled is not None and read_manifest(sampled)["inputs"].get("teacher", "") not in (
         "",
         identity.inputs["teacher"],
     ):
-        raise DataError(f"{sampled}: sampled from another teacher than {teacher.model}; mix must use the same one")
+        raise DataError(f"{sampled}: sampled from another teacher than {_name(teacher)}; mix must use the same one")
     begin(out, identity, config)
     questions = _questions(selected, config, phase, seed)
     started = _student_answers(questions, model, student, config, out / "student", identity, seed, phase)
     placed = [pair for row in started if (pair := _cut_off(row, phase, seed))]
-    tokenizer = teacher.tokenizer if teacher.kind == "endpoint" else teacher.model
-    cut = _with_room(placed, teacher, Chat(model_folder(tokenizer)), out) if tokenizer else placed
+    cut = _with_room(placed, teacher, out)
     counts = {
         "prompts": len(questions),
         "cut_off": len(started),
@@ -86,25 +121,25 @@ def run(
     }
     if not cut:
         raise DataError(
-            f"{out}: none of {len(questions)} student answers was cut off at {config.max_length_ratio} ×"
-            " the teacher's length,"
-            " so there is nothing to mend; lower mix.max_length_ratio or leave this phase out"
+            f"{out}: none of {len(questions)} student answers was cut off at {config.max_length_ratio} × the teacher's"
+            " length, so there is nothing for the teacher to finish; lower mix.max_length_ratio, or drop this phase"
         )
     with Journal(out, identity, ROLLOUT, len(cut), config=config) as journal:
-        timing = _teacher_ends(journal, cut, teacher, config, phase, seed, spent)
-        return journal.publish(counts, **timing)
+        timing = _teacher_ends(journal, cut, teacher, config, phase, seed, used)
+        journal.publish(counts, **timing)
+    return Rollouts(out)
 
 
 def _teacher_ends(
     journal: Journal,
     cut: list[tuple[dict[str, Any], str]],
-    teacher: Teacher,
+    teacher: Teacher | Sampler,
     config: MixConfig,
     phase: str,
     seed: int,
-    spent: Usage | None,
+    used: Usage | None,
 ) -> dict[str, float]:
-    """Let the teacher write the rest behind each prefix; return what it took."""
+    """Let the teacher write the rest of each answer; return its timing."""
 
     def row(completion: Completion) -> dict[str, Any]:
         base, prefix = cut[completion.position]
@@ -126,23 +161,23 @@ def _teacher_ends(
         journal,
         request,
         row,
-        lambda tally: open_sampler(teacher, spent=tally),
+        lambda usage: open_sampler(teacher, used=usage),
         SamplingParams(config.temperature, config.top_p),
-        f"{phase}: teacher ends",
-        prices=teacher.prices if teacher.kind == "endpoint" else None,
-        spent=spent,
+        f"{phase}: teacher finishes",
+        prices=teacher.prices if isinstance(teacher, Endpoint) else None,
+        used=used,
     )
 
 
 def _questions(selected: Path, config: MixConfig, phase: str, seed: int) -> list[dict[str, Any]]:
-    """Return one row a question, with the length of the teacher's answer in the student's tokens."""
-    found: dict[str, dict[str, Any]] = {}
+    """Return one row for each question, with the length of the teacher's answer in the student's tokens."""
+    by_prompt: dict[str, dict[str, Any]] = {}
     columns = ("prompt_uid", "messages", "domain", "answer", "index", "ids", "num_context_tokens")
     for batch in batches(selected, "kept", columns):
         lengths = batch["ids"].value_lengths().to_numpy() - batch["num_context_tokens"].to_numpy()
         for row, length in zip(batch.drop_columns(["ids", "num_context_tokens"]).to_pylist(), lengths, strict=True):
-            found.setdefault(row["prompt_uid"], {**row, "length": int(length)})
-    questions = list(found.values())
+            by_prompt.setdefault(row["prompt_uid"], {**row, "length": int(length)})
+    questions = list(by_prompt.values())
     if config.num_prompts is not None and config.num_prompts < len(questions):
         rng = np.random.Generator(np.random.Philox(derive_seed(seed, phase, "mix prompts")))
         chosen = np.sort(rng.permutation(len(questions))[: config.num_prompts])
@@ -160,7 +195,7 @@ def _student_answers(
     seed: int,
     phase: str,
 ) -> list[dict[str, Any]]:
-    """Let the student answer each question up to its cap; return those cut off, without their token columns."""
+    """Let the student answer each question up to its limit; return the answers cut off, without token columns."""
     identity = identify("mix.student", VERSION, parent.config, parent.inputs)
     columns = [name for name in ROLLOUT.names if name not in ("token_ids", "logprobs", "token_bytes")]
     if not is_finished(folder, identity):
@@ -184,21 +219,32 @@ def _student_answers(
                 }
 
             params = SamplingParams(config.temperature, config.top_p)
-            label = f"{phase}: student begins"
+            label = f"{phase}: student starts"
             timing = collect(journal, request, row, lambda _: open_sampler(student, model), params, label)
             journal.publish({"prompts": len(questions)}, **timing)
     cut = (batch.filter(pc.field("finish_reason") == "length") for batch in batches(folder, "rollouts", columns))
     return [row for batch in cut for row in batch.to_pylist()]
 
 
-def _with_room(
-    cut: list[tuple[dict[str, Any], str]], teacher: Teacher, chat: Chat, out: Path
-) -> list[tuple[dict[str, Any], str]]:
-    """Leave out those whose question and prefix fill the teacher's context.
+def _name(teacher: Teacher | Sampler) -> str:
+    return teacher.model if isinstance(teacher, Table) else type(teacher).__name__
 
-    The context is kept in `out`: a server may say another one, or nothing, when the same call goes on, and the
-    journal's positions must mean the same rollouts then.
+
+def _with_room(
+    cut: list[tuple[dict[str, Any], str]], teacher: Teacher | Sampler, out: Path
+) -> list[tuple[dict[str, Any], str]]:
+    """Leave out those whose prompt and prefix fill the teacher's context, where its tokenizer is known.
+
+    The context is kept in `out`: a server may report another one, or none, when the call resumes, and positions in
+    the journal must mean the same rollouts then.
     """
+    if isinstance(teacher, Endpoint):
+        tokenizer = teacher.tokenizer
+    else:
+        tokenizer = teacher.model if isinstance(teacher, Transformers | Vllm) else None
+    if tokenizer is None or not isinstance(teacher, Table):
+        return cut
+    chat = Chat(model_folder(tokenizer))
     kept = out / "context.json"
     if not kept.exists():
         write_atomic(kept, json.dumps(context_of(teacher, chat)))
@@ -207,7 +253,7 @@ def _with_room(
 
 
 def _cut_off(row: dict[str, Any], phase: str, seed: int) -> tuple[dict[str, Any], str] | None:
-    """Return the row's question columns, and its text up to a random border of its second half; None without one."""
+    """Return the row's prompt columns, and its text up to a random token boundary in its second half, if it has one."""
     text: str = row.pop("completion")
     places = [m.start() for m in _CUT.finditer(text, pos=len(text) // 2) if 0 < m.start() < len(text)]
     rng = np.random.Generator(np.random.Philox(derive_seed(seed, phase, "cut", row["prompt_uid"])))

@@ -1,13 +1,13 @@
-"""Score each rollout: p per sentence by teacher and student (paper section 4).
+"""Score each rollout: p per sentence under teacher and student (paper section 4).
 
-Reads rollouts and the student before training; writes one row per rollout: sentence ends, p_T and
-p_S. p of a sentence is exp(mean log-probability of the tokens that begin in it), each model on its
-own tokens of the same text. The end token belongs to no sentence. The student reads every answer; the
-teacher's log-probabilities came with the answers or, with score.by = "teacher", are read by the same
-code in the folder `teacher` within this one. Both are journals, so the same call goes on after any stop.
+Input: rollouts, and the student before training. Output: one row per rollout with sentence ends, p_T and p_S, where p
+of a sentence is exp(mean log-probability of the tokens that begin in it), each model on its own tokens of the text.
+The end token belongs to no sentence. The student scores every answer. The teacher's log-probabilities came with the
+answers or, with score.by = "teacher", are computed by the same code in the subfolder `teacher`. Both are journals, so
+the same call resumes after any stop.
 
-In the student's pass two sums are kept of each answer and its end token, Σ min(rank, 100) and
-Σ −log p: their ratio is the rank-surprisal ratio of arXiv 2601.14249.
+The student's pass also keeps two sums over each answer and its end token, Σ min(rank, 100) and Σ −log p: their ratio is
+the rank-surprisal ratio of arXiv 2601.14249.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,29 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dasd_lite.chat.chat import Chat
-from dasd_lite.chat.spelling import Ids
-from dasd_lite.config.models import Student, Teacher, TransformersModel, VllmModel, engine, semantic
+from dasd_lite.chat.spelling import TokenIds
+from dasd_lite.config.models import (
+    Student,
+    Table,
+    Teacher,
+    Transformers,
+    Vllm,
+    engine_options,
+    result_options,
+)
+from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import ScoreConfig
-from dasd_lite.console import err, progress
-from dasd_lite.console import out as console
+from dasd_lite.console import note, progress, say
 from dasd_lite.data.dataset import batches, num_rows
+from dasd_lite.data.handles import Rollouts, Scores
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.journal import Journal
 from dasd_lite.data.manifest import Identity, identify, read_manifest
-from dasd_lite.data.records import READING, SCORE
+from dasd_lite.data.records import SCORE, TEACHER_TOKENS
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import ConfigError, DataError
-from dasd_lite.inference import source
+from dasd_lite.inference import Sampler, source
 from dasd_lite.inference.collect import journal_usage
 from dasd_lite.inference.scorer import Scorer, context_of, open_scorer
 from dasd_lite.method.divergence import Tokens, sentence_scores
@@ -45,8 +55,8 @@ from dasd_lite.method.divergence import Tokens, sentence_scores
 VERSION = 3  # 1 rounded the mean to float32 before its exp; 2 had no ranks
 _COLUMNS = ("uid", "messages", "completion", "prefix_bytes", "token_ids", "logprobs", "token_bytes")
 _MAX_RANK = 100  # arXiv 2601.14249 clips there
-_PROBE_ITEMS, _PROBE_TOKENS = 8, 32768  # read by a second engine to learn the noise between the two
-_NOISE_LIMIT = 0.05  # of a sentence's p: half the margin (select.beta) by which a sentence is the teacher's
+_PROBE_ITEMS, _PROBE_TOKENS = 8, 32768  # scored by a second engine as well, to measure the noise between the two
+_NOISE_LIMIT = 0.05  # of a sentence's p: half the margin (select.beta) that makes a sentence a Teacher sentence
 
 Logprobs = npt.NDArray[np.float32]
 Ranks = npt.NDArray[np.int64]
@@ -54,14 +64,14 @@ Ranks = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Item:
-    """One rollout as a model reads it."""
+    """One rollout as a model scores it."""
 
     position: int
     where: str
-    """What errors call it."""
+    """What errors call it: file and uid."""
     row: dict[str, Any]
-    """Its columns; those of numbers are arrays, or None where there are none."""
-    ids: Ids
+    """Its columns; numbers are arrays, or None if the rollout has none."""
+    ids: TokenIds
     num_context: int
 
 
@@ -101,12 +111,12 @@ def score(
     config = with_options(ScoreConfig, config, options, "score")
     rollouts, out = Rollouts.of(rollouts).folder, Path(out)
     folder = model_folder(student.model, weights=True)
-    asked: dict[str, Any] = {**semantic(config), "dtype": student.dtype}
+    asked: dict[str, Any] = {**result_options(config), "dtype": student.dtype}
     inputs: dict[str, Path | str] = {"rollouts": rollouts, "student": folder}
     if config.by == "teacher":
         if teacher is None:
             raise ConfigError("score.by = 'teacher' needs a teacher, but there is no [teacher] table")
-        asked["teacher"] = engine(teacher) if isinstance(teacher, Table) else {}
+        asked["teacher"] = engine_options(teacher) if isinstance(teacher, Table) else {}
         inputs["teacher"] = source(teacher)
     identity = identify("score", VERSION, asked, inputs)
     if is_finished(out, identity, force=force):
@@ -117,17 +127,23 @@ def score(
         _check_same_teacher(rollouts, teacher, identity)
         begin(out, identity, config)
         readings = out / "teacher"
-        _read_by_teacher(rollouts, teacher, config, readings, identity, phase, used or Usage())
+        _score_by_teacher(rollouts, teacher, config, readings, identity, phase, used or Usage())
         noise = _noise_of_sampling(rollouts, readings)
     total = num_rows(rollouts, "rollouts")
     with Journal(out, identity, SCORE, total, table="scores", config=config) as journal:
         timing = noise
         if len(done := journal.done()) < total:
-            reader = _StudentReader(student, folder, config)
-            pending = _student_items(rollouts, readings, reader.chat, reader.context, done)
-            timing = noise | _fill(journal, reader.scorer, reader.watch(pending), reader.row, f"{phase}: score")
-            timing |= reader.noise_of_engines()
-        counts = {"rollouts": total, "over_context": journal.tally().get("over_context", 0)}
+            by_student = _StudentScorer(student, folder, config)
+            pending = _student_items(rollouts, readings, by_student.chat, by_student.context, done)
+            timing = noise | _fill(
+                journal,
+                by_student.scorer,
+                by_student.remember_first(pending),
+                by_student.row,
+                f"{phase}: score",
+            )
+            timing |= by_student.noise_of_engines()
+        counts = {"rollouts": total, "over_context": journal.counts().get("over_context", 0)}
         journal.publish(counts, **timing)
     return Scores(out)
 
@@ -139,14 +155,14 @@ def _fill(
     row: Callable[[_Item, Logprobs, Ranks | None], dict[str, Any]],
     label: str,
 ) -> dict[str, float]:
-    """Let `scorer` read the items and commit a row for each; a finished row among them is committed as it is.
+    """Score the items and commit a row for each; a row among them is committed as it is.
 
-    Closes the scorer; returns what it took.
+    Closes the scorer, and returns the timing.
     """
     waiting: dict[int, _Item] = {}
     unread: list[tuple[int, dict[str, Any]]] = []
 
-    def sequences() -> Iterator[tuple[int, Ids]]:
+    def sequences() -> Iterator[tuple[int, TokenIds]]:
         for item in items:
             if isinstance(item, tuple):
                 unread.append(item)
@@ -175,47 +191,54 @@ def _fill(
     return {"scored_tokens": tokens, "tokens_per_second": tokens / (time.perf_counter() - start)}
 
 
-# --- what the teacher says --------------------------------------------------------------------------
+# --- the teacher --------------------------------------------------------------------------------------
 
 
-def _check_same_teacher(rollouts: Path, teacher: Teacher, identity: Identity) -> None:
-    """Refuse answers of one teacher with the probabilities of another."""
-    wrote = read_manifest(rollouts)["inputs"].get("teacher")
-    if wrote not in (None, "", identity.inputs["teacher"]):
-        raise DataError(f"{rollouts}: sampled from another teacher than {teacher.model}; score must use the same one")
+def _check_same_teacher(rollouts: Path, teacher: Teacher | Sampler, identity: Identity) -> None:
+    """Refuse to combine answers of one teacher with the probabilities of another."""
+    sampled_from = read_manifest(rollouts)["inputs"].get("teacher")
+    if sampled_from not in (None, "", identity.inputs["teacher"]):
+        name = teacher.model if isinstance(teacher, Table) else type(teacher).__name__
+        raise DataError(f"{rollouts}: sampled from another teacher than {name}; score must use the same one")
 
 
-def _read_by_teacher(
-    rollouts: Path, teacher: Teacher, config: ScoreConfig, out: Path, parent: Identity, phase: str, spent: Usage
+def _score_by_teacher(
+    rollouts: Path,
+    teacher: Teacher | Sampler,
+    config: ScoreConfig,
+    out: Path,
+    parent: Identity,
+    phase: str,
+    used: Usage,
 ) -> None:
-    """Let the teacher read every answer: those that came with its token ids by these, others as it would spell them."""
+    """Let the teacher score every answer: by the token ids that came with it, or else as it would tokenize the text."""
     inputs = {name: parent.inputs[name] for name in ("rollouts", "teacher")}
     identity = identify("score.teacher", VERSION, parent.config["teacher"], inputs)
     if is_finished(out, identity):
         return
     total = num_rows(rollouts, "rollouts")
-    with Journal(out, identity, READING, total, table="readings", config=config) as journal:
+    with Journal(out, identity, TEACHER_TOKENS, total, table="readings", config=config) as journal:
         timing = {}
         if len(done := journal.done()) < total:
-            spent += journal_usage(journal)
+            used += journal_usage(journal)
             scorer, chat = open_scorer(
-                teacher, batch_tokens=config.batch_tokens, chunk_tokens=config.chunk_tokens, spent=spent
+                teacher, batch_tokens=config.batch_tokens, chunk_tokens=config.chunk_tokens, used=used
             )
 
             def row(item: _Item, logprobs: Logprobs, ranks: Ranks | None) -> dict[str, Any]:
                 answer = slice(item.num_context, None)
                 token_bytes = item.row["token_bytes"]
                 if not _has_ids(item.row):
-                    spelt = chat.token_bytes(item.ids[answer][:-1], item.row["completion"])
-                    token_bytes = np.append(spelt, np.int32(0))  # the end token
+                    lengths = chat.token_bytes(item.ids[answer][:-1], item.row["completion"])
+                    token_bytes = np.append(lengths, np.int32(0))  # the end token
                 tokens = {"token_ids": item.ids[answer], "logprobs": logprobs[answer], "token_bytes": token_bytes}
                 return {"uid": item.row["uid"], **tokens}
 
             items = _teacher_items(rollouts, chat, context_of(teacher, chat), done)
-            timing = _fill(journal, scorer, items, row, f"{phase}: teacher reads")
-        tally = journal.tally()
-        counts = {"rollouts": total, "over_context": tally.get("over_context", 0)}
-        journal.publish(counts, **timing, prompt_tokens=tally.get("prompt_tokens", 0))
+            timing = _fill(journal, scorer, items, row, f"{phase}: teacher scores")
+        counted = journal.counts()
+        counts = {"rollouts": total, "over_context": counted.get("over_context", 0)}
+        journal.publish(counts, **timing, prompt_tokens=counted.get("prompt_tokens", 0))
 
 
 def _teacher_items(
@@ -227,48 +250,44 @@ def _teacher_items(
             ids, num_context = np.concatenate([prompt, row["token_ids"]]), len(prompt)
         else:
             ids, num_context = chat.example(row["messages"], row["completion"])
-        if len(ids) > context:  # an error only where the student can read it: see _student_items
+        if len(ids) > context:  # an error only if the student can read it: see _student_items
             yield position, {"uid": row["uid"], "token_ids": ids[num_context:]}
         else:
             yield _Item(position, f"{rollouts}: rollout {row['uid']}", row, ids, num_context)
 
 
 def _has_ids(row: dict[str, Any]) -> bool:
-    """Tell whether a rollout is wholly of ids that its teacher has sampled."""
-    known = all(row[name] is not None for name in ("token_ids", "logprobs", "token_bytes"))
-    return known and not row["prefix_bytes"]
+    """Return whether all of a rollout is token ids that the teacher sampled."""
+    has_tokens = all(row[name] is not None for name in ("token_ids", "logprobs", "token_bytes"))
+    return has_tokens and not row["prefix_bytes"]
 
 
 def _noise_of_sampling(rollouts: Path, readings: Path) -> dict[str, float]:
-    """Compare, where there are both, log-probabilities as sampled and as read; print and return the difference."""
+    """Compare log-probabilities as sampled and as scored afterwards; print and return the difference."""
     count, total, largest = 0, 0.0, 0.0
     columns = ("token_ids", "logprobs")
-    for sampled, read in zip(
+    for sampled, scored in zip(
         batches(rollouts, "rollouts", columns), batches(readings, "readings", columns), strict=True
     ):
         for row in range(sampled.num_rows):
-            if not sampled["logprobs"].is_valid()[row].as_py() or sampled["token_ids"][row] != read["token_ids"][row]:
+            if not sampled["logprobs"].is_valid()[row].as_py() or sampled["token_ids"][row] != scored["token_ids"][row]:
                 continue
-            if (now := _numbers(read["logprobs"][row])) is None:
+            if (now := _numbers(scored["logprobs"][row])) is None:
                 continue
             gap = np.abs(now - _numbers(sampled["logprobs"][row]))
-            count, total, largest = (
-                count + len(gap),
-                total + float(gap.sum(dtype=np.float64)),
-                max(largest, float(gap.max())),
-            )
+            count += len(gap)
+            total += float(gap.sum(dtype=np.float64))
+            largest = max(largest, float(gap.max()))
     if not count:
         return {}
-    console().print(
-        f"noise between sampling and reading by the teacher: |Δ log p| mean {total / count:.1g},"
-        f" largest {largest:.1g} of {count:,} tokens",
-        markup=False,
-        soft_wrap=True,
+    say(
+        f"noise between sampling and scoring by the teacher: |Δ log p| mean {total / count:.1g},"
+        f" largest {largest:.1g} of {count:,} tokens"
     )
     return {"sampling_noise_tokens": count, "sampling_noise_mean": total / count, "sampling_noise_largest": largest}
 
 
-# --- what the student says --------------------------------------------------------------------------
+# --- the student --------------------------------------------------------------------------------------
 
 
 def _student_items(
@@ -282,43 +301,43 @@ def _student_items(
             yield position, _score(item, chat, None, None)
             continue
         if row["logprobs"] is None:
-            raise DataError(f"{where} {_why_silent(row, readings)}")
+            raise DataError(f"{where} {_why_unscored(row, readings)}")
         if len(ids) > context:
             raise DataError(
-                f"{where} has {len(ids)} tokens with its question, over student.max_model_len = {context}; raise it"
+                f"{where} has {len(ids)} tokens with its prompt, over student.max_model_len = {context}; raise it"
             )
         yield item
 
 
-def _why_silent(row: dict[str, Any], readings: Path | None) -> str:
+def _why_unscored(row: dict[str, Any], readings: Path | None) -> str:
     if readings is not None:
         return (
-            f"has {len(row['token_ids'])} tokens without its question, over the teacher's context with it, so the"
-            " teacher cannot read it; raise its max_model_len, or leave the rollout out"
+            f"has {len(row['token_ids'])} tokens, which with its prompt is over the teacher's context; raise the"
+            " teacher's max_model_len, or leave the rollout out"
         )
     return (
-        "has no teacher log-probabilities, so it cannot be scored; let the teacher read it (score.by = 'teacher'),"
-        " sample it from a teacher that returns them, or use select.rule = 'random' or 'all'"
+        "has no teacher log-probabilities, so it cannot be scored; let the teacher score it (score.by = 'teacher'),"
+        " sample from a teacher that returns them, or use select.rule = 'random' or 'all'"
     )
 
 
-class _StudentReader:
-    """The student's engine, what becomes of what it says, and the noise between it and another engine."""
+class _StudentScorer:
+    """The student's engine, the rows made of its scores, and the noise between it and another engine."""
 
     def __init__(self, student: Student, folder: Path, config: ScoreConfig) -> None:
         model, dtype, trust = student.model, student.dtype, student.trust_remote_code
-        self._plain = TransformersModel(model=model, dtype=dtype, trust_remote_code=trust)
+        self._plain = Transformers(model=model, dtype=dtype, trust_remote_code=trust)
         self._folder, self._config = folder, config
-        self._model: TransformersModel | VllmModel = self._plain
+        self._model: Transformers | Vllm = self._plain
         if config.engine == "vllm":
-            other = VllmModel(kind="vllm", model=model, dtype=dtype, trust_remote_code=trust)
+            other = Vllm(kind="vllm", model=model, dtype=dtype, trust_remote_code=trust)
             self._model = student if student.kind == "vllm" else other
         self.scorer, self.chat = self._open(self._model, config.four_bit)
         self.context = context_of(self._model, self.chat)
         self._probe: dict[int, _Item] = {}
-        self._said: dict[int, tuple[Logprobs, dict[str, Any]]] = {}
+        self._scored: dict[int, tuple[Logprobs, dict[str, Any]]] = {}
 
-    def _open(self, model: TransformersModel | VllmModel, four_bit: bool = False) -> tuple[Scorer, Chat]:
+    def _open(self, model: Transformers | Vllm, four_bit: bool = False) -> tuple[Scorer, Chat]:
         return open_scorer(
             model,
             folder=self._folder,
@@ -327,7 +346,7 @@ class _StudentReader:
             four_bit=four_bit,
         )
 
-    def watch(self, items: Iterator[_Item | tuple[int, dict[str, Any]]]) -> Iterator[Any]:
+    def remember_first(self, items: Iterator[_Item | tuple[int, dict[str, Any]]]) -> Iterator[Any]:
         """Yield the items, and remember the first few for noise_of_engines."""
         room = _PROBE_TOKENS if self._model.kind == "vllm" else 0
         for item in items:
@@ -338,21 +357,21 @@ class _StudentReader:
 
     def row(self, item: _Item, logprobs: Logprobs, ranks: Ranks | None) -> dict[str, Any]:
         """Return the row of SCORE."""
-        found = _score(item, self.chat, logprobs, ranks)
+        row = _score(item, self.chat, logprobs, ranks)
         if item.position in self._probe:
-            self._said[item.position] = logprobs, found
-        return found
+            self._scored[item.position] = logprobs, row
+        return row
 
     def noise_of_engines(self) -> dict[str, float]:
-        """Let transformers read the first few answers that vLLM has read; print and return the difference."""
-        if not self._said:
+        """Let transformers score the first few answers that vLLM scored; print and return the difference."""
+        if not self._scored:
             return {}
         scorer, chat = self._open(self._plain)
         token_gaps, sentence_gaps = [], []
         try:
-            for position, logprobs, _ in scorer.score((p, self._probe[p].ids) for p in self._said):
-                said, row = self._said[position]
-                token_gaps.append(np.abs(logprobs - said)[1:])
+            for position, logprobs, _ in scorer.score((p, self._probe[p].ids) for p in self._scored):
+                before, row = self._scored[position]
+                token_gaps.append(np.abs(logprobs - before)[1:])
                 again = _score(self._probe[position], chat, logprobs, None)
                 sentence_gaps.append(np.abs(again["p_student"] - row["p_student"]))
         finally:
@@ -360,24 +379,20 @@ class _StudentReader:
         gaps = np.concatenate(token_gaps)
         mean, largest = float(gaps.mean(dtype=np.float64)), float(gaps.max())
         sentence = float(np.nanmax(np.concatenate(sentence_gaps), initial=0.0))
-        console().print(
+        say(
             f"noise between vLLM and transformers, {len(token_gaps)} rollouts: |Δ log p| mean {mean:.1g}, largest"
-            f" {largest:.1g} per token; largest Δp of a sentence {sentence:.1g}",
-            markup=False,
-            soft_wrap=True,
+            f" {largest:.1g} per token; largest Δp of a sentence {sentence:.1g}"
         )
         if sentence > _NOISE_LIMIT:
-            err().print(
-                f"warning: the engines differ by {sentence:.2g} in the p of a sentence, over {_NOISE_LIMIT}; margins"
-                " (select.beta) of that size are noise",
-                markup=False,
-                soft_wrap=True,
+            note(
+                f"the engines differ by {sentence:.2g} in the p of a sentence, over {_NOISE_LIMIT}; margins"
+                " (select.beta) of that size are noise"
             )
         return {"engine_noise_mean": mean, "engine_noise_largest": largest, "engine_noise_sentence": sentence}
 
 
 def _score(item: _Item, chat: Chat, logprobs: Logprobs | None, ranks: Ranks | None) -> dict[str, Any]:
-    """Return the row of SCORE; without `logprobs`, of a rollout that the student cannot read."""
+    """Return the row of SCORE; without `logprobs` that of a rollout over the student's context."""
     text, answer, targets = item.row["completion"], slice(item.num_context, -1), slice(item.num_context, None)
     try:
         teacher = student = None
@@ -399,16 +414,18 @@ def _score(item: _Item, chat: Chat, logprobs: Logprobs | None, ranks: Ranks | No
 
 
 def _pending(rollouts: Path, readings: Path | None, done: set[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield position and columns of the rollouts that are not done; with `readings` the tokens are those read."""
+    """Yield position and columns of the rollouts that are not done; `readings` has the teacher's own tokens."""
     position = 0
-    read = repeat(None) if readings is None else batches(readings, "readings")
-    for batch, tokens in zip(batches(rollouts, "rollouts", _COLUMNS), read, strict=readings is not None):
+    scored = repeat(None) if readings is None else batches(readings, "readings")
+    for batch, tokens in zip(batches(rollouts, "rollouts", _COLUMNS), scored, strict=readings is not None):
         for row in range(batch.num_rows):
             if position + row not in done:
                 names = ("uid", "messages", "completion", "prefix_bytes")
                 values = {name: batch[name][row].as_py() for name in names}
-                where = batch if tokens is None else tokens
-                numbers = {name: _numbers(where[name][row]) for name in ("token_ids", "logprobs", "token_bytes")}
+                source_of_tokens = batch if tokens is None else tokens
+                numbers = {
+                    name: _numbers(source_of_tokens[name][row]) for name in ("token_ids", "logprobs", "token_bytes")
+                }
                 yield position + row, values | numbers
         position += batch.num_rows
 

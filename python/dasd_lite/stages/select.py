@@ -1,19 +1,19 @@
-"""Select what is trained on: filters first, then the rank among a question's candidates (paper sections 4, 6.3).
+"""Select what is trained on: filters first, then the rank among a prompt's candidates (paper sections 4, 6.3).
 
-Reads rollouts, their scores where the rule needs them, and the student's tokenizer; writes the kept
-rollouts with the ids that the student will read, and in the same folder the rejected ones, each
-with its reason and the number behind it; with weighting, how much each kept one counts among its
-prompt's. Two passes over the data, a few numbers per rollout in
-memory: the first measures, the second writes.
+Input: rollouts, their scores if the rule needs them, and the student's tokenizer. Output: the kept rollouts as token
+ids of the student, with their weights if weighting is on; and in the same folder the rejected ones, each with its reason
+and the value behind it. Two passes over the data, with a few numbers per rollout in memory: the first measures, the
+second writes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dasd_lite.chat.chat import Chat
-from dasd_lite.chat.spelling import Ids
-from dasd_lite.config.models import semantic
-from dasd_lite.config.stages import SCORED_RULES, SelectConfig
-from dasd_lite.console import err, progress
+from dasd_lite.chat.spelling import TokenIds
+from dasd_lite.config.extensions import check_callable, is_extension, load_extension
+from dasd_lite.config.models import Student, Table, result_options
+from dasd_lite.config.options import with_options
+from dasd_lite.config.stages import SelectConfig
+from dasd_lite.console import note, progress
 from dasd_lite.data.dataset import batches, num_rows, read_table
+from dasd_lite.data.handles import Kept, Rollouts, Scores
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.manifest import fingerprint, identify, read_manifest
 from dasd_lite.data.records import KEPT, REJECTED, TOKENS
@@ -39,11 +42,11 @@ from dasd_lite.method.sentences import repeated_ngrams, text_repetition
 
 VERSION = 3  # 2 had no weights
 _NGRAM = 20
-_REMEDIES = {  # the option behind a reason, told when nothing is left
+_REMEDIES = {  # what to do about a reason when nothing is left
     "truncated": " (raise max_tokens of sample or mix)",
     "no thinking": " (no <think>…</think>; for data without: select.require_think = false)",
-    "no answer": " (nothing behind </think>)",
-    "structure": " (not one <think> at the beginning and one </think>)",
+    "no answer": " (nothing after </think>)",
+    "structure": " (needs one <think> at the start and one </think>)",
     "function call": " (ask questions that need no tools)",
     "malformed channels": " (gpt-oss at a high temperature; lower it)",
     "too long": " (raise select.max_tokens or pack.seq_len, up to the student's context)",
@@ -66,67 +69,104 @@ class _Candidates:
     num_tokens: list[int] = field(default_factory=list)  # of the answer, in the student's tokens
     num_sentences: list[int] = field(default_factory=list)
     counts: list[list[int]] = field(default_factory=list)  # shared, teacher, student
-    mean_logprob: list[float] = field(default_factory=list)  # by the teacher, NaN: not told; empty where nothing asks
+    mean_logprob: list[float] = field(default_factory=list)  # by the teacher, NaN if unknown; empty if not needed
 
 
-def run(
-    rollouts: Path,
-    student: str,
-    config: SelectConfig,
-    out: Path,
+def select(
+    rollouts: Rollouts | str | PathLike[str],
+    student: Student | str | PathLike[str],
+    config: SelectConfig | None = None,
     *,
-    max_tokens: int,
-    seed: int,
-    scores: Path | None = None,
+    out: str | PathLike[str],
+    scores: Scores | str | PathLike[str] | None = None,
+    seq_len: int | None = None,
     mask_prefix: bool = False,
+    seed: int = 0,
     force: bool = False,
-) -> dict[str, Any]:
-    """Select among the rollouts of one folder into `out`; returns its manifest.
+    **options: Any,
+) -> Kept:
+    """Filter the rollouts, and keep the best-ranked of each prompt.
 
-    `student` names the model whose tokenizer and template count; `max_tokens` is the longest question
-    plus answer that fits a row. Raises DataError when nothing passes, or a kept answer has no weight
-    that `config.weighting` could give it.
+    Args:
+        rollouts: What sample, ingest or mix wrote.
+        student: The model whose tokenizer and chat template the rows will have: its table, name or folder.
+        config: Options of the stage.
+        out: Folder to write.
+        scores: What score wrote; rules that compare teacher and student need them.
+        seq_len: Tokens of the rows that will be packed: longer answers are rejected. None: the student's context.
+        mask_prefix: Do not train on the part of a mixed answer that the student wrote.
+        seed: Seed of the rule "random" and of the budget's draws.
+        force: Replace a folder that was made with other options.
+        **options: Fields of SelectConfig, in place of those of `config`.
+
+    Returns:
+        The rollouts kept; `.rejected` has the others with their reasons.
+
+    Raises:
+        ConfigError: A wrong option.
+        DataError: Nothing passes; scores of other rollouts; a kept answer that `config.weighting` cannot weigh.
+        CheckpointError: `out` was made with other options.
+
+    Source: arXiv 2601.09088, sections 4 and 6.3.
     """
-    chat = Chat(model_folder(student))
-    limit = min(config.max_tokens or max_tokens, chat.context)
-    options = {**semantic(config), "max_tokens": limit, "seed": seed, "mask_prefix": mask_prefix}
+    config = with_options(SelectConfig, config, options, "select")
+    chat = Chat(model_folder(student.model if isinstance(student, Table) else str(student)))
+    rollouts, out = Rollouts.of(rollouts).folder, Path(out)
+    scores = None if scores is None else Scores.of(scores).folder
+    limit = min(config.max_tokens or seq_len or chat.context, chat.context)
+    asked = {**result_options(config), "max_tokens": limit, "seed": seed, "mask_prefix": mask_prefix}
     inputs: dict[str, Path | str] = {"rollouts": rollouts, "tokenizer": chat.fingerprint}
-    if config.rule in SCORED_RULES and scores is None:
+    if config.needs_scores and scores is None:
         raise DataError(f"select.rule = {config.rule!r} needs scores; run score first, or use 'random' or 'all'")
-    if _asks_teacher(config) and config.rule != "all" and config.keep == 1:
-        raise DataError("select.weighting weights a prompt's kept answers, but select.keep = 1 keeps one; raise it")
-    identity = identify("select", VERSION, options, inputs | ({"scores": scores} if scores else {}))
+    if _uses_logprobs(config) and config.rule != "all" and config.keep == 1:
+        raise DataError("select.weighting weighs a prompt's kept answers, but select.keep = 1 keeps one; raise it")
+    identity = identify("select", VERSION, asked, inputs | ({"scores": scores} if scores else {}))
     if scores is not None:
-        scored = read_manifest(scores)["inputs"].get("rollouts")  # scores that others wrote do not say
+        scored = read_manifest(scores)["inputs"].get("rollouts")  # unknown in scores that others wrote
         if scored not in (None, fingerprint(rollouts)):
-            raise DataError(f"{scores}: made of other rollouts than {rollouts}; score them again")
+            raise DataError(f"{scores}: made from other rollouts than {rollouts}; score them again")
     if is_finished(out, identity, force=force):
-        return read_manifest(out)
+        return Kept(out)
 
     total = num_rows(rollouts, "rollouts")
     candidates = _Candidates()
     tokenize = partial(_tokenize, chat, mask_prefix)
     with progress(f"{out.parent.name}: select", 2 * total, "rollouts") as bar:
         for batch in _read(rollouts, scores, _measured_columns(scores, config), tokenize, bar):
-            _measure(candidates, batch, config, limit, chat.stop_ids)
+            _measure(candidates, batch, config, limit, chat.answer_end_ids)
         _name_unknown_domains(candidates, config)
         score = _rank(candidates, config, seed)
         reasons = Counter(reason for reason in candidates.reason if reason)
         if len(candidates.reason) == sum(reasons.values()):
-            found = ", ".join(f"{reason} {count}{_REMEDIES.get(reason, '')}" for reason, count in reasons.most_common())
-            raise DataError(f"{rollouts}: every one of {total} candidates is rejected: {found}")
-        weight, told = _weigh(candidates, config, rollouts)
+            why = ", ".join(f"{reason} {count}{_REMEDIES.get(reason, '')}" for reason, count in reasons.most_common())
+            raise DataError(f"{rollouts}: all {total} candidates are rejected: {why}")
+        weight, weight_counts = _weigh(candidates, config, rollouts)
         with ShardWriter(out, identity, {"kept": KEPT, "rejected": REJECTED}, config) as writer:
             first = 0
             for batch in _read(rollouts, scores, (), tokenize, bar):
                 _write(writer, batch, candidates, score, weight, first)
                 first += batch.rollouts.num_rows
-            return writer.publish(_counts(candidates, reasons) | told)
+            writer.publish(_counts(candidates, reasons) | weight_counts)
+    return Kept(out)
+
+
+def open_rule(rule: str | Callable[..., Any]) -> str | Callable[..., Any]:
+    """Return the selection rule that a recipe names: a built-in one by its name, code of the user's own as it is.
+
+    Raises:
+        ConfigError: The code cannot be imported, or cannot be called with the candidates.
+    """
+    if isinstance(rule, str):
+        if not is_extension(rule):
+            return rule
+        rule = load_extension(rule, kind="selection rule", key="select.rule")
+    check_callable(rule, ("candidates",), kind="selection rule", key="select.rule")
+    return rule
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Some rollouts as the student reads them; `scores` where there are any."""
+    """Some rollouts as the student reads them, and their scores if there are any."""
 
     rollouts: pa.RecordBatch
     ids: pa.LargeListArray[Any]
@@ -134,25 +174,25 @@ class _Batch:
     scores: pa.RecordBatch | None
 
     def answers(self) -> Ragged:
-        """Return the ids behind each prompt, the end token included."""
+        """Return the token ids after each prompt, with the end token."""
         ids, edges = from_arrow(self.ids)
         return join([ids[s:e] for s, e in zip(edges[:-1] + self.num_context, edges[1:], strict=True)])
 
 
-def _asks_teacher(config: SelectConfig) -> bool:
-    """Tell whether weights follow the teacher's log-probabilities: without weighting and at λ = 0 they do not."""
+def _uses_logprobs(config: SelectConfig) -> bool:
+    """Return whether weights follow the teacher's log-probabilities: not without weighting, and not at λ = 0."""
     return config.weighting is not None and config.weighting.lam != 0
 
 
 def _measured_columns(scores: Path | None, config: SelectConfig) -> tuple[str, ...]:
-    """Return what the first pass reads beyond the second: of the scores where there are any, else of the rollouts."""
+    """Return the columns that only the first pass reads: of the scores if there are any, else of the rollouts."""
     if scores is None:
-        return ("logprobs", "token_bytes") if _asks_teacher(config) else ()
-    return ("p_teacher", "p_student", *(("teacher_mean_logprob",) if _asks_teacher(config) else ()))
+        return ("logprobs", "token_bytes") if _uses_logprobs(config) else ()
+    return ("p_teacher", "p_student", *(("teacher_mean_logprob",) if _uses_logprobs(config) else ()))
 
 
 def _read(rollouts: Path, scores: Path | None, columns: tuple[str, ...], tokenize: Any, bar: Any) -> Iterator[_Batch]:
-    """Yield the rollouts with their ids: from the scores, or tokenized here; `columns` more of the same place."""
+    """Yield the rollouts with their ids (from the scores, or tokenized here) and more columns from the same place."""
     scored = batches(scores, "scores", (*_SCORE_COLUMNS, *columns)) if scores else repeat(None)
     wanted = _ROLLOUT_COLUMNS if scores else [*_ROLLOUT_COLUMNS, *columns]
     for batch, score in zip(batches(rollouts, "rollouts", wanted), scored, strict=False):
@@ -163,12 +203,12 @@ def _read(rollouts: Path, scores: Path | None, columns: tuple[str, ...], tokeniz
         elif score["uid"].equals(batch["uid"]):
             yield _Batch(batch, score["ids"], score["num_context_tokens"].to_numpy(), score)
         else:
-            raise DataError(f"{scores}: its rows are not those of {rollouts}; score them again")
+            raise DataError(f"{scores}: its rows do not match {rollouts}; score them again")
         bar.advance(batch.num_rows)
 
 
-def _tokenize(chat: Chat, mask_prefix: bool, row: dict[str, Any]) -> tuple[Ids, int]:
-    """Return the ids of a rollout, and how many of them are not to be learnt."""
+def _tokenize(chat: Chat, mask_prefix: bool, row: dict[str, Any]) -> tuple[TokenIds, int]:
+    """Return the ids of a rollout, and how many of them are not trained on."""
     completion = row["completion"]
     ids, num_context = chat.example(row["messages"], completion)
     if mask_prefix and row["prefix_bytes"]:
@@ -181,7 +221,7 @@ def _tokenize(chat: Chat, mask_prefix: bool, row: dict[str, Any]) -> tuple[Ids, 
 def _measure(
     candidates: _Candidates, batch: _Batch, config: SelectConfig, limit: int, stop_ids: tuple[int, ...]
 ) -> None:
-    """Note each rollout's numbers, and the first filter that it fails."""
+    """Add each rollout's numbers, and the first filter that it fails."""
     rollouts, answers = batch.rollouts, batch.answers()
     num_ids, num_answer = batch.ids.value_lengths().to_numpy(), np.diff(answers.offsets)
     repeats, _ = repeated_ngrams(answers.values, answers.offsets, _NGRAM)
@@ -207,14 +247,14 @@ def _measure(
     num_sentences, counts = _count_classes(batch, config.beta)
     candidates.num_sentences += num_sentences
     candidates.counts += counts
-    if _asks_teacher(config):
+    if _uses_logprobs(config):
         candidates.mean_logprob += _mean_logprobs(batch).tolist()
     candidates.domain += rollouts["domain"].to_pylist()
     candidates.prompt += rollouts["prompt_uid"].to_pylist()
 
 
 def _count_classes(batch: _Batch, beta: float) -> tuple[list[int], list[list[int]]]:
-    """Return how many sentences each rollout has, and how many of each class; nothing without scores."""
+    """Return the number of sentences of each rollout, and of each class; zeros and nothing without scores."""
     if batch.scores is None:
         return [0] * batch.rollouts.num_rows, [[]] * batch.rollouts.num_rows
     teacher, student = from_arrow(batch.scores["p_teacher"]), from_arrow(batch.scores["p_student"])
@@ -246,13 +286,13 @@ def _mean_logprobs(batch: _Batch) -> npt.NDArray[np.float64]:
 
 
 def _name_unknown_domains(candidates: _Candidates, config: SelectConfig) -> None:
-    found = sorted(set(candidates.domain))
-    for domain in config.budget.keys() - set(found):
-        err().print(f"note: select.budget: no rollout is of domain {domain!r}; there are {', '.join(found)}")
+    known = sorted(set(candidates.domain))
+    for domain in config.budget.keys() - set(known):
+        note(f"select.budget: no rollout is of domain {domain!r}; domains are {', '.join(known)}")
 
 
 def _rank(candidates: _Candidates, config: SelectConfig, seed: int) -> npt.NDArray[np.float32] | None:
-    """Mark what rank or budget reject, among those that pass the filters; return the score by which."""
+    """Mark what rank or budget reject among those that pass the filters; return their scores."""
     passed = np.flatnonzero([not reason for reason in candidates.reason])
     score: npt.NDArray[np.float32] | None = None
     prompts = np.unique(np.asarray(candidates.prompt)[passed], return_inverse=True)[1]
@@ -274,7 +314,7 @@ def _rank(candidates: _Candidates, config: SelectConfig, seed: int) -> npt.NDArr
     for domain, budget in config.budget.items():
         rest = [i for i in passed if not candidates.reason[i] and candidates.domain[i] == domain]
         order = np.random.Generator(np.random.Philox(derive_seed(seed, "budget", domain))).permutation(len(rest))
-        for j in order[budget:]:  # which questions go is drawn: by score it would be the short ones
+        for j in order[budget:]:  # drawn at random: dropping by score would drop the short answers
             candidates.reason[rest[j]], candidates.value[rest[j]] = "budget", float(budget)
     return score
 
@@ -282,37 +322,37 @@ def _rank(candidates: _Candidates, config: SelectConfig, seed: int) -> npt.NDArr
 def _weigh(
     candidates: _Candidates, config: SelectConfig, rollouts: Path
 ) -> tuple[npt.NDArray[np.float32] | None, dict[str, Any]]:
-    """Return the weight of each candidate, NaN of those rejected, and what the manifest tells of it."""
+    """Return the weight of each candidate (NaN if rejected), and what the manifest says about weights."""
     if config.weighting is None:
         return None, {}
     kept = np.flatnonzero([not reason for reason in candidates.reason])
     prompts = np.unique(np.asarray(candidates.prompt)[kept], return_inverse=True)[1]
     means, lam = np.zeros(len(kept)), config.weighting.lam
-    if _asks_teacher(config):
+    if _uses_logprobs(config):
         means = np.array(candidates.mean_logprob)[kept]
-        if len(silent := kept[~np.isfinite(means)]):
-            uid = read_table(rollouts, "rollouts", ["uid"])["uid"][int(silent[0])].as_py()
+        if len(unknown := kept[~np.isfinite(means)]):
+            uid = read_table(rollouts, "rollouts", ["uid"])["uid"][int(unknown[0])].as_py()
             raise DataError(
-                f"{rollouts}: {len(silent)} of {len(kept)} kept rollouts have no log-probabilities of the teacher, the"
-                f" first is {uid}; let the teacher read them (score.by = 'teacher', and a rule that needs scores), or"
-                " drop select.weighting"
+                f"{rollouts}: {len(unknown)} of {len(kept)} kept rollouts have no teacher log-probabilities, the first"
+                f" is {uid}; let the teacher score them (score.by = 'teacher', and a rule that needs scores), or drop"
+                " select.weighting"
             )
     try:
         if lam is None:
-            lam = weights.choose_lam(means, prompts, config.weighting.effective_sample_size, config.weighting.favour)
-        found = weights.answer_weights(means, prompts, lam)
+            lam = weights.choose_lam(means, prompts, config.weighting.effective_sample_size, config.weighting.favor)
+        kept_weights = weights.answer_weights(means, prompts, lam)
     except DataError as error:
         raise DataError(f"{rollouts}: select.weighting: {error}") from error
     sizes = np.bincount(prompts)
-    shares = (weights.effective_sample_size(found, prompts) / sizes)[sizes > 1]
+    shares = (weights.effective_sample_size(kept_weights, prompts) / sizes)[sizes > 1]
     if not len(shares):
-        err().print("note: select.weighting: no prompt has two kept answers, so every weight is 1")
+        note("select.weighting: no prompt has two kept answers, so every weight is 1")
     weight = np.full(len(candidates.reason), np.nan, dtype=np.float32)
-    weight[kept] = found
+    weight[kept] = kept_weights
     return weight, {
         "lam": lam,
         "effective_sample_size": float(shares.mean()) if len(shares) else None,
-        "weight_range": [float(found.min()), float(found.max())],
+        "weight_range": [float(kept_weights.min()), float(kept_weights.max())],
     }
 
 
@@ -347,7 +387,7 @@ def _write(
 
 
 def _counts(candidates: _Candidates, reasons: Counter[str]) -> dict[str, Any]:
-    """Return what goes to the manifest: how many, why not, and how long the chosen are beside the rest."""
+    """Return the manifest's counts: how many, why not, and how long the kept answers are beside the rest."""
     kept = np.array([not reason for reason in candidates.reason])
     lengths = np.array(candidates.num_tokens)
     ranked = np.array([reason in ("", "rank") for reason in candidates.reason])
@@ -363,6 +403,6 @@ def _counts(candidates: _Candidates, reasons: Counter[str]) -> dict[str, Any]:
 
 
 def _range(candidates: _Candidates, reason: str) -> list[float]:
-    """Return the smallest and the largest number behind a reason."""
+    """Return the smallest and the largest value behind a reason."""
     values = [v for r, v in zip(candidates.reason, candidates.value, strict=True) if r == reason]
     return [min(values), max(values)]

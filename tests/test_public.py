@@ -1,0 +1,140 @@
+"""The public door: lazy names without side effects, the chain in fifteen lines, handles, extensions."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dasd_lite as dl
+
+STAGES = ("sample", "ingest", "score", "select", "pack", "train", "mix", "evaluate")
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
+    return done.stdout.strip()
+
+
+def test_importing_it_loads_nothing_and_changes_no_environment():
+    code = (
+        "import os, sys, typing, importlib; before = dict(os.environ), set(sys.modules); import dasd_lite;"
+        " print(dict(os.environ) == before[0], sorted(set(sys.modules) - before[1] - {'__future__'}))"
+    )
+    assert run_python(code) == "True ['dasd_lite']"
+
+
+def test_names_are_not_shadowed_by_rooms_or_modules():
+    """Each name twice: before and after every room has been imported."""
+    code = (
+        "import importlib, dasd_lite as dl\n"
+        "first = {name: getattr(dl, name) for name in dir(dl)}\n"
+        "for name in ('run.pipeline', 'run.check', 'report.page', 'report.show.show', 'cli'):\n"
+        "    importlib.import_module(f'dasd_lite.{name}')\n"
+        "print([name for name in dir(dl) if getattr(dl, name) is not first[name] or isinstance(first[name], type(dl))])"
+    )
+    assert run_python(code) == "[]"
+
+
+def test_type_checkers_see_the_same_names():
+    stub = Path(dl.__file__).with_suffix(".pyi").read_text()
+    typed = {
+        alias.asname: f"{node.module}.{alias.name}"
+        for node in ast.parse(stub).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == {name: f"{home}.{name}" for name, home in dl._HOMES.items()}
+
+
+def test_a_name_that_does_not_exist():
+    with pytest.raises(AttributeError, match="module 'dasd_lite' has no attribute 'smaple'"):
+        dl.smaple  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def chain(demo, tmp_path_factory):
+    """The whole chain from Python, on the demo's models."""
+    out = tmp_path_factory.mktemp("chain")
+    teacher, student = dl.Transformers(str(demo / "teacher")), dl.Transformers(str(demo / "student"))
+    prompts = dl.read_prompts(demo / "train.jsonl", limit=6)
+    rollouts = dl.sample(prompts, teacher, temperature=0.6, num_samples=2, max_tokens=160, out=out / "sample")
+    scores = dl.score(rollouts, student, out=out / "score")
+    kept = dl.select(rollouts, student, scores=scores, rule="count", keep=1, out=out / "select")
+    rows = dl.pack(kept, seq_len=256, out=out / "pack")
+    options = {"method": dl.Full(), "epochs": 1.0, "micro_batch_size": 1, "grad_accum_steps": 1}
+    trained = dl.train(rows, student, **options, out=out / "train")
+    evaluation = dl.evaluate(trained, demo / "heldout.jsonl", limit=2, num_samples=1, max_tokens=64, out=out / "eval")
+    return {"rollouts": rollouts, "scores": scores, "kept": kept, "rows": rows, "trained": trained, "eval": evaluation}
+
+
+def test_handles_are_their_folders(chain):
+    assert chain["rollouts"].counts == {"prompts": 6, "rollouts": 12}
+    assert chain["rollouts"].to_table(["completion"]).num_rows == 12
+    assert sum(batch.num_rows for batch in chain["scores"].batches(["uid"], batch_size=5)) == 12
+    kept, rejected = chain["kept"].to_table(["uid"]), chain["kept"].rejected.to_table(["reason"])
+    assert kept.num_rows + rejected.num_rows == 12
+    assert chain["rows"].counts["rollouts"] == kept.num_rows
+    assert (chain["trained"].path / "model.safetensors").exists()
+    assert chain["trained"].adapter is None
+    assert 0 <= chain["eval"].accuracy <= 1
+    assert dl.Rollouts(str(chain["rollouts"].folder)) == chain["rollouts"]
+    assert chain["rollouts"].manifest["stage"] == "sample"
+
+
+def test_the_same_call_again_finds_it_finished(chain, demo):
+    out = chain["rollouts"].folder
+    before = (out / "manifest.json").stat().st_mtime_ns
+    prompts, teacher = dl.read_prompts(demo / "train.jsonl", limit=6), dl.Transformers(str(demo / "teacher"))
+    dl.sample(prompts, teacher, temperature=0.6, num_samples=2, max_tokens=160, out=out)
+    assert (out / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_handle_of_another_stage_or_of_an_unfinished_folder_is_refused(chain, tmp_path):
+    with pytest.raises(dl.DasdError, match=r"sample: was written by sample; Scores needs a folder of score$"):
+        dl.Scores(chain["rollouts"].folder)
+    with pytest.raises(dl.DasdError, match=r"was written by sample; Kept needs a folder of select$"):
+        dl.pack(chain["rollouts"], out=tmp_path / "pack")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "unfinished.json").write_text("{}")
+    with pytest.raises(dl.DasdError, match="begun: the folder is unfinished"):
+        dl.Rollouts(tmp_path / "begun")
+    with pytest.raises(dl.DasdError, match="gone: the folder does not exist"):
+        dl.Rollouts(tmp_path / "gone")
+    with pytest.raises(dl.DasdError, match="Model has no table"):
+        chain["trained"].to_table()
+
+
+def test_wrong_options_are_one_line_each(chain, demo, tmp_path):
+    with pytest.raises(dl.DasdError) as error:
+        dl.pack(chain["kept"], seq_length=5, method="tightest", out=tmp_path / "pack")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2
+    assert any(line.startswith("pack.seq_length: unknown option; there are ") and "seq_len" in line for line in lines)
+    assert any(line.startswith("pack.method = 'tightest': should be ") for line in lines)
+    with pytest.raises(dl.DasdError, match=r"prompts: an empty list"):
+        dl.sample([], dl.Transformers(str(demo / "teacher")), out=tmp_path / "sample")
+    assert not list(tmp_path.iterdir()), "nothing half-written"
+
+
+def test_prompts_from_a_list(demo, tmp_path):
+    prompts = list(dl.read_prompts(demo / "train.jsonl", limit=2))
+    teacher = dl.Transformers(str(demo / "teacher"))
+    rollouts = dl.sample(prompts, teacher, num_samples=1, max_tokens=16, out=tmp_path / "sample")
+    assert rollouts.counts == {"prompts": 2, "rollouts": 2}
+    with pytest.raises(dl.DasdError, match="made with another configuration"):
+        dl.sample(prompts[:1], teacher, num_samples=1, max_tokens=16, out=tmp_path / "sample")
+
+
+def test_stage_functions_have_like_signatures():
+    import inspect
+
+    for stage in STAGES:
+        parameters = inspect.signature(getattr(dl, stage)).parameters
+        assert {"config", "out", "force", "options"} <= parameters.keys(), stage
+        assert parameters["out"].kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameters["out"].default is inspect.Parameter.empty
+        assert parameters["config"].default is None
+        assert parameters["options"].kind is inspect.Parameter.VAR_KEYWORD
+        assert "seed" not in parameters or parameters["seed"].default == 0
