@@ -112,7 +112,7 @@ def test_tables_can_be_built_in_python_without_kind():
 
 
 @pytest.mark.parametrize("method", [Full(), Lora(), Lora(kind="qlora", target_modules=["q_proj"])])
-def test_methods_are_told_apart_by_their_kind(method):
+def test_methods_are_distinguished_by_their_kind(method):
     assert TrainConfig(method=method).method == method
     assert TrainConfig.model_validate({"method": method.model_dump()}).method == method
 

@@ -1,1 +1,1 @@
-"""What a run is told: tables of options, TOML files and overrides, and faults explained in one line."""
+"""The options of a run: tables, TOML files and overrides, and mistakes explained in one line each."""
