@@ -110,5 +110,7 @@ def test_fractions_of_an_epoch(epochs, num_rows, steps, samples):
 
 
 def test_fewer_rows_than_a_step_reads():
-    with pytest.raises(TrainError, match=r"^3 rows are fewer .* = 1 × train.grad_accum_steps = 4; lower"):
+    with pytest.raises(
+        TrainError, match=r"^there are only 3 rows, fewer than the 4 .* = 1 × train.grad_accum_steps = 4\)"
+    ):
         schedule(3, TrainConfig(grad_accum_steps=4))

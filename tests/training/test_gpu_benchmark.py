@@ -1,4 +1,4 @@
-"""The proof on a GPU, `benchmarks/train_gpu.py`: its dry run with our side alone, its arithmetic and its verdicts."""
+"""The benchmark on a GPU, `benchmarks/train_gpu.py`: its dry run with our side alone, its arithmetic, its verdicts."""
 
 import json
 import os
@@ -22,26 +22,26 @@ def bench(monkeypatch):
 @pytest.mark.slow
 def test_the_dry_run_goes_through_both_kinds_of_training(tmp_path):
     pytest.importorskip("peft")
-    found = tmp_path / "found.json"
+    results = tmp_path / "results.json"
     command = [sys.executable, str(BENCHMARKS / "train_gpu.py"), "--dry", "--cases", "full-32k,lora-16k"]
     done = subprocess.run(
-        [*command, "--sides", "ours", "--folder", str(tmp_path / "kept"), "--json", str(found)],
+        [*command, "--sides", "ours", "--folder", str(tmp_path / "kept"), "--json", str(results)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
     logs = "\n".join(path.read_text() for path in (tmp_path / "kept" / "logs").glob("*"))
     assert done.returncode == 0, done.stderr + logs
-    cases = json.loads(found.read_text())["cases"]
+    cases = json.loads(results.read_text())["cases"]
     for case in ("full-32k", "lora-16k"):
         assert cases[case]["ours"].get("tokens_per_second", 0) > 0, logs
         assert len(cases[case]["ours"]["seconds"]) == 5
-        assert cases[case]["ours"]["losses"][0] == pytest.approx(5.99, abs=0.1)  # log 400: nothing is known yet
+        assert cases[case]["ours"]["losses"][0] == pytest.approx(5.99, abs=0.1)  # log 400: nothing is learned yet
     assert "not run" in done.stdout  # TRL's column
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_the_written_formula_is_the_one_that_training_reports_by(bench, method):
+def test_the_documented_formula_is_the_one_that_training_reports(bench, method):
     from dasd_lite.config.train import Full, Lora
     from dasd_lite.costs.flops import training_flops
     from dasd_lite.costs.shape import shape_of
@@ -57,10 +57,10 @@ def test_a_token_of_qwen3_4b_costs_six_times_its_weights(bench):
 
 
 def test_verdicts(bench):
-    found = {
+    cases = {
         "full-32k": {"ours": {"tokens_per_second": 12.0, "mfu": 0.51}, "trl": {"tokens_per_second": 10.0}},
         "full-64k": {"ours": {"missing": "out of memory"}, "trl": {"missing": "out of memory"}},
         "qlora-8k": {"ours": {"tokens_per_second": 9.0, "mfu": None, "peak_bytes": 8.5e9}},
         "lora-16k": {"ours": {"missing": "peft not installed"}},
     }
-    assert [met for _, _, met in bench.verdicts(found)] == [True, True, False, False, None]
+    assert [met for _, _, met in bench.verdicts(cases)] == [True, True, False, False, None]

@@ -1,4 +1,4 @@
-"""Trackers: TensorBoard's file read back, what is said of a missing package, how the others are called."""
+"""Trackers: TensorBoard's file read back, the message for a missing package, how the others are called."""
 
 import importlib
 import json
@@ -18,11 +18,11 @@ CONFIG = TrainConfig(learning_rate=1e-3).model_dump(mode="json")
 def read_back(folder):
     """Every scalar of the folder as (step, value), and its texts, as TensorBoard itself reads them."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    found = accumulator.EventAccumulator(str(folder))
-    found.Reload()
-    tags = found.Tags()
-    scalars = {name: [(event.step, event.value) for event in found.Scalars(name)] for name in tags["scalars"]}
-    texts = [event.tensor_proto.string_val[0].decode() for name in tags["tensors"] for event in found.Tensors(name)]
+    events = accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()
+    scalars = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in tags["scalars"]}
+    texts = [event.tensor_proto.string_val[0].decode() for name in tags["tensors"] for event in events.Tensors(name)]
     return scalars, texts
 
 
@@ -42,7 +42,7 @@ def test_tensorboard_s_file_holds_what_was_logged(tmp_path):
     assert json.loads(texts[0]) == CONFIG
 
 
-def test_tensorboard_has_every_step_once_after_training_went_on_from_a_checkpoint(tmp_path):
+def test_tensorboard_has_every_step_once_after_training_resumed(tmp_path):
     log_steps("tensorboard", tmp_path, range(1, 6))
     log_steps("tensorboard", tmp_path, range(4, 9), shift=10)
     scalars, _ = read_back(tmp_path / "tensorboard")
@@ -76,15 +76,15 @@ def test_a_missing_package_is_one_line_with_key_and_command(monkeypatch, tmp_pat
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ConfigError) as caught:
         open_tracker(kind, "demo low", tmp_path, CONFIG)
-    wanted = f"train.tracker = {kind!r}: No module named {kind!r}; it comes with: pip install {kind}"
+    wanted = f"train.tracker = {kind!r}: No module named {kind!r}; run: pip install {kind}"
     assert str(caught.value) == wanted
 
 
-def test_the_folder_that_wandb_leaves_behind_is_no_package(monkeypatch, tmp_path):
+def test_the_folder_that_wandb_leaves_is_no_package(monkeypatch, tmp_path):
     (tmp_path / "wandb").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    with pytest.raises(ConfigError, match=r"wandb is not installed; it comes with: pip install wandb$"):
+    with pytest.raises(ConfigError, match=r"wandb is not installed; run: pip install wandb$"):
         open_tracker("wandb", "demo low", tmp_path, CONFIG)
     monkeypatch.delitem(sys.modules, "wandb")
 
@@ -125,8 +125,8 @@ def test_how_trackio_and_wandb_are_called(monkeypatch, tmp_path, capsys, kind):
     if kind == "wandb":
         options |= {"dir": tmp_path, "settings": {"console": "off"}}
     assert package.calls == [("init", options), ("log", 3, {"loss": 0.5}), ("finish",)]
-    told = capsys.readouterr()
-    assert (told.out, told.err) == ("", "* project initialized\n* run finished\n")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "* project initialized\n* run finished\n")
 
 
 def test_wandb_without_an_account_is_one_line(monkeypatch, tmp_path):
@@ -135,7 +135,7 @@ def test_wandb_without_an_account_is_one_line(monkeypatch, tmp_path):
         open_tracker("wandb", "demo low", tmp_path, CONFIG)
     assert str(caught.value) == (
         "train.tracker = 'wandb': No API key configured. Use `wandb login` to log in;"
-        " WANDB_MODE=offline keeps all of it on this machine"
+        " or set WANDB_MODE=offline to keep everything on this machine"
     )
 
 

@@ -1,0 +1,66 @@
+"""What is refused before the first step, and a GPU that is full: one line each, and nothing is lost."""
+
+import re
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from safetensors.torch import load_file, save_file
+from tests.rows import (
+    QUICK,
+    make_model,
+    make_rows,
+    write_rows,
+)
+
+from dasd_lite.config.train import TrainConfig
+from dasd_lite.errors import ConfigError, TrainError
+from dasd_lite.stages.train import train
+from dasd_lite.training import job
+
+
+def test_a_folder_without_a_model(packed, tmp_path):
+    (tmp_path / "m").mkdir()
+    with pytest.raises(ConfigError, match=f"{tmp_path / 'm'}: cannot be loaded"):
+        train(packed, tmp_path / "m", TrainConfig(**QUICK), out=tmp_path / "out")
+
+
+def test_a_model_that_lacks_weights(tmp_path):
+    model = make_model(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights.pop("model.layers.0.mlp.down_proj.weight")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    rows = write_rows(tmp_path / "rows", make_rows(16))
+    with pytest.raises(ConfigError, match=r"model: the weights of model.layers.0.mlp.down_proj.weight are missing"):
+        train(rows, model, TrainConfig(**QUICK), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_folder_stays_until_training_can_begin(packed, tmp_path):
+    model, out, config = make_model(tmp_path / "model"), tmp_path / "out", TrainConfig(**QUICK)
+    train(packed, model, config, out=out)
+    before = {path.name: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(TrainError, match="only 16 rows"):
+        train(packed, model, config, out=out, seed=1, force=True, grad_accum_steps=99)
+    (weights,) = model.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:4000])
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        train(packed, model, config, out=out, seed=1, force=True)
+    assert {path.name: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_out_of_memory_is_one_line_with_what_needs_less(tiny, packed, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(job, "_gpu", lambda: ("NVIDIA T4", 16e9))
+    monkeypatch.setattr(job, "target_terms", full)
+    with pytest.raises(TrainError) as caught:
+        train(packed, tiny, TrainConfig(**QUICK), out=tmp_path / "out")
+    pattern = r"NVIDIA T4: its 16.0 GB are full, 0.0 GB were predicted; try train\..*: training (resumes|starts over)"
+    assert re.match(pattern, str(caught.value)) and "\n" not in str(caught.value)
+    monkeypatch.setattr(job.trainable, "load_trainable", full)
+    with pytest.raises(TrainError, match=r"^NVIDIA T4: its 16.0 GB are full; try train.method qlora"):
+        train(packed, tiny, TrainConfig(**QUICK), out=tmp_path / "other")

@@ -1,0 +1,56 @@
+"""A model made trainable: unknown layers, which weights decay, and gradients over 4-bit weights."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from tests.model.tiny import LORA, QLORA, random_model, random_row
+from tests.rows import loss_sum
+
+from dasd_lite.config.train import Lora, TrainConfig
+from dasd_lite.errors import ConfigError
+from dasd_lite.model import logprobs
+from dasd_lite.model.load import load_model
+from dasd_lite.training.optimizer import make_optimizer
+from dasd_lite.training.trainable import load_trainable
+
+
+def test_unknown_target_module_names_those_that_exist(tiny):
+    method = Lora(kind="lora", target_modules=["q_proj", "qkv_proj"])
+    with pytest.raises(ConfigError, match=r"target_modules.*no layer 'qkv_proj'; it has down_proj, .*q_proj"):
+        load_trainable(tiny, method, device="cpu")
+
+
+def test_only_matrices_decay(tiny):
+    config = TrainConfig(weight_decay=0.3)
+    optimizer = make_optimizer(load_trainable(tiny, config.method, device="cpu"), config)
+    decays = {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays == {1: 0.0, 2: 0.3}
+
+
+def test_qlora_gradient_is_right_after_an_eval_forward(tmp_path):
+    """On CPUs with AVX512-BF16 bitsandbytes repacks the weights in eval mode, and later gradients are wrong."""
+    random = random_model(tmp_path / "random")
+    data = random_row(40, 50)
+
+    def gradient(model):
+        loss_sum(model, data.ids, data.loss_mask, data.doc_lengths).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+    def build(method):
+        torch.manual_seed(1)
+        return load_trainable(random, method, device="cpu")
+
+    fresh, used = build(QLORA), build(QLORA)
+    used.eval()
+    logprobs.target_logprobs(used, data.ids, data.doc_lengths)
+    used.train()
+    expected = gradient(fresh)
+    torch.testing.assert_close(gradient(used), expected, rtol=0, atol=0)
+    dequantized = build(LORA)
+    base = load_model(random, device="cpu", four_bit=True).dequantize().state_dict()
+    own = logprobs.causal_model(dequantized).state_dict()
+    for name, weight in base.items():
+        own[name.replace("_proj.weight", "_proj.base_layer.weight")].copy_(weight)
+    assert float(torch.cosine_similarity(gradient(dequantized), expected, dim=0)) > 0.9999
