@@ -8,11 +8,12 @@ holds a few numbers per document.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,12 +77,17 @@ def read_columns(
         file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: not a Parquet file ({error})") from None
-    with file:
+    with file, contextlib.ExitStack() as stack:
         schema = file.schema_arrow
         for name in ("uid", *names):
             if name not in schema.names:
                 raise DataError(f"{path}: has no column {name!r}; it has {', '.join(schema.names)}")
-        columns = [_Collector(path, name, *_kind(path, schema.field(name)), num_targets, scratch) for name in names]
+        kinds = [_kind(path, schema.field(name)) for name in names]
+        files = [stack.enter_context(tempfile.TemporaryFile(dir=scratch)) for _ in names]
+        columns = [
+            _Collector(path, name, *kind, num_targets, temporary)
+            for name, kind, temporary in zip(names, kinds, files, strict=True)
+        ]
         for batch in file.iter_batches(batch_size=128, columns=["uid", *names]):
             for row, uid in enumerate(batch["uid"].to_pylist()):
                 wanted = documents.get(uid)
@@ -92,8 +98,8 @@ def read_columns(
                 filled[wanted] = True
                 for column in columns:
                     column.add(uid, wanted, batch[column.name][row])
-    _check_complete(f"{path}: has no row for", uids, filled)
-    return [column.finish() for column in columns]
+        _check_complete(f"{path}: has no row for", uids, filled)
+        return [column.finish() for column in columns]
 
 
 def read_teacher_logprobs(
@@ -116,24 +122,25 @@ def read_teacher_logprobs(
         DataError: The teacher's tokens of an answer are not the student's, or have no log-probabilities.
     """
     documents, filled = _index(uids), np.zeros(len(uids), dtype=bool)
-    column = _Collector(folders[0], TEACHER_LOGPROBS, 1, np.dtype(np.float32), num_targets, scratch)
-    for folder in folders:
-        column.source = folder
-        for batch in batches(folder, "rollouts", ("uid", "token_ids", "logprobs")):
-            for row, uid in enumerate(batch["uid"].to_pylist()):
-                wanted = documents.get(uid)
-                if wanted is None or filled[wanted[0]]:
-                    continue
-                fault = _other_tokens(batch["token_ids"][row], targets(wanted[0]))
-                if fault is not None:
-                    raise DataError(
-                        f"{folder}: uid {uid}: {TEACHER_LOGPROBS} needs the teacher's tokens to be the student's, but"
-                        f" {fault}; use an objective without it, or give another column by pack.columns"
-                    )
-                filled[wanted] = True
-                column.add(uid, wanted, batch["logprobs"][row])
-    _check_complete(f"{', '.join(map(str, folders))}: no {TEACHER_LOGPROBS} for", uids, filled)
-    return column.finish()
+    with tempfile.TemporaryFile(dir=scratch) as temporary:
+        column = _Collector(folders[0], TEACHER_LOGPROBS, 1, np.dtype(np.float32), num_targets, temporary)
+        for folder in folders:
+            column.source = folder
+            for batch in batches(folder, "rollouts", ("uid", "token_ids", "logprobs")):
+                for row, uid in enumerate(batch["uid"].to_pylist()):
+                    wanted = documents.get(uid)
+                    if wanted is None or filled[wanted[0]]:
+                        continue
+                    fault = _other_tokens(batch["token_ids"][row], targets(wanted[0]))
+                    if fault is not None:
+                        raise DataError(
+                            f"{folder}: uid {uid}: {TEACHER_LOGPROBS} needs the teacher's tokens to be the student's,"
+                            f" but {fault}; use an objective without it, or give another column by pack.columns"
+                        )
+                    filled[wanted] = True
+                    column.add(uid, wanted, batch["logprobs"][row])
+        _check_complete(f"{', '.join(map(str, folders))}: no {TEACHER_LOGPROBS} for", uids, filled)
+        return column.finish()
 
 
 def _index(uids: Sequence[str]) -> dict[str, list[int]]:
@@ -189,15 +196,14 @@ class _Collector:
         depth: int,
         dtype: np.dtype[Any],
         num_targets: npt.NDArray[np.int64],
-        scratch: Path,
+        file: IO[bytes],
     ) -> None:
         self.name, self.source = name, source
         self._depth, self._dtype, self._num_targets = depth, dtype, num_targets
         self._offsets = offsets_of(num_targets)
         self._width: int | None = None if depth == 2 else 1
         self._values = np.zeros(len(num_targets), dtype)
-        # Closed with the collector; the mapped column keeps what is in it.
-        self._file = tempfile.TemporaryFile(dir=scratch) if depth else None  # noqa: SIM115
+        self._file = file  # of values per token
 
     def add(self, uid: str, documents: Sequence[int], entry: Any) -> None:
         """Take the entry of one rollout for its documents."""
@@ -209,7 +215,7 @@ class _Collector:
         if not np.isfinite(values).all():
             self._refuse(uid, "has a number that float32 cannot hold")
         for document in documents:
-            if self._file is None:
+            if not self._depth:
                 self._values[document] = values[0]
                 continue
             if len(values) != self._num_targets[document]:
@@ -220,9 +226,9 @@ class _Collector:
 
     def finish(self) -> Column:
         """Return the column; all documents have been added."""
-        if self._file is None:
+        if not self._depth:
             return Column(self.name, self._values, None)
-        self._file.flush()
+        self._file.flush()  # mapped, it outlives its name and handle
         mapped = np.memmap(self._file, self._dtype, mode="r")
         return Column(self.name, mapped.reshape(-1, self._width or 1) if self._depth == 2 else mapped, self._offsets)
 
