@@ -2,9 +2,9 @@
 
     python benchmarks/bench_memory.py [--rollouts 100000] [--tokens 5000] [--folder DIR]
 
-Writes the rollouts and their scores (some GB, removed afterwards), then runs each stage in a process
-of its own, on one core, and prints its processor time and the most memory that the system saw it hold (of which what
-is mapped from disk can be taken back). tests/pipeline/test_scale.py holds both against their limits.
+Writes the rollouts and their scores (a few GB, removed afterwards), then runs each stage in a process of its own on one
+core, and prints its processor time and peak memory as the system counts it (which includes reclaimable memory that is
+mapped from disk). tests/pipeline/test_scale.py checks both against their limits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from dasd_lite.config.stages import PackConfig, SelectConfig
 from dasd_lite.data.manifest import identify
 from dasd_lite.data.records import ROLLOUT, SCORE
 from dasd_lite.data.writer import ShardWriter
-from dasd_lite.stages import pack, select
+from dasd_lite.stages.pack import pack
+from dasd_lite.stages.select import select
 
 STUDENT = Path(dasd_lite.__file__).parent / "demo" / "student"
 CANDIDATES = 4
@@ -63,18 +64,17 @@ def measure(folder: Path, stage: str) -> None:
     """Run one stage and print what it took."""
     if stage == "select":
         config = SelectConfig(max_repeated_ngrams=1.0, max_duplicate_sentences=1.0, max_duplicate_lines=1.0)
-        counts = select.run(
+        counts = select(
             folder / "rollouts",
             str(folder / "student"),
             config,
-            folder / "select",
-            max_tokens=1 << 20,
-            seed=0,
+            out=folder / "select",
+            seq_len=1 << 20,
             scores=folder / "scores",
-        )["counts"]
+        ).counts
         done = f"kept {counts['kept']:,} of {counts['rollouts']:,}"
     else:
-        counts = pack.run(folder / "select", PackConfig(seq_len=65536), folder / "pack", seed=0)["counts"]
+        counts = pack(folder / "select", PackConfig(seq_len=65536), out=folder / "pack").counts
         done = f"{counts['tokens'] / 1e6:,.0f}M tokens in {counts['rows']:,} rows, {counts['fill']:.2%} full"
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = used.ru_utime + used.ru_stime
