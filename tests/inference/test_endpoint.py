@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tests.server import END, Answer, ChatServer, pieces_of, plain
 
-from dasd_lite.config.models import EndpointModel
+from dasd_lite.config.models import Endpoint
 from dasd_lite.errors import ConfigError, EndpointError
 from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler
 from dasd_lite.inference.endpoint import client as servers
@@ -29,16 +29,16 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
 
 
-def config(*urls: str, **options: Any) -> EndpointModel:
+def config(*urls: str, **options: Any) -> Endpoint:
     defaults = {"model": "teacher", "api_key_env": "TEST_KEY", "concurrency": 8, "timeout_s": 5.0}
-    return EndpointModel(kind="endpoint", base_urls=list(urls), **{**defaults, **options})
+    return Endpoint(kind="endpoint", base_urls=list(urls), **{**defaults, **options})
 
 
 def requests(num: int) -> list[Request]:
     return [Request(i, ({"role": "user", "content": f"question {i}"},), 50, seed=(1 << 60) + i) for i in range(num)]
 
 
-def run(model: EndpointModel, num: int = 20, **params: Any) -> list[Completion]:
+def run(model: Endpoint, num: int = 20, **params: Any) -> list[Completion]:
     return list(open_sampler(model).complete(requests(num), SamplingParams(**params)))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.server import END, Answer, ChatServer, pieces_of, plain
 
-from dasd_lite.config.models import Budget, EndpointModel, Prices
+from dasd_lite.config.models import Budget, Endpoint, Prices
 from dasd_lite.data.usage import Usage
 from dasd_lite.errors import ConfigError, EndpointError
 from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler
@@ -24,8 +24,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "POLL_S", 0.01)
 
 
-def config(*urls: str, **options: Any) -> EndpointModel:
-    return EndpointModel(
+def config(*urls: str, **options: Any) -> Endpoint:
+    return Endpoint(
         kind="endpoint",
         model="teacher",
         base_urls=list(urls),
@@ -33,7 +33,7 @@ def config(*urls: str, **options: Any) -> EndpointModel:
     )
 
 
-def run(model: EndpointModel, num: int = 12, prefix: str = "", **options: Any) -> list[Completion]:
+def run(model: Endpoint, num: int = 12, prefix: str = "", **options: Any) -> list[Completion]:
     asked = [Request(i, ({"role": "user", "content": f"question {i}"},), 50, i, prefix) for i in range(num)]
     return list(open_sampler(model, **options).complete(asked, SamplingParams()))
 

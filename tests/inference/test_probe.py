@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.server import END, Answer, ChatServer, pieces_of
 
-from dasd_lite.config.models import Budget, EndpointModel
+from dasd_lite.config.models import Budget, Endpoint
 from dasd_lite.inference.endpoint import client as servers
 from dasd_lite.inference.endpoint.probe import Finding, Requirements, probe_servers, spread
 
@@ -35,7 +35,7 @@ def answer(body: dict[str, Any]) -> Answer:
 
 def found(server: ChatServer, needs: Requirements | None = None, **options: Any) -> dict[str, Finding]:
     defaults = {"api_key_env": "NO_SUCH_KEY", "timeout_s": 5.0}
-    model = EndpointModel(kind="endpoint", model="teacher", base_urls=[server.url], **{**defaults, **options})
+    model = Endpoint(kind="endpoint", model="teacher", base_urls=[server.url], **{**defaults, **options})
     (findings,) = probe_servers(model, QUESTION, needs or Requirements())
     assert findings.base_url == server.url
     return {item.name: item for item in findings.items}

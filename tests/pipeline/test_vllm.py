@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dasd_lite.config.models import VllmModel
+from dasd_lite.config.models import Vllm
 from dasd_lite.errors import ConfigError, DataError, EngineError, MissingExtraError
 from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler
 from dasd_lite.inference.vllm.sampler import VllmSampler, gpu_groups, visible_gpus
@@ -104,7 +104,7 @@ def engines(parent: int) -> list[int]:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             ppid = int(stat.read_text().rpartition(")")[2].split()[1])
-            if ppid == parent and b"vllm_engine" in (stat.parent / "cmdline").read_bytes():
+            if ppid == parent and b"dasd_lite.inference.vllm.engine" in (stat.parent / "cmdline").read_bytes():
                 found.append(int(stat.parent.name))
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended
@@ -120,7 +120,7 @@ def is_gone(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """What a VllmModel of the tiny model takes; the environment of its engines."""
+    """What a Vllm table of the tiny model takes; the environment of its engines."""
     if importlib.util.find_spec("vllm") is None:  # importing it here is what must not happen
         pytest.skip("vllm is not installed")
     folder = tmp_path_factory.mktemp("model")
@@ -139,7 +139,7 @@ def folder(options: dict[str, Any]) -> Path:
 
 @pytest.fixture(scope="module")
 def sampler(options: dict[str, Any]) -> Iterator[VllmSampler]:
-    sampler = VllmSampler(VllmModel(**options))
+    sampler = VllmSampler(Vllm(**options))
     yield sampler
     sampler.close()
 
@@ -159,7 +159,7 @@ def others(sampler: VllmSampler) -> list[int]:
 @pytest.fixture(scope="module")
 def pair(options: dict[str, Any], others: list[int]) -> Iterator[VllmSampler]:
     """Two engines."""
-    sampler = VllmSampler(VllmModel(**options | {"data_parallel_size": 2, "stall_s": 5.0}))
+    sampler = VllmSampler(Vllm(**options | {"data_parallel_size": 2, "stall_s": 5.0}))
     yield sampler
     sampler.close()
 
@@ -220,7 +220,7 @@ def test_what_leaves_one_token_is_greedy(sampler: VllmSampler, one: SamplingPara
 def test_leaving_early_leaves_nothing_behind(sampler: VllmSampler, sampled: list[Completion]) -> None:
     left: Any = sampler.complete(requests(), SamplingParams())
     next(left)
-    with pytest.raises(RuntimeError, match="at work already"):
+    with pytest.raises(RuntimeError, match="already running jobs"):
         next(sampler.complete(requests(), SamplingParams()))
     left.close()
     again = list(sampler.complete(requests()[:2], PARAMS))
@@ -229,7 +229,7 @@ def test_leaving_early_leaves_nothing_behind(sampler: VllmSampler, sampled: list
 
 def test_a_prompt_that_is_too_long_is_named(sampler: VllmSampler) -> None:
     long = Request(7, ({"role": "user", "content": "one " * 300},), 5, seed=0)
-    with pytest.raises(DataError, match=f"request 7: its prompt of .* the model's context of {CONTEXT}"):
+    with pytest.raises(DataError, match=f"request 7: the prompt of .* the model's context of {CONTEXT} tokens"):
         next(sampler.complete([*requests()[:1], long], SamplingParams()))
 
 
@@ -250,11 +250,11 @@ def test_scores_are_those_of_transformers_in_any_order(sampler: VllmSampler, fol
 
 
 def test_what_cannot_be_scored_is_named(sampler: VllmSampler) -> None:
-    with pytest.raises(DataError, match="sequence 3: 0 tokens cannot be scored, 1 to the model's context of 256"):
+    with pytest.raises(DataError, match="sequence 3 has 0 tokens; a sequence must have 1 to 256, the model's context"):
         list(sampler.score([(3, np.zeros(0, dtype=np.int32))]))
-    with pytest.raises(DataError, match="sequence 4: 257 tokens cannot be scored"):
+    with pytest.raises(DataError, match="sequence 4 has 257 tokens"):
         list(sampler.score([(4, np.ones(CONTEXT + 1, dtype=np.int32))]))
-    with pytest.raises(DataError, match="sequence 5: token ids from 1 to 5000; the model has 0 to 281"):
+    with pytest.raises(DataError, match="sequence 5 has token ids from 1 to 5000; the model has ids 0 to 281"):
         list(sampler.score([(5, np.array([1, 5000], dtype=np.int32))]))
 
 
@@ -265,7 +265,7 @@ def test_two_engines_give_the_same_answers(pair: VllmSampler, others: list[int],
 
 
 @pytest.mark.parametrize(
-    ("how", "said"), [(signal.SIGKILL, "ended by SIGKILL"), (signal.SIGSTOP, "made no step for 5 s and was killed")]
+    ("how", "said"), [(signal.SIGKILL, "was killed by SIGKILL"), (signal.SIGSTOP, "made no step for 5 s and was killed")]
 )
 def test_a_child_that_dies_or_hangs_is_started_again(
     pair: VllmSampler,
@@ -280,12 +280,12 @@ def test_a_child_that_dies_or_hangs_is_started_again(
     os.kill(next(pid for pid in engines(os.getpid()) if pid not in others), how)
     assert by_position([*done, *running]) == by_position(sampled)
     told = capsys.readouterr().err
-    assert said in told and "it is started again" in told
+    assert said in told and "restarting it and its " in told
 
 
 def test_nothing_is_left_of_a_sampler_that_is_closed(options: dict[str, Any]) -> None:
     before = len(os.listdir("/proc/self/fd")), threading.active_count(), engines(os.getpid())
-    short = open_sampler(VllmModel(**options, max_model_len=64))
+    short = open_sampler(Vllm(**options, max_model_len=64))
     assert len(engines(os.getpid())) == len(before[2]) + 1
     (completion,) = short.complete(requests()[:1], SamplingParams())
     assert completion.finish_reason == "length"
@@ -299,7 +299,7 @@ def test_nothing_is_left_of_a_sampler_that_is_closed(options: dict[str, Any]) ->
 
 def test_scoring_in_small_steps(options: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dasd_lite.inference.vllm.sampler._SCORING_LOGITS", 0)  # the smallest steps: 128 tokens
-    sampler = VllmSampler(VllmModel(**options), scoring=True)
+    sampler = VllmSampler(Vllm(**options), scoring=True)
     rng = np.random.default_rng(1)
     sequences = [rng.integers(1, 282, size=num).astype(np.int32) for num in (250, 3, CONTEXT, 120, 129, 128)]
     found = {position: logprobs for position, logprobs, _ in sampler.score(enumerate(sequences))}
@@ -310,10 +310,10 @@ def test_scoring_in_small_steps(options: dict[str, Any], folder: Path, monkeypat
 
 def test_children_end_with_a_parent_that_is_killed(options: dict[str, Any]) -> None:
     program = (
-        "import json, sys; from dasd_lite.config.stages import VllmModel\n"
+        "import json, sys; from dasd_lite.config.models import Vllm\n"
         "from dasd_lite.inference.vllm.sampler import VllmSampler\n"
         "from dasd_lite.inference import Request, SamplingParams\n"
-        "sampler = VllmSampler(VllmModel(**json.loads(sys.argv[1])))\n"
+        "sampler = VllmSampler(Vllm(**json.loads(sys.argv[1])))\n"
         "request = Request(0, ({'role': 'user', 'content': 'one'},), 200, seed=0)\n"
         "while True:\n list(sampler.complete([request], SamplingParams())); print('sampled', flush=True)\n"
     )
@@ -334,15 +334,15 @@ def test_an_engine_that_ends_again_and_again_is_an_error_with_its_last_words(
     (tmp_path / "vllm.py").write_text("raise RuntimeError('the card has fallen off the bus')\n")
     monkeypatch.syspath_prepend(tmp_path)  # children find modules where their parent does
     with pytest.raises(
-        EngineError, match=r"3 times .* ended with code 1; .* the card has fallen off the bus$"
+        EngineError, match=r"3 times .* exited with code 1; .* the card has fallen off the bus$"
     ) as error:
-        VllmSampler(VllmModel(**options))
+        VllmSampler(Vllm(**options))
     assert "\n" not in str(error.value)
 
 
 def test_what_the_engine_refuses_is_one_error(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="vLLM cannot start") as error:
-        open_sampler(VllmModel(**options, max_model_len=10 * CONTEXT))
+        open_sampler(Vllm(**options, max_model_len=10 * CONTEXT))
     assert str(10 * CONTEXT) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -350,7 +350,7 @@ def test_what_the_engine_refuses_is_one_error(options: dict[str, Any]) -> None:
 def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'dasd-lite\[vllm\]'"):
-        open_sampler(VllmModel(kind="vllm", model="nowhere"))
+        open_sampler(Vllm(kind="vllm", model="nowhere"))
 
 
 def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,9 +358,9 @@ def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu_groups(["GPU-a", "GPU-b"], 1, 1) == ["GPU-a"]
     assert gpu_groups([], 1, None) == [None]
     assert gpu_groups([], 1, 2) == [None, None]
-    with pytest.raises(ConfigError, match=r"data_parallel_size = 3 × tensor_parallel_size = 2 .* 6 GPUs, and 4 are"):
+    with pytest.raises(ConfigError, match=r"data_parallel_size = 3 × tensor_parallel_size = 2 .* 6 GPUs, but 4 are"):
         gpu_groups(["0", "1", "2", "3"], 2, 3)
-    with pytest.raises(ConfigError, match="8 GPUs, and 4 are visible"):
+    with pytest.raises(ConfigError, match="8 GPUs, but 4 are visible"):
         gpu_groups(["0", "1", "2", "3"], 8, None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 1")
     assert visible_gpus() == ["3", "1"]

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dasd_lite.config.models import EndpointModel, TransformersModel, VllmModel
+from dasd_lite.config.models import Endpoint, Transformers, Vllm
 from dasd_lite.data.records import Message
 from dasd_lite.data.seeds import digest
 from dasd_lite.data.usage import Usage
 
 if TYPE_CHECKING:
-    from dasd_lite.config.models import CustomModel
+    from dasd_lite.config.models import CustomTeacher
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Sampler(Protocol):
         ...
 
 
-def source(model: TransformersModel | VllmModel | EndpointModel | CustomModel | Sampler) -> Path | str:
+def source(model: Transformers | Vllm | Endpoint | CustomTeacher | Sampler) -> Path | str:
     """Return what identifies a model in fingerprints.
 
     This is its folder; behind an endpoint a hash of its name and, if known, its tokenizer and template; of a custom
@@ -124,9 +124,9 @@ def source(model: TransformersModel | VllmModel | EndpointModel | CustomModel | 
     from dasd_lite.chat.chat import Chat
     from dasd_lite.data.hub import model_folder
 
-    if isinstance(model, EndpointModel):
+    if isinstance(model, Endpoint):
         return digest(model.model, Chat(model_folder(model.tokenizer)).fingerprint if model.tokenizer else "")
-    if isinstance(model, TransformersModel | VllmModel):
+    if isinstance(model, Transformers | Vllm):
         return model_folder(model.model, weights=True)
     from dasd_lite.inference.custom import custom_source
 
@@ -134,7 +134,7 @@ def source(model: TransformersModel | VllmModel | EndpointModel | CustomModel | 
 
 
 def open_sampler(
-    model: TransformersModel | VllmModel | EndpointModel | CustomModel | Sampler,
+    model: Transformers | Vllm | Endpoint | CustomTeacher | Sampler,
     folder: Path | None = None,
     used: Usage | None = None,
 ) -> Sampler:
@@ -148,15 +148,15 @@ def open_sampler(
     Raises:
         ConfigError: The options do not fit the machine, or a custom class cannot be used as a sampler.
     """
-    if isinstance(model, EndpointModel):
+    if isinstance(model, Endpoint):
         from dasd_lite.inference.endpoint.sampler import EndpointSampler
 
         return EndpointSampler(model, used)
-    if isinstance(model, VllmModel):
+    if isinstance(model, Vllm):
         from dasd_lite.inference.vllm.sampler import VllmSampler
 
         return VllmSampler(model, folder)
-    if isinstance(model, TransformersModel):
+    if isinstance(model, Transformers):
         from dasd_lite.inference.local import TransformersSampler
 
         return TransformersSampler(model, folder)

@@ -16,7 +16,7 @@ from dasd_lite.errors import ConfigError, DasdError
 
 if TYPE_CHECKING:
     from dasd_lite.chat.spelling import TokenIds
-    from dasd_lite.config.models import CustomModel
+    from dasd_lite.config.models import CustomTeacher
     from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
     from dasd_lite.inference.scorer import Scorer, Scores
 
@@ -55,7 +55,7 @@ def sampler_name(sampler: Sampler) -> str:
     return name_of(type(sampler.inner if isinstance(sampler, Borrowed) else sampler))
 
 
-def custom_source(model: CustomModel | Sampler) -> str:
+def custom_source(model: CustomTeacher | Sampler) -> str:
     """Return the fingerprint of a custom sampler: of its code, and of its options or its `fingerprint` attribute."""
     from dasd_lite.config.models import Table
 
@@ -69,7 +69,7 @@ def custom_source(model: CustomModel | Sampler) -> str:
     return digest(code_hash(type(model)), fingerprint)
 
 
-def load_custom(model: CustomModel, *, scoring: bool = False) -> type[Any]:
+def load_custom(model: CustomTeacher, *, scoring: bool = False) -> type[Any]:
     """Import the class that the recipe names, without creating the sampler.
 
     Args:
@@ -91,7 +91,7 @@ def load_custom(model: CustomModel, *, scoring: bool = False) -> type[Any]:
     return sampler_class
 
 
-def open_custom(model: CustomModel | Sampler, *, scoring: bool = False) -> Any:
+def open_custom(model: CustomTeacher | Sampler, *, scoring: bool = False) -> Any:
     """Create the sampler that the recipe names, or wrap the object that was passed in.
 
     Raises:
@@ -110,7 +110,7 @@ def open_custom(model: CustomModel | Sampler, *, scoring: bool = False) -> Any:
         raise ConfigError(f"teacher.options: {model.kind} does not accept {model.options}: {error}") from error
 
 
-def open_custom_scorer(model: CustomModel | Sampler) -> tuple[Scorer, str]:
+def open_custom_scorer(model: CustomTeacher | Sampler) -> tuple[Scorer, str]:
     """Open a custom sampler that also scores; return it and the folder or hub id of its tokenizer."""
     scorer = open_custom(model, scoring=True)
     inner = scorer.inner if isinstance(scorer, Borrowed) else scorer

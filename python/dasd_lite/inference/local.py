@@ -24,7 +24,7 @@ from dasd_lite.model.load import load_model
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dasd_lite.config.models import TransformersModel
+    from dasd_lite.config.models import Transformers
 
 GROUPED = "dasd_grouped"
 _WINDOW = 16  # batches whose prompts are sorted by length together: little padding, and results stay nearly in order
@@ -36,7 +36,7 @@ class TransformersSampler:
 
     def __init__(
         self,
-        config: TransformersModel,
+        config: Transformers,
         folder: Path | None = None,
         model: Any = None,
         broadcast: Callable[[Tensor], Tensor] | None = None,

@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.chat.spelling import TokenIds
-from dasd_lite.config.models import EndpointModel, TransformersModel, VllmModel
+from dasd_lite.config.models import Endpoint, Transformers, Vllm
 from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dasd_lite.config.models import CustomModel
+    from dasd_lite.config.models import CustomTeacher
     from dasd_lite.data.usage import Usage
     from dasd_lite.inference import Sampler
 
@@ -55,7 +55,7 @@ class Scorer(Protocol):
 
 
 def open_scorer(
-    model: TransformersModel | VllmModel | EndpointModel | CustomModel | Sampler,
+    model: Transformers | Vllm | Endpoint | CustomTeacher | Sampler,
     *,
     folder: Path | None = None,
     batch_tokens: int = 8192,
@@ -79,19 +79,19 @@ def open_scorer(
     Raises:
         ConfigError: The model cannot score given answers.
     """
-    if isinstance(model, EndpointModel):
+    if isinstance(model, Endpoint):
         from dasd_lite.inference.endpoint.sampler import EndpointSampler
 
         server = EndpointSampler(model, used)
         if server.chat is None:
             raise ConfigError("score.by = 'teacher' needs teacher.tokenizer: servers score given answers by token ids")
         return server, server.chat
-    if isinstance(model, VllmModel):
+    if isinstance(model, Vllm):
         from dasd_lite.inference.vllm.sampler import VllmSampler
 
         engine = VllmSampler(model, folder, scoring=True)
         return engine, engine.chat
-    if isinstance(model, TransformersModel):
+    if isinstance(model, Transformers):
         local = TransformersScorer(
             model, folder, batch_tokens=batch_tokens, chunk_tokens=chunk_tokens, four_bit=four_bit
         )
@@ -102,14 +102,14 @@ def open_scorer(
     return scorer, Chat(model_folder(tokenizer))
 
 
-def context_of(model: TransformersModel | VllmModel | EndpointModel | CustomModel | Sampler, chat: Chat) -> int:
+def context_of(model: Transformers | Vllm | Endpoint | CustomTeacher | Sampler, chat: Chat) -> int:
     """Return the longest sequence that `model` can score, in tokens."""
-    if isinstance(model, EndpointModel):
+    if isinstance(model, Endpoint):
         from dasd_lite.inference.endpoint.sampler import served_context
 
         # Servers need room to generate one token.
         return min(chat.context, served_context(model) or chat.context) - 1
-    limit = model.max_model_len if isinstance(model, VllmModel) else None
+    limit = model.max_model_len if isinstance(model, Vllm) else None
     return min(chat.context, limit or chat.context)
 
 
@@ -118,7 +118,7 @@ class TransformersScorer:
 
     def __init__(
         self,
-        config: TransformersModel,
+        config: Transformers,
         folder: Path | None = None,
         *,
         batch_tokens: int,

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from dasd_lite.config.models import EndpointModel
+from dasd_lite.config.models import Endpoint
 from dasd_lite.errors import EndpointError
 from dasd_lite.inference.endpoint.replies import Reply, StreamAssembler, parse_reply
 
@@ -92,7 +92,7 @@ class Client:
     would otherwise be taken for the answer to the next request.
     """
 
-    def __init__(self, config: EndpointModel, key: str, certificates: ssl.SSLContext, *, serial: bool = False) -> None:
+    def __init__(self, config: Endpoint, key: str, certificates: ssl.SSLContext, *, serial: bool = False) -> None:
         """Create the connection pool; nothing is sent yet."""
         self.config, self._key, self._certificates, self._serial = config, key, certificates, serial
         self._last: Reply | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from dasd_lite.config.models import EndpointModel
+from dasd_lite.config.models import Endpoint
 from dasd_lite.errors import EndpointError
 from dasd_lite.inference.endpoint.client import Client, Server, TransientError, backoff
 from dasd_lite.inference.endpoint.requests import Continuation
@@ -40,7 +40,7 @@ async def find_continuation(client: Client, server: Server) -> Continuation:
     )
 
 
-def _body(config: EndpointModel, style: Continuation, thought: str) -> dict[str, Any]:
+def _body(config: Endpoint, style: Continuation, thought: str) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": thought}
     options: dict[str, Any] = {}
     if style == "prefix":

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from dasd_lite.config.models import EndpointModel
+from dasd_lite.config.models import Endpoint
 from dasd_lite.data.usage import Usage
 from dasd_lite.errors import DasdError, EndpointError
 from dasd_lite.inference.endpoint.client import Client, Server, TransientError, backoff, trusted_certificates
@@ -50,7 +50,7 @@ class Dispatch(Generic[Job, Result]):
 
     def __init__(
         self,
-        config: EndpointModel,
+        config: Endpoint,
         key: str,
         jobs: Iterable[Job],
         prepare: Callable[[Client, list[Server]], Awaitable[None]],

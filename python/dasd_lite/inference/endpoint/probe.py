@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dasd_lite.chat.chat import Chat
-from dasd_lite.config.models import EndpointModel
+from dasd_lite.config.models import Endpoint
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.records import Message
 from dasd_lite.errors import EndpointError
@@ -78,7 +78,7 @@ class ProbeResult:
         self.items.append(Finding(name, value, remedy, fatal))
 
 
-def probe_servers(config: EndpointModel, messages: Sequence[Message], requirements: Requirements) -> list[ProbeResult]:
+def probe_servers(config: Endpoint, messages: Sequence[Message], requirements: Requirements) -> list[ProbeResult]:
     """Probe every server of `config` with the question `messages`; raises ConfigError for a bad address or key."""
     key = api_key(config)
     chat = Chat(model_folder(config.tokenizer)) if config.tokenizer else None
@@ -86,7 +86,7 @@ def probe_servers(config: EndpointModel, messages: Sequence[Message], requiremen
 
 
 async def _probe_all(
-    config: EndpointModel, key: str, chat: Chat | None, messages: tuple[Message, ...], requirements: Requirements
+    config: Endpoint, key: str, chat: Chat | None, messages: tuple[Message, ...], requirements: Requirements
 ) -> list[ProbeResult]:
     impatient = config.model_copy(update={"timeout_s": min(config.timeout_s, _MAX_TIMEOUT_S)})
     client = Client(impatient, key, trusted_certificates())

@@ -14,7 +14,7 @@ import numpy as np
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.chat.spelling import TokenIds
-from dasd_lite.config.models import EndpointModel
+from dasd_lite.config.models import Endpoint
 from dasd_lite.errors import DataError, EndpointError
 from dasd_lite.inference import Completion, Request, SamplingParams
 from dasd_lite.inference.endpoint.client import Server
@@ -37,7 +37,7 @@ Continuation = Literal["", "continue_final_message", "prefix"]
 class RequestBuilder:
     """Builds the requests for one model, and completions from their replies."""
 
-    config: EndpointModel
+    config: Endpoint
     chat: Chat | None
     """Tokenizer and template; None: use /chat/completions."""
     prompt_as_text: bool = False

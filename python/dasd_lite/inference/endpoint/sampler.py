@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.chat.spelling import TokenIds
-from dasd_lite.config.models import EndpointModel
+from dasd_lite.config.models import Endpoint
 from dasd_lite.console import note
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.usage import Usage
@@ -45,7 +45,7 @@ _ADDRESS = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[^\s?#
 Scores = tuple[int, npt.NDArray[np.float32], None]
 
 
-def api_key(config: EndpointModel) -> str:
+def api_key(config: Endpoint) -> str:
     """Return the key from the environment, or ""; raises ConfigError for an invalid address or key."""
     for url in config.base_urls:
         match = _ADDRESS.fullmatch(url)
@@ -60,7 +60,7 @@ def api_key(config: EndpointModel) -> str:
     return key
 
 
-def served_context(config: EndpointModel) -> int | None:
+def served_context(config: Endpoint) -> int | None:
     """Return the longest prompt plus completion in tokens that all servers accept; None if they do not report it."""
 
     async def describe() -> list[Server]:
@@ -78,7 +78,7 @@ def served_context(config: EndpointModel) -> int | None:
 class EndpointSampler:
     """A model behind one or more servers."""
 
-    def __init__(self, config: EndpointModel, used: Usage | None = None) -> None:
+    def __init__(self, config: Endpoint, used: Usage | None = None) -> None:
         """Check addresses, key and tokenizer; nothing is sent yet.
 
         Args:

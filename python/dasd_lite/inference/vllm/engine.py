@@ -1,14 +1,14 @@
-"""The program of a child process that owns one vLLM engine: `python -m dasd_lite.inference.vllm.engine FD`.
+"""The program of a child process that runs one vLLM engine: `python -m dasd_lite.inference.vllm.engine FD`.
 
-Input, over the socket FD from the process that started it (see vllm_pool.py): the engine's options, then jobs: prompt
-token ids and sampling options. Output, over the same socket: the answers, and once a second a heartbeat. Invariants:
-nothing but these messages is on the socket, whatever vLLM prints; the process ends, with all of its workers, as soon
-as the one that started it is gone. This is the only module that imports vLLM.
+Input, over the socket FD from the parent process (pool.py): the engine's options, then jobs, each with prompt token ids
+and sampling options. Output, over the same socket: the replies, and a heartbeat once a second. Invariants: the socket
+carries only these messages, whatever vLLM prints; the process and all of its workers end as soon as the parent is gone.
+This is the only module that imports vLLM.
 
     from the parent                         to the parent
-    the engine's options: {name: value}     ("ready", (context, rows of the embedding)) or ("refused", reason)
-    ("add", [Job, …])                       ("done", [Answer, …])
-    ("abort", [key, …])                     ("beat", steps of the engine, jobs at work)
+    the engine's options: {name: value}     ("ready", (context, rows of the embedding)) or ("rejected", reason)
+    ("add", [EngineJob, …])                 ("done", [EngineReply, …])
+    ("abort", [key, …])                     ("beat", steps of the engine, running jobs)
     ("close",)
 """
 
@@ -19,6 +19,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -40,23 +41,23 @@ class EngineJob(NamedTuple):
 
 
 class EngineReply(NamedTuple):
-    """What the engine made of a job; log-probabilities are of the raw model at temperature 1."""
+    """The result of a job; log-probabilities are the raw model's at temperature 1."""
 
     key: int
     ids: npt.NDArray[np.int32]
     logprobs: npt.NDArray[np.float32]
     finish_reason: str
     prompt_logprobs: npt.NDArray[np.float32] | None
-    """[T] of a job with `prompt_logprobs`: each prompt token's, NaN for the first."""
-    refusal: str = ""
-    """Why vLLM does not take the job; then there is nothing else."""
+    """[T] for a job with `prompt_logprobs`: those of the prompt's tokens, NaN for the first."""
+    error: str = ""
+    """Why vLLM rejects the job; the other fields are empty then."""
 
 
 class _Link:
-    """The socket to the parent: a thread that listens, and one that tells every second that this process lives."""
+    """The socket to the parent, with a thread that receives messages and one that sends the heartbeat."""
 
     def __init__(self, fd: int) -> None:
-        os.set_inheritable(fd, False)  # vLLM's workers must not keep it open
+        os.set_inheritable(fd, False)  # vLLM's workers must not hold it open
         self._connection = Connection(fd)
         self._sending = threading.Lock()
         self._parent = os.getppid()
@@ -67,8 +68,8 @@ class _Link:
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
     def send(self, *message: Any) -> None:
-        """Tell the parent; when it is gone this process ends."""
-        content = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)  # half the time of Connection's own pickler
+        """Send a message to the parent; end this process if the parent is gone."""
+        content = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)  # takes half the time of Connection's own pickler
         try:
             with self._sending:
                 self._connection.send_bytes(content)
@@ -83,23 +84,23 @@ class _Link:
             end(1)
 
     def _beat(self) -> None:
-        over = threading.Event()
-        while not over.wait(_BEAT_S):
-            if os.getppid() != self._parent:  # the socket can outlive the parent in what it has forked
+        while True:
+            time.sleep(_BEAT_S)
+            if os.getppid() != self._parent:  # processes that the parent forked can keep the socket open
                 end(1)
             self.send("beat", self.steps, self.running)
 
 
 def end(code: int) -> NoReturn:
-    """End this process at once, and vLLM's workers with it, whatever they are waiting for."""
-    if os.getpgrp() == os.getpid():  # this process was given a group of its own
+    """Kill this process and vLLM's workers at once, whatever they are waiting for."""
+    if os.getpgrp() == os.getpid():  # this process leads its own group
         os.killpg(0, signal.SIGKILL)
     os._exit(code)
 
 
 def main() -> None:
-    """Load the engine and serve jobs until told to close."""
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine is stepped here, in this process
+    """Load the engine and serve jobs until the parent closes it."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # this process itself steps the engine
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     link = _Link(int(sys.argv[1]))
     try:
@@ -110,33 +111,33 @@ def main() -> None:
     except BaseException:
         traceback.print_exc()  # the parent quotes the last line
         sys.stderr.flush()
-        os._exit(1)  # at once: threads and workers of vLLM could keep a dying interpreter up
+        os._exit(1)  # at once: vLLM's threads and workers could keep the interpreter alive
     sys.stderr.flush()
     os._exit(0)
 
 
 def _load(link: _Link) -> Any:
-    """Load the engine that the parent asks for, or tell why vLLM refuses and return none."""
+    """Load the engine with the parent's options; if vLLM rejects them, report why and return None."""
     options = link.inbox.get()
     from vllm import EngineArgs, LLMEngine
     from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
 
     if current_platform.is_cpu() and "max_num_batched_tokens" not in options:
-        # A prompt read in pieces makes vLLM wind the generator of its seed back, which those of a CPU cannot.
+        # After a chunked prefill vLLM rewinds the request's random generator, which CPU generators cannot do.
         options["enable_chunked_prefill"] = False
     try:
-        # The context is that of vllm.LLM, whose batches are larger than those of a bare engine.
+        # The usage context of vllm.LLM: its default batches are larger than a bare engine's.
         engine = LLMEngine.from_engine_args(EngineArgs(**options), usage_context=UsageContext.LLM_CLASS)
-    except ValueError as error:  # an option or a machine that does not suit the model: too little memory, mostly
-        link.send("refused", " ".join(str(error).split()))
+    except ValueError as error:  # an option or a machine that does not fit the model; mostly too little memory
+        link.send("rejected", " ".join(str(error).split()))
         return None
     link.send("ready", (int(engine.model_config.max_model_len), int(engine.model_config.get_vocab_size())))
     return engine
 
 
 def _serve(engine: Any, link: _Link) -> None:
-    """Step the engine while it has jobs, wait while it has none."""
+    """Step the engine while it has jobs, and wait for messages while it has none."""
     running: dict[str, EngineJob] = {}
     while True:
         while not running or not link.inbox.empty():
@@ -144,14 +145,14 @@ def _serve(engine: Any, link: _Link) -> None:
             if kind == "close":
                 return
             if kind == "abort":
-                left = [str(key) for key in content[0] if str(key) in running]
-                engine.abort_request(left)
-                for name in left:
+                aborted = [str(key) for key in content[0] if str(key) in running]
+                engine.abort_request(aborted)
+                for name in aborted:
                     del running[name]
             else:
                 _add(engine, link, content[0], running)
             link.running = len(running)
-        done = [_answer(running.pop(out.request_id), out) for out in engine.step() if out.finished]
+        done = [_reply(running.pop(out.request_id), out) for out in engine.step() if out.finished]
         link.steps += 1
         link.running = len(running)
         if done:
@@ -166,26 +167,26 @@ def _add(engine: Any, link: _Link, jobs: list[EngineJob], running: dict[str, Eng
         params = SamplingParams(
             **job.options,
             flat_logprobs=True,
-            ignore_eos=True,  # vLLM's own notion of it; `stop_token_ids` is the whole list
+            ignore_eos=True,  # what vLLM takes for it; `stop_token_ids` is complete
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         try:
             engine.add_request(str(job.key), {"prompt_token_ids": job.prompt.tolist()}, params)
-        except ValueError as error:  # an id that the model does not have, say
-            nothing = np.empty(0, dtype=np.float32)
+        except ValueError as error:  # such as a token id that the model does not have
+            empty = np.empty(0, dtype=np.float32)
             reason = " ".join(str(error).split())
-            link.send("done", [EngineReply(job.key, nothing.astype(np.int32), nothing, "", None, reason)])
+            link.send("done", [EngineReply(job.key, empty.astype(np.int32), empty, "", None, reason)])
             continue
         running[str(job.key)] = job
 
 
-def _answer(job: EngineJob, output: Any) -> EngineReply:
+def _reply(job: EngineJob, output: Any) -> EngineReply:
     sampled = output.outputs[0]
     ids = list(sampled.token_ids)
     prompt_logprobs = None
     if job.options.get("prompt_logprobs") is not None:
-        after_first = _logprobs_of(job.prompt[1:].tolist(), output.prompt_logprobs)  # the first has none
+        after_first = _logprobs_of(job.prompt[1:].tolist(), output.prompt_logprobs)  # the first token has none
         prompt_logprobs = np.append(np.float32(np.nan), after_first)
     return EngineReply(
         job.key,
@@ -196,15 +197,15 @@ def _answer(job: EngineJob, output: Any) -> EngineReply:
     )
 
 
-def _logprobs_of(ids: list[int], found: Any) -> npt.NDArray[np.float32]:
-    """Return the log-probability of each of `ids` from vLLM's flat lists, which have these tokens alone."""
-    if found is None or found.token_ids != ids:
-        raise RuntimeError(f"vLLM gave log-probabilities of other tokens than the {len(ids)} asked for")
-    return np.array(found.logprobs, dtype=np.float32)
+def _logprobs_of(ids: list[int], flat: Any) -> npt.NDArray[np.float32]:
+    """Return the log-probability of each of `ids` from vLLM's flat lists, which contain exactly these tokens."""
+    if flat is None or flat.token_ids != ids:
+        raise RuntimeError(f"vLLM returned log-probabilities of tokens other than the {len(ids)} requested")
+    return np.array(flat.logprobs, dtype=np.float32)
 
 
 if __name__ == "__main__":
-    # The module under its own name, or its classes would be other ones to the parent than to this program.
-    from dasd_lite.inference.vllm import engine as vllm_engine
+    # Import the module by its own name: the parent could not unpickle classes of __main__.
+    from dasd_lite.inference.vllm import engine
 
-    vllm_engine.main()
+    engine.main()
