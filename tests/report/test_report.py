@@ -485,6 +485,13 @@ def test_summary_and_report_print_the_same_numbers(finished):
         assert not missing, f"{stage.name}: {line}"
 
 
+def test_tokens_of_mix_are_all_that_were_sampled(finished):
+    mix = finished / "run" / "mixed" / "mix"
+    timings = [json.loads((folder / "timing.json").read_text()) for folder in (mix, mix / "student")]
+    tokens, seconds = (sum(timing[name] for timing in timings) for name in ("completion_tokens", "seconds"))
+    assert results.read_figures(mix).tokens_per_second == pytest.approx(tokens / seconds)
+
+
 # --- bad input --------------------------------------------------------------------------------------
 
 
