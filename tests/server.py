@@ -1,10 +1,11 @@
 """A real HTTP server on loopback that answers like an OpenAI-compatible one, and misbehaves on a schedule.
 
-`with ChatServer(faults={0: "429", "question 3": "cut"}) as server:` meets the first request with a 429, cuts the
-answer to "question 3" short whenever it comes, and gives `answer(body)` to all others (-1 stands for all).
-`server.answered` holds what was answered in full. `habits` are what some providers do all the time: "tempered",
+`with ChatServer(faults={0: "429", "question 3": "cut"}) as server:` answers the first request with a 429, cuts off
+every reply to "question 3", and replies `answer(body)` to all others; the key -1 stands for all requests.
+`server.answered` has the requests that got a complete reply. `habits` are what some providers always do: "tempered",
 "no logprobs", "refuses logprobs", "no usage", "no seed", "no n", "no alternatives", "no models", "vllm", "continue",
-"forgets thinking", "one id".
+"forgets thinking", "one id". After `held = server.hold(number)` the requests from that number on wait: a test that has
+waited for the event `held` knows that the client is at work and cannot end before `server.drop_held()` closes them.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ _IDS = itertools.count()
 
 
 def pieces_of(text: str, size: int = 3) -> list[bytes]:
-    """Cut a text into tokens of `size` bytes, through characters as byte-level tokenizers do."""
+    """Cut a text into tokens of `size` bytes, even within a character, as byte-level tokenizers do."""
     raw = text.encode()
     return [raw[i : i + size] for i in range(0, len(raw), size)]
 
 
 @dataclass
 class Answer:
-    """What a model wrote, as a server returns it."""
+    """A model's answer as a server returns it."""
 
     content: str | None
     pieces: list[bytes]
@@ -64,20 +65,20 @@ class Answer:
 
 
 def prompt_tokens(body: dict[str, Any]) -> int:
-    """Count words, two for each message's frame, and two for the beginning of an answer unless one is continued."""
+    """Count words, two tokens around each message, and two to begin an answer unless one is continued."""
     messages = body.get("messages", [])
     words = sum(len(m["content"].split()) + 2 for m in messages)
     return words + (2 if body.get("add_generation_prompt", True) else -1)
 
 
 def plain(body: dict[str, Any]) -> Answer:
-    """Answer with the question and the seed, in text that is not ASCII."""
+    """Answer with the question and the seed, in a text that is not ASCII."""
     text = f"{body['messages'][-1]['content']} → naïve 🙂 漢字, seed {body['seed']}"
     return Answer(text, [*pieces_of(text), END])
 
 
 class ChatServer:
-    """The server: an address, what it was asked, and what it answered in full."""
+    """The server: its address, the requests that it got, and those that got a complete reply."""
 
     def __init__(
         self,
@@ -93,6 +94,8 @@ class ChatServer:
         self.keys: set[str | None] = set()
         self.busy = self.most_busy = 0
         self.lock, self.closing = threading.Lock(), threading.Event()
+        self.hold_from: int | None = None
+        self._held, self.dropped = threading.Event(), threading.Event()
         self._http = _Http(("127.0.0.1", 0), _Handler)
         self._http.chat = self
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
@@ -102,8 +105,28 @@ class ChatServer:
         self._thread.start()
         return self
 
+    def hold(self, number: int) -> threading.Event:
+        """Hold the requests from the `number`-th on; return an event that is set when the first one arrives."""
+        self._held, self.dropped, self.hold_from = threading.Event(), threading.Event(), number
+        return self._held
+
+    def waits(self, number: int) -> bool:
+        """Hold a request if `hold` asked for it; return whether it was held."""
+        if self.hold_from is None or number < self.hold_from:
+            return False
+        dropped = self.dropped
+        self._held.set()
+        dropped.wait()
+        return True
+
+    def drop_held(self) -> None:
+        """Close the connections of held requests, and hold no more."""
+        self.hold_from = None
+        self.dropped.set()
+
     def __exit__(self, *_: object) -> None:
-        self.closing.set()  # those that hang
+        self.closing.set()  # ends requests that hang
+        self.drop_held()
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
@@ -115,7 +138,7 @@ class _Http(ThreadingHTTPServer):
     chat: ChatServer
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: a client that has given up is part of the tests."""
+        """Print nothing: clients that give up are part of the tests."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -124,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Http
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def do_GET(self) -> None:
         chat = self.server.chat
@@ -148,6 +171,9 @@ class _Handler(BaseHTTPRequestHandler):
         question = body["messages"][-1]["content"] if "messages" in body else ""
         fault = next((chat.faults[key] for key in (number, question, -1) if key in chat.faults), "")
         try:
+            if chat.waits(number):
+                self.close_connection = True
+                return
             if chat.delay_s:
                 chat.closing.wait(chat.delay_s)
             self._answer(chat, body, fault)
@@ -195,18 +221,18 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "garbage":
             self._send(200, raw[: len(raw) // 2])
             return
+        if fault not in ("empty", "null", "short", "wrong bytes", "positive", "placeholder", "cut stream"):
+            with chat.lock:  # before it is sent: who has the answer finds it here
+                chat.answered.append(body)
         if fault == "error in stream":
-            said = {"error": {"message": f"upstream refused {self.headers['Authorization']}"}}
-            self._send(200, b"data: " + json.dumps(said).encode() + b"\n\n", {"Content-Type": "text/event-stream"})
+            error = {"error": {"message": f"upstream refused {self.headers['Authorization']}"}}
+            self._send(200, b"data: " + json.dumps(error).encode() + b"\n\n", {"Content-Type": "text/event-stream"})
         elif body.get("stream"):
             self._stream(reply, cut=fault == "cut stream")
         else:
             self._send(200, raw)
         if fault == "twice":
             self._send(200, raw)
-        if fault not in ("empty", "null", "short", "wrong bytes", "positive", "placeholder", "cut stream"):
-            with chat.lock:
-                chat.answered.append(body)
 
     def _tokens(self, chat: ChatServer, body: dict[str, Any], answer: Answer, fault: str) -> list[dict[str, Any]]:
         tempered = "tempered" in chat.habits and body["temperature"] > 0
@@ -223,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
         return tokens
 
     def _spoil(self, reply: dict[str, Any], how: str, body: dict[str, Any]) -> None:
-        """Take something out of a reply, or put another thing in."""
+        """Remove or change a part of the reply."""
         choice = reply["choices"][0]
         if "logprobs" not in body:
             choice["logprobs"] = None

@@ -147,7 +147,7 @@ def test_code_and_options_are_part_of_the_fingerprint(module: ModuleType, tmp_pa
     (tmp_path / "my_teacher.py").write_text(MODULE.replace("-0.5", "-0.7"))
     assert source(table(tmp_path)) != before
     teacher.fingerprint = 3
-    with pytest.raises(ConfigError, match="my_teacher:Canned.fingerprint is a int; it must be a string"):
+    with pytest.raises(ConfigError, match=r"my_teacher:Canned\.fingerprint is a int; it must be a string"):
         source(teacher)
 
 

@@ -1,4 +1,4 @@
-"""The probe: what it finds out about servers of many habits, in a few hundred tokens, and what it lets pass."""
+"""The probe: its findings about servers with various habits, in a few hundred tokens, and which are fatal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from tests.server import END, Answer, ChatServer, pieces_of
 
 from dasd_lite.config.models import Budget, Endpoint
-from dasd_lite.inference.endpoint import client as servers
+from dasd_lite.inference.endpoint import client
 from dasd_lite.inference.endpoint.probe import Finding, Requirements, probe_servers, spread
 
 QUESTION = ({"role": "user", "content": "How much is 2 + 2?"},)
@@ -16,11 +16,11 @@ QUESTION = ({"role": "user", "content": "How much is 2 + 2?"},)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(client, "BACKOFF_S", 0.01)
 
 
 def thinks(body: dict[str, Any]) -> Answer:
-    """Answer with a thought in a field of its own; the seed changes it, nothing else does."""
+    """Answer with thinking in its own field; it depends on the seed alone."""
     seed = body["seed"] if body["temperature"] else 0
     text = f"two and two, seed {seed}"
     pieces = [*pieces_of(f"<think>\n{text}\n</think>\n\n4"), END]
@@ -28,17 +28,17 @@ def thinks(body: dict[str, Any]) -> Answer:
 
 
 def answer(body: dict[str, Any]) -> Answer:
-    if "seed" not in body:  # what asks whether a prefix is continued
+    if "seed" not in body:  # the requests that check whether a prefix is continued
         return Answer("x", [b"x"])
     return thinks(body)
 
 
-def found(server: ChatServer, needs: Requirements | None = None, **options: Any) -> dict[str, Finding]:
+def probe(server: ChatServer, required: Requirements | None = None, **options: Any) -> dict[str, Finding]:
     defaults = {"api_key_env": "NO_SUCH_KEY", "timeout_s": 5.0}
     model = Endpoint(kind="endpoint", model="teacher", base_urls=[server.url], **{**defaults, **options})
-    (findings,) = probe_servers(model, QUESTION, needs or Requirements())
-    assert findings.base_url == server.url
-    return {item.name: item for item in findings.items}
+    (result,) = probe_servers(model, QUESTION, required or Requirements())
+    assert result.base_url == server.url
+    return {item.name: item for item in result.items}
 
 
 def fatal(items: dict[str, Finding]) -> set[str]:
@@ -47,7 +47,7 @@ def fatal(items: dict[str, Finding]) -> set[str]:
 
 def test_a_good_server() -> None:
     with ChatServer(answer=answer, habits=["continue"]) as server:
-        items = found(server, Requirements(prefix=True))
+        items = probe(server, Requirements(prefix=True))
     assert {name: item.value for name, item in items.items()} == {
         "answers as": "teacher",
         "logprobs": "yes",
@@ -72,9 +72,9 @@ def test_a_good_server() -> None:
         ("refuses logprobs", "logprobs", "rejected", "use a provider that returns them"),
     ],
 )
-def test_what_the_method_cannot_do_without_is_fatal(habit: str, name: str, word: str, remedy: str) -> None:
+def test_what_the_method_needs_is_fatal(habit: str, name: str, word: str, remedy: str) -> None:
     with ChatServer(answer=answer, habits=[habit]) as server:
-        items = found(server)
+        items = probe(server)
     assert fatal(items) == {name}
     assert items[name].value == word
     assert remedy in items[name].remedy
@@ -82,72 +82,72 @@ def test_what_the_method_cannot_do_without_is_fatal(habit: str, name: str, word:
 
 def test_a_context_that_the_longest_answer_fills_is_fatal_through_chat() -> None:
     with ChatServer(answer=answer, habits=["vllm"]) as server:
-        items = found(server, Requirements(max_tokens=8192))
+        items = probe(server, Requirements(max_tokens=8192))
         assert fatal(items) == {"context"} and "max_tokens = 8192 leaves no room" in items["context"].remedy
-        assert not fatal(found(server, Requirements(max_tokens=2048)))
+        assert not fatal(probe(server, Requirements(max_tokens=2048)))
 
 
-def test_tempered_ones_do_at_temperature_1() -> None:
+def test_tempered_logprobs_are_fine_at_temperature_1() -> None:
     with ChatServer(answer=answer, habits=["tempered"]) as server:
-        items = found(server, Requirements(tempered=False))
+        items = probe(server, Requirements(tempered=False))
     assert items["raw"].value == "tempered" and not fatal(items)
 
 
-def test_what_cannot_be_found_out_is_unknown() -> None:
+def test_what_a_server_does_not_reveal_is_unknown() -> None:
     with ChatServer(answer=answer, habits=["no alternatives"]) as server:
-        items = found(server)
+        items = probe(server)
     assert items["raw"].value == "unknown" and "temperature 1" in items["raw"].remedy
 
 
 def test_seeds_and_several_answers() -> None:
     with ChatServer(answer=answer, habits=["no seed", "no n"]) as server:
-        items = found(server)
+        items = probe(server)
     assert items["seed"].value == "ignored" and items["n = 2"].value == "ignored"
     with ChatServer(answer=lambda body: answer({**body, "seed": 1})) as server:
-        assert found(server)["seed"].value == "no effect seen"
+        assert probe(server)["seed"].value == "no effect seen"
 
 
 def test_a_teacher_that_does_not_think() -> None:
     with ChatServer() as server:  # no thinking part in its answers
-        assert fatal(found(server)) == {"thinking"}
-        assert "select.require_think = false" in found(server)["thinking"].remedy
-        assert not fatal(found(server, Requirements(thinking=False)))
+        assert fatal(probe(server)) == {"thinking"}
+        assert "select.require_think = false" in probe(server)["thinking"].remedy
+        assert not fatal(probe(server, Requirements(thinking=False)))
 
 
-def test_no_continuation_is_fatal_only_where_there_is_a_mixed_phase() -> None:
+def test_no_continuation_is_fatal_only_with_a_mixed_phase() -> None:
     with ChatServer(answer=answer) as server:
-        assert not fatal(found(server))
-        items = found(server, Requirements(prefix=True))
+        assert not fatal(probe(server))
+        items = probe(server, Requirements(prefix=True))
     assert fatal(items) == {"continues"} and server.url in items["continues"].remedy
 
 
 def test_bytes_that_do_not_add_up() -> None:
     with ChatServer({0: "wrong bytes"}, answer=answer) as server:
-        assert fatal(found(server)) == {"bytes"}
+        assert fatal(probe(server)) == {"bytes"}
 
 
 def test_no_usage_and_a_budget() -> None:
     with ChatServer(answer=answer, habits=["no usage"]) as server:
-        assert not fatal(found(server))
-        assert fatal(found(server, budget=Budget(max_tokens=1000))) == {"usage"}
+        assert not fatal(probe(server))
+        assert fatal(probe(server, budget=Budget(max_tokens=1000))) == {"usage"}
 
 
 @pytest.mark.parametrize(("fault", "words"), [("401", "NO_SUCH_KEY, which is not set"), ("404", "it has teacher")])
 def test_a_server_that_does_not_answer(fault: str, words: str) -> None:
     with ChatServer({-1: fault}, answer=answer) as server:
-        items = found(server)
+        items = probe(server)
     assert fatal(items) == {"answers"} and words in items["answers"].remedy
 
 
-def test_troubles_that_pass_are_lived_through() -> None:
+def test_transient_failures_are_retried() -> None:
     faults = {0: "503", 1: "429 0.01", 2: "cut", 5: "garbage"}
     with ChatServer(faults, answer=answer) as server:
-        assert not fatal(found(server))
+        assert not fatal(probe(server))
 
 
-def test_a_vllm_server_gets_the_advice_to_name_its_tokenizer() -> None:
+def test_a_vllm_server_gets_the_advice_to_set_its_tokenizer() -> None:
     with ChatServer(answer=answer, habits=["vllm"]) as server:
-        assert "teacher.tokenizer = '/models/teacher'" in found(server)["answers as"].remedy
+        assert "teacher.tokenizer = '/models/teacher'" in probe(server)["answers as"].remedy
 
 
 def test_spread() -> None:
