@@ -175,9 +175,7 @@ def test_a_server_that_says_another_context_later_changes_no_plan(demo, tmp_path
     cut = [({"messages": [{"role": "user", "content": "Zq? " * n}]}, "<think> 1") for n in range(1, 20)]
     with ChatServer(habits=["vllm"]) as server:
         server.context = 60
-        teacher = Endpoint(
-            kind="endpoint", model="teacher", base_urls=[server.url], tokenizer=str(demo / "teacher")
-        )
+        teacher = Endpoint(kind="endpoint", model="teacher", base_urls=[server.url], tokenizer=str(demo / "teacher"))
         first = _with_room(cut, teacher, tmp_path)
     assert 0 < len(first) < len(cut)
     assert _with_room(cut, teacher, tmp_path) == first

@@ -35,7 +35,9 @@ def rollout(uid, completion=GOOD, prompt="q", **columns):
 
 
 def write(folder, table, schema, rows, part=4):
-    with ShardWriter(folder, Identity({"rollouts": "sample", "scores": "score"}[table], 1, {}, {"rows": str(rows)}), {table: schema}) as writer:
+    with ShardWriter(
+        folder, Identity({"rollouts": "sample", "scores": "score"}[table], 1, {}, {"rows": str(rows)}), {table: schema}
+    ) as writer:
         for i in range(0, len(rows), part):
             writer.write(table, pa.RecordBatch.from_pylist(rows[i : i + part], schema=schema))
         writer.publish({"rollouts": len(rows)})
@@ -426,9 +428,7 @@ def test_scores_without_the_teacher_are_refused_too(run, tmp_path, chat):
     rows = [rollout("a"), rollout("b")]
     scores = [score(chat, row, "T") | {"teacher_mean_logprob": None} for row in rows]
     write(tmp_path / "scores", "scores", SCORE, scores)
-    with pytest.raises(
-        DataError, match="2 of 2 kept rollouts have no teacher log-probabilities, the first is a"
-    ):
+    with pytest.raises(DataError, match="2 of 2 kept rollouts have no teacher log-probabilities, the first is a"):
         run(rows, classes={}, weighting=Weighting(lam=1.0))
 
 
@@ -475,4 +475,6 @@ def test_another_option_is_refused_by_name_and_forced(run):
 def test_a_student_that_is_none(tmp_path):
     write(tmp_path / "rollouts", "rollouts", ROLLOUT, [])
     with pytest.raises(ConfigError, match=r"model = '.*gone': no such folder"):
-        select.select(tmp_path / "rollouts", str(tmp_path / "gone"), SelectConfig(), out=tmp_path / "out", seq_len=9, seed=0)
+        select.select(
+            tmp_path / "rollouts", str(tmp_path / "gone"), SelectConfig(), out=tmp_path / "out", seq_len=9, seed=0
+        )

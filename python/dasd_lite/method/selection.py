@@ -1,142 +1,150 @@
-"""The rules of selection: a score per candidate, and the rank of it among the candidates of one prompt.
+"""Selection rules: a score for each candidate, and its rank among the candidates of its prompt.
 
-Input: numbers per candidate. Output: scores, higher is better, or a mask of those kept. Invariant:
+Input: numbers about each candidate. Output: scores, higher is better, or a mask of those kept. Invariant:
 `rank_within_prompts` keeps the best of each prompt, so no score is ever compared with a threshold.
 """
 
-from typing import Literal, TypeAlias
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dasd_lite.errors import DataError
 
-Rule: TypeAlias = Literal["count", "ratio", "length_matched", "random"]
-Scores: TypeAlias = NDArray[np.float64]
 
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What a selection rule knows about the answers that passed the filters; all arrays are `[num_candidates]`.
 
-def select_count(teacher_counts: ArrayLike) -> Scores:
-    """Score: the number of Teacher sentences. It prefers long responses.
-
-    Args:
-        teacher_counts: Teacher sentences of each candidate; `[num_candidates]`.
-
-    Returns:
-        Scores, higher is better; float64 `[num_candidates]`.
-
-    Raises:
-        DataError: A value is negative or no number; names its index.
-
-    Source: companion paper of the DASD report (arXiv 2512.20908): of one question's candidates the one with the largest
-    absolute count.
-    """
-    return _numbers("teacher_counts", teacher_counts)
-
-
-def select_ratio(teacher_counts: ArrayLike, num_sentences: ArrayLike) -> Scores:
-    """Score: the share of sentences that are Teacher sentences. It prefers short responses, whose share varies most.
-
-    Args:
-        teacher_counts: Teacher sentences of each candidate; `[num_candidates]`.
-        num_sentences: All sentences of each candidate; one without any scores 0; `[num_candidates]`.
-
-    Returns:
-        Scores, higher is better; float64 `[num_candidates]`.
+    Attributes:
+        teacher_counts: Teacher sentences of each candidate, int64; 0 without scores.
+        shared_counts: Shared sentences.
+        student_counts: Student sentences.
+        num_sentences: All sentences, with those that have no class.
+        num_tokens: Length in the student's tokens, int64.
+        prompt_index: Which prompt it answers, int64; numbered from 0.
+        seed: Seed of whatever a rule draws.
+        mean_logprob: Mean log-probability by the teacher, float64, NaN if unknown; None if the stage did not need it.
 
     Raises:
-        DataError: The columns are not equally long, or a value is negative or no number.
+        DataError: The arrays are not equally long, or a count is negative or not a number; names array and index.
     """
-    counts, sentences = _equally_many(teacher_counts=teacher_counts, num_sentences=num_sentences)
-    return np.asarray(counts / np.maximum(sentences, 1.0))
+
+    teacher_counts: NDArray[np.int64]
+    shared_counts: NDArray[np.int64]
+    student_counts: NDArray[np.int64]
+    num_sentences: NDArray[np.int64]
+    num_tokens: NDArray[np.int64]
+    prompt_index: NDArray[np.int64]
+    seed: int = 0
+    mean_logprob: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the arrays."""
+        for field in fields(self):
+            values = getattr(self, field.name)
+            if field.name == "seed" or values is None:
+                continue
+            if np.shape(values) != (len(self),):
+                raise DataError(f"{field.name} has shape {list(np.shape(values))}; there are {len(self)} candidates")
+            if field.name != "mean_logprob" and len(bad := np.flatnonzero(~(np.asarray(values) >= 0))):
+                raise DataError(f"{field.name}[{bad[0]}] is {values[bad[0]]}; it must be at least 0")
+
+    def __len__(self) -> int:
+        """Return the number of candidates."""
+        return len(self.teacher_counts)
 
 
-def select_length_matched(
-    teacher_counts: ArrayLike, num_tokens: ArrayLike, prompt_index: ArrayLike | None = None
-) -> Scores:
-    """Score: Teacher sentences beyond what a response of this length has, so that length alone earns nothing.
+class SelectionRule(Protocol):
+    """Scores candidates. The best-scored of each prompt are kept; of equal scores the earlier candidate is better."""
 
-    It is the residual of a straight line of count on length. The slope is that *within* prompts (both columns less
-    their mean over the prompt's candidates, all prompts pooled: the fixed-effects estimator), because ranks are taken
-    within prompts: a line through all candidates would also see that hard questions have long answers and many, or few,
-    Teacher sentences. Over all candidates the score is uncorrelated with length within prompts. It is in sentences:
-    +5 means five more than expected.
+    def __call__(self, candidates: Candidates) -> ArrayLike:
+        """Return one finite number for each candidate, higher is better."""
+        ...
 
-    Args:
-        teacher_counts: Teacher sentences of each candidate; `[num_candidates]`.
-        num_tokens: Length of each candidate, in tokens; `[num_candidates]`.
-        prompt_index: Which prompt each candidate answers; `[num_candidates]`. None: all the same one.
 
-    Returns:
-        Scores, higher is better, 0 on the mean of each prompt; float64 `[num_candidates]`. If no prompt has candidates
-        of different length the slope is 0.
+def count(candidates: Candidates) -> NDArray[np.float64]:
+    """Score: the number of Teacher sentences. Prefers long answers.
 
-    Raises:
-        DataError: The columns are not equally long, or a value is negative or no number.
+    Source: companion paper of the DASD report (arXiv 2512.20908): of the candidates of one question, the one with the
+    largest absolute count.
     """
-    counts, tokens = _equally_many(teacher_counts=teacher_counts, num_tokens=num_tokens)
-    if len(counts) == 0:
-        return counts
-    prompts = _prompts(len(counts), np.zeros(len(counts), np.int64) if prompt_index is None else prompt_index)
+    return candidates.teacher_counts.astype(np.float64)
+
+
+def ratio(candidates: Candidates) -> NDArray[np.float64]:
+    """Score: the share of Teacher sentences; 0 without sentences. Prefers short answers, whose share varies most."""
+    return np.asarray(candidates.teacher_counts / np.maximum(candidates.num_sentences, 1.0))
+
+
+def length_matched(candidates: Candidates) -> NDArray[np.float64]:
+    """Score: Teacher sentences beyond what an answer of this length has, so that length alone earns nothing.
+
+    It is the residual of a straight line of count on length. The slope is that within prompts (both columns less their
+    mean over the prompt's candidates, all prompts pooled: the fixed-effects estimator), because ranks are taken within
+    prompts: a line through all candidates would also see that hard questions have long answers and many, or few,
+    Teacher sentences. Over all candidates the score is uncorrelated with length within prompts. Its unit is sentences:
+    +5 means five more than expected. If no prompt has candidates of different length, the slope is 0.
+    """
+    if not len(candidates):
+        return np.zeros(0)
+    prompts = _numbered(candidates.prompt_index)
     sizes = np.bincount(prompts)
-    counts, tokens = (values - (np.bincount(prompts, values) / sizes)[prompts] for values in (counts, tokens))
+    counts, tokens = (
+        values - (np.bincount(prompts, values) / sizes)[prompts]
+        for values in (candidates.teacher_counts, candidates.num_tokens)
+    )
     spread = float(tokens @ tokens)
     slope = float(tokens @ counts) / spread if spread > 0 else 0.0
     return np.asarray(counts - slope * tokens)
 
 
-def select_random(num_candidates: int, seed: int) -> Scores:
-    """Score: a random number from 0 to 1, the baseline.
+def random(candidates: Candidates) -> NDArray[np.float64]:
+    """Score: a random number from 0 to 1, the baseline; that of candidate i depends only on i and the seed."""
+    return np.random.Generator(np.random.Philox(candidates.seed)).random(len(candidates))
+
+
+RULES: dict[str, SelectionRule] = {"count": count, "ratio": ratio, "length_matched": length_matched, "random": random}
+"""The built-in rules. `all`, which keeps every candidate, ranks nothing."""
+
+
+def score_candidates(rule: str | Callable[..., Any], candidates: Candidates, name: str = "") -> NDArray[np.float64]:
+    """Score candidates by a built-in rule or one of the user's own.
 
     Args:
-        num_candidates: Number of candidates.
-        seed: At least 0. Candidate i has the same score for every number of candidates above i.
-
-    Returns:
-        Scores; float64 `[num_candidates]`.
-
-    Raises:
-        ValueError: A negative number.
-    """
-    return np.random.Generator(np.random.Philox(seed)).random(num_candidates)
-
-
-def score_candidates(
-    rule: Rule,
-    *,
-    teacher_counts: ArrayLike,
-    num_sentences: ArrayLike,
-    num_tokens: ArrayLike,
-    prompt_index: ArrayLike,
-    seed: int,
-) -> Scores:
-    """The score of each candidate by the rule of this name: one signature for all rules.
-
-    Args:
-        rule: `count`, `ratio`, `length_matched` or `random`; see the function `select_…` of each.
-        teacher_counts: Teacher sentences of each candidate; `[num_candidates]`.
-        num_sentences: All sentences of each candidate; `[num_candidates]`.
-        num_tokens: Length of each candidate, in tokens; `[num_candidates]`.
-        prompt_index: Which prompt each candidate answers; `[num_candidates]`.
-        seed: Of `random`; at least 0.
+        rule: A name in `RULES`, or a `SelectionRule`.
+        candidates: The candidates.
+        name: What errors call the rule.
 
     Returns:
         Scores, higher is better; float64 `[num_candidates]`.
 
     Raises:
-        DataError: As the rule.
-        ValueError: There is no such rule.
+        DataError: The rule returned another shape, or something that is not a finite number.
+        ValueError: There is no rule of this name.
     """
-    match rule:
-        case "count":
-            return select_count(teacher_counts)
-        case "ratio":
-            return select_ratio(teacher_counts, num_sentences)
-        case "length_matched":
-            return select_length_matched(teacher_counts, num_tokens, prompt_index)
-        case "random":
-            return select_random(np.size(teacher_counts), seed)
-        case _:
-            raise ValueError(f"rule is {rule!r}; it must be one of count, ratio, length_matched, random")
+    if isinstance(rule, str) and rule not in RULES:
+        raise ValueError(f"rule is {rule!r}; it must be one of {', '.join(RULES)}")
+    name = name or (rule if isinstance(rule, str) else getattr(rule, "__qualname__", type(rule).__qualname__))
+    returned = (RULES[rule] if isinstance(rule, str) else rule)(candidates)
+    try:
+        scores = np.asarray(returned, np.float64)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"selection rule {name} returned {type(returned).__name__}; it must be {len(candidates)} numbers"
+        ) from None
+    if scores.shape != (len(candidates),):
+        raise DataError(
+            f"selection rule {name} returned shape {list(scores.shape)}; it must be [{len(candidates)}], a score for"
+            " each candidate"
+        )
+    if len(bad := np.flatnonzero(~np.isfinite(scores))):
+        raise DataError(f"selection rule {name} gave candidate {bad[0]} the score {scores[bad[0]]}; it must be finite")
+    return scores
 
 
 def rank_within_prompts(score: ArrayLike, prompt_index: ArrayLike, keep: int) -> NDArray[np.bool_]:
@@ -168,26 +176,13 @@ def rank_within_prompts(score: ArrayLike, prompt_index: ArrayLike, keep: int) ->
     return kept
 
 
-def _numbers(name: str, values: ArrayLike) -> Scores:
-    array = np.array(values, np.float64)
-    if array.ndim != 1:
-        raise DataError(f"{name} has shape {list(array.shape)}; it must be one-dimensional")
-    bad = np.flatnonzero(~(array >= 0))  # NaN is bad as well
-    if len(bad):
-        raise DataError(f"{name}[{bad[0]}] is {array[bad[0]]}; it must be at least 0")
-    return array
-
-
-def _equally_many(**columns: ArrayLike) -> tuple[Scores, Scores]:
-    (left, a), (right, b) = ((name, _numbers(name, values)) for name, values in columns.items())
-    if len(a) != len(b):
-        raise DataError(f"{left} has {len(a)} elements and {right} {len(b)}; they must be equally many")
-    return a, b
-
-
 def _prompts(num_candidates: int, prompt_index: ArrayLike) -> NDArray[np.intp]:
     """Prompts numbered from 0, whatever they are called."""
     prompts = np.asarray(prompt_index)
     if prompts.shape != (num_candidates,):
         raise DataError(f"prompt_index has shape {list(prompts.shape)}; there are {num_candidates} candidates")
+    return _numbered(prompts)
+
+
+def _numbered(prompts: NDArray[Any]) -> NDArray[np.intp]:
     return np.unique(prompts, return_inverse=True)[1]

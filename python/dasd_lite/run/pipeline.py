@@ -125,7 +125,7 @@ def _phase_steps(
             case "pack":
                 yield _pack(recipe, phase, before)
             case "train":
-                yield _train(recipe, phase, before, max_steps)
+                yield _train(recipe, phase, before, questions, max_steps)
             case "evaluate":
                 yield _evaluate(recipe, phase, phase.name, RunFolder(recipe.out).model(phase.name), questions)
             case _:
@@ -238,6 +238,7 @@ def _pack(recipe: RecipeConfig, phase: Phase, before: _Before) -> Step:
             seed=recipe.seed,
             replay=before.kept,
             rollouts=run.stage(phase.name, phase.source),
+            replay_rollouts=before.sampled,
             objective=phase.train.objective,
             force=force,
         )
@@ -245,13 +246,14 @@ def _pack(recipe: RecipeConfig, phase: Phase, before: _Before) -> Step:
     return Step(phase.name, "pack", folder, phase.pack, work)
 
 
-def _train(recipe: RecipeConfig, phase: Phase, before: _Before, max_steps: int | None) -> Step:
+def _train(recipe: RecipeConfig, phase: Phase, before: _Before, questions: Questions, max_steps: int | None) -> Step:
     from dasd_lite.stages.train import train
 
     run = RunFolder(recipe.out)
     folder = run.stage(phase.name, "train")
 
     def work(*, force: bool, used: Usage | None) -> Model:
+        path = phase.evaluate.prompts if phase.train.monitor_questions else None
         return train(
             run.stage(phase.name, "pack"),
             before.start,
@@ -259,8 +261,7 @@ def _train(recipe: RecipeConfig, phase: Phase, before: _Before, max_steps: int |
             out=folder,
             seed=recipe.seed,
             adapter=before.adapter,
-            prompts=phase.evaluate.prompts,
-            system=recipe.prompts.system,
+            prompts=None if path is None else questions.read(path, None, recipe.prompts.system),
             max_tokens=phase.evaluate.max_tokens,
             max_steps=max_steps,
             trust_remote_code=recipe.student.trust_remote_code,

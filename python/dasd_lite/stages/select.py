@@ -1,7 +1,7 @@
 """Select what is trained on: filters first, then the rank among a prompt's candidates (paper sections 4, 6.3).
 
 Input: rollouts, their scores if the rule needs them, and the student's tokenizer. Output: the kept rollouts as token
-ids of the student, with their weights if weighting is on; and in the same folder the rejected ones, each with its reason
+ids of the student, with their weights if weighting is on; in the same folder the rejected ones, each with its reason
 and the value behind it. Two passes over the data, with a few numbers per rollout in memory: the first measures, the
 second writes.
 """
@@ -9,7 +9,7 @@ second writes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.chat.spelling import TokenIds
-from dasd_lite.config.extensions import check_callable, is_extension, load_extension
+from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of
 from dasd_lite.config.models import Student, Table, result_options
 from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import SelectConfig
@@ -38,6 +38,7 @@ from dasd_lite.data.writer import ShardWriter, is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.method import divergence, filters, selection, weights
 from dasd_lite.method.ragged import Ragged, from_arrow, join, offsets_of
+from dasd_lite.method.selection import Candidates, SelectionRule
 from dasd_lite.method.sentences import repeated_ngrams, text_repetition
 
 VERSION = 3  # 2 had no weights
@@ -82,6 +83,7 @@ def select(
     seq_len: int | None = None,
     mask_prefix: bool = False,
     seed: int = 0,
+    rule: str | SelectionRule | None = None,
     force: bool = False,
     **options: Any,
 ) -> Kept:
@@ -96,6 +98,7 @@ def select(
         seq_len: Tokens of the rows that will be packed: longer answers are rejected. None: the student's context.
         mask_prefix: Do not train on the part of a mixed answer that the student wrote.
         seed: Seed of the rule "random" and of the budget's draws.
+        rule: A selection rule by its name, or one of your own; None: the one that `config.rule` names.
         force: Replace a folder that was made with other options.
         **options: Fields of SelectConfig, in place of those of `config`.
 
@@ -109,13 +112,18 @@ def select(
 
     Source: arXiv 2601.09088, sections 4 and 6.3.
     """
+    options |= {"rule": rule} if isinstance(rule, str) else {}
     config = with_options(SelectConfig, config, options, "select")
+    chosen = open_rule(config.rule if rule is None or isinstance(rule, str) else rule)
+    if callable(chosen):
+        config = config.model_copy(update={"rule": name_of(chosen)})
     chat = Chat(model_folder(student.model if isinstance(student, Table) else str(student)))
     rollouts, out = Rollouts.of(rollouts).folder, Path(out)
     scores = None if scores is None else Scores.of(scores).folder
     limit = min(config.max_tokens or seq_len or chat.context, chat.context)
     asked = {**result_options(config), "max_tokens": limit, "seed": seed, "mask_prefix": mask_prefix}
     inputs: dict[str, Path | str] = {"rollouts": rollouts, "tokenizer": chat.fingerprint}
+    inputs |= {"rule": code_hash(chosen)} if callable(chosen) else {}
     if config.needs_scores and scores is None:
         raise DataError(f"select.rule = {config.rule!r} needs scores; run score first, or use 'random' or 'all'")
     if _uses_logprobs(config) and config.rule != "all" and config.keep == 1:
@@ -135,7 +143,7 @@ def select(
         for batch in _read(rollouts, scores, _measured_columns(scores, config), tokenize, bar):
             _measure(candidates, batch, config, limit, chat.answer_end_ids)
         _name_unknown_domains(candidates, config)
-        score = _rank(candidates, config, seed)
+        score = _rank(candidates, chosen, config, seed)
         reasons = Counter(reason for reason in candidates.reason if reason)
         if len(candidates.reason) == sum(reasons.values()):
             why = ", ".join(f"{reason} {count}{_REMEDIES.get(reason, '')}" for reason, count in reasons.most_common())
@@ -150,8 +158,8 @@ def select(
     return Kept(out)
 
 
-def open_rule(rule: str | Callable[..., Any]) -> str | Callable[..., Any]:
-    """Return the selection rule that a recipe names: a built-in one by its name, code of the user's own as it is.
+def open_rule(rule: str | SelectionRule) -> str | SelectionRule:
+    """Return the name of a built-in selection rule, or the user's own that a recipe names or that is handed over.
 
     Raises:
         ConfigError: The code cannot be imported, or cannot be called with the candidates.
@@ -159,9 +167,11 @@ def open_rule(rule: str | Callable[..., Any]) -> str | Callable[..., Any]:
     if isinstance(rule, str):
         if not is_extension(rule):
             return rule
-        rule = load_extension(rule, kind="selection rule", key="select.rule")
-    check_callable(rule, ("candidates",), kind="selection rule", key="select.rule")
-    return rule
+        own: SelectionRule = load_extension(rule, kind="selection rule", key="select.rule")
+    else:
+        own = rule
+    check_callable(own, ("candidates",), kind="selection rule", key="select.rule")
+    return own
 
 
 @dataclass(frozen=True)
@@ -291,23 +301,28 @@ def _name_unknown_domains(candidates: _Candidates, config: SelectConfig) -> None
         note(f"select.budget: no rollout is of domain {domain!r}; domains are {', '.join(known)}")
 
 
-def _rank(candidates: _Candidates, config: SelectConfig, seed: int) -> npt.NDArray[np.float32] | None:
+def _rank(
+    candidates: _Candidates, rule: str | SelectionRule, config: SelectConfig, seed: int
+) -> npt.NDArray[np.float32] | None:
     """Mark what rank or budget reject among those that pass the filters; return their scores."""
     passed = np.flatnonzero([not reason for reason in candidates.reason])
     score: npt.NDArray[np.float32] | None = None
     prompts = np.unique(np.asarray(candidates.prompt)[passed], return_inverse=True)[1]
-    if config.rule != "all":
-        score = np.full(len(candidates.reason), np.nan, dtype=np.float32)
-        score[passed] = selection.score_candidates(
-            config.rule,
-            teacher_counts=np.array([c[divergence.SentenceClass.TEACHER] if c else 0 for c in candidates.counts])[
-                passed
-            ],
-            num_sentences=np.array(candidates.num_sentences)[passed],
-            num_tokens=np.array(candidates.num_tokens)[passed],
+    if rule != "all":
+        counts = np.array([classes or [0, 0, 0] for classes in candidates.counts], np.int64).reshape(-1, 3)[passed]
+        known = candidates.mean_logprob
+        ranked = Candidates(
+            teacher_counts=counts[:, divergence.SentenceClass.TEACHER],
+            shared_counts=counts[:, divergence.SentenceClass.SHARED],
+            student_counts=counts[:, divergence.SentenceClass.STUDENT],
+            num_sentences=np.array(candidates.num_sentences, np.int64)[passed],
+            num_tokens=np.array(candidates.num_tokens, np.int64)[passed],
             prompt_index=prompts,
             seed=derive_seed(seed, "random"),
+            mean_logprob=np.array(known)[passed] if known else None,
         )
+        score = np.full(len(candidates.reason), np.nan, dtype=np.float32)
+        score[passed] = selection.score_candidates(rule, ranked, config.rule)
         keep = selection.rank_within_prompts(score[passed], prompts, config.keep)
         for i in passed[~keep]:
             candidates.reason[i], candidates.value[i] = "rank", float(score[i])

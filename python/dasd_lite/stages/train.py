@@ -9,13 +9,14 @@ The training itself is in training/loop.py.
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from dasd_lite.config.extensions import import_folders, is_extension
+from dasd_lite.config.extensions import import_folders, is_extension, name_of
 from dasd_lite.config.models import Student, Table
 from dasd_lite.config.options import with_options
 from dasd_lite.config.train import TrainConfig
@@ -116,13 +117,16 @@ def train(
         max_answer_tokens=min(config.monitor_tokens, max_tokens or config.monitor_tokens),
         import_folders=import_folders(),
     )
-    number = num_ranks() if is_rank() else num_processes(config)
-    if faults := list(conflicts(config, number)):
+    if is_rank():  # torchrun has decided how many processes there are
+        number, faults = num_ranks(), list(conflicts(config.model_copy(update={"num_processes": None}), num_ranks()))
+    else:
+        number, faults = num_processes(config), list(conflicts(config))
+    if faults:
         raise ConfigError("\n".join(faults))
     if number > 1 and not is_rank():
-        if objective is not None and not is_extension(minimized.name):
+        if not isinstance(objective, str | None) and not _is_importable(objective):
             raise ConfigError(
-                f"train.objective: {minimized.name} cannot be sent to {number} processes; make it a class of a module"
+                f"train.objective: {minimized.name} cannot be sent to {number} processes; make it a class in a module"
                 " that can be imported, or set train.num_processes = 1"
             )
         launch(number, task)
@@ -131,6 +135,11 @@ def train(
 
         run_task(task, minimized)
     return Model(out)
+
+
+def _is_importable(objective: Any) -> bool:
+    """Return whether another process gets the same objective by its name."""
+    return inspect.isclass(objective) and objective.__module__ != "__main__" and is_extension(name_of(objective))
 
 
 def _questions(
