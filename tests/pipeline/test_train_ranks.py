@@ -1,4 +1,4 @@
-"""Several processes: the same loss curve, checkpoints for any number of them, how they start and end."""
+"""Several processes: the same losses, checkpoints for any number of them, how they start and end."""
 
 import json
 import os
@@ -34,21 +34,31 @@ name = "low"
 """
 SPARING = {"gradient_checkpointing": "on", "offload_activations": True}
 LORA = {"method": {"kind": "lora", "rank": 4, "alpha": 8.0}, "learning_rate": 1e-2}
-# train.run in a process of its own, which starts the ranks by torchrun's agent.
+# The stage in a process of its own, which starts the ranks by torchrun's agent.
 COMMAND = """
 import json, sys
 from pathlib import Path
 import click
 from dasd_lite import cli
-from dasd_lite.config.train import TrainConfig
-from dasd_lite.stages import train
+from dasd_lite.config.extensions import add_import_folder
+from dasd_lite.stages.train import train
 base, out, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 @click.command()
 def run():
-    train.train(base / "rows", base / "steady", TrainConfig(**options), out=out, seed=0)
+    add_import_folder(base)
+    train(base / "rows", base / "steady", out=out, **options)
 sys.argv = sys.argv[:1]
 cli.app = run
 cli.main()
+"""
+
+
+BROKEN = """
+from dasd_lite.training.objectives.sft import per_token
+class Loss:
+    per_token = staticmethod(per_token)
+    def loss(self, per_token_N, targets):
+        raise ZeroDivisionError("of the test")
 """
 
 
@@ -89,7 +99,7 @@ def test_two_and_four_processes_learn_as_one(trainer, config, request):
 
 
 @pytest.mark.parametrize("config", [{}, LORA], ids=["full", "lora"])
-def test_a_checkpoint_of_two_processes_goes_on_in_one_and_in_four(trainer, config, request):
+def test_a_checkpoint_of_two_processes_resumes_in_one_and_in_four(trainer, config, request):
     config = {"grad_accum_steps": 4, "epochs": 6, "checkpoint_every": 4, "learning_rate": 1e-3, **config}
     config["min_learning_rate"] = 1e-4
     folder = trainer.base / f"from-{request.node.callspec.id}"
@@ -104,7 +114,7 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one_and_in_four(trainer, confi
         out = folder / f"two-{ranks}"
         shutil.copytree(folder / "two", out)
         assert trainer.run(out, ranks=ranks, config=config, model="steady") in (0, [0] * 4), trainer.errors.read_text()
-        assert metrics(out)[:done] == metrics(folder / "two")  # it went on, and did not begin anew
+        assert metrics(out)[:done] == metrics(folder / "two")  # it resumed and did not start from scratch
         same_curve(folder / "whole", out)
 
 
@@ -120,16 +130,16 @@ def start(trainer, out, **options):
 
 
 def children(pid):
-    """The processes that `pid` has started, as the kernel tells."""
-    found = []
+    """The processes that `pid` has started, according to the kernel."""
+    pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[1]) == pid:
-            found.append(int(stat.parent.name))
-    return found
+            pids.append(int(stat.parent.name))
+    return pids
 
 
 def wait_for_steps(out, process, number=12):
@@ -142,7 +152,7 @@ def wait_for_steps(out, process, number=12):
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(trainer):
+def test_a_killed_process_ends_the_others_and_the_same_command_resumes(trainer):
     out = trainer.base / "killed"
     process = start(trainer, out)
     wait_for_steps(out, process)
@@ -152,9 +162,8 @@ def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(trainer):
     _, errors = process.communicate()
     assert process.returncode == 2
     lines = errors.strip().splitlines()
-    assert (
-        len(lines) == 1 and "of 2 was ended by SIGKILL" in lines[0] and "goes on from the last checkpoint" in lines[0]
-    )
+    assert len(lines) == 1 and "of 2 was ended by SIGKILL" in lines[0], errors
+    assert "run the same command to resume from the last checkpoint" in lines[0]
     assert not [pid for pid in ranks if Path(f"/proc/{pid}").exists()]
 
     # The same command, asked to stop this time: it finishes its step.
@@ -172,7 +181,7 @@ def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(trainer):
 
 @pytest.mark.timeout(300)
 def test_torchrun_on_the_command_line(tmp_path):
-    """As on several machines: each process runs the command, the first one writes and speaks."""
+    """As on several machines: each process runs the command, and the first one writes and prints."""
     demo = Path(dasd_lite.__file__).parent / "demo"
     write_rows(tmp_path / "run" / "low" / "pack", make_rows(12))
     (tmp_path / "run.toml").write_text(RECIPE.format(demo=demo))
@@ -189,14 +198,14 @@ def test_torchrun_on_the_command_line(tmp_path):
     assert lines[0].startswith("low/train        6 steps, loss ") and lines[1].startswith("Next: dasd-lite run"), lines
     assert len(lines) == 2
     assert (tmp_path / "run" / "low" / "train" / "model" / "model.safetensors").exists()
-    looks = (tmp_path / "run" / "low" / "train" / "watch.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in looks] == [0, 1, 6]
+    snapshots = (tmp_path / "run" / "low" / "train" / "monitor.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in snapshots] == [0, 1, 6]
     done = run("sample", "run.toml")
-    assert done.returncode != 0 and "dasd-lite: torchrun starts the stage train alone" in done.stderr
+    assert done.returncode != 0 and "dasd-lite: torchrun can start only the stage train" in done.stderr
 
 
 @pytest.mark.timeout(300)
-def test_processes_do_not_outlive_the_command_and_errors_come_through(trainer):
+def test_processes_do_not_outlive_the_command(trainer):
     out = trainer.base / "orphans"
     process = start(trainer, out)
     wait_for_steps(out, process)
@@ -207,7 +216,7 @@ def test_processes_do_not_outlive_the_command_and_errors_come_through(trainer):
     while any(Path(f"/proc/{pid}").exists() for pid in ranks):  # or the test times out
         time.sleep(0.1)
 
-    # Asked to stop while the processes are only starting: they learn of it as soon as they can.
+    # Asked to stop while the processes are only starting: they are asked as soon as they can be.
     process = start(trainer, trainer.base / "early")
     while len(children(process.pid)) < 2:
         assert process.poll() is None
@@ -217,7 +226,16 @@ def test_processes_do_not_outlive_the_command_and_errors_come_through(trainer):
     assert process.returncode == 130 and "Traceback" not in errors, errors
     assert not (trainer.base / "early" / "manifest.json").exists()
 
+
+@pytest.mark.timeout(300)
+def test_errors_of_the_processes_come_through(trainer):
     process = start(trainer, trainer.base / "wrong", grad_accum_steps=64)
     _, errors = process.communicate()
     assert process.returncode == 2
-    assert errors.startswith("dasd-lite: 12 rows are fewer than one optimiser step reads") and errors.count("\n") == 1
+    assert errors.startswith("dasd-lite: there are only 12 rows, fewer than the 64") and errors.count("\n") == 1
+
+    (trainer.base / "broken.py").write_text(BROKEN)
+    process = start(trainer, trainer.base / "defect", objective="broken:Loss")
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" in errors and "ZeroDivisionError: of the test" in errors, errors

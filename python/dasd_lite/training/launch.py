@@ -169,8 +169,8 @@ def _raise(failure: BaseException, folder: Path, num_processes: int) -> None:
         if code < 0 and code != -signal.SIGTERM:
             why = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
             raise TrainError(
-                f"process {rank} of {num_processes} was ended by {signal.Signals(-code).name}{why}; the others were"
-                " stopped; run the same command to resume from the last checkpoint, if there is one"
+                f"process {rank} of {num_processes} was ended by {signal.Signals(-code).name}{why}, and the others were"
+                " stopped; run the same command to resume from the last checkpoint"
             )
     for exception in recorded:
         sys.stderr.write(exception["extraInfo"]["py_callstack"])

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from dasd_lite.config.train import Full, Lora, TrainConfig
 from dasd_lite.costs.hardware import has_liger
+from dasd_lite.errors import MissingExtraError
 
 
 def num_processes(config: TrainConfig) -> int:
     """Return how many processes train on this machine: as many as are asked for, or one per GPU."""
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("train", "torch") from error
     return config.num_processes or max(1, int(torch.cuda.device_count()))
 
 
@@ -60,7 +63,7 @@ def liger_conflict(*, has_gpu: bool) -> str | None:
     """Return why Liger's kernels cannot be used; None if they can."""
     if has_gpu and has_liger():
         return None
-    return "train.liger = 'on' needs a GPU and liger-kernel (pip install liger-kernel); use 'auto'"
+    return "train.liger = 'on': it needs a GPU and liger-kernel (pip install liger-kernel); use 'auto'"
 
 
 def missing_layers(methods: Iterable[Full | Lora], folder: Path) -> Iterator[str]:
