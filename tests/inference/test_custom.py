@@ -90,7 +90,7 @@ def a_function(requests, params):
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    (tmp_path / "my_teacher.py").write_text(MODULE)
+    (tmp_path / "my_teacher.py").write_text(MODULE, encoding="utf-8")
     (tmp_path / "answers.json").write_text(json.dumps({f"question {i}": f"answer {i} →" for i in range(5)}))
     monkeypatch.syspath_prepend(tmp_path)
     yield importlib.import_module("my_teacher")
@@ -134,6 +134,13 @@ def test_an_object_is_used_as_it_is_and_stays_open(module: ModuleType, tmp_path:
 def test_text_alone_has_no_token_columns(module: ModuleType, tmp_path: Path) -> None:
     rows = fill(tmp_path / "out", table(tmp_path, "TextOnly"))
     assert all(row["completion"] and row["logprobs"] is None for row in rows)
+
+
+def test_the_documented_class(module: ModuleType, tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text()
+    (tmp_path / "documented.py").write_text(guide.split("```python\n")[1].split("```")[0])
+    rows = fill(tmp_path / "out", importlib.import_module("documented").Canned(tmp_path / "answers.json"))
+    assert [row["completion"] for row in rows] == [f"answer {i} →" for i in range(5)]
 
 
 def test_code_and_options_are_part_of_the_fingerprint(module: ModuleType, tmp_path: Path) -> None:
