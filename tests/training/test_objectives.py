@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -261,6 +262,27 @@ def test_columns_and_groups_reach_an_objective_outside_the_package(tiny, tmp_pat
     outside("grouped", GROUPED.replace("0.1 *", "0.2 *"))
     with pytest.raises(CheckpointError, match=r"inputs\.objective"):
         train(rows, tiny, out=out, objective=name, max_steps=2, **options)
+
+
+def test_the_objective_in_the_documentation(tiny, tmp_path, outside):
+    blocks = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8").split("```")
+    (code,) = (block.removeprefix("python\n") for block in blocks if "class GroupRelative" in block)
+    name, columns = f"{outside('grouped', code)}:GroupRelative", tmp_path / "columns.parquet"
+    select, kept, given, _ = grouped_rollouts(tmp_path)
+    rows = pack(select, out=tmp_path / "pack", objective=name, seq_len=60, columns=columns)
+    options = {"micro_batch_size": 1, "grad_accum_steps": rows.counts["rows"], "max_steps": 1}
+    done = train(rows, tiny, out=tmp_path / "train", objective=name, **options)
+    model, total, num_targets = transformers.AutoModelForCausalLM.from_pretrained(tiny), 0.0, 0
+    given = {row["uid"]: row for row in given}
+    for answer in kept:
+        rewards = [given[row["uid"]]["reward"] for row in kept if row["prompt_uid"] == answer["prompt_uid"]]
+        ids, context, row = torch.tensor(answer["ids"]), answer["num_context_tokens"], given[answer["uid"]]
+        with torch.no_grad():
+            logprobs = model(ids[None]).logits[0].log_softmax(-1)[context - 1 : -1].gather(1, ids[context:, None])[:, 0]
+        ratios = (logprobs - torch.tensor(row["old_logprobs"])).exp()
+        total -= (row["reward"] - np.mean(rewards)) * float(ratios.sum())
+        num_targets += len(ids) - context
+    assert done.counts["first_loss"] == pytest.approx(total / num_targets, rel=1e-4)
 
 
 def test_rows_that_lack_what_the_objective_needs_are_refused(tiny, tmp_path, outside):
