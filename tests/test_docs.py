@@ -24,11 +24,15 @@ def test_options_md_is_what_make_docs_writes() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_every_python_file_is_in_the_readme_s_tree() -> None:
-    tree = re.search(r"## The files\n\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_every_file_is_in_the_readme_s_tree() -> None:
+    tree = re.search(r"## The files\n\n.*?```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert tree is not None
-    names = [p.name for p in (ROOT / "python" / "dasd_lite").glob("*.py") if not p.stem.startswith("__")]
-    assert not [name for name in names if name not in tree[1] and not name.startswith("report_")]
+    package, core = ROOT / "python" / "dasd_lite", ROOT / "rust" / "core" / "src"
+    files = [path for path in package.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")]
+    rooms = [path.parent for path in package.rglob("__init__.py") if path.parent != package]
+    assert not [path.name for path in files if not re.search(rf"\b{path.stem}\b", tree[1])]
+    assert not [path.name for path in rooms if f"{path.name}/" not in tree[1]]
+    assert not [path.name for path in core.glob("*.rs") if path.stem != "lib" and path.name not in tree[1]]
 
 
 def test_no_file_names_a_package_registry() -> None:
