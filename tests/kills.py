@@ -15,9 +15,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,23 @@ def kill_again_and_again(attempt: Callable[[Moment | None], int], moments: Itera
             return deaths
         assert moment is not None and code in DEATHS, code
     raise AssertionError
+
+
+@contextmanager
+def started(*args: object, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start `dasd-lite` with `args` in a process of its own, which ends with the block at the latest."""
+    command = [sys.executable, "-m", "dasd_lite", *map(str, args)]
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for(event: threading.Event, process: subprocess.Popen[str]) -> None:
+    """Wait for an event to which `process` must come."""
+    while not event.wait(0.1):
+        assert process.poll() is None, process.communicate()[1]
 
 
 class Commands:

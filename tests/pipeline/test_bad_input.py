@@ -1,21 +1,20 @@
 """What bad input gets: exit code 2, one line that says where, what and what would be right; nothing half-written."""
 
-import contextlib
 import fcntl
 import itertools
 import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.kills import started, wait_for
+from tests.server import ChatServer
 
 from dasd_lite.data.dataset import batches
 from dasd_lite.data.journal import Journal
@@ -93,7 +92,10 @@ def test_faults_of_the_recipe_all_at_once(place, cli):
 
 GOOD = {"uid": "a", "prompt": "What?", "answer": "1"}
 BAD_QUESTIONS = {
-    "empty prompt": ([GOOD, {"uid": "b", "prompt": "  "}], ["q.jsonl:2: the prompt is empty; the last message must be a user's, with text"]),
+    "empty prompt": (
+        [GOOD, {"uid": "b", "prompt": "  "}],
+        ["q.jsonl:2: the prompt is empty; the last message must be a user's, with text"],
+    ),
     "no prompts": ([b""], ["q.jsonl: contains no prompts"]),
     "duplicate uid": ([GOOD, GOOD], ["q.jsonl:2: same uid 'a' as q.jsonl:1; uids must be unique"]),
     "malformed line": ([GOOD, b'{"prompt": "x"'], ["q.jsonl:2: not JSON: Expecting", "column 15"]),
@@ -191,9 +193,7 @@ def test_an_output_folder_of_somebody_else(place, cli):
     (place.run / "low" / "sample").mkdir(parents=True)
     (place.run / "low" / "sample" / "thesis.tex").write_text("mine")
     ended = cli("sample", "run.toml", cwd=place.folder)
-    assert_told(
-        ended, "run/low/sample: has files that dasd-lite did not write; choose another folder or remove it"
-    )
+    assert_told(ended, "run/low/sample: has files that dasd-lite did not write; choose another folder or remove it")
     assert (place.run / "low" / "sample" / "thesis.tex").read_text() == "mine"
 
 
@@ -282,38 +282,25 @@ def test_a_log_probability_that_is_none(finished, tmp_path, cli):
 # --- Ctrl-C, full disks -----------------------------------------------------------------------------------
 
 
-def num_committed(run):
-    count = 0
-    for path in run.rglob("journal.sqlite"):
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as db:
-            count += db.execute("SELECT count(*) FROM items").fetchone()[0]
-    return count
-
-
-@pytest.mark.slow
-def test_ctrl_c_is_one_line_and_the_same_command_goes_on(place, cli, finished):
-    place.edit('kind = "transformers"\n', 'kind = "transformers"\nbatch_size = 1\n')  # slow enough to be caught
-    command = [sys.executable, "-m", "dasd_lite", "sample", "run.toml"]
-    process = subprocess.Popen(
-        command,
-        cwd=place.folder,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        encoding="utf-8",
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    deadline = time.monotonic() + 120
-    while not num_committed(place.run) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 130, told
-    assert [line for line in told.splitlines() if line] == ["dasd-lite: stopped; the same command goes on from here"]
-    ended = cli("sample", "run.toml", cwd=place.folder)
-    assert ended.rc == 0, ended.stderr
-    assert read_manifest(place.run / "low" / "sample")["counts"]["rollouts"] == 16
-    timing = json.loads((place.run / "low" / "sample" / "timing.json").read_text())
-    assert timing["sampled_answers"] < 16, "what was committed is not sampled again"
+def test_ctrl_c_is_one_line_and_the_same_command_resumes(place, small_recipe, cli):
+    """Ctrl-C while the server holds a reply: the command cannot have ended before."""
+    with ChatServer() as server:
+        teacher = {"kind": "endpoint", "model": "teacher", "base_urls": [server.url], "concurrency": 4}
+        prompts = {"path": "demo:train.jsonl", "limit": 40}
+        small_recipe(place.folder, teacher=teacher, prompts=prompts, phase=[{"name": "low"}])
+        held = server.hold(60)  # the probe asks less often, and 80 answers are missing after it
+        with started("sample", "run.toml", cwd=place.folder) as process:
+            wait_for(held, process)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate()
+        server.drop_held()
+        assert process.returncode == 130, errors
+        assert errors.splitlines()[-1].startswith("dasd-lite: stopped; ") and "Traceback" not in errors
+        ended = cli("sample", "run.toml", cwd=place.folder)
+        assert ended.rc == 0, ended.stderr
+    assert read_manifest(place.run / "low" / "sample")["counts"]["rollouts"] == 80
+    answered = [(b["messages"][-1]["content"], b["seed"]) for b in server.answered if b["max_tokens"] == 192]
+    assert len(set(answered)) == 80 and len(answered) <= 84, "what was committed is not sampled again"
 
 
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
@@ -368,7 +355,10 @@ def test_no_space_left_on_the_device(place, finished, tmp_path):
     for attempt in failed:
         assert attempt["rc"] == 2, attempt["err"]
         (line,) = attempt["err"].splitlines()
-        assert "no space left on the device; finished work is kept; free some space and run the same command to resume" in line
+        assert (
+            "no space left on the device; finished work is kept; free some space and run the same command to resume"
+            in line
+        )
     for before, after in itertools.pairwise(attempts):
         assert after["finished"] >= before["finished"], "what was finished stays"
         assert after["committed"] >= before["committed"] or after["finished"] > before["finished"], (

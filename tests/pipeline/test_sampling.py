@@ -5,14 +5,12 @@ import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.kills import KILLS
+from tests.kills import KILLS, started, wait_for
 from tests.recipes import write_recipe
 from tests.server import END, Answer, ChatServer, pieces_of
 
@@ -168,32 +166,25 @@ def test_faults_on_30_percent_of_the_requests(tmp_path, cli):
     assert 2.5 * num < asked < 4 * num, "the faults were met, and each cost one request"
 
 
-def killed_while_it_asks(server, command, folder, number, sleep_s):
-    """Kill the command after its request `number`; it cannot end before, for no later one is answered."""
-    held = server.hold(number)
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
-    while not held.wait(0.1):
-        assert process.poll() is None
-    time.sleep(sleep_s)
-    process.send_signal(signal.SIGKILL)
-    server.drop_held()
-    return process.wait()
-
-
 @pytest.mark.timeout(3600)
-def test_killed_again_and_again_nothing_is_lost_twice_or_paid_twice(tmp_path):
+def test_killed_again_and_again_nothing_is_lost_twice_or_paid_twice(tmp_path, cli):
     """kill -9 in the middle of 400 prompts: at most `concurrency` requests are paid for again per kill."""
     rng = random.Random(2)
     with ChatServer(answer=thinks, delay_s=0.02) as server:
         write(tmp_path, 400, server)
-        command = [sys.executable, "-m", "dasd_lite", "sample", "run.toml", "teacher.timeout_s=60"]
+        command = ["sample", "run.toml", "teacher.timeout_s=60"]
         for left in range(KILLS, 0, -1):
             unanswered = 800 - len({(b["messages"][-1]["content"], b["seed"]) for b in of_the_run(server.answered)})
-            number = len(server.asked) + 1 + rng.randrange(unanswered // (left + 1))
-            code = killed_while_it_asks(server, command, tmp_path, number, sleep_s=rng.random() * 0.02)
-            assert code == -signal.SIGKILL
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+            # The process cannot end before it is killed: the server holds a reply that it needs.
+            held = server.hold(len(server.asked) + 1 + rng.randrange(unanswered // (left + 1)))
+            with started(*command, cwd=tmp_path) as process:
+                wait_for(held, process)
+                time.sleep(rng.random() * 0.02)
+                process.kill()
+                assert process.wait() == -signal.SIGKILL
+            server.drop_held()
+        ended = cli(*command, cwd=tmp_path)
+        assert ended.rc == 0, ended.stderr
     assert_all_once(rollouts(tmp_path / "run/low/sample"), 400)
     assert len({(b["messages"][-1]["content"], b["seed"]) for b in of_the_run(server.asked)}) == 800
     assert len(of_the_run(server.asked)) - 800 <= 8 * KILLS
