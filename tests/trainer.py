@@ -1,4 +1,4 @@
-"""A process that has imported torch and forks to train: so a test can kill a training every second.
+"""A process that has imported torch and forks to train: so that a test can kill one every second.
 
     trainer = Trainer(folder)
     trainer.run(out, ranks=2, config={…}, moment=Moment("rename .*checkpoints/step", 3))
@@ -26,7 +26,7 @@ from dasd_lite.data.records import ROW
 from dasd_lite.data.writer import ShardWriter
 from dasd_lite.errors import DasdError
 from dasd_lite.model import logprobs
-from dasd_lite.stages import train
+from dasd_lite.stages.train import train
 sys.path.append(sys.argv[2])
 from kills import Moment, die_at, preload
 
@@ -75,7 +75,7 @@ def stage(task, rank):
     logprobs.LOGIT_BYTES = task["logit_bytes"]
     config = {"epochs": 6, "learning_rate": 1e-2, "grad_accum_steps": 2, "checkpoint_every": 2} | task["config"]
     config = TrainConfig(**config)
-    train.train(base / "rows", base / task["model"], config, out=Path(task["out"]), seed=0)
+    train(base / "rows", base / task["model"], config, out=Path(task["out"]), seed=0)
 
 preload()
 base = Path(sys.argv[1])
@@ -129,12 +129,12 @@ class Trainer:
 
 
 def metrics(out):
-    """The steps that a training has told of."""
+    """The figures of each step."""
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def result(out):
-    """All that must not depend on how often a run was stopped: files by their bytes, metrics without times."""
+    """Everything that must not depend on how often a run was stopped: bytes of files, metrics without times."""
     files = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
     files.pop(Path("metrics.jsonl"))
     files.pop(Path("timing.json"))

@@ -21,7 +21,7 @@ def trainer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(trainer):
-    """A run that nothing disturbed."""
+    """A run without interruption."""
     out = trainer.base / "whole"
     assert trainer.run(out) == 0, trainer.errors.read_text()
     return out
@@ -40,7 +40,7 @@ def test_killed_at_random_moments_nothing_changes(trainer, whole):
 
 
 @pytest.mark.parametrize(("method", "optimizer"), [("full", "adamw_8bit"), ("lora", "adamw_8bit"), ("qlora", "adamw")])
-def test_adapters_and_moments_in_8_bits_go_on_to_the_bit(trainer, method, optimizer):
+def test_adapters_and_moments_in_8_bits_resume_to_the_bit(trainer, method, optimizer):
     shape = {} if method == "full" else {"rank": 8, "alpha": 16.0}
     config = {"method": {"kind": method, **shape}, "optimizer": optimizer, "learning_rate": 2e-3}
     folder = trainer.base / f"{method}-{optimizer}"
@@ -51,7 +51,7 @@ def test_adapters_and_moments_in_8_bits_go_on_to_the_bit(trainer, method, optimi
     assert result(folder / "killed") == result(folder / "whole")
 
 
-def test_a_full_disk_is_one_line_and_the_same_call_goes_on(trainer, whole):
+def test_a_full_disk_is_one_line_and_the_same_call_resumes(trainer, whole):
     out = trainer.base / "full"
     assert trainer.run(out, limit=60_000) == 2  # the weights are larger, rows and metrics are not
     message = trainer.errors.read_text().splitlines()[-1]
