@@ -53,8 +53,8 @@ def test_gathered_rows_are_those_of_the_reference(
     documents = [item for row in rows for item in plan.row(row)]
     expected = reference.gather(tokens.tolist(), offsets.tolist(), mask.tolist(), documents, alignment, -7)
     assert batch.position_ids is not None and batch.labels is not None
-    found = zip(batch.ids.tolist(), batch.position_ids.tolist(), batch.labels.tolist(), strict=True)
-    assert list(found) == expected
+    gathered = zip(batch.ids.tolist(), batch.position_ids.tolist(), batch.labels.tolist(), strict=True)
+    assert list(gathered) == expected
     widths = [-(-lengths[item] // alignment) * alignment for item in documents]
     assert np.diff(batch.cu_seqlens).tolist() == widths
     assert batch.row_offsets.tolist() == [0, *np.cumsum([plan_width(plan, row, lengths) for row in rows])]

@@ -45,22 +45,22 @@ def source(tmp_path):
 
 def documents(folder):
     """uid → (ids, targets) of each document, in the order of the rows."""
-    found = {}
+    packed = {}
     for row in read_table(folder, "rows").to_pylist():
         edges = np.cumsum([0, *row["doc_lengths"]])
         assert edges[-1] == len(row["ids"]) == len(row["loss_mask"])
         for uid, a, b in zip(row["uids"], edges[:-1], edges[1:], strict=True):
-            assert uid not in found
-            found[uid] = (row["ids"][a:b], row["loss_mask"][a:b])
-    return found
+            assert uid not in packed
+            packed[uid] = (row["ids"][a:b], row["loss_mask"][a:b])
+    return packed
 
 
 @pytest.mark.parametrize("method", ["best_fit", "in_order"])
-def test_every_rollout_is_there_once_with_its_targets(source, tmp_path, method):
+def test_every_rollout_is_packed_once_with_its_targets(source, tmp_path, method):
     manifest = pack.pack(source, PackConfig(seq_len=64, method=method), out=tmp_path / "pack", seed=0).manifest
     kept = read_table(source, "kept").to_pylist()
-    found = documents(tmp_path / "pack")
-    assert found == {
+    packed = documents(tmp_path / "pack")
+    assert packed == {
         row["uid"]: (row["ids"], [i >= row["num_context_tokens"] for i in range(len(row["ids"]))]) for row in kept
     }
     rows = read_table(tmp_path / "pack", "rows").to_pylist()
@@ -75,7 +75,7 @@ def test_every_rollout_is_there_once_with_its_targets(source, tmp_path, method):
         "fill": pytest.approx(tokens / (64 * len(rows))),
     }
     if method == "in_order":
-        assert list(found) == [row["uid"] for row in kept]
+        assert list(packed) == [row["uid"] for row in kept]
 
 
 def test_the_same_input_gives_the_same_bytes(source, tmp_path):
@@ -86,19 +86,19 @@ def test_the_same_input_gives_the_same_bytes(source, tmp_path):
 
 
 @pytest.mark.parametrize(("replay", "joined"), [(0.0, 0), (0.5, 3), (1.0, 6), (2.6, 12)])
-def test_replay_joins_so_many_of_the_phase_before(tmp_path, replay, joined):
+def test_replay_adds_this_many_of_the_phase_before(tmp_path, replay, joined):
     own, before = selected(tmp_path / "own", [(5, 2)] * 6), selected(tmp_path / "before", [(7, 3)] * 12, offset=5000)
     manifest = pack.pack(
         own, PackConfig(seq_len=32, replay=replay), out=tmp_path / "pack", seed=0, replay=before
     ).manifest
-    found = documents(tmp_path / "pack")
-    assert sum(uid.startswith("before") for uid in found) == joined
+    packed = documents(tmp_path / "pack")
+    assert sum(uid.startswith("before") for uid in packed) == joined
     assert (manifest["counts"]["replayed"], manifest["counts"]["rollouts"]) == (joined, 6 + joined)
     theirs = {row["uid"]: row["ids"] for row in read_table(before, "kept").to_pylist()}
-    assert all(found[uid][0] == theirs[uid] for uid in found if uid in theirs)
+    assert all(packed[uid][0] == theirs[uid] for uid in packed if uid in theirs)
 
 
-def test_what_is_replayed_is_drawn_by_the_seed(tmp_path):
+def test_the_seed_draws_what_is_replayed(tmp_path):
     own, before = selected(tmp_path / "own", [(5, 2)] * 3), selected(tmp_path / "before", [(7, 3)] * 40)
     drawn = []
     for seed in (0, 0, 1):
@@ -147,7 +147,7 @@ def test_those_without_a_weight_count_1_beside_those_with(tmp_path, own_weights,
     )
 
 
-def test_a_folder_of_an_older_version_is_told(tmp_path):
+def test_a_folder_of_an_older_version_is_refused(tmp_path):
     older = KEPT.remove(KEPT.get_field_index("weight"))
     source = selected(tmp_path / "own", [(5, 2)], schema=older)
     with pytest.raises(DataError, match=r"own: selected by an older version, without the column weight; run select"):
@@ -172,16 +172,16 @@ class Objective:
 
 def columns_of(folder):
     """uid → name → value of each document: a number, or what it has for each of its target tokens."""
-    found = {}
+    packed = {}
     for row in read_table(folder, "rows").to_pylist():
         edges = np.cumsum([0, *row["doc_lengths"]])
         targets = [sum(row["loss_mask"][a:b]) for a, b in itertools.pairwise(edges)]
         edges = np.cumsum([0, *targets])
         for d, uid in enumerate(row["uids"]):
-            found[uid] = {n.removeprefix("doc:"): row[n][d] for n in row if n.startswith("doc:")}
-            found[uid] |= {n[6:]: row[n][edges[d] : edges[d + 1]] for n in row if n.startswith("token:")}
+            packed[uid] = {n.removeprefix("doc:"): row[n][d] for n in row if n.startswith("doc:")}
+            packed[uid] |= {n[6:]: row[n][edges[d] : edges[d + 1]] for n in row if n.startswith("token:")}
         assert all(len(row[n]) == edges[-1] for n in row if n.startswith("token:"))
-    return found
+    return packed
 
 
 def side_table(path, kept, seed=0, **types):
@@ -369,7 +369,7 @@ def test_columns_that_do_not_fit_are_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("needs", "columns", "message"),
     [
-        ("weight", None, "own: train.objective = 'tests.stages.test_pack:Objective' needs weights, but no rollout has"),
+        ("weight", None, r"own: train.objective = 'tests.stages.test_pack:Objective\(\)' needs weights, but no roll"),
         (
             "teacher_logprobs",
             None,
@@ -474,7 +474,7 @@ def test_replay_without_a_phase_before(source, tmp_path):
         pack.pack(source, PackConfig(replay=1.0), out=tmp_path / "pack", seed=0)
 
 
-def test_nothing_of_it_stays_beside_the_folder(source, tmp_path):
+def test_no_temporary_file_is_left(source, tmp_path):
     before = set(tmp_path.iterdir())
     pack.pack(source, PackConfig(seq_len=64), out=tmp_path / "pack", seed=0)
     assert set(tmp_path.iterdir()) == before | {tmp_path / "pack"}

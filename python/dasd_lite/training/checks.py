@@ -44,7 +44,7 @@ def check_tokenizer(rows: Path, model: Path, num_embeddings: int) -> int:
 
 def new_end_ids(model: Path, rows: Rows) -> frozenset[int]:
     """Return the tokens that end the answers and at which the model does not stop yet."""
-    stops, ends = configured_stop_ids(model), rows.facts.end_ids
+    stops, ends = configured_stop_ids(model), rows.stats.end_ids
     if len(ends) > _MAX_END_IDS:
         return frozenset()  # not a chat: the documents end with any token
     if ends - stops and stops:

@@ -247,7 +247,7 @@ def _expected_cost(task: TrainTask, rows: Rows, ranks: Ranks, dtype: Any) -> Exp
         shape = read_shape(task.model)
     except ConfigError:
         return None
-    documents = zip(np.split(rows.doc_lengths, rows.doc_offsets[1:-1]), rows.facts.num_targets.tolist(), strict=True)
+    documents = zip(np.split(rows.doc_lengths, rows.doc_offsets[1:-1]), rows.stats.num_targets.tolist(), strict=True)
     work = np.array([flops.training_flops(shape, part.tolist(), config.method, targets) for part, targets in documents])
     on_gpu = device.type == "cuda"
     machine = Hardware(

@@ -42,10 +42,10 @@ class RowStats:
 class Rows:
     """A checked table of rows; `rows[i]` is read from disk when it is asked for."""
 
-    def __init__(self, mapped: Path, facts: RowStats) -> None:
+    def __init__(self, mapped: Path, stats: RowStats) -> None:
         """Map the file that `copy_rows` wrote; it may be unlinked afterwards."""
         self._table = pa.ipc.open_file(pa.memory_map(str(mapped))).read_all()
-        self.facts = facts
+        self.stats = stats
         self.num_tokens = np.concatenate([np.diff(from_arrow(chunk).offsets) for chunk in self._table["ids"].chunks])
         """Tokens of each row."""
         documents = [from_arrow(chunk) for chunk in self._table["doc_lengths"].chunks]
@@ -64,9 +64,9 @@ class Rows:
         columns = {name: _numbers(self._table[name][i].values) for name in self._table.column_names if ":" in name}
         tokens = {name.removeprefix(TOKEN): x for name, x in columns.items() if name.startswith(TOKEN)}
         documents = {name.removeprefix(DOCUMENT): x for name, x in columns.items() if name.startswith(DOCUMENT)}
-        if self.facts.mean_weight is not None:
+        if self.stats.mean_weight is not None:
             weights = _row_weights(self._table["weights"][i], len(lengths))
-            documents["weight"] = (weights / self.facts.mean_weight).astype(np.float32)
+            documents["weight"] = (weights / self.stats.mean_weight).astype(np.float32)
         return Row(
             ids.to_numpy(),
             mask.to_numpy(zero_copy_only=False),
