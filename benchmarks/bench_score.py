@@ -1,13 +1,13 @@
-"""Speed and memory of scoring, against a plain transformers forward with full logits.
+"""Speed and memory of scoring, compared with a plain transformers forward pass with full logits.
 
     python benchmarks/bench_score.py [--tokens 8192] [--repeats 3]
 
 The same documents, of 60 to 130 tokens for the demo's student and of 200 to 1,800 for a Qwen3 of two layers with a
-vocabulary of 152K, are read three ways: by our scorer (packed passes, log-probabilities and ranks), one document at a
-time, and in padded batches sorted by length. The plain ways take logits of all positions, log_softmax and gather,
-and no ranks. A padded batch has as many tokens as one of our passes, padding included. Each way runs in processes of
-its own, in turn with the others; its fastest run counts, in seconds of processor time, which other work on the machine
-disturbs less. Memory is the highest that it held over what it held with the model loaded.
+vocabulary of 152K, are scored in three ways: by our scorer (packed passes, log-probabilities and ranks), one document
+at a time, and in padded batches sorted by length. The plain ways compute logits of all positions, log_softmax and
+gather, but no ranks. A padded batch has as many tokens as one of our passes, padding included. Each way runs in its own
+processes, in turn with the others; its fastest run counts, in seconds of processor time, which other work on the
+machine disturbs less. Memory is the peak minus the memory with the model loaded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCH_TOKENS = 4096
 
 
 def main() -> None:
-    """Let each way read the documents of each model, and print the ratios."""
+    """Score the documents of each model in each way, and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--repeats", type=int, default=3)
@@ -49,41 +49,41 @@ def main() -> None:
             ("demo student, vocabulary 400", DEMO, 8 * args.tokens),
             ("Qwen3 of 2 layers, 152K", large, args.tokens),
         ):
-            found: dict[str, dict[str, Any]] = {}
+            best: dict[str, dict[str, Any]] = {}
             for _ in range(args.repeats):
                 for way in WAYS:
-                    one = run(way, model, tokens)
-                    found[way] = min(found.get(way, one), one, key=lambda one: one["seconds"])
-            report(name, found)
+                    result = run(way, model, tokens)
+                    best[way] = min(best.get(way, result), result, key=lambda each: each["seconds"])
+            report(name, best)
 
 
 def run(way: str, model: Path, tokens: int) -> dict[str, Any]:
-    """Measure one way in a process of its own."""
+    """Measure one way in its own process."""
     options = ("--worker", way, "--model", model, "--tokens", tokens)
     return harness.again(__file__, *options)[way]
 
 
-def report(name: str, found: dict[str, dict[str, Any]]) -> None:
-    """Print the three ways, and that they agree."""
-    ours = found["ours"]
+def report(name: str, best: dict[str, dict[str, Any]]) -> None:
+    """Print the three ways, and how much their results differ."""
+    ours = best["ours"]
     harness.table(
         [name, "tokens/CPU s", "ours is", "memory over the model", "ours takes", "largest difference"],
         [
             [
                 way,
-                f"{one['num'] / one['seconds']:,.0f}",
-                "" if way == "ours" else harness.faster(ours, one),
-                f"{one['megabytes']:,.0f} MB",
-                "" if way == "ours" else f"1/{one['megabytes'] / max(ours['megabytes'], 1):.1f}",
-                "" if way == "ours" else f"{np.abs(np.subtract(one['sums'], ours['sums'])).max():.1e} nat",
+                f"{result['num'] / result['seconds']:,.0f}",
+                "" if way == "ours" else harness.faster(ours, result),
+                f"{result['megabytes']:,.0f} MB",
+                "" if way == "ours" else f"1/{result['megabytes'] / max(ours['megabytes'], 1):.1f}",
+                "" if way == "ours" else f"{np.abs(np.subtract(result['sums'], ours['sums'])).max():.1e} nat",
             ]
-            for way, one in found.items()
+            for way, result in best.items()
         ],
     )
 
 
 def make_model(folder: Path) -> None:
-    """Write a Qwen3 with the vocabulary of the real ones and the demo's tokenizer, which no one asks."""
+    """Write a Qwen3 with the vocabulary size of real ones, and the demo's tokenizer, which is not used."""
     import shutil
 
     import torch
@@ -107,21 +107,21 @@ def make_model(folder: Path) -> None:
 
 
 def documents(model: Path, tokens: int) -> list[np.ndarray[Any, Any]]:
-    """Draw documents of about `tokens` in all."""
+    """Draw documents of about `tokens` tokens in total."""
     rng = np.random.default_rng(0)
     low, high = (60, 131) if model == DEMO else (200, 1801)
     vocab = json.loads((model / "config.json").read_text())["vocab_size"]
-    found: list[np.ndarray[Any, Any]] = []
-    while sum(map(len, found)) < tokens:
-        found.append(rng.integers(0, vocab, int(rng.integers(low, high)), dtype=np.int32))
-    return found
+    docs: list[np.ndarray[Any, Any]] = []
+    while sum(map(len, docs)) < tokens:
+        docs.append(rng.integers(0, vocab, int(rng.integers(low, high)), dtype=np.int32))
+    return docs
 
 
 def measure(way: str, folder: Path, tokens: int) -> dict[str, Any]:
-    """Read the documents one way; return seconds, tokens, megabytes over the model, and Σ log p of each document."""
+    """Score the documents in one way; return seconds, tokens, megabytes over the model, and Σ log p per document."""
     docs = documents(folder, tokens)
     work = ours(folder, docs) if way == "ours" else plain(folder, docs, padded=way == "padded")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory
     before = status("VmRSS")
     sums = work()
     peak = status("VmHWM")
@@ -134,27 +134,27 @@ def measure(way: str, folder: Path, tokens: int) -> dict[str, Any]:
 
 
 def status(name: str) -> float:
-    """Read a line of this process's status, in MB."""
+    """Return a figure of this process's memory in MB."""
     return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024 / 1e6
 
 
 def ours(folder: Path, docs: list[np.ndarray[Any, Any]]) -> Any:
-    """Open our scorer; return what reads the documents."""
-    from dasd_lite.config.models import TransformersModel
+    """Open our scorer; return a function that scores the documents."""
+    from dasd_lite.config.models import Transformers
     from dasd_lite.inference.scorer import open_scorer
 
-    scorer, _ = open_scorer(TransformersModel(model=str(folder), dtype="float32"), batch_tokens=BATCH_TOKENS)
-    list(scorer.score([(0, docs[0][:32])]))  # its check of packing, and what is kept from a first call
+    scorer, _ = open_scorer(Transformers(model=str(folder), dtype="float32"), batch_tokens=BATCH_TOKENS)
+    list(scorer.score([(0, docs[0][:32])]))  # warm-up, with its check of packing
 
     def work() -> list[float]:
-        found = {position: float(np.nansum(values)) for position, values, _ in scorer.score(enumerate(docs))}
-        return [found[position] for position in range(len(docs))]
+        sums = {position: float(np.nansum(values)) for position, values, _ in scorer.score(enumerate(docs))}
+        return [sums[position] for position in range(len(docs))]
 
     return work
 
 
 def plain(folder: Path, docs: list[np.ndarray[Any, Any]], *, padded: bool) -> Any:
-    """Load the model as one would; return what reads the documents."""
+    """Load the model with transformers; return a function that scores the documents."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -168,7 +168,7 @@ def plain(folder: Path, docs: list[np.ndarray[Any, Any]], *, padded: bool) -> An
             groups.append([i])
 
     def work() -> list[float]:
-        found = [0.0] * len(docs)
+        sums = [0.0] * len(docs)
         for group in groups:
             width = len(docs[group[0]])
             ids = torch.zeros((len(group), width), dtype=torch.long)
@@ -180,10 +180,10 @@ def plain(folder: Path, docs: list[np.ndarray[Any, Any]], *, padded: bool) -> An
                 logits = model(input_ids=ids, attention_mask=mask if padded else None, use_cache=False).logits
                 logprobs = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
             for row, i in enumerate(group):
-                found[i] = float(logprobs[row, : len(docs[i]) - 1].sum())
-        return found
+                sums[i] = float(logprobs[row, : len(docs[i]) - 1].sum())
+        return sums
 
-    with torch.inference_mode():  # what is kept from a first call
+    with torch.inference_mode():  # warm-up
         model(input_ids=torch.from_numpy(docs[0][:32]).long()[None], use_cache=False)
     return work
 

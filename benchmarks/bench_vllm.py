@@ -1,13 +1,13 @@
-"""Tokens per second of our vLLM sampler against bare `vllm.LLM.generate`, on the same prompts and seeds.
+"""Tokens per second of our vLLM sampler compared with bare `vllm.LLM.generate`, on the same prompts and seeds.
 
     python benchmarks/bench_vllm.py [--model FOLDER] [--prompts 100] [--samples 4] [--max-tokens 192] [--rounds 3]
 
-The demo's teacher and questions, on a GPU if there is one. Bare vLLM gets token ids, the same options of the engine and
-of sampling (`logprobs=0`, no text), and its own default for where the engine runs; what is measured there is `generate`
-alone. Ours is measured from requests to completions: templates, tokenizer, texts and byte lengths are in it. Each side
-has a process of its own and the two take turns with the model loaded; the best turn of each counts. There are several
-rounds with new processes, because one process can be some per cent faster than the next, for as long as it lives.
-With VLLM_ENABLE_V1_MULTIPROCESSING=0 bare vLLM has no process of its own for the engine, which is faster on a CPU.
+The demo's teacher and questions, on a GPU if there is one. Bare vLLM gets token ids, the same engine and sampling
+options (`logprobs=0`, no text), and its default for where the engine runs; only `generate` is measured. Ours is measured from
+requests to completions, which includes templates, tokenizer, texts and byte lengths. Each side has its own process, and
+the two take turns with the model loaded; the best turn of each counts. There are several rounds with new processes,
+because one process can be a few percent faster than another for as long as it lives. With
+VLLM_ENABLE_V1_MULTIPROCESSING=0, bare vLLM runs the engine in the same process, which is faster on a CPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import dasd_lite
 from dasd_lite.chat.chat import Chat
-from dasd_lite.config.models import VllmModel
+from dasd_lite.config.models import Vllm
 from dasd_lite.data.prompts import read_prompts
 from dasd_lite.data.seeds import derive_seed
 from dasd_lite.inference import Request, SamplingParams
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--eager", action="store_true", help="no compilation: starts sooner")
+    parser.add_argument("--eager", action="store_true", help="no compilation: starts faster")
     parser.add_argument("--worker", choices=SIDES)
     args = parser.parse_args()
     if args.worker:
@@ -59,17 +59,17 @@ def main() -> None:
 
 
 def take_turns(repeats: int, sides: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
-    """Start a process of each side, let them take turns; the first turn warms up and does not count."""
+    """Start a process for each side, and let them take turns; the first turn is a warm-up and does not count."""
     workers = {side: start(side) for side in sides}
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for turn in range(repeats + 1):
         for side in sides if turn % 2 else sides[::-1]:
             result = ask(side, workers[side])
             if turn:
-                found[side].append(result)
+                turns[side].append(result)
     for worker in workers.values():
         worker.communicate("\n")
-    return found
+    return turns
 
 
 def start(side: str) -> subprocess.Popen[str]:
@@ -90,30 +90,30 @@ def start(side: str) -> subprocess.Popen[str]:
 
 
 def ask(side: str, worker: subprocess.Popen[str]) -> dict[str, Any]:
-    """Let one side sample everything once."""
+    """Let one side sample all answers once."""
     assert worker.stdin is not None and worker.stdout is not None
     worker.stdin.write("go\n")
     worker.stdin.flush()
-    for line in worker.stdout:  # vLLM writes there as well
+    for line in worker.stdout:  # vLLM prints there too
         if line.startswith("{"):
             result: dict[str, Any] = json.loads(line)
             return result
-    sys.exit(f"{side} has ended")
+    sys.exit(f"{side} exited")
 
 
 def serve(sample: Callable[[], list[list[int]]], close: Callable[[], None]) -> None:
-    """Sample whenever asked to; print how long it took."""
+    """Sample on request, and print how long it took."""
     while sys.stdin.readline().strip():
-        begin = time.perf_counter()
+        start = time.perf_counter()
         ids = sample()
-        seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - start
         digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
         print(json.dumps({"seconds": seconds, "num": sum(map(len, ids)), "digest": digest}), flush=True)
     close()
 
 
 def requests_of(args: argparse.Namespace) -> list[Request]:
-    """Make the requests that both sides get: several answers to each question."""
+    """Return the requests for both sides: several answers to each question."""
     prompts = read_prompts(DEMO / "train.jsonl", limit=args.prompts)
     return [
         Request(num * args.samples + index, prompt.messages, args.max_tokens, derive_seed(0, prompt.uid, index))
@@ -124,7 +124,7 @@ def requests_of(args: argparse.Namespace) -> list[Request]:
 
 def run_ours(args: argparse.Namespace) -> None:
     """Serve with our sampler, one engine."""
-    config = VllmModel(kind="vllm", model=str(args.model), data_parallel_size=1, enforce_eager=args.eager)
+    config = Vllm(kind="vllm", model=str(args.model), data_parallel_size=1, enforce_eager=args.eager)
     sampler, requests = VllmSampler(config), requests_of(args)
 
     def sample() -> list[list[int]]:
@@ -159,7 +159,7 @@ def run_bare(args: argparse.Namespace) -> None:
         enable_prefix_caching=False,
         generation_config="vllm",
         disable_log_stats=True,
-        enable_chunked_prefill=None if torch.cuda.is_available() else False,  # see vllm_engine.py
+        enable_chunked_prefill=None if torch.cuda.is_available() else False,  # see inference/vllm/engine.py
         enforce_eager=args.eager,
     )
 
@@ -170,14 +170,14 @@ def run_bare(args: argparse.Namespace) -> None:
 
 
 def report(rounds: list[dict[str, list[dict[str, Any]]]], args: argparse.Namespace) -> None:
-    """Print the best of each side over all rounds, and how much slower ours is."""
+    """Print the best turn of each side over all rounds, and how much slower ours is."""
     print(f"{args.prompts} prompts × {args.samples} answers, best of {args.rounds} rounds of {args.repeats} turns")
     best = {}
     for side in SIDES:
-        turns = [turn for found in rounds for turn in found[side]]
+        turns = [turn for each in rounds for turn in each[side]]
         best[side] = min(turn["seconds"] for turn in turns)
         print(f"{side:5} {best[side]:7.3f} s {turns[0]['num'] / best[side]:9,.0f} tokens/s")
-    same = len({turn["digest"] for found in rounds for side in SIDES for turn in found[side]}) == 1
+    same = len({turn["digest"] for each in rounds for side in SIDES for turn in each[side]}) == 1
     print("the same tokens" if same else "NOT the same tokens")
     print(f"ours / bare: {best['ours'] / best['bare']:.3f}")
 

@@ -1,11 +1,11 @@
-"""A server that answers every chat completion at once with the same few replies: what asks it is the slower of the two.
+"""A server that answers every chat completion at once with the same few replies, so that its clients are slower.
 
     python benchmarks/loopback.py [--tokens 2000]
 
-Input: HTTP/1.1 with kept connections, on a free port of loopback that it prints. Output: replies with log-probabilities
-and bytes of every token, serialised before the first request; only the id is new in each. GET /stats says when the
-first completion since the last such call was asked for and when the last was handed to the kernel (seconds of the
-system's monotonic clock, which all processes share), how many there were, and begins anew. Needs Python alone.
+Input: HTTP/1.1 with kept connections, on a free loopback port, which it prints. Output: replies with log-probabilities
+and bytes of every token, serialized before the first request; only the id differs. GET /stats returns when the first
+completion since the last such call was requested and when the last one was handed to the kernel (seconds of the
+system's monotonic clock, which all processes share), how many there were, and resets these. Needs only Python.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WORDS = ["the", " sum", " of", " is", " âˆš", " 12", "3", ".", "\n", " so", " â
 
 
 def reply(rng: random.Random, tokens: int) -> tuple[bytes, bytes]:
-    """Serialise an answer; return what stands before its id and what stands behind it, without headers."""
+    """Serialize an answer; return the parts before and after its id, without headers."""
     pieces = [rng.choice(_WORDS) for _ in range(tokens - 1)]
     logprobs = [-rng.expovariate(3.0) for _ in range(tokens)]
     content = [
@@ -47,34 +47,34 @@ def reply(rng: random.Random, tokens: int) -> tuple[bytes, bytes]:
 
 
 def with_headers(body: bytes, status: str = "200 OK") -> bytes:
-    """Put the headers before a body."""
+    """Return a body with its headers."""
     return f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-class Answers:
-    """What is answered, and when it was: shared by all connections."""
+class Replies:
+    """The replies and their statistics, shared by all connections."""
 
     def __init__(self, tokens: int) -> None:
-        """Serialise the replies."""
+        """Serialize the replies."""
         rng, gap = random.Random(0), len(_ID % 0)
         self.replies = []
         for _ in range(VARIANTS):
-            before, behind = reply(rng, tokens)
-            whole = with_headers(before + b" " * gap + behind)
-            self.replies.append((whole[: -len(behind) - gap], whole[-len(behind) :]))
+            before, after = reply(rng, tokens)
+            complete = with_headers(before + b" " * gap + after)
+            self.replies.append((complete[: -len(after) - gap], complete[-len(after) :]))
         self._ids = count()
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
-        """Forget what was answered."""
+    def reset(self) -> None:
+        """Reset the statistics."""
         self._first = self._last = 0.0
         self._num = 0
 
     def stats(self) -> bytes:
-        """Tell what was answered, and begin anew."""
-        found = {"first": self._first, "last": self._last, "num": self._num}
-        self.begin()
-        return with_headers(json.dumps(found).encode())
+        """Return the statistics, and reset them."""
+        stats = {"first": self._first, "last": self._last, "num": self._num}
+        self.reset()
+        return with_headers(json.dumps(stats).encode())
 
     def answer(self, transport: asyncio.WriteTransport, head: bytes, body: bytes) -> None:
         """Answer one request."""
@@ -84,26 +84,26 @@ class Answers:
             transport.write(with_headers(json.dumps({"data": [{"id": MODEL}]}).encode()))
         elif not head.startswith(b"POST /v1/chat/completions "):
             transport.write(with_headers(b'{"error": {"message": "no such path"}}', "404 Not Found"))
-        elif b'"logprobs"' not in body:  # and so what curator sends to learn of limits is none of the completions
+        elif b'"logprobs"' not in body:  # so curator's request for rate limits is not counted
             transport.write(with_headers(b'{"error": {"message": "ask for logprobs"}}', "400 Bad Request"))
         else:
             self._first = self._first or time.monotonic()
             number = next(self._ids)
-            before, behind = self.replies[number % VARIANTS]
-            transport.write(b"%b%b%b" % (before, _ID % number, behind))
+            before, after = self.replies[number % VARIANTS]
+            transport.write(b"%b%b%b" % (before, _ID % number, after))
             self._last = time.monotonic()
             self._num += 1
 
 
 class Connection(asyncio.Protocol):
-    """One connection: cuts what comes into requests."""
+    """One connection, whose data it splits into requests."""
 
-    def __init__(self, answers: Answers) -> None:
-        """Have received nothing."""
-        self._answers, self._received = answers, b""
+    def __init__(self, replies: Replies) -> None:
+        """Start without data."""
+        self._replies, self._received = replies, b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Let a whole reply go to the kernel in one piece where it allows that."""
+        """Let the kernel accept a complete reply at once, if it can."""
         assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
@@ -113,24 +113,24 @@ class Connection(asyncio.Protocol):
         self._received += data
         while (end := self._received.find(b"\r\n\r\n")) >= 0:
             head, start = self._received[: end + 2], end + 4
-            found = _LENGTH.search(head)
-            stop = start + (int(found.group(1)) if found else 0)
+            length = _LENGTH.search(head)
+            stop = start + (int(length.group(1)) if length else 0)
             if len(self._received) < stop:
                 return
             body, self._received = self._received[start:stop], self._received[stop:]
-            self._answers.answer(self._transport, head, body)
+            self._replies.answer(self._transport, head, body)
 
 
 async def main() -> None:
-    """Serve on another core than the benchmarks', if there is one, until killed."""
+    """Serve until killed, on another core than the benchmark if there is one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=2000)
-    given = parser.parse_args()
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # whoever started this may be pinned
+    args = parser.parse_args()
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # the parent process may be pinned
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    answers = Answers(given.tokens)
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(answers), "127.0.0.1", 0)
-    size = sum(len(part) for variant in answers.replies for part in variant) // VARIANTS
+    replies = Replies(args.tokens)
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(replies), "127.0.0.1", 0)
+    size = sum(len(part) for variant in replies.replies for part in variant) // VARIANTS
     print(json.dumps({"port": server.sockets[0].getsockname()[1], "bytes": size}), flush=True)
     await server.serve_forever()
 
