@@ -2,13 +2,12 @@
 
     python benchmarks/bench_train.py [--steps 30] [--repeats 3] [--threads 1]
 
-A tiny Qwen3 (155K parameters) and rows of 2,048 tokens full of documents of 60 to 130 tokens. Both
-sides get the same model, rows, micro-batches, AdamW (fused), learning rate and clipping, in float32;
-TRL gets its packed rows with padding-free batches and without gradient checkpointing, which is on by
-default there and would only slow it down. TRL is installed into benchmarks/.venv-trl, which git
-ignores. The two take turns, each in a process of its own, and the median step of each run counts,
-the first three left out; beside wall time stands CPU time, which other work on the machine disturbs less.
-Ours writes a checkpoint every ten steps, TRL none.
+A tiny Qwen3 (155K parameters), and rows of 2,048 tokens full of documents of 60 to 130 tokens. Both sides get the same
+model, rows, micro-batches, AdamW (fused), learning rate and clipping, in float32. TRL gets its packed rows with
+padding-free batches and without gradient checkpointing, which is its default and would only slow it down. TRL is
+installed into benchmarks/.venv-trl, which git ignores. The two take turns, each in a process of its own, and the median
+step of each run counts, without the first three. CPU time is shown beside wall time, because other work on the machine
+disturbs it less. Ours writes a checkpoint every ten steps, TRL none.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ VOCAB, SEQ_LEN, MICRO, ACCUM, SKIP = 400, 2048, 1, 4, 3
 
 
 def main() -> None:
-    """Install TRL if need be, make data, let the two take turns, print both and the ratio."""
+    """Install TRL if needed, make data, let the two take turns, print both and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=3)
@@ -55,11 +54,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         make_data(data, args.steps)
-        found: dict[str, list[dict[str, float]]] = {"ours": [], "trl": []}
+        runs: dict[str, list[dict[str, float]]] = {"ours": [], "trl": []}
         for _ in range(args.repeats):
-            for name in found:
-                found[name].append(worker(name, data, args))
-    report(found, args)
+            for name in runs:
+                runs[name].append(worker(name, data, args))
+    report(runs, args)
 
 
 def worker(name: str, data: Path, args: argparse.Namespace) -> dict[str, float]:
@@ -74,9 +73,9 @@ def worker(name: str, data: Path, args: argparse.Namespace) -> dict[str, float]:
     return result
 
 
-def report(found: dict[str, list[dict[str, float]]], args: argparse.Namespace) -> None:
+def report(runs: dict[str, list[dict[str, float]]], args: argparse.Namespace) -> None:
     """Print the median of each side and the ratio."""
-    median = {name: {k: statistics.median(r[k] for r in runs) for k in runs[0]} for name, runs in found.items()}
+    median = {name: {k: statistics.median(r[k] for r in own) for k in own[0]} for name, own in runs.items()}
     print(f"{args.steps} steps of {MICRO * ACCUM} rows, {args.threads} thread(s), median of {args.repeats} runs")
     print(f"{'':6} {'tok/s':>9} {'tok/CPU s':>10} {'start to 1st step':>18} {'loss first':>11} {'last':>7}")
     for name, m in median.items():
@@ -89,7 +88,7 @@ def report(found: dict[str, list[dict[str, float]]], args: argparse.Namespace) -
 
 
 def make_data(data: Path, steps: int) -> None:
-    """Write a model at random and rows of documents that count: something to learn."""
+    """Write a random model, and rows of documents that count: something to learn."""
     import numpy as np
     import pyarrow as pa
     import torch
@@ -146,10 +145,10 @@ def summary(steps: list[tuple[int, float, float]], start: float, first: float, l
 
 
 def run_ours(data: Path, steps: int) -> dict[str, float]:
-    """Train by our stage; steps are told apart by when the next one asks for its rows."""
+    """Train by our stage; a step ends when the next one reads its rows."""
     began = time.perf_counter()
     from dasd_lite.config.train import TrainConfig
-    from dasd_lite.stages import train
+    from dasd_lite.stages.train import train
     from dasd_lite.training import checkpoint
     from dasd_lite.training.job import Job
 
@@ -178,13 +177,13 @@ def run_ours(data: Path, steps: int) -> dict[str, float]:
         checkpoint_every=10,
     )
     out = data / f"ours-{os.getpid()}"
-    train.run(data / "rows", data / "model", config, out, seed=0)
+    train(data / "rows", data / "model", config, out=out)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     spans = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(marks)]
     timed = [(line["tokens"], *span) for line, span in zip(lines, spans, strict=False)]
-    found = summary(timed, marks[1][0] - began, lines[0]["loss"], lines[-1]["loss"])
+    result = summary(timed, marks[1][0] - began, lines[0]["loss"], lines[-1]["loss"])
     pause, step = statistics.median(pauses), statistics.median(wall for wall, _ in spans)
-    return found | {"pause": pause, "pause_share": pause / (TrainConfig().checkpoint_every * step + pause)}
+    return result | {"pause": pause, "pause_share": pause / (TrainConfig().checkpoint_every * step + pause)}
 
 
 def run_trl(data: Path, steps: int) -> dict[str, float]:
@@ -218,7 +217,7 @@ def run_trl(data: Path, steps: int) -> dict[str, float]:
     )
     config = SFTConfig(
         output_dir=str(data / f"trl-{os.getpid()}"),
-        max_length=None,  # the rows are packed already
+        max_length=None,  # the rows are already packed
         padding_free=True,
         dataset_kwargs={"skip_prepare_dataset": True},
         num_train_epochs=1,
@@ -250,7 +249,7 @@ def run_trl(data: Path, steps: int) -> dict[str, float]:
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     spans = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(marks)]
-    # Rows are full to within a document, so the mean stands for each step, whose rows TRL draws by itself.
+    # Rows are full to within a document, so the mean stands for every step; TRL draws its rows itself.
     mean = sum(len(row["input_ids"]) for row in rows) / steps
     return summary([(mean, *span) for span in spans], marks[1][0] - began, losses[0], losses[-1])
 

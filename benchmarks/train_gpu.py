@@ -3,34 +3,34 @@
     python benchmarks/train_gpu.py [--cases full-32k,full-64k,...] [--sides ours,trl] [--wheels FOLDER] [--json FILE]
     python benchmarks/train_gpu.py --dry       the same code on a CPU with a tiny model, in two minutes
 
-Needs torch 2.11, transformers 5.17, peft, accelerate, rich, this package and what it depends on; no network. What is
-missing beyond that (bitsandbytes, trl, flash-attn, liger-kernel) is said in the table. `--wheels FOLDER` installs the
-wheels that lie there for this run only, beside the environment and not into it, without their dependencies, so that
-torch stays as it is: `pip download --no-deps -d wheels trl==1.16.0 datasets dill multiprocess xxhash pandas
-bitsandbytes`, and whatever else the table then names; `pip wheel --no-deps -w wheels .` adds this package. TRL may have
-an environment of its own: `--their-python`, or benchmarks/.venv-trl, which bench_train.py makes.
+Needs torch 2.11, transformers 5.17, peft, accelerate, rich, this package and its dependencies; no network. The table
+names what is missing beyond that (bitsandbytes, trl, flash-attn, liger-kernel). `--wheels FOLDER` installs the wheels
+in that folder for this run only, beside the environment and without their dependencies, so that torch stays as it is:
+`pip download --no-deps -d wheels trl==1.16.0 datasets dill multiprocess xxhash pandas bitsandbytes`, and whatever else
+the table then names; `pip wheel --no-deps -w wheels .` adds this package. TRL may have an environment of its own:
+`--their-python`, or benchmarks/.venv-trl, which bench_train.py makes.
 
 The model has Qwen3-4B's exact shape and random weights. The lengths of documents are lognormal, median 8K, mean 13K
-before they are clipped to the row, each behind a masked prompt of 150 tokens, packed by pack_rows. Every step does the
-same work, so that a few suffice: the row of the plan whose attention costs most nearly the mean, with other ids.
-One row a step, bfloat16 under autocast over float32 weights (frozen ones: bfloat16 or NF4), AdamW fused, gradient
-checkpointing over 4,096 tokens, on both sides; 2 steps warm up, the median of 3 counts. Ours: `train.run` and its
+before they are clipped to the row, each after a masked prompt of 150 tokens, packed by pack_rows. Every step does the
+same work, so a few suffice: the row of the plan whose attention cost is closest to the mean, with other ids. On both
+sides: one row per step, bfloat16 under autocast over float32 weights (frozen ones: bfloat16 or NF4), fused AdamW,
+gradient checkpointing over 4,096 tokens; 2 steps warm up, the median of 3 counts. Ours: the stage `train` and its
 metrics.jsonl, without the checkpoint and the export after the last step, which are 60 GB and no training. Theirs:
-train_gpu_trl.py, which says how it is set.
+train_gpu_trl.py, which describes its settings.
 
-One formula for both. T tokens in documents of L, H heads of D, N weights of the model in matrix products (the embedding
-is one as output head), A of the adapter:
+One formula for both, with T tokens in documents of L, H heads of D, N weights of the model in matrix products (among
+them the embedding as output head), A of the adapter:
 
     FLOPs of a step = 6 N T                    full: forward 2, backward 4
                     = 4 N T + 6 A T            LoRA, QLoRA: no gradient of a frozen weight
                     + 6 · layers · H D · Σ L²  attention: 2 products of 2 L² H D forward, halved by causality, × 3
-    MFU = FLOPs ÷ seconds ÷ the card's dense bfloat16 peak; what checkpointing computes again does not count
+    MFU = FLOPs ÷ seconds ÷ the GPU's dense bfloat16 peak; what checkpointing computes again does not count
 
-Peak memory is torch's max_memory_allocated in GB of 10⁹ bytes, and the goals are judged by it; what memory.py predicts
-has CUDA's own 0.6 GB on top. A run is estimated at 8 to 9 minutes on an H200 (model and rows 30 s; ten processes of
-15 s to start and load; 60 s of our steps, 100 s of theirs; 100 to 200 s of kernels being compiled); `--minutes` ends it
-in time. All of ours comes first, every case prints when it ends, and `--json` is written anew each time, so nothing is
-lost; it has the last words of what failed. `--folder` keeps the model, of 8 GB, and the rows for another call.
+Peak memory is torch's max_memory_allocated in GB of 10⁹ bytes, and the goals are judged by it; the prediction of
+costs/memory.py has 0.6 GB for CUDA on top. A run is estimated at 8 to 9 minutes on an H200 (model and rows 30 s; ten
+processes that take 15 s to start and load; 60 s of our steps, 100 s of theirs; 100 to 200 s to compile kernels);
+`--minutes` ends it in time. Ours comes first, every case prints when it ends, and `--json` is rewritten each time, so
+nothing is lost; it quotes the last lines of what failed. `--folder` keeps the model (8 GB) and the rows.
 """
 
 from __future__ import annotations
@@ -66,15 +66,15 @@ def main() -> None:
         if "missing" in data:
             sys.exit(f"{data.get('log', '')}\nmodel and rows cannot be made: {data['missing']}")
         print(f"{data['device']}, torch {data['torch']}; model and rows in {data['took']:.0f} s", flush=True)
-        found: dict[str, dict[str, Result]] = {case: {} for case in args.cases}
+        cases: dict[str, dict[str, Result]] = {case: {} for case in args.cases}
         for side in args.sides:
             for case in args.cases:
                 result = measure(side, case, folder, args, ends)
-                found[case][side] = judged(result, data, case, args)
-                print(f"{side:4}  {case:8}  {line(found[case][side])}", flush=True)
+                cases[case][side] = judged(result, data, case, args)
+                print(f"{side:4}  {case:8}  {line(cases[case][side])}", flush=True)
                 if args.json:
-                    args.json.write_text(json.dumps({"machine": data, "cases": found}, indent=1))
-        report(found, args)
+                    args.json.write_text(json.dumps({"machine": data, "cases": cases}, indent=1))
+        report(cases, args)
     finally:
         if args.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -89,8 +89,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="keep model and rows here")
     parser.add_argument("--wheels", type=Path, help="folder of wheels to use in this run")
     parser.add_argument("--json", type=Path, help="write the raw figures to this file")
-    parser.add_argument("--peak", type=float, help="the card's dense bfloat16 peak in TFLOP/s")
-    parser.add_argument("--minutes", type=float, default=9.0, help="no case goes on for longer")
+    parser.add_argument("--peak", type=float, help="the GPU's dense bfloat16 peak in TFLOP/s")
+    parser.add_argument("--minutes", type=float, default=9.0, help="no case runs longer")
     parser.add_argument("--steps", type=int, default=MEASURED, help="steps that count")
     parser.add_argument("--their-python", default=None, help="the Python that has TRL")
     parser.add_argument("--their-attention", default="auto", help="attn_implementation of TRL's side")
@@ -107,33 +107,33 @@ def arguments() -> argparse.Namespace:
 
 
 def install(wheels: Path | None, folder: Path) -> None:
-    """Put the wheels of a folder beside the environment, for the sides to find; one that does not fit is left out."""
+    """Install the wheels of a folder beside the environment; one that does not fit is left out."""
     site, source = folder / "site", HERE.parent / "python"
     for wheel in sorted(wheels.glob("*.whl")) if wheels else []:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--upgrade"]
         done = subprocess.run([*command, "--target", str(site), str(wheel)], capture_output=True, text=True)
         if done.returncode:
             print(f"{wheel.name} left out: {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}", flush=True)
-    paths = [str(site)] if site.exists() else []  # of this call, or kept from an earlier one
+    paths = [str(site)] if site.exists() else []  # from this call or an earlier one
     paths += [before] if (before := os.environ.get("PYTHONPATH")) else []
     paths += [str(source)] if list((source / "dasd_lite").glob("_rust*.so")) else []  # built here, but not installed
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
 def child(side: str, case: str | None, folder: Path, args: Any, seconds: float, attention: str = "auto") -> Result:
-    """Run a side in a process of its own; what it printed last is the result, its errors go to a log."""
+    """Run a side in a process of its own; its last line is the result, its errors go to a log."""
     script = "train_gpu_trl.py" if side == "trl" else "train_gpu_cases.py"
     command = [their_python(folder, args) if side == "trl" else sys.executable, str(HERE / script), side]
     command += ["--folder", str(folder), "--steps", str(args.steps), "--attention", attention]
     command += ["--case", case] if case else ["--cases", ",".join(args.cases)]
     env = {
-        # Without it both sides lose some GB of a full card to fragments.
+        # Without it both sides lose some GB of a full GPU to fragments.
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"),  # the second case finds the kernels of the first
         **os.environ,
-        # Several cards would make TRL refuse, and one is what is measured.
+        # One GPU is measured, and TRL would refuse several.
         "CUDA_VISIBLE_DEVICES": "" if args.dry else os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
     }
     log = folder / "logs" / f"{side}-{case or 'model'}-{attention.replace('/', '-')}.log"
@@ -150,23 +150,23 @@ def child(side: str, case: str | None, folder: Path, args: Any, seconds: float, 
             )
         except subprocess.TimeoutExpired:
             return {"missing": f"not done in {seconds:.0f} s"}
-    said = log.read_text(errors="replace").strip()
+    text = log.read_text(errors="replace").strip()
     try:
         result = dict(json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError):
-        result = {"missing": f"exit code {done.returncode} {said[said.rfind(chr(10)) + 1 :][:100]}", "failed": True}
-    return result | ({"log": said[-3000:]} if result.get("failed") else {})
+        result = {"missing": f"exit code {done.returncode} {text[text.rfind(chr(10)) + 1 :][:100]}", "failed": True}
+    return result | ({"log": text[-3000:]} if result.get("failed") else {})
 
 
 def their_python(folder: Path, args: Any) -> str:
-    """Return the Python that has TRL: the one named, ours with the wheels, bench_train.py's, or ours as it is."""
+    """Return the Python that has TRL: the named one, ours with the wheels, bench_train.py's, or ours as it is."""
     own = HERE / ".venv-trl"
     has_own = (own / "ready").exists() and not (folder / "site" / "trl").exists()
     return args.their_python or (str(own / "bin" / "python") if has_own else sys.executable)
 
 
 def measure(side: str, case: str, folder: Path, args: Any, ends: float) -> Result:
-    """Let one side do one case before the time is up; if their best attention fails, with the plain one."""
+    """Let one side do one case before the time is up; if its best attention fails, with the plain one."""
     names = [args.their_attention] if side == "trl" else ["auto"]
     if side == "trl" and args.their_attention == "auto":
         names.append("sdpa")
@@ -210,7 +210,7 @@ def judged(result: Result, data: Result, case: str, args: Any) -> Result:
 
 
 def line(result: Result) -> str:
-    """One result in words."""
+    """Describe one result."""
     if "missing" in result:
         return str(result["missing"])
     memory = gigabytes(result["peak_bytes"])
@@ -223,16 +223,16 @@ def line(result: Result) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share as it is printed."""
+    """Write a share as it is printed."""
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def gigabytes(size: float | None) -> str:
-    """Bytes as they are printed."""
+    """Write bytes as they are printed."""
     return "–" if size is None else f"{size / 1e9:.1f} GB"
 
 
-def report(found: dict[str, dict[str, Result]], args: Any) -> None:
+def report(cases: dict[str, dict[str, Result]], args: Any) -> None:
     """Print all cases in one table, and each goal with whether it is met."""
     from rich.console import Console
     from rich.table import Table
@@ -242,7 +242,7 @@ def report(found: dict[str, dict[str, Result]], args: Any) -> None:
     table = Table(
         "case", *(f"{side} {what}" for side in ("ours", "TRL") for what in ("tokens/s", "MFU", "peak")), "ratio"
     )
-    for case, sides in found.items():
+    for case, sides in cases.items():
         cells = []
         for side in ("ours", "trl"):
             one = sides.get(side, {"missing": "not run"})
@@ -252,21 +252,21 @@ def report(found: dict[str, dict[str, Result]], args: Any) -> None:
         ratio = ratio_of(sides)
         table.add_row(case, *cells, "–" if ratio is None else f"{ratio:.2f} ×")
     console.print(table)
-    goals = Table("goal", "found", "")
-    for goal, value, met in verdicts(found):
+    goals = Table("goal", "value", "")
+    for goal, value, met in verdicts(cases):
         goals.add_row(goal, value, "not run" if met is None else "met" if met else "not met")
     console.print("--dry: no goal is judged by a tiny model" if args.dry else goals)
 
 
 def ratio_of(sides: dict[str, Result]) -> float | None:
-    """How many times as fast ours is, where both ran."""
+    """Return how many times as fast ours is, if both ran."""
     speeds = [sides.get(side, {}).get("tokens_per_second") for side in ("ours", "trl")]
     return speeds[0] / speeds[1] if all(speeds) else None
 
 
-def verdicts(found: dict[str, dict[str, Result]]) -> list[tuple[str, str, bool | None]]:
-    """Judge each goal: its words, what was found, and whether it is met (None: not run)."""
-    ours = {case: sides.get("ours", {"missing": "not run"}) for case, sides in found.items()}
+def verdicts(cases: dict[str, dict[str, Result]]) -> list[tuple[str, str, bool | None]]:
+    """Judge each goal: its words, the value, and whether it is met (None: not run)."""
+    ours = {case: sides.get("ours", {"missing": "not run"}) for case, sides in cases.items()}
 
     def judge(goal: str, case: str, key: str, show: Callable[[Any], str], meets: Callable[[float], bool]) -> Any:
         one = ours.get(case, {"missing": "not run"})
@@ -275,7 +275,7 @@ def verdicts(found: dict[str, dict[str, Result]]) -> list[tuple[str, str, bool |
             return goal, missing, False if missing == "out of memory" else None
         return goal, show(one[key]), meets(one[key])
 
-    ratios = {case: ratio for case, sides in found.items() if (ratio := ratio_of(sides)) is not None}
+    ratios = {case: ratio for case, sides in cases.items() if (ratio := ratio_of(sides)) is not None}
     faster = ", ".join(f"{case} {ratio:.2f} ×" for case, ratio in ratios.items()) or "not run"
     return [
         judge("MFU ≥ 50 %, full 4B, rows of 32K", "full-32k", "mfu", percent, lambda share: share >= 0.5),

@@ -1,9 +1,9 @@
-"""What train_gpu.py measures and our side of it: the cases, the model, the rows, and our training on them.
+"""What train_gpu.py measures, and our side of it: the cases, the model, the rows, and our training on them.
 
     python benchmarks/train_gpu_cases.py data|ours --folder FOLDER [--case full-32k] [--dry]
 
-The last line printed is the result in JSON: tokens, seconds and loss of every step and the peak of the memory, or
-`missing` and why. `data` writes `FOLDER`/model and rows as pack writes them; `ours` trains on one row a step.
+The last line printed is the result in JSON: tokens, seconds and loss of every step, and the peak of the memory; or
+`missing` and the reason. `data` writes `FOLDER`/model and rows as pack writes them; `ours` trains on one row a step.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ CASES = {
     "lora-32k": Case("lora", 32768),
 }
 NEEDED = {"full": (), "lora": ("peft",), "qlora": ("peft", "bitsandbytes")}
-FASTER = ("flash_attn", "liger_kernel")  # what either side takes when it is installed
+FASTER = ("flash_attn", "liger_kernel")  # what either side uses if it is installed
 Result = dict[str, Any]
 
 
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def run(works: dict[str, Callable[[Any], Result]]) -> None:
-    """Do what the command line names and print its result, or why it could not be done."""
+    """Do what the command line names; print the result, or why there is none."""
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=list(works))
     parser.add_argument("--folder", type=Path, required=True)
@@ -92,7 +92,7 @@ def guarded(work: Callable[[], Result]) -> Result:
     except ModuleNotFoundError as error:
         traceback.print_exc()
         return {"missing": f"{error.name} not installed"}
-    except Exception as error:  # whatever it is, the other cases go on
+    except Exception as error:  # whatever it is, the other cases continue
         traceback.print_exc()
         if "out of memory" in str(error).lower():
             return {"missing": "out of memory"}
@@ -101,7 +101,7 @@ def guarded(work: Callable[[], Result]) -> Result:
 
 
 def require(*modules: str) -> None:
-    """Say which module is not there before anything is loaded."""
+    """Name a missing module before anything is loaded."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
             raise ModuleNotFoundError(f"no module named {module}", name=module)
@@ -111,12 +111,12 @@ def require(*modules: str) -> None:
 
 
 def seq_len_of(case: str, *, dry: bool) -> int:
-    """Tokens of a row."""
+    """Return the tokens of a row."""
     return CASES[case].seq_len // (SHRUNK if dry else 1)
 
 
 def make_data(args: Any) -> Result:
-    """Write the model and each case's rows, unless an earlier call has."""
+    """Write the model and the rows of each case, unless an earlier call did."""
     began = time.perf_counter()
     import torch
 
@@ -139,7 +139,7 @@ def make_data(args: Any) -> Result:
 
 
 def make_model(folder: Path, args: Any) -> None:
-    """Write a model at random; on a GPU it is drawn there, in seconds."""
+    """Write a random model; on a GPU it is drawn there, in seconds."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen3Config
 
@@ -202,7 +202,7 @@ def run_ours(args: Any) -> Result:
     case = CASES[args.case]
     require("torch", "transformers", "dasd_lite", *NEEDED[case.method])
     from dasd_lite.config.train import TrainConfig
-    from dasd_lite.stages import train
+    from dasd_lite.stages.train import train
 
     adapter = {} if case.method == "full" else {"rank": RANK, "alpha": ALPHA}
     config = TrainConfig.model_validate(
@@ -222,7 +222,7 @@ def run_ours(args: Any) -> Result:
     out = args.folder / "out" / args.case
     shutil.rmtree(out, ignore_errors=True)
     peaks = leave_out_the_end()
-    train.run(args.folder / f"rows-{args.case}-{steps}", args.folder / "model", config, out, seed=0, max_steps=steps)
+    train(args.folder / f"rows-{args.case}-{steps}", args.folder / "model", config, out=out, max_steps=steps)
     lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
     timing = json.loads((out / "timing.json").read_text()) if (out / "timing.json").exists() else {}
     seen = [peaks.get("allocated"), timing.get("memory_peak_bytes"), *(text.get("memory_bytes") for text in lines)]
@@ -240,7 +240,7 @@ def run_ours(args: Any) -> Result:
 
 
 def predicted_bytes(config: Any, args: Any) -> float:
-    """Return what the package expects of full rows, CUDA's own 0.6 GB included, which torch does not count."""
+    """Return what the package predicts for full rows, with 0.6 GB for CUDA, which torch does not count."""
     import torch
 
     from dasd_lite.costs.hardware import Hardware
@@ -259,9 +259,9 @@ def predicted_bytes(config: Any, args: Any) -> float:
 
 
 def leave_out_the_end() -> dict[str, int]:
-    """Let the stage end after its last step: 48 GB of checkpoint and 8 GB of model are no training.
+    """Let the stage end after its last step: a checkpoint of 48 GB and a model of 8 GB are no training.
 
-    Returns a dictionary that has the peak of the memory until then.
+    Returns a dictionary that will have the memory's peak until then.
     """
     import torch
 

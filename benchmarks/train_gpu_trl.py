@@ -1,13 +1,13 @@
-"""TRL's side of train_gpu.py: SFTTrainer on the same model and the same packed rows, with the best that it has.
+"""TRL's side of train_gpu.py: SFTTrainer on the same model and the same packed rows, at its best.
 
     python benchmarks/train_gpu_trl.py trl --folder FOLDER --case full-32k [--attention NAME] [--dry]
 
-Padding-free rows; flash-attention 3 or 2 where there is one, else flex_attention, on a CPU sdpa; Liger's kernels where
-there are any; the fused AdamW; its loss without full logits, which is always on; checkpointing of whole layers (its
-selective one keeps only what torch's own attention gives). The number formats are ours. Kernels from a hub need a
-network: `--attention kernels-community/flash-attn2` asks for one. A step is timed between synchronisations right
-before and right after it, without what the Trainer does between steps; ours is timed by its own metrics, with the
-reading of the rows.
+Padding-free rows; flash-attention 3 or 2 if installed, otherwise flex_attention, on a CPU sdpa; Liger's kernels if
+installed; the fused AdamW; its loss without full logits, which is always on; checkpointing of whole layers (its
+selective one only keeps what torch's own attention returns). The number formats are ours. Kernels from the hub need a
+network: `--attention kernels-community/flash-attn2` asks for one. A step is timed between synchronizations right before
+and after it, without what the Trainer does between steps; ours is timed by its own metrics, including the reading of
+rows.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def run_trl(args: Any) -> Result:
     )
     trainer.train()
     on_gpu = torch.cuda.is_available()
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # what our metrics have on a CPU
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # as in our metrics on a CPU
     return {
         "tokens": [len(row["input_ids"]) for row in rows],
         "seconds": clock.seconds,
@@ -80,7 +80,7 @@ def run_trl(args: Any) -> Result:
 
 
 def their_attention(args: Any) -> tuple[str, str]:
-    """Choose the fastest attention that is installed; return its name and what to say of it."""
+    """Choose the fastest attention that is installed; return its name, and a note for the table."""
     import torch
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
@@ -100,10 +100,10 @@ def their_attention(args: Any) -> tuple[str, str]:
 
 
 def cast_for_flex() -> None:
-    """Give flex_attention numbers of 16 bits under autocast.
+    """Cast the inputs of flex_attention to 16 bits under autocast.
 
-    Autocast leaves it alone before torch 2.13, and Qwen3's norms of queries and keys are float32 under it: it would
-    calculate in float32, several times slower, or refuse values of another type.
+    Before torch 2.13 autocast does not, and Qwen3's norms of queries and keys are float32 under it: flex_attention
+    would compute in float32, several times slower, or refuse values of another type.
     """
     import torch
     from transformers import AttentionInterface
@@ -142,7 +142,7 @@ def make_clock() -> Any:
 
 
 def number_format(args: Any) -> Any:
-    """Return the format of the computation, as ours chooses it."""
+    """Return the format of the computation that ours would choose."""
     import torch
 
     if args.dry:
@@ -151,7 +151,7 @@ def number_format(args: Any) -> Any:
 
 
 def their_model(folder: Path, case: Case, attention: str, args: Any) -> Any:
-    """Load the model in the same number formats as ours: float32 what is trained, 16 bits or NF4 what is not."""
+    """Load the model in the same formats as ours: trained weights float32, frozen ones 16 bits or NF4."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -185,13 +185,13 @@ def their_adapter(case: Case) -> dict[str, Any]:
 
 
 def their_config(args: Any, steps: int) -> Any:
-    """Return the options of SFTTrainer that do what ours does."""
+    """Return the options of SFTTrainer that match ours."""
     import torch
     from trl import SFTConfig
 
     return SFTConfig(
         output_dir=str(args.folder / "out" / f"trl-{args.case}"),
-        max_length=None,  # the rows are packed already
+        max_length=None,  # the rows are already packed
         padding_free=True,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_steps=steps,

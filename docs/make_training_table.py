@@ -1,9 +1,9 @@
-"""Write the table of cards into docs/training.md, from what memory.py and flops.py predict.
+"""Write the table of GPUs into docs/training.md, from what costs/memory.py and costs/flops.py predict.
 
     python docs/make_training_table.py [--check]
 
-The table stands between two comments; nothing else of the file is touched. `--check` writes nothing and fails when
-the table is not up to date; a test runs it.
+The table is between two comments; the rest of the file is not touched. `--check` writes nothing and fails if the table
+is not up to date; a test runs it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from dasd_lite.costs.memory import predict
 from dasd_lite.costs.shape import ModelShape, shape_of
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-_DOC_LENGTH = 8192  # tokens of a document, where a row holds one
+_DOC_LENGTH = 8192  # tokens of a document, if the row is that long
 
 
 def _qwen3(hidden: int, intermediate: int, layers: int, heads: int) -> ModelShape:
-    """Return the shape of a Qwen3 as its config.json has it; all have 8 key heads and heads of 128."""
+    """Return the shape of a Qwen3 according to its config.json; all have 8 key heads and heads of 128."""
     return shape_of(
         {
             "model_type": "qwen3",
@@ -50,11 +50,15 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A card, a student and the options that fit."""
+    """A GPU, a student and options that fit.
 
-    card: str
+    Attributes:
+        gpu: Name and memory, for the table.
+        device: As torch names it, for its peak.
+    """
+
+    gpu: str
     device: str
-    """As torch names it; for its peak."""
     model: str
     train: str
     seq_len: int
@@ -87,7 +91,7 @@ ROWS = (
 
 
 def main() -> None:
-    """Write the table, or hold it against what would be written."""
+    """Write the table, or compare it with what would be written."""
     target = Path(__file__).parent / "training.md"
     text = target.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
@@ -101,13 +105,13 @@ def main() -> None:
 
 
 def table() -> str:
-    """Return the table; every figure in it is predicted."""
+    """Return the table; every figure is predicted."""
     head = (
-        "your card",
+        "your GPU",
         "student",
         "`pack.seq_len` and `train`",
         "GB",
-        "GB on the host",
+        "GB of host memory",
         "h per 10M tokens",
         "measured",
     )
@@ -119,7 +123,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     config = TrainConfig.model_validate(tomllib.loads(f"train = {{ {row.train} }}")["train"])
     seq_len = PackConfig(seq_len=row.seq_len).seq_len
     shape = MODELS[row.model]
-    found = predict(
+    prediction = predict(
         shape, config, seq_len=seq_len, num_processes=row.num_processes, machine=Hardware(varlen=row.varlen)
     )
     peak = peak_flops(row.device)
@@ -127,11 +131,11 @@ def _cells(row: Row) -> tuple[str, ...]:
     hours = training_hours(shape, config, length, 10e6, peak, row.num_processes) if peak else None
     options = f"`{{ {row.train} }}`" if row.train else "defaults (all weights, AdamW in 32 bits)"
     return (
-        row.card,
+        row.gpu,
         row.model,
         f"{seq_len}, {options}",
-        f"{found.total / 1e9:.1f}" + (" each" if row.num_processes > 1 else ""),
-        f"{found.host / 1e9:.1f}" if found.host else "–",
+        f"{prediction.total / 1e9:.1f}" + (" each" if row.num_processes > 1 else ""),
+        f"{prediction.host / 1e9:.1f}" if prediction.host else "–",
         f"{hours:.2g}" if hours else "?",
         "not yet",
     )

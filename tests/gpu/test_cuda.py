@@ -1,4 +1,4 @@
-"""What only a CUDA GPU can show: `pytest tests/gpu` on a machine that has one; skipped elsewhere."""
+"""What only a CUDA GPU can show: run `pytest tests/gpu` on a machine that has one; skipped elsewhere."""
 
 import gc
 import importlib.util
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.rows import loss_sum
 
 import dasd_lite
 
@@ -24,16 +25,15 @@ def test_packed_documents_score_on_the_gpu_as_on_the_cpu() -> None:
     from dasd_lite.model.load import load_model
     from dasd_lite.model.logprobs import target_logprobs
 
-    found = [
+    on_cpu, on_gpu = (
         target_logprobs(load_model(DEMO / "student", dtype="float32", device=device), ids(), LENGTHS)
         for device in ("cpu", "cuda")
-    ]
-    assert np.nanmax(np.abs(found[0] - found[1])) < 1e-3
+    )
+    assert np.nanmax(np.abs(on_cpu - on_gpu)) < 1e-3
 
 
 def test_gradients_of_packed_documents_are_those_of_each_alone() -> None:
     from dasd_lite.model.load import load_model
-    from dasd_lite.model.logprobs import loss_sum
 
     def gradient(parts: list[tuple[np.ndarray, list[int]]]) -> torch.Tensor:
         model = load_model(DEMO / "student", dtype="float32", device="cuda")
@@ -47,7 +47,7 @@ def test_gradients_of_packed_documents_are_those_of_each_alone() -> None:
 
 
 def test_sampled_logprobs_are_those_of_a_plain_forward() -> None:
-    from dasd_lite.config.models import TransformersModel
+    from dasd_lite.config.models import Transformers
     from dasd_lite.data.prompts import read_prompts
     from dasd_lite.inference import Request, SamplingParams
     from dasd_lite.inference.local import TransformersSampler
@@ -55,13 +55,13 @@ def test_sampled_logprobs_are_those_of_a_plain_forward() -> None:
     from dasd_lite.model.logprobs import target_logprobs
 
     prompts = read_prompts(DEMO / "validation.jsonl", limit=16)
-    sampler = TransformersSampler(TransformersModel(model=str(DEMO / "teacher"), dtype="float32"))
+    sampler = TransformersSampler(Transformers(model=str(DEMO / "teacher"), dtype="float32"))
     model = load_model(DEMO / "teacher", dtype="float32", device="cuda")
     requests = [Request(i, p.messages, 64, i) for i, p in enumerate(prompts)]
     for done in sampler.complete(requests, SamplingParams(temperature=0.6)):
         prompt = sampler._chat.prompt_ids(prompts[done.position].messages)
-        whole = np.concatenate([prompt, done.token_ids])
-        expected = target_logprobs(model, whole, [len(whole)])[len(prompt) :]
+        text = np.concatenate([prompt, done.token_ids])
+        expected = target_logprobs(model, text, [len(text)])[len(prompt) :]
         assert np.abs(expected - done.logprobs).max() < 1e-3
 
 
@@ -118,27 +118,26 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def steps(data: tuple[Path, Path], out: Path, **options: object) -> list[dict[str, float]]:
-    """Train on one GPU; return what was told of each step."""
+    """Train on one GPU; return the metrics of each step."""
     from dasd_lite.config.train import TrainConfig
-    from dasd_lite.stages import train
+    from dasd_lite.stages.train import train
 
     given = {"epochs": 1, "grad_accum_steps": 2, "learning_rate": 1e-3, "warmup_ratio": 0, "num_processes": 1}
-    gc.collect()  # of what earlier tests left
+    gc.collect()  # what earlier tests left
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    train.run(*data, TrainConfig.model_validate(given | options), out, seed=0)
+    train(*data, TrainConfig.model_validate(given | options), out=out)
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_packed_gradients_in_bfloat16_are_those_of_plain_attention_document_by_document(
     small: tuple[Path, Path],
 ) -> None:
-    """The kernel for documents of any length, where there is one, against torch's own on each alone."""
+    """The kernel for documents of any length, if there is one, against torch's own on each document alone."""
     from dasd_lite.model.load import load_model
-    from dasd_lite.model.logprobs import loss_sum
 
     if not torch.cuda.is_bf16_supported(including_emulation=False):
-        pytest.skip("this card has no bfloat16")
+        pytest.skip("this GPU has no bfloat16")
 
     def gradient(attention: str) -> torch.Tensor:
         model = load_model(small[1], dtype="float32", device="cuda", attention=attention).train()
@@ -160,7 +159,7 @@ def test_packed_gradients_in_bfloat16_are_those_of_plain_attention_document_by_d
 def test_offloaded_activations_give_the_same_gradients_in_less_memory(tmp_path: Path) -> None:
     data = make_rows(tmp_path / "rows", [4096, 2048]), make_model(tmp_path / "model", SHAPE | {"num_hidden_layers": 8})
     kept, offloaded = (
-        steps(data, tmp_path / str(offload), gradient_checkpointing=True, offload_activations=offload)
+        steps(data, tmp_path / str(offload), gradient_checkpointing="on", offload_activations=offload)
         for offload in (False, True)
     )
     for one, other in zip(kept, offloaded, strict=True):
@@ -170,10 +169,10 @@ def test_offloaded_activations_give_the_same_gradients_in_less_memory(tmp_path: 
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
-def test_a_checkpoint_goes_on_with_the_moments_that_it_had(
+def test_a_checkpoint_restores_the_moments(
     small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
-    """Rates this high make the steps after a loss of the moments differ at once."""
+    """At learning rates this high, the steps after lost moments would differ at once."""
     from dasd_lite.training import checkpoint
 
     if optimizer != "adamw":
@@ -197,15 +196,15 @@ def test_a_checkpoint_goes_on_with_the_moments_that_it_had(
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
 
 
-def test_qlora_learns_on_the_card_and_exports(small: tuple[Path, Path], tmp_path: Path) -> None:
+def test_qlora_learns_on_the_gpu_and_exports(small: tuple[Path, Path], tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     pytest.importorskip("peft")
     from dasd_lite.model.load import load_model
     from dasd_lite.model.logprobs import target_logprobs
 
     method = {"kind": "qlora", "rank": 8}
-    told = steps(small, tmp_path / "out", method=method, epochs=8, learning_rate=5e-3)
-    assert told[-1]["loss"] < told[0]["loss"] - 0.2
+    curve = steps(small, tmp_path / "out", method=method, epochs=8, learning_rate=5e-3)
+    assert curve[-1]["loss"] < curve[0]["loss"] - 0.2
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
     model = load_model(tmp_path / "out" / "model", device="cuda")
     assert np.isfinite(target_logprobs(model, ids(), LENGTHS)[1:120]).all()
@@ -215,12 +214,12 @@ def test_float16_with_scaled_losses_learns_what_float32_does(small: tuple[Path, 
     full, half = (steps(small, tmp_path / dtype, dtype=dtype, epochs=8) for dtype in ("float32", "float16"))
     assert half[0]["loss"] == pytest.approx(full[0]["loss"], abs=0.02)
     assert half[-1]["loss"] < half[0]["loss"] - 0.5
-    # The scaler finds its scale by skipping steps, so that float16 may be a few behind.
+    # The scaler finds its scale by skipping steps, so float16 may be a few steps behind.
     assert half[-1]["loss"] == pytest.approx(full[-1]["loss"], abs=0.5)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_the_predicted_memory_is_within_a_tenth_of_what_the_card_gave(tmp_path: Path, method: str) -> None:
+def test_the_predicted_memory_is_within_a_tenth_of_what_the_gpu_gave(tmp_path: Path, method: str) -> None:
     from dasd_lite.config.train import TrainConfig
     from dasd_lite.costs.hardware import Hardware
     from dasd_lite.costs.memory import predict
@@ -232,7 +231,7 @@ def test_the_predicted_memory_is_within_a_tenth_of_what_the_card_gave(tmp_path: 
     options = {"method": {"kind": method}, "grad_accum_steps": 1}
     steps(data, tmp_path / "out", **options)
     free, total = torch.cuda.mem_get_info()
-    context = total - free - torch.cuda.memory_reserved()  # CUDA's own, if nobody else is on the card
+    context = total - free - torch.cuda.memory_reserved()  # CUDA's own, if nobody else uses the GPU
     machine = Hardware(
         varlen=torch.cuda.get_device_capability() >= (8, 0),
         liger=importlib.util.find_spec("liger_kernel") is not None,
