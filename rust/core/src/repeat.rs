@@ -9,19 +9,16 @@ use crate::interrupt::Interrupt;
 use crate::parallel::{self, GRAIN};
 use crate::ragged::{Ragged, to_offset};
 
-/// Lines and sentences of at most this many bytes, white space around them apart, are too short to count.
+/// Lines and sentences of at most this many bytes, without the white space around them, are too short to count.
 pub const MIN_REPEATED_BYTES: usize = 8;
-
-/// Positions between two looks at the interrupt flag.
-const CHUNK: usize = 1 << 16;
 
 /// Repetition of n-grams in one response.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Repetition {
-    /// How many positions hold an n-gram that began at an earlier position as well.
+    /// Number of positions whose n-gram also begins at an earlier position.
     pub num_repeated: i64,
-    /// The length of the longest span of at least n ids that begins at two positions (the two may
-    /// overlap); 0 if there is none.
+    /// The length of the longest span of at least n ids that begins at two positions (the two may overlap); 0 if there
+    /// is none.
     pub longest: i64,
 }
 
@@ -37,7 +34,7 @@ pub fn repeated_ngrams<I: Copy + Eq + Into<i64> + Sync>(
     if n == 0 {
         return Err(Error::Argument { name: "n", value: 0.0, must: "at least 1" });
     }
-    let found = parallel::try_map(parallel::cut(ids.offsets(), 4 * GRAIN), interrupt, |responses| {
+    let parts = parallel::try_map(parallel::cut(ids.offsets(), 4 * GRAIN), interrupt, |responses| {
         let mut finder = GramFinder::default();
         responses
             .map(|response| {
@@ -49,95 +46,91 @@ pub fn repeated_ngrams<I: Copy + Eq + Into<i64> + Sync>(
             })
             .collect::<Result<Vec<_>>>()
     })?;
-    Ok(found.concat())
+    Ok(parts.concat())
 }
 
-/// Finds equal n-grams by a rolling hash and an open-addressing table of first positions.
+/// Finds equal n-grams with a rolling hash and an open-addressing table of first positions.
 #[derive(Default)]
 struct GramFinder {
     /// The upper half of a hash, and above 0 the number of the gram that occurred first. Grams are numbered through all
-    /// calls: those of earlier calls have small numbers and count as free, so that nothing has to be cleared.
+    /// calls: those of earlier calls have smaller numbers and count as free, so nothing has to be cleared.
     slots: Vec<u64>,
     /// The number of the last gram of the last call.
     last: u32,
 }
 
+/// What one pass over the n-grams of a response finds.
+#[derive(Default)]
+struct Pass {
+    num_repeated: usize,
+    /// The longest span that is known to repeat; 0 if there is none.
+    longest: usize,
+    /// No repeated span is longer than this.
+    at_most: usize,
+}
+
+/// Equal spans: the grams from `start` on are those that begin `distance` ids earlier.
+#[derive(Clone, Copy)]
+struct Match {
+    start: usize,
+    distance: usize,
+}
+
 impl GramFinder {
+    /// One pass is nearly always all: the longest match that it finds is as long as its longest run of repeated grams.
+    /// Where a span is made of parts that occurred first in different places, the two differ, and a pass over the
+    /// grams of one id more than the match decides. Only on sequences with very much structure does that find a longer
+    /// one; then bisection bounds the number of passes.
     fn repetition<I: Copy + Eq + Into<i64>>(
         &mut self,
         ids: &[I],
         n: usize,
         interrupt: &Interrupt,
     ) -> Result<Repetition> {
-        let (mut num_repeated, mut run, mut longest_run, mut longest_match) = (0, 0, 0, 0);
-        self.for_each_gram(ids, n, interrupt, |found| {
-            if let Found::Repeated { matched } = found {
-                num_repeated += 1;
-                run += 1;
-                longest_run = longest_run.max(run);
-                longest_match = longest_match.max(matched);
-            } else {
-                run = 0;
+        let Pass { num_repeated, mut longest, mut at_most } = self.pass(ids, n, interrupt)?;
+        let mut next = longest + 1;
+        while longest < at_most {
+            match self.pass(ids, next, interrupt)?.longest {
+                0 => at_most = next - 1,
+                longer => longest = longer,
             }
-            true
-        })?;
-        if num_repeated == 0 {
-            return Ok(Repetition::default());
+            next = (longest + 1).midpoint(at_most + 1);
         }
-        // A span of L ids that repeats makes L - n + 1 repeated n-grams in a row: no span is longer than
-        // this. One of `longest_match` is there. Between the two, bisect: where a span repeats, a shorter does.
-        let (mut there, mut above) = (longest_match, longest_run + n);
-        while above - there > 1 {
-            let middle = there.midpoint(above);
-            let mut repeats = false;
-            self.for_each_gram(ids, middle, interrupt, |found| {
-                repeats = matches!(found, Found::Repeated { .. });
-                !repeats
-            })?;
-            if repeats {
-                there = middle;
-            } else {
-                above = middle;
-            }
-        }
-        Ok(Repetition { num_repeated, longest: to_offset(there) })
+        Ok(Repetition { num_repeated: to_offset(num_repeated), longest: to_offset(longest) })
     }
 
-    /// Visits the n-grams in order until `visit` returns false.
-    fn for_each_gram<I: Copy + Eq + Into<i64>>(
-        &mut self,
-        ids: &[I],
-        n: usize,
-        interrupt: &Interrupt,
-        mut visit: impl FnMut(Found) -> bool,
-    ) -> Result<()> {
-        let Some(num_grams) = (ids.len() + 1).checked_sub(n).filter(|&grams| grams > 0) else { return Ok(()) };
+    fn pass<I: Copy + Eq + Into<i64>>(&mut self, ids: &[I], n: usize, interrupt: &Interrupt) -> Result<Pass> {
+        let mut pass = Pass::default();
+        let Some(num_grams) = (ids.len() + 1).checked_sub(n).filter(|&grams| grams > 0) else { return Ok(pass) };
         let before = self.begin(num_grams);
         let slots = &mut self.slots[..(2 * num_grams).next_power_of_two()];
         let mut hash = RollingHash::new(&ids[..n]);
-        // Of the last gram: where it began before, and how long the match with that place is by now.
-        let mut last: Option<(usize, usize)> = None;
+        let mut current: Option<Match> = None;
+        // Where the current run of repeated grams starts.
+        let mut run = 0;
         for at in 0..num_grams {
-            if at % CHUNK == 0 {
-                interrupt.check()?;
-            }
+            interrupt.every(at)?;
             if at > 0 {
                 hash.roll(ids[at - 1], ids[at + n - 1]);
             }
-            last = match last {
-                // The earlier place goes on as this one does: no need to look it up.
-                Some((source, matched)) if ids[source + n] == ids[at + n - 1] => Some((source + 1, matched + 1)),
-                _ => first_occurrence(slots, before, ids, n, at, hash.value()).map(|source| (source, n)),
-            };
-            let found = last.map_or(Found::New, |(_, matched)| Found::Repeated { matched });
-            if !visit(found) {
-                break;
+            // While the match continues, the gram need not be looked up.
+            if !current.is_some_and(|Match { distance, .. }| ids[at + n - 1 - distance] == ids[at + n - 1]) {
+                pass.end_match(ids, current, at + n - 1, run);
+                let first = first_occurrence(slots, before, ids, n, at, hash.value());
+                current = first.map(|first| Match { start: at, distance: at - first });
+            }
+            if current.is_some() {
+                pass.num_repeated += 1;
+                pass.at_most = pass.at_most.max(at + n - run);
+            } else {
+                run = at + 1;
             }
         }
-        Ok(())
+        pass.end_match(ids, current, ids.len(), run);
+        Ok(pass)
     }
 
-    /// Makes room for so many grams and numbers them; the number before the first.
+    /// Makes room for the grams and numbers them; returns the number before the first.
     fn begin(&mut self, num_grams: usize) -> u32 {
         let num_slots = (2 * num_grams).next_power_of_two();
         if self.slots.len() < num_slots {
@@ -155,7 +148,7 @@ impl GramFinder {
     }
 }
 
-/// Where the gram at `at` occurred first, if before; else it is entered.
+/// Where the gram at `at` first occurred; `None` if it is new, and then it is entered.
 #[inline]
 fn first_occurrence<I: Copy + Eq>(
     slots: &mut [u64],
@@ -185,16 +178,22 @@ fn first_occurrence<I: Copy + Eq>(
     }
 }
 
-enum Found {
-    New,
-    Repeated {
-        /// Length of the span up to the end of this gram that is known to occur before.
-        matched: usize,
-    },
+impl Pass {
+    /// Notes the length of a match that ends before `end`, in a run of repeated grams that starts at `run`.
+    fn end_match<I: Copy + Eq>(&mut self, ids: &[I], ended: Option<Match>, end: usize, run: usize) {
+        // Ids before the match may be equal too, but none before the run.
+        if let Some(Match { start, distance }) = ended
+            && end - run > self.longest
+        {
+            let earlier = ids[run..start].iter().rev().zip(ids[..start - distance].iter().rev());
+            let equal = earlier.take_while(|(one, other)| one == other).count();
+            self.longest = self.longest.max(end - start + equal);
+        }
+    }
 }
 
-/// Polynomial hash modulo the prime 2^61 − 1. Its terms are kept below 2^61 + 8, not below the prime, as long as only
-/// the next term is made of them.
+/// Polynomial hash modulo the prime 2^61 − 1. Terms are reduced only to below 2^61 + 8, which is enough to compute the
+/// next one.
 struct RollingHash {
     term: u64,
     /// `BASE` to the power n: the weight of the id that leaves.
@@ -204,7 +203,7 @@ struct RollingHash {
 const PRIME: u64 = (1 << 61) - 1;
 const BASE: u64 = 0x0B9A_76F3_5E21_D4C7;
 
-/// The same modulo the prime, below 2^61 + 8.
+/// The sum modulo the prime, below 2^61 + 8.
 #[inline]
 fn fold(sum: u64) -> u64 {
     (sum & PRIME) + (sum >> 61)
@@ -234,7 +233,7 @@ impl RollingHash {
 
     #[inline]
     fn roll<I: Copy + Into<i64>>(&mut self, old: I, new: I) {
-        // What does not depend on the last term comes first: a processor works on several of them at once.
+        // Computed apart from the last term, so that the processor can work on several steps at once.
         let change = fold(digit(new) + (4 * PRIME - multiply(digit(old), self.leaving)));
         self.term = fold(multiply(self.term, BASE) + change);
     }
@@ -246,7 +245,7 @@ impl RollingHash {
     }
 }
 
-/// Share of a response's bytes in lines, and in sentences, that it has said before.
+/// Share of a response's bytes in lines, and in sentences, that occurred before.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct TextRepetition {
     /// Bytes of repeated lines ÷ bytes of the text.
@@ -255,9 +254,9 @@ pub struct TextRepetition {
     pub sentences: f64,
 }
 
-/// Repetition of lines and sentences in each text. White space around a line or sentence does not
-/// count, neither when compared nor as bytes; those of at most [`MIN_REPEATED_BYTES`] are passed over;
-/// the first of several equal ones is not a repetition. An empty text has shares of 0.
+/// Repetition of lines and sentences in each text. White space around a line or sentence is ignored, both in comparisons
+/// and in the number of bytes; those of at most [`MIN_REPEATED_BYTES`] are skipped; the first of several equal ones is
+/// not a repetition. An empty text has shares of 0.
 ///
 /// # Errors
 /// Columns of unequal length; sentence ends that do not increase or do not end with the text.
@@ -270,11 +269,11 @@ pub fn text_repetition(
         let (left, right) = ("offsets", "end_offsets");
         return Err(Error::UnequalLengths { left, left_len: texts.len() + 1, right, right_len: ends.len() + 1 });
     }
-    let found = parallel::try_map(parallel::cut(texts.offsets(), 4 * GRAIN), interrupt, |responses| {
+    let parts = parallel::try_map(parallel::cut(texts.offsets(), 4 * GRAIN), interrupt, |responses| {
         let one = |response| repetition_of_text(response, &texts[response], &ends[response], interrupt);
         responses.map(one).collect::<Result<Vec<_>>>()
     })?;
-    Ok(found.concat())
+    Ok(parts.concat())
 }
 
 fn repetition_of_text(response: usize, text: &[u8], ends: &[i64], interrupt: &Interrupt) -> Result<TextRepetition> {
@@ -323,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_of_grams_start_anew_when_they_run_out() {
+    fn numbers_of_grams_restart_when_they_run_out() {
         let ids: Vec<i32> = (0..40).chain(10..30).collect();
         let quiet = Interrupt::new();
         let expected = Repetition { num_repeated: 16, longest: 20 };
