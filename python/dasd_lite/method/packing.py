@@ -276,17 +276,16 @@ def gather_rows(
     if out is not None:
         _check_apart({"tokens": ids, "loss_mask": mask}, batch)
     _rust.gather_rows(
-        ids.view(np.int32),
+        ids,
         offsets,
         mask,
         sequences,
         cu_seqlens,
         pad_id=pad_id,
-        check=ids.dtype == np.uint32,
-        reused=out is not None,
         ids=batch.ids,
         position_ids=batch.position_ids,
         labels=batch.labels,
+        reused=out is not None,
     )
     return batch
 

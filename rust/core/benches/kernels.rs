@@ -122,7 +122,7 @@ fn rows(criterion: &mut Criterion) {
         Some(*end)
     });
     let cu_seqlens: Vec<i32> = [0].into_iter().chain(widths).collect();
-    let source = gather::Source { tokens, loss_mask: Some(&mask), check: false };
+    let source = gather::Source { tokens, loss_mask: Some(&mask) };
     let [mut ids, mut position_ids, mut labels] = [const { Vec::new() }; 3].map(|_: Vec<i32>| vec![0; num_tokens]);
     group.throughput(Throughput::Elements(num_tokens as u64)).sample_size(10);
     group.bench_function("gather ids, position ids and labels", |bencher| {

@@ -1,26 +1,22 @@
-//! Rows → an order in which all ranks work equally long.
+//! Rows → an order in which all ranks take equally long.
 //!
-//! A micro-step lasts as long as its most expensive row. So rows are put into a random order, sorted by cost inside
-//! windows of it, and cut into micro-steps of neighbours, whose costs are nearly equal; inside a window the
-//! micro-steps, and inside a micro-step the ranks, are in a random order again. Cheap and expensive rows alike come at
-//! any time of training, and no rank gets the cheaper ones.
+//! A micro-step takes as long as its most expensive row. So the rows are shuffled, sorted by cost within windows, and
+//! cut into micro-steps of neighbors, whose costs are nearly equal. Within a window the micro-steps are shuffled again,
+//! and within a micro-step the ranks. Cheap and expensive rows are spread over all of training and over all ranks.
 
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::ragged::Ragged;
 use crate::random::Random;
 
-/// Items between two looks at the interrupt flag.
-const CHECK: usize = 1 << 14;
-
 /// How to balance.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Ranks that work at the same time, at least 1.
     pub num_ranks: usize,
-    /// Micro-steps of an optimiser step, at least 1: rows are dealt out in whole optimiser steps.
+    /// Micro-steps of an optimizer step, at least 1: rows are dealt out in whole optimizer steps.
     pub micro_steps: usize,
-    /// Micro-steps whose rows are sorted together, about; at least 1.
+    /// About how many micro-steps are sorted together, at least 1.
     pub window: usize,
     /// Cost of a token.
     pub linear: f64,
@@ -35,7 +31,7 @@ pub struct Options {
 pub struct Order {
     /// Rows, `num_ranks` for each micro-step.
     pub rows: Vec<u32>,
-    /// Rows that make no whole optimiser step, increasing: which ones, the seed decides.
+    /// Rows that fill no whole optimizer step, increasing; which ones depends on the seed.
     pub left_over: Vec<u32>,
 }
 
@@ -63,7 +59,7 @@ pub fn balance<T: Copy + Into<i64>>(
     let mut rest = keyed.as_mut_slice();
     for window in 0..num_windows {
         interrupt.check()?;
-        // Equally large but for one micro-step, since a small last one could not be balanced.
+        // Windows differ by one micro-step at most: a small last one could not be balanced.
         let edge = |window| (window * num_micro_steps / num_windows) * options.num_ranks;
         let (keyed, tail) = rest.split_at_mut(edge(window + 1) - edge(window));
         rest = tail;
@@ -78,7 +74,7 @@ pub fn balance<T: Copy + Into<i64>>(
     Ok(Order { rows, left_over })
 }
 
-/// Rows of an optimiser step.
+/// Rows of an optimizer step.
 fn check(options: &Options) -> Result<usize> {
     let Options { num_ranks, micro_steps, window, linear, quadratic, .. } = *options;
     for (name, value) in [("num_ranks", num_ranks), ("micro_steps", micro_steps), ("window", window)] {
@@ -98,7 +94,7 @@ fn check(options: &Options) -> Result<usize> {
     })
 }
 
-/// Cost and index of each row; a cost as the bits of a number of at least 0, which are ordered as it is.
+/// Cost and index of each row. A cost is given as the bits of a non-negative float, which sort like the float.
 fn row_costs<T: Copy + Into<i64>>(
     items: Ragged<'_, u32>,
     lengths: &[T],
@@ -110,9 +106,7 @@ fn row_costs<T: Copy + Into<i64>>(
     for (row, items) in (0_u32..).zip(items.iter()) {
         let mut cost = 0.0;
         for &item in items {
-            if index % CHECK == 0 {
-                interrupt.check()?;
-            }
+            interrupt.every(index)?;
             let length = *lengths.get(item as usize).ok_or_else(|| Error::BadIndex {
                 name: "plan.items",
                 index,

@@ -1,17 +1,13 @@
 //! Global best-fit-decreasing on the histogram of lengths: the longest sequence first, each into the row whose
 //! remaining space is the smallest that suffices.
 //!
-//! Its cost is O(distinct lengths + rows), for it never looks at a single row: rows with the same space left form
-//! *ranges*, and a run of equally long sequences is placed into a whole range at once (if `space` is the smallest that
+//! It takes O(distinct lengths + rows), because it never looks at a single row: rows with the same space left form
+//! *ranges*, and sequences of equal length are placed into a whole range at once. (If `space` is the smallest that
 //! suffices, the row that got one sequence is the best fit for the next as well, so each row of the range takes
-//! `space / length` of them before its neighbour is touched). What is recorded are these moves; a last pass writes
-//! the items.
+//! `space / length` of them before its neighbor is touched.) These moves are recorded, and a last pass writes the items.
 
 use crate::error::Result;
-use crate::interrupt::Interrupt;
-
-/// Between two looks at the interrupt flag.
-const CHUNK: usize = 1 << 16;
+use crate::interrupt::{INTERVAL, Interrupt};
 
 /// The next `num_rows * per_row` sequences, longest first, go into these rows, `per_row` into each.
 #[derive(Clone, Copy)]
@@ -27,9 +23,7 @@ pub(crate) fn moves(counts: &[u32], row_units: u32, interrupt: &Interrupt) -> Re
     let mut moves = vec![];
     let mut num_rows = 0;
     for units in (1..=row_units).rev() {
-        if units % 1024 == 0 {
-            interrupt.check()?;
-        }
+        interrupt.every(units as usize)?;
         open.reach(units);
         let mut left = counts[units as usize];
         while left > 0 {
@@ -39,7 +33,7 @@ pub(crate) fn moves(counts: &[u32], row_units: u32, interrupt: &Interrupt) -> Re
                 open.tightest.push(rows);
                 continue;
             };
-            // As many rows of the range as it takes, each with as many as fit; the last few share one row.
+            // As many rows of the range as needed, each with as many as fit; the last few share one row.
             let per_row = if best.space < 2 * units { 1 } else { left.min(best.space / units) };
             let count = best.count.min(if per_row == 1 { left } else { left / per_row });
             let filled = Rows { space: best.space - per_row * units, first: best.first, count };
@@ -63,7 +57,7 @@ pub(crate) fn write_items(
     num_rows: u32,
     interrupt: &Interrupt,
 ) -> Result<(Vec<u32>, Vec<i64>)> {
-    // cursors[row]: first by how many items the row has more than the one before, then where its next item goes.
+    // cursors[row]: first how many more items the row has than the one before it, then where its next item goes.
     let mut cursors = vec![0_u32; num_rows as usize + 1];
     for step in moves {
         let rows = step.rows();
@@ -74,7 +68,7 @@ pub(crate) fn write_items(
     let mut offsets = Vec::with_capacity(cursors.len() + 1);
     let (mut size, mut next) = (0_u32, 0);
     offsets.push(0);
-    for cursors in cursors.chunks_mut(CHUNK) {
+    for cursors in cursors.chunks_mut(INTERVAL) {
         interrupt.check()?;
         for cursor in cursors {
             size = size.wrapping_add(std::mem::replace(cursor, next));
@@ -87,10 +81,10 @@ pub(crate) fn write_items(
     for step in moves {
         let (taken, rest) = source.split_at((step.num_rows * step.per_row) as usize);
         source = rest;
-        // One loop over items instead of two over rows and items: most moves have one or two, and the processor cannot
-        // guess how many.
+        // One loop over items instead of two over rows and items: most moves have one or two items, and the processor
+        // cannot predict how many.
         let (mut row, mut in_row) = (step.first_row as usize, 0);
-        for taken in taken.chunks(CHUNK) {
+        for taken in taken.chunks(INTERVAL) {
             interrupt.check()?;
             for &item in taken {
                 let cursor = &mut cursors[row];
@@ -112,7 +106,7 @@ impl Move {
     }
 }
 
-/// Neighbouring rows that have the same space left.
+/// Neighboring rows that have the same space left.
 #[derive(Clone, Copy)]
 struct Rows {
     space: u32,
@@ -120,7 +114,7 @@ struct Rows {
     count: u32,
 }
 
-/// Rows that still have space. Since lengths only go down, those with enough space for the current one form a stack.
+/// Rows that still have space. Since lengths only decrease, those with enough space for the current one form a stack.
 struct OpenRows {
     /// With enough space for the current length, the tightest last.
     tightest: Vec<Rows>,
@@ -139,7 +133,7 @@ impl OpenRows {
         Self { tightest: vec![], heads: vec![NONE; row_units as usize + 1], ranges: vec![], unused: NONE }
     }
 
-    /// Goes down to the next length: rows with just this space are large enough from now on, and the tightest.
+    /// Moves down to the next length: rows with exactly this space now suffice, and are the tightest.
     fn reach(&mut self, units: u32) {
         let mut head = self.heads[units as usize];
         while head != NONE {

@@ -1,4 +1,4 @@
-//! The one error type. Each message carries the numbers that a person needs to find the place.
+//! The one error type. Each message has the numbers that a person needs to find the fault.
 
 /// What can be wrong with the data or the arguments of a call.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -15,7 +15,7 @@ pub enum Error {
     OffsetsStart {
         /// The argument.
         name: &'static str,
-        /// What stands there.
+        /// The value there.
         value: i64,
     },
     /// Offsets that go down.
@@ -25,19 +25,19 @@ pub enum Error {
         name: &'static str,
         /// Where.
         index: usize,
-        /// What stands there.
+        /// The value there.
         value: i64,
-        /// What stands before it.
+        /// The value before it.
         before: i64,
     },
-    /// Offsets that end before or behind the values.
+    /// Offsets that end before or after the values.
     #[error("{name}[{index}] is {value}, but there are {len} values; the last offset is their number")]
     OffsetsEnd {
         /// The argument.
         name: &'static str,
         /// Where (the last).
         index: usize,
-        /// What stands there.
+        /// The value there.
         value: i64,
         /// Number of values.
         len: usize,
@@ -79,7 +79,7 @@ pub enum Error {
         index: usize,
         /// Its length.
         value: i64,
-        /// The room of a row.
+        /// Tokens that a row can hold.
         seq_len: u32,
     },
     /// A sequence that fits into no row of the plan.
@@ -91,7 +91,7 @@ pub enum Error {
         sequence: usize,
         /// Its tokens.
         value: i64,
-        /// The room of a row.
+        /// Tokens that a row can hold.
         seq_len: u32,
     },
     /// Sequences of one row that together do not fit into it.
@@ -101,7 +101,7 @@ pub enum Error {
         row: i64,
         /// Its tokens, padding included.
         value: i64,
-        /// The room of a row.
+        /// Tokens that a row can hold.
         seq_len: u32,
     },
     /// A sequence of negative length.
@@ -112,14 +112,14 @@ pub enum Error {
         /// Its length.
         value: i64,
     },
-    /// An index of something that there is not.
+    /// An index of something that does not exist.
     #[error("{name}[{index}] is {value}; it must be from 0 and below {len}")]
     BadIndex {
         /// The argument.
         name: &'static str,
         /// Where.
         index: usize,
-        /// What stands there.
+        /// The value there.
         value: i64,
         /// How many there are.
         len: usize,
@@ -139,12 +139,12 @@ pub enum Error {
         response: usize,
         /// Which sentence of it.
         index: usize,
-        /// What stands there.
+        /// The value there.
         value: i64,
         /// The end before it, 0 for the first.
         before: i64,
     },
-    /// Sentence ends that cut a character or lie behind the text.
+    /// Sentence ends that do not end with the text.
     #[error("response {response}: the last sentence ends at byte {value}, the text has {len} bytes")]
     EndsNotTextLength {
         /// Which response.
@@ -161,7 +161,7 @@ pub enum Error {
         response: usize,
         /// Which token of it.
         token: usize,
-        /// What stands there.
+        /// The value there.
         value: i64,
     },
     /// Tokens and text disagree about the number of bytes.
@@ -176,7 +176,7 @@ pub enum Error {
         /// The last sentence end.
         text_bytes: i64,
     },
-    /// Tokens that no sentence can take.
+    /// Tokens of a response that has no sentence.
     #[error("response {response}: {num_tokens} tokens, but no sentence that they could begin in")]
     NoSentence {
         /// Which response.
@@ -184,7 +184,7 @@ pub enum Error {
         /// How many tokens it has.
         num_tokens: usize,
     },
-    /// A response too long to number its ids.
+    /// A response with too many ids to number them.
     #[error("response {response} has {len} ids; it must have fewer than 2147483648")]
     TooManyIds {
         /// Which response.
@@ -199,12 +199,12 @@ pub enum Error {
         name: &'static str,
         /// Where.
         index: usize,
-        /// What stands there.
+        /// The value there.
         value: f64,
         /// What would be right.
         must: &'static str,
     },
-    /// Text that is not TOML, or not the TOML that is read here.
+    /// Text that is not TOML, or uses what is not supported.
     #[error("{line}:{column}: {message}")]
     Toml {
         /// The line, from 1.
@@ -214,6 +214,9 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
+    /// An array that another thread wrote to.
+    #[error("an array changed during the call; do not write to arrays that another thread is reading")]
+    Changed,
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,

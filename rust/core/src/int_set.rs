@@ -1,5 +1,5 @@
 //! A set of small integers with fast "smallest member that is at least x" and "largest that is at most x":
-//! a bitset whose words are summarised by a bitset above it, and so on up to a single word (64-way, so 2^18
+//! a bitset whose words are summarized by a bitset above it, and so on up to a single word (64-way, so 2^18
 //! values need three levels).
 
 const WORD_BITS: usize = 64;
@@ -50,11 +50,11 @@ impl IntSet {
             let word = words.get(from / WORD_BITS)? & (u64::MAX << (from % WORD_BITS));
             if word != 0 {
                 // Downwards: the lowest bit of each word leads to the smallest member.
-                let mut found = from / WORD_BITS * WORD_BITS + word.trailing_zeros() as usize;
+                let mut member = from / WORD_BITS * WORD_BITS + word.trailing_zeros() as usize;
                 for below in self.levels[..level].iter().rev() {
-                    found = found * WORD_BITS + below[found].trailing_zeros() as usize;
+                    member = member * WORD_BITS + below[member].trailing_zeros() as usize;
                 }
-                return Some(found);
+                return Some(member);
             }
             from = from / WORD_BITS + 1;
         }
@@ -69,11 +69,11 @@ impl IntSet {
             let word = words[from / WORD_BITS] & (u64::MAX >> (WORD_BITS - 1 - from % WORD_BITS));
             if word != 0 {
                 // Downwards: the highest bit of each word leads to the largest member.
-                let mut found = from / WORD_BITS * WORD_BITS + word.ilog2() as usize;
+                let mut member = from / WORD_BITS * WORD_BITS + word.ilog2() as usize;
                 for below in self.levels[..level].iter().rev() {
-                    found = found * WORD_BITS + below[found].ilog2() as usize;
+                    member = member * WORD_BITS + below[member].ilog2() as usize;
                 }
-                return Some(found);
+                return Some(member);
             }
             from = (from / WORD_BITS).checked_sub(1)?;
         }

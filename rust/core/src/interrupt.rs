@@ -4,7 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 
-/// Lowered at first; whoever raises it makes the next [`Interrupt::check`] fail on all threads.
+/// Steps of a loop between two checks: about a millisecond even if every step misses the cache.
+pub(crate) const INTERVAL: usize = 1 << 13;
+
+/// Once raised, the next check fails on all threads.
 #[derive(Debug, Default)]
 pub struct Interrupt(AtomicBool);
 
@@ -20,12 +23,18 @@ impl Interrupt {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Costs one relaxed load: long loops call it at least every few milliseconds.
+    /// Costs one relaxed load; long work calls it at least every few milliseconds.
     ///
     /// # Errors
     /// [`Error::Interrupted`] once the flag is raised.
     #[inline]
     pub fn check(&self) -> Result<()> {
         if self.0.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    /// [`Interrupt::check`] once in [`INTERVAL`] steps of a loop.
+    #[inline]
+    pub(crate) fn every(&self, step: usize) -> Result<()> {
+        if step.is_multiple_of(INTERVAL) { self.check() } else { Ok(()) }
     }
 }

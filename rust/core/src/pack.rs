@@ -1,32 +1,30 @@
 //! Lengths of token sequences → rows of at most `seq_len` tokens.
 //!
 //! Both [`Method::BestFit`] (`best_fit.rs`) and [`Method::Tight`] (`tight.rs`) work on the histogram of lengths that a
-//! counting sort leaves, never on single sequences. Same input, same bytes, on every platform.
+//! counting sort leaves, never on single sequences. The same input gives the same bytes on every platform.
 
 use crate::best_fit;
 use crate::error::{Error, Result};
-use crate::interrupt::Interrupt;
+use crate::interrupt::{INTERVAL, Interrupt};
 use crate::ragged::to_offset;
 use crate::tight::{self, Pairs};
 
-/// The longest row: a bound on the tables, which have one entry per possible remaining space.
+/// The longest row: it bounds the tables, which have one entry per possible remaining space.
 pub const MAX_SEQ_LEN: u32 = 1 << 24;
-
-/// Between two looks at the interrupt flag.
-const CHUNK: usize = 1 << 16;
 
 /// How rows are filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
     /// Global best-fit-decreasing.
     BestFit,
-    /// The longest sequence first, each row completed as exactly as possible; best-fit-decreasing where that needs no more rows.
+    /// The longest sequence first, each row completed as exactly as possible; best-fit-decreasing where that needs no
+    /// more rows.
     Tight,
     /// Next-fit: in the given order, a new row as soon as the next sequence does not fit.
     InOrder,
 }
 
-/// What becomes of a sequence that is longer than a row.
+/// What happens to a sequence that is longer than a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Overlong {
     /// An error that names it.
@@ -44,11 +42,11 @@ pub struct Options {
     pub alignment: u32,
     /// How rows are filled.
     pub method: Method,
-    /// What becomes of too long ones.
+    /// What happens to sequences that are too long.
     pub overlong: Overlong,
 }
 
-/// Which sequence lies in which row.
+/// Which sequence is in which row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// Indices of sequences, row after row.
@@ -61,7 +59,20 @@ pub struct Plan {
     pub num_tokens: u64,
 }
 
-/// Packs sequences of these lengths into rows: every index is once in `items` or in `dropped`.
+/// Packs sequences of these lengths into rows: every index is exactly once in `items` or in `dropped`.
+///
+/// ```
+/// use dasd_lite_core::pack::{Method, Options, Overlong, pack};
+/// use dasd_lite_core::{Interrupt, Ragged};
+///
+/// let options = Options { seq_len: 8, alignment: 1, method: Method::BestFit, overlong: Overlong::Error };
+/// let plan = pack(&[3_i32, 5, 2, 4, 2], &options, &Interrupt::new())?;
+/// // Sequence 1 has 5 tokens and sequence 0 has 3: together they fill a row of 8. The others fill the second row.
+/// let rows = Ragged::new("offsets", &plan.items, &plan.offsets)?;
+/// assert!(rows.iter().eq([[1, 0].as_slice(), &[3, 2, 4]]));
+/// assert_eq!(plan.num_tokens, 16);
+/// # Ok::<(), dasd_lite_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// A length below 1; one above `seq_len` (unless dropped); `seq_len` or `alignment` out of range;
@@ -120,7 +131,7 @@ fn for_each<T: Copy + Into<i64>>(
     mut visit: impl FnMut(u32, i64, Option<u32>),
 ) -> Result<()> {
     let mut index = 0_u32;
-    for chunk in lengths.chunks(CHUNK) {
+    for chunk in lengths.chunks(INTERVAL) {
         interrupt.check()?;
         for &length in chunk {
             let length = length.into();
@@ -165,7 +176,7 @@ struct Sorted {
 }
 
 impl Sorted {
-    // Kept apart: inlined among the rest its two loops run out of registers, which costs a tenth of all packing.
+    // Not inlined: among the rest its two loops would run out of registers, which costs a tenth of all packing.
     #[inline(never)]
     fn new<T: Copy + Into<i64>>(lengths: &[T], options: &Options, interrupt: &Interrupt) -> Result<Self> {
         let mut counts = vec![0_u32; options.row_units() as usize + 1];
@@ -180,13 +191,26 @@ impl Sorted {
         })?;
         let mut cursors = starts(&counts);
         let mut items = vec![0; lengths.len() - dropped.len()];
+        let mut dropped_again = dropped.iter();
+        let mut changed = false;
         for_each(lengths, options, interrupt, |index, _, units| {
-            if let Some(units) = units {
-                let cursor = &mut cursors[units as usize];
-                items[*cursor as usize] = index;
-                *cursor += 1;
-            }
+            let Some(units) = units else {
+                changed |= dropped_again.next() != Some(&index);
+                return;
+            };
+            let cursor = &mut cursors[units as usize];
+            items[*cursor as usize] = index;
+            *cursor += 1;
         })?;
+        // If each cursor is now where the next length starts, every index is there once.
+        let mut end = 0;
+        for (&cursor, count) in cursors.iter().zip(&counts).rev() {
+            end += count;
+            changed |= cursor != end;
+        }
+        if changed {
+            return Err(Error::Changed);
+        }
         Ok(Self { counts, items, dropped, num_tokens })
     }
 }

@@ -1,7 +1,7 @@
-//! Work over the rows of a column, on the threads of the rayon pool that the caller runs in, with results
-//! that do not depend on how many there are: rows are cut into ranges by their sizes alone, results come
-//! back in the order of the ranges, and of several errors the first row's is returned. A caller outside of
-//! any pool does the work itself: rayon's global pool would be dead in a process that was forked.
+//! Work over the rows of a column on the threads of the caller's rayon pool. The number of threads does not change the
+//! result: rows are cut into ranges by their sizes alone, results are in the order of the ranges, and of several errors
+//! the one of the first row is returned. A caller outside of any pool does the work itself: after a fork, the threads
+//! of rayon's global pool would be missing.
 
 use std::ops::Range;
 
@@ -10,10 +10,10 @@ use rayon::prelude::*;
 use crate::error::Result;
 use crate::interrupt::Interrupt;
 
-/// Elements that a range has at least: fewer are not worth a second thread.
+/// The fewest elements of a range: fewer are not worth a second thread.
 pub(crate) const GRAIN: usize = 1 << 16;
 
-/// Cuts the rows that `offsets` describe into ranges that have at least `grain` elements each, the last apart.
+/// Cuts the rows that `offsets` describe into ranges of at least `grain` elements each, except for the last.
 pub(crate) fn cut(offsets: &[i64], grain: usize) -> Vec<Range<usize>> {
     let num_rows = offsets.len() - 1;
     let grain = i64::try_from(grain).unwrap_or(i64::MAX);
@@ -28,7 +28,7 @@ pub(crate) fn cut(offsets: &[i64], grain: usize) -> Vec<Range<usize>> {
     ranges
 }
 
-/// Cuts a slice into one part per range; `len` tells how many elements a range has.
+/// Cuts a slice into one part per range; `len` returns how many elements a range has.
 pub(crate) fn split<'v, T>(
     mut values: &'v mut [T],
     ranges: &[Range<usize>],
@@ -44,10 +44,10 @@ pub(crate) fn take<'v, T>(values: &mut &'v mut [T], len: usize) -> &'v mut [T] {
     values.split_off_mut(..len).expect("as wide as its rows")
 }
 
-/// Calls `work` for every item, on many threads if there are many; looks at the flag before each.
+/// Calls `work` for every item, on several threads if there are several items; checks the flag before each.
 ///
 /// # Errors
-/// The first item's that has one; [`crate::Error::Interrupted`].
+/// The error of the first item that has one; [`crate::Error::Interrupted`].
 pub(crate) fn try_map<I: Send, T: Send>(
     items: Vec<I>,
     interrupt: &Interrupt,

@@ -1,7 +1,7 @@
-//! Flat values and 64-bit offsets: the one container in which columns of many rows travel.
+//! Flat values and 64-bit offsets: the one form in which columns of rows of unequal length come in.
 //!
-//! Row `i` is `values[offsets[i]..offsets[i + 1]]`. A [`Ragged`] that exists is valid: its offsets
-//! start at 0, never decrease, and end at the number of values.
+//! Row `i` is `values[offsets[i]..offsets[i + 1]]`. Every [`Ragged`] is valid: its offsets start at 0, never decrease,
+//! and end at the number of values.
 
 use std::ops::Index;
 
@@ -23,11 +23,10 @@ impl<T> Clone for Ragged<'_, T> {
 impl<T> Copy for Ragged<'_, T> {}
 
 impl<'a, T> Ragged<'a, T> {
-    /// Checks the offsets in one pass; `name` is what errors call them.
+    /// Checks the offsets in one pass; errors call them `name`.
     ///
     /// # Errors
-    /// Offsets that are empty, start elsewhere than at 0, decrease, or do not end at the number
-    /// of values.
+    /// Offsets that are empty, do not start at 0, decrease, or do not end at the number of values.
     pub fn new(name: &'static str, values: &'a [T], offsets: &'a [i64]) -> Result<Self> {
         let &first = offsets.first().ok_or(Error::OffsetsEmpty { name })?;
         if first != 0 {
@@ -69,7 +68,7 @@ impl<'a, T> Ragged<'a, T> {
         self.offsets
     }
 
-    /// The row, or `None` behind the last.
+    /// The row, or `None` after the last.
     #[must_use]
     pub fn get(&self, row: usize) -> Option<&'a [T]> {
         let (&start, &end) = (self.offsets.get(row)?, self.offsets.get(row + 1)?);
@@ -94,7 +93,7 @@ impl<T> Index<usize> for Ragged<'_, T> {
     /// The row.
     ///
     /// # Panics
-    /// Behind the last row, as a slice does.
+    /// After the last row, as a slice does.
     fn index(&self, row: usize) -> &[T] {
         self.row(row)
     }
@@ -106,6 +105,6 @@ pub(crate) fn to_offset(len: usize) -> i64 {
 }
 
 /// An offset of a valid [`Ragged`] as an index.
-pub(crate) fn place(offset: i64) -> usize {
+pub(crate) fn to_index(offset: i64) -> usize {
     usize::try_from(offset).expect("offsets start at 0 and never decrease")
 }

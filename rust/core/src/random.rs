@@ -3,10 +3,7 @@
 use crate::error::Result;
 use crate::interrupt::Interrupt;
 
-/// Between two looks at the interrupt flag.
-const CHUNK: usize = 1 << 16;
-
-/// A stream of numbers that its seed decides.
+/// A stream of numbers that depends on its seed alone.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
@@ -39,9 +36,7 @@ impl Random {
     /// [`crate::Error::Interrupted`].
     pub fn shuffle<T>(&mut self, values: &mut [T], interrupt: &Interrupt) -> Result<()> {
         for last in (1..values.len()).rev() {
-            if last % CHUNK == 0 {
-                interrupt.check()?;
-            }
+            interrupt.every(last)?;
             values.swap(last, self.below(last + 1));
         }
         Ok(())

@@ -1,42 +1,46 @@
 //! Text → sentence ends, as byte offsets.
 //!
-//! The ends of a text strictly increase, the last is the text's length, none lies inside a
-//! character, and an empty text has none. A sentence ends
+//! The ends of a text strictly increase, the last is the text's length, none lies inside a character, and an empty text
+//! has none. A sentence ends
 //!
-//! * behind a line break, so that headings, list items and the lines of a proof are sentences;
-//! * behind `.`, `!`, `?` or `…`, closing quotes and brackets included, where white space or the end
-//!   of the text follows; but not behind an abbreviation (`e.g.`, `Fig.`, `w.r.t.`, an initial), the
-//!   number of a list item (`2. Let …`) or a factorial (`5! = 120`). A decimal point has no white space behind it;
-//! * behind `。`, `！`, `？` or `｡` and closing quotes and brackets, whatever follows;
-//! * around `<think>` and `</think>`: each tag is a sentence of its own, for how probable a model finds
-//!   the tag says nothing about the sentences beside it;
-//! * around a block of code between lines of at least three backticks, which is one sentence as a whole.
-//!   A fence that is not closed, or only behind a think tag, is ordinary lines.
+//! * after a line break, so that headings, list items and the lines of a proof are sentences;
+//! * after `.`, `!`, `?` or `…` with any closing quotes and brackets, where white space or the end of the text follows;
+//!   but not after an abbreviation (`e.g.`, `Fig.`, `w.r.t.`, an initial), the number of a list item (`2. Let …`) or a
+//!   factorial (`5! = 120`). A decimal point has no white space after it;
+//! * after `。`, `！`, `？` or `｡` with any closing quotes and brackets, whatever follows;
+//! * around `<think>` and `</think>`: each tag is a sentence by itself, because how probable a model finds the tag says
+//!   nothing about the sentences next to it;
+//! * around a block of code between lines of at least three backticks, which is one sentence. A fence that is not closed
+//!   before the next think tag is a sequence of ordinary lines.
 //!
-//! Nothing ends inside mathematics: `$…$`, `$$…$$`, `\(…\)`, `\[…\]`. The closing mark must come within
-//! [`MATH_REACH`] bytes and before an empty line, else the opening one is an ordinary character; a single
-//! `$` opens only before a non-blank and closes only behind a non-blank and not before a digit
-//! ("costs $5 and $10" has none). White space belongs to the sentence before it; at the start of the text, to the first.
+//! Nothing ends inside mathematics: `$…$`, `$$…$$`, `\(…\)`, `\[…\]`. The closing mark must come within [`MATH_REACH`]
+//! bytes and before an empty line, else the opening one is an ordinary character; a single `$` opens only before a
+//! non-blank and closes only after a non-blank and not before a digit ("costs $5 and $10" has no formula). White space
+//! belongs to the sentence before it; at the start of the text, to the first.
 //!
-//! Time is linear: what a failed search has looked at is not looked at again.
+//! Time is linear: a failed search is not repeated over the same bytes.
 
 use crate::error::{Error, Result};
-use crate::interrupt::Interrupt;
+use crate::interrupt::{INTERVAL, Interrupt};
 use crate::parallel::{self, GRAIN};
 use crate::ragged::{Ragged, to_offset};
 
-/// How many bytes may lie between the opening and the closing mark of a formula.
+/// The most bytes between the opening and the closing mark of a formula.
 pub const MATH_REACH: usize = 4096;
 
-/// Sentence ends of each text of a column: all ends, and where those of each text begin and end.
+/// Sentence ends of each text of a column: all ends, and the offsets of each text's ends among them.
 ///
 /// # Errors
 /// A text that is not UTF-8.
 pub fn sentence_ends(texts: Ragged<'_, u8>, interrupt: &Interrupt) -> Result<(Vec<i64>, Vec<i64>)> {
     let parts = parallel::try_map(parallel::cut(texts.offsets(), 4 * GRAIN), interrupt, |range| {
         let (mut ends, mut counts) = (vec![], Vec::with_capacity(range.len()));
+        let mut copy = vec![];
         for index in range {
-            let text = std::str::from_utf8(&texts[index])
+            // A copy, since another thread may write to the column: a `str` has to stay UTF-8.
+            copy.clear();
+            copy.extend_from_slice(&texts[index]);
+            let text = std::str::from_utf8(&copy)
                 .map_err(|error| Error::NotUtf8 { text: index, byte: error.valid_up_to() })?;
             let before = ends.len();
             push_sentence_ends(text, &mut ends, interrupt)?;
@@ -68,16 +72,16 @@ struct Scanner<'t, 'e> {
     text: &'t str,
     bytes: &'t [u8],
     ends: &'e mut Vec<i64>,
-    /// `ends` had so many elements before this text.
+    /// Number of elements of `ends` before this text.
     first_end: usize,
     at: usize,
     /// The first byte of the current sentence that is not white space at the start of the text.
     start: usize,
     /// Whether only white space lies between the last line break and `at`.
     at_line_start: bool,
-    /// Per kind of formula: no closing mark lies between here and the last opening mark.
+    /// For each kind of formula: there is no closing mark between the last opening mark and this byte.
     searched: [usize; 4],
-    /// A fence of so many backticks, or more, is known not to be closed if it opens before this byte.
+    /// A fence of at least this many backticks is known to be unclosed if it opens before this byte.
     unclosed_fence: (usize, usize),
 }
 
@@ -90,7 +94,7 @@ const SQUARE: usize = 3;
 /// Longer runs of backticks count as this many.
 const MAX_FENCE: usize = 8;
 
-/// Bytes at which the scanner has to look closer; all others it passes over.
+/// Bytes that the scanner has to examine; it skips all others.
 const NOTABLE: [bool; 256] = {
     let mut table = [false; 256];
     // The last three begin … , 。 and the full-width ！ ？ ｡
@@ -102,9 +106,6 @@ const NOTABLE: [bool; 256] = {
     }
     table
 };
-
-/// How far to run between two looks at the interrupt flag.
-const CHUNK: usize = 1 << 20;
 
 impl<'t, 'e> Scanner<'t, 'e> {
     fn new(text: &'t str, ends: &'e mut Vec<i64>, interrupt: &'e Interrupt) -> Self {
@@ -130,7 +131,7 @@ impl<'t, 'e> Scanner<'t, 'e> {
             if std::mem::take(&mut self.at_line_start) && self.take_line_start()? {
                 continue;
             }
-            let stop = len.min(self.at + CHUNK);
+            let stop = len.min(self.at + INTERVAL);
             let pass = self.bytes[self.at..stop].iter().position(|&byte| NOTABLE[usize::from(byte)]);
             self.at = pass.map_or(stop, |pass| self.at + pass);
             if pass.is_some() {
@@ -144,7 +145,7 @@ impl<'t, 'e> Scanner<'t, 'e> {
         Ok(())
     }
 
-    /// Ends the sentence at `at` and the white space behind it.
+    /// Ends the sentence after `at` and the white space that follows.
     fn end_sentence(&mut self, at: usize) {
         let (next, line_break) = skip_white(self.text, at);
         self.ends.push(to_offset(next));
@@ -152,7 +153,7 @@ impl<'t, 'e> Scanner<'t, 'e> {
         self.at_line_start = line_break || self.bytes[at - 1] == b'\n';
     }
 
-    /// A fence or the number of a list item; whether there was a fence.
+    /// Handles a fence or the number of a list item; returns whether there was a fence.
     fn take_line_start(&mut self) -> Result<bool> {
         let line = &self.bytes[self.at..];
         let ticks = line.iter().take_while(|&&byte| byte == b'`').count();
@@ -169,7 +170,7 @@ impl<'t, 'e> Scanner<'t, 'e> {
         Ok(false)
     }
 
-    /// Where the line that closes the fence opened at `at` ends.
+    /// Where the fence that opens at `at` is closed.
     fn fence_end(&mut self, ticks: usize) -> Result<Option<usize>> {
         let (unclosed, until) = self.unclosed_fence;
         if ticks >= unclosed && self.at < until {
@@ -222,7 +223,7 @@ impl<'t, 'e> Scanner<'t, 'e> {
         self.end_sentence(self.at + length);
     }
 
-    /// Passes over a formula, or over its opening mark if nothing closes it.
+    /// Skips a formula, or its opening mark if nothing closes it.
     fn take_math(&mut self, kind: usize, mark: usize) {
         let open = self.at;
         self.at += mark;
@@ -263,7 +264,7 @@ impl<'t, 'e> Scanner<'t, 'e> {
         self.searched[kind] = from;
     }
 
-    /// A run of `.`, `!`, `?`, `…` or one of `。！？｡`, or another character that begins like them.
+    /// Handles a run of `.`, `!`, `?`, `…` or one of `。！？｡`, or another character that begins with the same byte.
     fn take_terminators(&mut self) {
         let first = self.at;
         if let Some(length) = full_width_terminator(&self.bytes[first..]) {
@@ -281,7 +282,7 @@ impl<'t, 'e> Scanner<'t, 'e> {
             end += length;
         }
         if end == first {
-            // … 。 and their like are three bytes long, as all characters that begin with E2, E3 or EF.
+            // All characters that begin with E2, E3 or EF are three bytes long.
             self.at += 3;
             return;
         }
@@ -329,7 +330,7 @@ impl<'t, 'e> Scanner<'t, 'e> {
         }
     }
 
-    /// Whether the `!` at `mark` stands behind a number or a single letter, and no new sentence at `next`.
+    /// Whether the `!` at `mark` follows a number or a single letter, and no new sentence begins at `next`.
     fn is_factorial(&self, mark: usize, next: usize) -> bool {
         let factor = match &self.bytes[..mark] {
             [.., digit] if digit.is_ascii_digit() => true,
@@ -345,7 +346,7 @@ impl<'t, 'e> Scanner<'t, 'e> {
 
 const LONGEST_ABBREVIATION: usize = 6;
 
-/// Words whose full stop ends no sentence, in lower case. `no.` and `sol.` are missing: more often they end one.
+/// Words whose full stop does not end a sentence, in lower case. `no.` and `sol.` are missing: more often they end one.
 const ABBREVIATIONS: [&str; 38] = [
     "al", "approx", "assoc", "ca", "cf", "ch", "cor", "dept", "dr", "eq", "eqn", "eqns", "eqs", "est", "etc", "ex",
     "fig", "figs", "ineq", "jr", "lem", "mr", "mrs", "ms", "pp", "prof", "prop", "ref", "refs", "resp", "sec", "sr",
@@ -366,7 +367,7 @@ fn full_width_terminator(bytes: &[u8]) -> Option<usize> {
     ["。", "！", "？", "｡"].into_iter().find(|mark| bytes.starts_with(mark.as_bytes())).map(str::len)
 }
 
-/// Where the white space that begins at `at` ends, and whether a line break is in it.
+/// Where the white space that begins at `at` ends, and whether it contains a line break.
 fn skip_white(text: &str, at: usize) -> (usize, bool) {
     let rest = &text[at..];
     let next = text.len() - rest.trim_start().len();

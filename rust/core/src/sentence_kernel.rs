@@ -1,109 +1,109 @@
 //! The kernel of sentence statistics: flat log-probabilities and where sentences begin → a probability per sentence.
 //!
-//! One piece of code is compiled once for each level of instructions. All give the same bits, because the order of all
+//! The same code is compiled once for each level of instructions. All give the same bits, because the order of all
 //! additions is fixed: a sentence is cut into pieces of 3 × 16 tokens; lane `l` adds tokens `l`, `l + 16` and `l + 32` of
-//! a piece in f32, lanes `l` and `l + 8` are added in f32 too (three roundings, so at most 3 · 2⁻²⁴ of the sum, as no
-//! log-probability is positive), and the eight lanes that are left, and the pieces, in f64.
+//! a piece in f32; lanes `l` and `l + 8` are also added in f32 (three roundings, so at most 3 · 2⁻²⁴ of the sum, as no
+//! log-probability is positive); the remaining eight lanes, and the pieces, are added in f64.
 //!
-//! With AVX-512 a piece is read as 48 values whatever its length, and those behind its end count as 0: most sentences are
-//! one piece, with no branch that a processor would have to guess.
+//! With AVX-512 a piece is read as 48 values whatever its length, and those after its end count as 0: most sentences are
+//! one piece, without a branch that a processor could mispredict.
 #![allow(unsafe_code, reason = "masked loads, and calls of functions compiled for one level; each with its argument")]
 #![allow(clippy::inline_always, reason = "what is not inlined is not compiled for the level")]
 #![allow(clippy::needless_range_loop, reason = "a loop over lanes is clearest with their numbers")]
 
-use crate::ragged::place;
-use crate::simd::{self, Level};
-use crate::stats::{TOLERANCE, class_of};
+use crate::class::{TOLERANCE, class_of};
+use crate::ragged::to_index;
+use crate::simd::{self, Instructions, Level};
 
-/// Sentences that are treated at once, at most.
+/// The most sentences of one call.
 pub(crate) const BLOCK: usize = 64;
 
 const LANES: usize = 16;
 
 const PIECE: usize = 3 * LANES;
 
-/// How far ahead memory is asked for what comes next.
+/// How far ahead memory is prefetched.
 const AHEAD_BYTES: usize = 4096;
 
 /// Log-probabilities of one model, and where its sentences begin: one element more than sentences, at most [`BLOCK`] of
-/// them, valid offsets into the values.
+/// them, valid offsets into the log-probabilities.
 #[derive(Clone, Copy)]
-pub(crate) struct Model<'a> {
-    pub(crate) values: &'a [f32],
+pub(crate) struct Tokens<'a> {
+    pub(crate) logprobs: &'a [f32],
     pub(crate) spans: &'a [i64],
 }
 
-/// What is found out about each sentence.
-pub(crate) struct Found<'a> {
+/// Probabilities and class of each sentence.
+pub(crate) struct Output<'a> {
     pub(crate) p_teacher: &'a mut [f32],
     pub(crate) p_student: &'a mut [f32],
     pub(crate) classes: &'a mut [i8],
 }
 
-/// Writes exp(mean) of each sentence, NaN where there are no tokens, and its class. Of teacher and student, whether all
-/// values are numbers of at most [`TOLERANCE`].
-pub(crate) fn run(level: Level, models: [Model<'_>; 2], beta: f64, found: Found<'_>) -> [bool; 2] {
-    match level {
-        // SAFETY: a level is only asked for where the processor has it.
+/// Writes exp(mean) of each sentence, NaN without tokens, and its class. Returns for teacher and student whether all
+/// log-probabilities are numbers of at most [`TOLERANCE`].
+pub(crate) fn run(level: Level, models: [Tokens<'_>; 2], beta: f64, output: Output<'_>) -> [bool; 2] {
+    match level.instructions() {
+        // SAFETY: a `Level` exists only for instructions that the processor has.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512::run(models, beta, found) },
+        Instructions::Avx512 => unsafe { avx512::run(models, beta, output) },
         // SAFETY: as before.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { avx2(models, beta, found) },
-        _ => run_with(models, beta, found, sum),
+        Instructions::Avx2 => unsafe { avx2(models, beta, output) },
+        _ => run_with(models, beta, output, sum),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn avx2(models: [Model<'_>; 2], beta: f64, found: Found<'_>) -> [bool; 2] {
-    run_with(models, beta, found, sum)
+fn avx2(models: [Tokens<'_>; 2], beta: f64, output: Output<'_>) -> [bool; 2] {
+    run_with(models, beta, output, sum)
 }
 
-/// What adds up a piece: of these values, from the first one on so many; and keeps the highest value of each lane.
+/// Adds up a piece, given the values, where it starts and its length; raises the highest value of each lane.
 trait Sum: Fn(&[f32], usize, usize, &mut [f32; LANES]) -> f64 {}
 
 impl<F: Fn(&[f32], usize, usize, &mut [f32; LANES]) -> f64> Sum for F {}
 
 #[inline(always)]
 #[expect(clippy::needless_pass_by_value, reason = "it is what is written to")]
-fn run_with([teacher, student]: [Model<'_>; 2], beta: f64, found: Found<'_>, sum: impl Sum) -> [bool; 2] {
+fn run_with([teacher, student]: [Tokens<'_>; 2], beta: f64, output: Output<'_>, sum: impl Sum) -> [bool; 2] {
     let (p_teacher, p_student) = (&mut [0.0; BLOCK], &mut [0.0; BLOCK]);
     let valid = [probabilities(teacher, p_teacher, &sum), probabilities(student, p_student, &sum)];
-    // All 64, whatever the number of sentences: a loop of fixed length becomes vector code.
+    // Always all 64: a loop of fixed length becomes vector code.
     let mut classes = [0; BLOCK];
     for ((class, &p_teacher), &p_student) in classes.iter_mut().zip(&*p_teacher).zip(&*p_student) {
         *class = class_of(p_teacher, p_student, beta);
     }
-    let num = found.classes.len();
-    found.p_teacher.copy_from_slice(&p_teacher[..num]);
-    found.p_student.copy_from_slice(&p_student[..num]);
-    found.classes.copy_from_slice(&classes[..num]);
+    let num = output.classes.len();
+    output.p_teacher.copy_from_slice(&p_teacher[..num]);
+    output.p_student.copy_from_slice(&p_student[..num]);
+    output.classes.copy_from_slice(&classes[..num]);
     valid
 }
 
 #[inline(always)]
-fn probabilities(Model { values, spans }: Model<'_>, p: &mut [f32; BLOCK], sum: &impl Sum) -> bool {
+fn probabilities(Tokens { logprobs, spans }: Tokens<'_>, p: &mut [f32; BLOCK], sum: &impl Sum) -> bool {
     let mut sums = [0.0; BLOCK];
     let mut counts = [0.0; BLOCK];
     let mut highest = [f32::NEG_INFINITY; LANES];
     let (mut long, mut num_long) = ([0; BLOCK], 0);
-    let mut start = place(spans[0]);
+    let mut start = to_index(spans[0]);
     for (sentence, &end) in spans[1..].iter().enumerate() {
-        let num_tokens = place(end) - start;
-        sums[sentence] = sum(values, start, num_tokens.min(PIECE), &mut highest);
+        let num_tokens = to_index(end) - start;
+        sums[sentence] = sum(logprobs, start, num_tokens.min(PIECE), &mut highest);
         #[expect(clippy::cast_precision_loss, reason = "a sentence has fewer than 2^53 tokens")]
         let count = num_tokens as f64;
         counts[sentence] = count;
-        // A note without a branch, since a wrong guess costs as much as the sentence.
+        // Without a branch, since a misprediction costs as much as the sentence.
         long[num_long] = sentence;
         num_long += usize::from(num_tokens > PIECE);
         start += num_tokens;
     }
     for &sentence in &long[..num_long] {
-        let (start, end) = (place(spans[sentence]), place(spans[sentence + 1]));
+        let (start, end) = (to_index(spans[sentence]), to_index(spans[sentence + 1]));
         for start in (start + PIECE..end).step_by(PIECE) {
-            sums[sentence] += sum(values, start, (end - start).min(PIECE), &mut highest);
+            sums[sentence] += sum(logprobs, start, (end - start).min(PIECE), &mut highest);
         }
     }
     // Only a NaN makes a sum NaN: +∞ is above the tolerance, and −∞ alone stays −∞.
@@ -157,15 +157,15 @@ fn sum(values: &[f32], start: usize, num: usize, highest: &mut [f32; LANES]) -> 
     total[0]
 }
 
-/// e^x for an `x` of at most 1 (or NaN) as f32: the rounding of a result that is right to 1e-10.
+/// e^x for an `x` of at most 1 (or NaN) as f32, rounded from a result with a relative error of 1e-10.
 #[inline(always)]
 fn exp(x: f64) -> f32 {
     // e^x = 2^k · e^r, with r from −ln 2 / 2 to ln 2 / 2.
-    const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52: adding it leaves an integer in the low bits
+    const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52: adding it leaves the integer in the low bits
     const LN_2_HIGH: f64 = 0.693_147_180_369_123_8;
     const LN_2_LOW: f64 = 1.908_214_929_270_587_7e-10;
     const FACTORIALS: [f64; 9] = [40_320.0, 5_040.0, 720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0];
-    // Below lies 0 in f32, and the exponent would leave its range. NaN stays NaN.
+    // Below that the result is 0 in f32, and the exponent would leave its range. NaN stays NaN.
     let clamped = if x < -104.0 { -104.0 } else { x };
     let shifted = clamped * std::f64::consts::LOG2_E + ROUND;
     let k = shifted - ROUND;
@@ -189,14 +189,14 @@ mod avx512 {
         _mm512_storeu_ps,
     };
 
-    use super::{AHEAD_BYTES, Found, LANES, Model, PIECE, run_with, simd};
+    use super::{AHEAD_BYTES, LANES, Output, PIECE, Tokens, run_with, simd};
 
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-    pub(super) fn run(models: [Model<'_>; 2], beta: f64, found: Found<'_>) -> [bool; 2] {
-        run_with(models, beta, found, |values: &[f32], start, num, highest: &mut _| sum(values, start, num, highest))
+    pub(super) fn run(models: [Tokens<'_>; 2], beta: f64, output: Output<'_>) -> [bool; 2] {
+        run_with(models, beta, output, |values: &[f32], start, num, highest: &mut _| sum(values, start, num, highest))
     }
 
-    /// The same as outside, without branches.
+    /// The same as [`super::sum`], without branches.
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
     fn sum(values: &[f32], start: usize, num: usize, highest: &mut [f32; LANES]) -> f64 {
@@ -209,7 +209,7 @@ mod avx512 {
             if third < 2 {
                 simd::prefetch(address.wrapping_byte_add(AHEAD_BYTES));
             }
-            // SAFETY: of the places behind the slice's end, whose bits are 0, nothing is read.
+            // SAFETY: nothing after the slice's end is read, because those bits of the mask are 0.
             unsafe { _mm512_maskz_loadu_ps(mask, address) }
         };
         let (a, b, c) = (load(0), load(1), load(2));

@@ -1,44 +1,25 @@
 //! Token log-probabilities × sentences → probabilities and class of each sentence, counts per response.
 //!
 //! The probability of a sentence is exp(mean log-probability of the tokens that begin in it). A token begins in the
-//! sentence in which its first byte lies; a token without bytes (an end-of-text token, say) where it stands, at the end
-//! of the text in the last sentence.
+//! sentence that contains its first byte. A token without bytes (an end-of-text token, say) begins where it is written;
+//! at the end of the text that is the last sentence.
 
 use std::ops::Range;
 
+use crate::class::{NUM_CLASSES, SentenceClass, TOLERANCE, class_of};
 use crate::error::{Error, Result, equally_many};
 use crate::interrupt::Interrupt;
 use crate::parallel::{self, GRAIN, take};
-use crate::ragged::{Ragged, place, to_offset};
-use crate::sentence_kernel::{self, BLOCK, Found, Model};
+use crate::ragged::{Ragged, to_index, to_offset};
+use crate::sentence_kernel::{self, BLOCK, Output, Tokens};
 use crate::simd::{self, Level};
-
-/// Log-probabilities up to this far above 0 are rounding, not errors.
-pub const TOLERANCE: f32 = 1e-4;
-
-/// Class of a sentence by the probabilities of teacher and student; the discriminant is what columns hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(i8)]
-pub enum SentenceClass {
-    /// No token of the one or the other begins in it.
-    None = -1,
-    /// Neither probability is above the other by more than β.
-    Shared = 0,
-    /// The teacher's is.
-    Teacher = 1,
-    /// The student's is.
-    Student = 2,
-}
-
-/// Number of classes that are counted: Shared, Teacher, Student.
-pub const NUM_CLASSES: usize = 3;
 
 /// The first token of each sentence, and at the end the number of tokens: sentence `s` has the tokens
 /// `spans[s]..spans[s + 1]`.
 ///
 /// `token_bytes` has the length of each token in bytes of the text, one row per response, and `ends` the sentence ends
 /// as byte offsets into the text; the last is the text's length. `first_bytes` has the byte at which the first token of
-/// each response begins, 0 without it: what lies before was written by no token.
+/// each response begins (`None`: 0); no token wrote what is before it.
 ///
 /// # Errors
 /// Columns that do not fit together, a token or first byte below 0, token lengths that do not add up to the text's,
@@ -57,7 +38,7 @@ pub fn sentence_spans<B: Copy + Into<i64> + Sync>(
     let mut spans = vec![0; num_sentences + 1];
     spans[num_sentences] = token_bytes.offsets()[token_bytes.len()];
     let responses = parallel::cut(token_bytes.offsets(), GRAIN);
-    let width = |range: &Range<usize>| place(ends.offsets()[range.end]) - place(ends.offsets()[range.start]);
+    let width = |range: &Range<usize>| to_index(ends.offsets()[range.end]) - to_index(ends.offsets()[range.start]);
     let work = responses.iter().zip(parallel::split(&mut spans[..num_sentences], &responses, width)).collect();
     parallel::try_map(work, interrupt, |(responses, mut spans)| {
         for response in responses.clone() {
@@ -98,10 +79,8 @@ fn spans_of_response<B: Copy + Into<i64>>(
     let mut at = first_byte;
     let mut sentence = 0;
     for (token, &bytes) in token_bytes.iter().enumerate() {
-        if token % GRAIN == 0 {
-            interrupt.check()?;
-        }
-        // Sentences that begin at or before this token, the last one apart, which takes all that is left.
+        interrupt.every(token)?;
+        // Sentences that begin at or before this token. The last one takes all tokens that are left.
         while sentence < spans.len() && (sentence == 0 || ends[sentence - 1] <= at) {
             spans[sentence] = first_token + to_offset(token);
             sentence += 1;
@@ -119,7 +98,7 @@ fn spans_of_response<B: Copy + Into<i64>>(
     Ok(())
 }
 
-/// What both models say about each sentence.
+/// Probabilities and class of each sentence.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SentenceStats {
     /// Probability under the teacher, NaN without tokens.
@@ -128,7 +107,7 @@ pub struct SentenceStats {
     pub p_student: Vec<f32>,
     /// Class of each sentence, a [`SentenceClass`].
     pub classes: Vec<i8>,
-    /// Per response the number of its Shared, Teacher and Student sentences, row after row.
+    /// The number of Shared, Teacher and Student sentences of each response, row after row.
     pub counts: Vec<i64>,
 }
 
@@ -136,6 +115,20 @@ pub struct SentenceStats {
 /// [`sentence_spans`] cuts them; response `r` has the sentences `response_offsets[r]..response_offsets[r + 1]`.
 ///
 /// The error of a probability is at most 1e-7 (`sentence_kernel.rs`).
+///
+/// ```
+/// use dasd_lite_core::stats::sentence_stats;
+/// use dasd_lite_core::{Interrupt, Ragged};
+///
+/// // One response of two sentences. The teacher has 2 + 1 tokens; the student's tokenizer cuts them into 1 + 2.
+/// let teacher = Ragged::new("teacher_spans", &[-0.1_f32, -0.3, -0.1], &[0, 2, 3])?;
+/// let student = Ragged::new("student_spans", &[-0.2_f32, -2.0, -1.0], &[0, 1, 3])?;
+/// let stats = sentence_stats(teacher, student, &[0, 2], 0.1, &Interrupt::new())?;
+/// // exp(-0.2) for both models: Shared. exp(-0.1) against exp(-1.5): Teacher.
+/// assert_eq!(stats.classes, [0, 1]);
+/// assert_eq!(stats.counts, [1, 1, 0]);
+/// # Ok::<(), dasd_lite_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// Columns that do not fit together, a β that is negative or not a number, a log-probability that is NaN or above
@@ -150,22 +143,19 @@ pub fn sentence_stats(
     sentence_stats_at(simd::level(), teacher, student, response_offsets, beta, interrupt)
 }
 
-/// [`sentence_stats`] with the instructions of one level, which the processor must have ([`simd::levels`]).
+/// [`sentence_stats`] with the instructions of one level, for tests and benchmarks.
 ///
 /// # Errors
-/// As there.
-///
-/// # Panics
-/// If the processor does not have it.
-pub fn sentence_stats_at<'a>(
+/// The same.
+#[doc(hidden)]
+pub fn sentence_stats_at(
     level: Level,
-    teacher: Ragged<'a, f32>,
-    student: Ragged<'a, f32>,
+    teacher: Ragged<'_, f32>,
+    student: Ragged<'_, f32>,
     response_offsets: &[i64],
     beta: f64,
     interrupt: &Interrupt,
 ) -> Result<SentenceStats> {
-    assert!(simd::levels().contains(&level), "a processor without {level:?}");
     equally_many("teacher_spans", teacher.offsets().len(), "student_spans", student.offsets().len())?;
     check_beta(beta)?;
     let num_sentences = teacher.len();
@@ -179,7 +169,7 @@ pub fn sentence_stats_at<'a>(
     Ragged::new("response_offsets", &stats.classes, response_offsets)?;
     stats.counts = vec![0; NUM_CLASSES * (response_offsets.len() - 1)];
     let responses = parallel::cut(response_offsets, GRAIN / 16);
-    let width = |range: &Range<usize>| place(response_offsets[range.end]) - place(response_offsets[range.start]);
+    let width = |range: &Range<usize>| to_index(response_offsets[range.end]) - to_index(response_offsets[range.start]);
     let work = responses
         .iter()
         .zip(parallel::split(&mut stats.p_teacher, &responses, width))
@@ -188,23 +178,21 @@ pub fn sentence_stats_at<'a>(
         .zip(parallel::split(&mut stats.counts, &responses, |range| NUM_CLASSES * range.len()))
         .collect();
     parallel::try_map(work, interrupt, |((((responses, p_teacher), p_student), classes), counts)| {
-        let first = place(response_offsets[responses.start]);
+        let first = to_index(response_offsets[responses.start]);
         let blocks = p_teacher.chunks_mut(BLOCK).zip(p_student.chunks_mut(BLOCK)).zip(classes.chunks_mut(BLOCK));
         for (block, ((p_teacher, p_student), classes)) in blocks.enumerate() {
+            interrupt.check()?;
             let first = first + BLOCK * block;
-            if block % 16 == 0 {
-                interrupt.check()?;
-            }
-            let model = |rows: Ragged<'a, f32>| Model {
-                values: rows.values(),
-                spans: &rows.offsets()[first..=first + classes.len()],
-            };
-            let models = [model(teacher), model(student)];
-            let valid = sentence_kernel::run(level, models, beta, Found { p_teacher, p_student, classes });
-            if !valid[0] {
+            let models = [teacher, student].map(|model| Tokens {
+                logprobs: model.values(),
+                spans: &model.offsets()[first..=first + classes.len()],
+            });
+            let [teacher_is_valid, student_is_valid] =
+                sentence_kernel::run(level, models, beta, Output { p_teacher, p_student, classes });
+            if !teacher_is_valid {
                 return Err(bad_logprob("teacher_logprobs", models[0]));
             }
-            if !valid[1] {
+            if !student_is_valid {
                 return Err(bad_logprob("student_logprobs", models[1]));
             }
         }
@@ -212,8 +200,8 @@ pub fn sentence_stats_at<'a>(
         for (response, counts) in responses.clone().zip(counts.chunks_exact_mut(NUM_CLASSES)) {
             let classes = rest.split_off(..width(&(response..response + 1))).expect("as wide as its responses");
             for (class, count) in (0_i8..).zip(counts) {
-                // Bytes are added as bytes, 16 to 64 at once, as long as their sum is one.
-                let of_part = |part: &[i8]| part.iter().map(|&found| u8::from(found == class)).sum::<u8>();
+                // Sums of up to 255 fit into a byte, and bytes are added 16 to 64 at once.
+                let of_part = |part: &[i8]| part.iter().map(|&other| u8::from(other == class)).sum::<u8>();
                 *count = classes.chunks(255).map(|part| i64::from(of_part(part))).sum();
             }
         }
@@ -223,15 +211,19 @@ pub fn sentence_stats_at<'a>(
 }
 
 #[cold]
-fn bad_logprob(name: &'static str, Model { values, spans }: Model<'_>) -> Error {
-    let range = place(spans[0])..place(spans[spans.len() - 1]);
-    let bad = |index: &usize| values[*index].is_nan() || values[*index] > TOLERANCE;
-    let index = range.clone().find(bad).expect("the kernel found one");
-    Error::BadValue { name, index, value: values[index].into(), must: "a log-probability: a number of at most 0" }
+fn bad_logprob(name: &'static str, Tokens { logprobs, spans }: Tokens<'_>) -> Error {
+    let mut range = to_index(spans[0])..to_index(spans[spans.len() - 1]);
+    let bad = |index: &usize| logprobs[*index].is_nan() || logprobs[*index] > TOLERANCE;
+    range.find(bad).map_or(Error::Changed, |index| Error::BadValue {
+        name,
+        index,
+        value: logprobs[index].into(),
+        must: "a log-probability: a number of at most 0",
+    })
 }
 
 /// The class of each sentence: Teacher if `p_teacher - p_student > beta`, Student if `p_student - p_teacher > beta`,
-/// None if one is NaN, else Shared.
+/// None if one of them is NaN, else Shared.
 ///
 /// # Errors
 /// Columns of unequal length, a β that is negative or not a number, a probability outside 0…1.
@@ -240,9 +232,7 @@ pub fn classify(p_teacher: &[f32], p_student: &[f32], beta: f64, interrupt: &Int
     check_beta(beta)?;
     let mut classes = Vec::with_capacity(p_teacher.len());
     for (index, (&teacher, &student)) in p_teacher.iter().zip(p_student).enumerate() {
-        if index % GRAIN == 0 {
-            interrupt.check()?;
-        }
+        interrupt.every(index)?;
         for (name, value) in [("p_teacher", teacher), ("p_student", student)] {
             if !(value.is_nan() || (0.0..=1.0 + 2.0 * TOLERANCE).contains(&value)) {
                 let value = f64::from(value);
@@ -254,21 +244,6 @@ pub fn classify(p_teacher: &[f32], p_student: &[f32], beta: f64, interrupt: &Int
     Ok(classes)
 }
 
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "part of the kernel")]
-pub(crate) fn class_of(p_teacher: f32, p_student: f32, beta: f64) -> i8 {
-    let difference = f64::from(p_teacher) - f64::from(p_student);
-    if difference > beta {
-        SentenceClass::Teacher as i8
-    } else if -difference > beta {
-        SentenceClass::Student as i8
-    } else if difference.is_nan() {
-        SentenceClass::None as i8
-    } else {
-        SentenceClass::Shared as i8
-    }
-}
-
 fn check_beta(beta: f64) -> Result<()> {
     if beta.is_nan() || beta < 0.0 {
         return Err(Error::Argument { name: "beta", value: beta, must: "a number of at least 0" });
@@ -276,10 +251,10 @@ fn check_beta(beta: f64) -> Result<()> {
     Ok(())
 }
 
-/// Per response the number of its Shared, Teacher and Student sentences, row after row.
+/// The number of Shared, Teacher and Student sentences of each response, row after row.
 ///
 /// # Errors
-/// A value that is no class.
+/// A value that is not a class.
 pub fn class_counts(classes: Ragged<'_, i8>, interrupt: &Interrupt) -> Result<Vec<i64>> {
     let mut counts = vec![0; classes.len() * NUM_CLASSES];
     let mut index = 0;

@@ -2,9 +2,9 @@
 //! filled by the longest sequence that fits, the best pair, or the longest with the best pair beside it.
 //!
 //! The lengths that are left form a set with a fast "largest that is at most x", so a pair costs one look-up for each
-//! first length that is tried, and [`MAX_PAIRS`] bounds the tries. Of several pairs that fill a space exactly one is
-//! taken; which one decides what is left for the last rows, and no choice is the better one for all data ([`Pairs`]):
-//! the caller carries out both.
+//! first length that is tried, and [`MAX_PAIRS`] bounds the tries. Which of several pairs that fill a space exactly is
+//! taken decides what is left for the last rows, and neither choice is better for all data ([`Pairs`]): the caller tries
+//! both.
 
 use crate::error::Result;
 use crate::int_set::IntSet;
@@ -17,20 +17,17 @@ const MAX_PAIRS: usize = 64;
 /// A row with room for more than this many of the longest gets one of them without a search.
 const FAR: u32 = 4;
 
-/// Items between two looks at the interrupt flag.
-const CHECK: usize = 1 << 13;
-
-/// Which of the pairs that fill a space exactly is found first.
+/// Which of the pairs that fill a space exactly is tried first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pairs {
-    /// The two most alike: the short are kept for later rows.
+    /// The two most alike: short sequences are kept for later rows.
     Alike,
-    /// The longest and the shortest: the long are got rid of early.
+    /// The longest and the shortest: long sequences are placed early.
     Apart,
 }
 
-/// The sequences of each row one behind the other, and where each row begins; `starts[length]` is where the sequences
-/// of that length begin in `longest_first`.
+/// The sequences of all rows, row after row, and where each row begins; `starts[length]` is where the sequences of that
+/// length begin in `longest_first`.
 pub(crate) fn rows(
     counts: Vec<u32>,
     mut starts: Vec<u32>,
@@ -42,12 +39,8 @@ pub(crate) fn rows(
     let mut left = Left::new(counts, pairs);
     let (mut items, mut offsets) = (Vec::with_capacity(longest_first.len()), vec![0]);
     let mut row = vec![];
-    let mut next_check = 0;
     while let Some(longest) = left.at_most(row_units) {
-        if items.len() >= next_check {
-            interrupt.check()?;
-            next_check = items.len() + CHECK;
-        }
+        interrupt.check()?;
         left.take(longest, &mut row);
         left.complete(row_units - longest, &mut row, interrupt)?;
         for units in row.drain(..) {
@@ -60,7 +53,7 @@ pub(crate) fn rows(
     Ok((items, offsets))
 }
 
-/// The lengths that are not placed yet, all in units.
+/// The lengths that are not placed yet, in units.
 struct Left {
     counts: Vec<u32>,
     lengths: IntSet,
@@ -122,9 +115,7 @@ impl Left {
                 self.take(units, row);
             }
             space -= best.total;
-            if row.len().is_multiple_of(CHECK) {
-                interrupt.check()?;
-            }
+            interrupt.every(row.len())?;
         }
         Ok(())
     }

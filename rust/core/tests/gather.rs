@@ -1,6 +1,6 @@
 //! Rows copied out of one column, against a loop over documents.
 
-use dasd_lite_core::gather::{Buffers, IGNORE, Layout, Source, gather, layout};
+use dasd_lite_core::gather::{Buffers, IGNORE, Layout, Source, TokenId, gather, layout};
 use dasd_lite_core::random::Random;
 use dasd_lite_core::{Interrupt, Ragged, Result};
 use proptest::prelude::*;
@@ -18,13 +18,13 @@ fn offsets(lengths: &[usize]) -> Vec<i64> {
 /// Ids, position ids and labels.
 type Columns = [Vec<i32>; 3];
 
-fn run(tokens: &[i32], offsets: &[i64], mask: &[u8], found: &Layout) -> Result<Columns> {
-    let num_places = usize::try_from(*found.row_offsets.last().unwrap()).unwrap();
-    let [mut ids, mut position_ids, mut labels] = [const { Vec::new() }; 3].map(|_: Vec<i32>| vec![7; num_places]);
-    let source = Source { tokens: Ragged::new("offsets", tokens, offsets)?, loss_mask: Some(mask), check: true };
+fn run<I: TokenId>(tokens: &[I], offsets: &[i64], mask: &[u8], layout: &Layout) -> Result<Columns> {
+    let num_tokens = usize::try_from(*layout.row_offsets.last().unwrap()).unwrap();
+    let [mut ids, mut position_ids, mut labels] = [const { Vec::new() }; 3].map(|_: Vec<i32>| vec![7; num_tokens]);
+    let source = Source { tokens: Ragged::new("offsets", tokens, offsets)?, loss_mask: Some(mask) };
     let buffers =
         Buffers { ids: &mut ids, position_ids: Some(&mut position_ids), labels: Some(&mut labels), reused: true };
-    gather(&source, &found.sequences, &found.cu_seqlens, -1, buffers, &QUIET)?;
+    gather(&source, &layout.sequences, &layout.cu_seqlens, -1, buffers, &QUIET)?;
     Ok([ids, position_ids, labels])
 }
 
@@ -35,12 +35,12 @@ fn reference(tokens: &[i32], offsets: &[i64], mask: &[u8], items: &[u32], alignm
         let edge = |index: u32| usize::try_from(offsets[index as usize]).unwrap();
         let document = edge(item)..edge(item + 1);
         let padded = document.len().div_ceil(alignment) * alignment;
-        for place in 0..padded {
-            let at = document.start + place;
-            let inside = place < document.len();
+        for position in 0..padded {
+            let at = document.start + position;
+            let inside = position < document.len();
             ids.push(if inside { tokens[at] } else { -1 });
-            position_ids.push(i32::try_from(place).unwrap());
-            labels.push(if inside && place > 0 && mask[at] != 0 { tokens[at] } else { IGNORE });
+            position_ids.push(i32::try_from(position).unwrap());
+            labels.push(if inside && position > 0 && mask[at] != 0 { tokens[at] } else { IGNORE });
         }
     }
     [ids, position_ids, labels]
@@ -72,7 +72,9 @@ proptest! {
         let picked: Vec<&[u32]> = rows.iter().map(|&row| &plan[usize::try_from(row).unwrap()]).collect();
         prop_assert_eq!(&found.sequences, &picked.concat());
         let expected = reference(&tokens, &offsets, &mask, &found.sequences, alignment as usize);
-        prop_assert_eq!(run(&tokens, &offsets, &mask, &found).unwrap(), expected);
+        prop_assert_eq!(&run(&tokens, &offsets, &mask, &found).unwrap(), &expected);
+        let unsigned: Vec<u32> = tokens.iter().map(|token| token.cast_unsigned()).collect();
+        prop_assert_eq!(run(&unsigned, &offsets, &mask, &found).unwrap(), expected);
         let sizes = found.cu_seqlens.windows(2).map(|pair| usize::try_from(pair[1] - pair[0]).unwrap());
         let padded = |&sequence: &u32| lengths[sequence as usize].div_ceil(alignment as usize) * alignment as usize;
         prop_assert!(sizes.eq(found.sequences.iter().map(padded)));
@@ -80,7 +82,7 @@ proptest! {
 }
 
 #[test]
-fn large_batches_take_the_way_past_the_cache() {
+fn large_batches_are_written_past_the_cache() {
     let lengths: Vec<usize> = (0..1000).map(|index| 1 + index * 48_271 % 20_000).collect();
     let offsets = offsets(&lengths);
     let mut random = Random::new(3);
@@ -113,10 +115,10 @@ fn errors_name_index_and_value() {
 
     let found = layout(&[0, 2, 3, 4], plan, &[0, 1], 8, 1, &QUIET).unwrap();
     let message =
-        |tokens: &[i32], offsets: &[i64], mask: &[u8]| run(tokens, offsets, mask, &found).unwrap_err().to_string();
+        |tokens: &[u32], offsets: &[i64], mask: &[u8]| run(tokens, offsets, mask, &found).unwrap_err().to_string();
     let mask = [1; 4];
     assert_eq!(
-        message(&[1, 2, -3, 4], &[0, 2, 3, 4], &mask),
+        message(&[1, 2, u32::MAX - 2, 4], &[0, 2, 3, 4], &mask),
         "tokens[2] is 4294967293; it must be an id below 2147483648"
     );
     assert_eq!(

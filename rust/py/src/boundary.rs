@@ -1,11 +1,16 @@
-//! The one way from Python into the core and back: releases the GIL, lets Ctrl-C through, and
-//! turns the core's errors into Python's.
+//! The one way from Python into the core and back: releases the GIL, lets Ctrl-C through, and turns the core's errors
+//! into Python's.
+//!
+//! Without the GIL, other threads may write to the arrays of a call. So what the core uses as an index is either a copy
+//! ([`copied`]) or checked where it is used, and whatever panics nevertheless is reported as [`Error::Changed`].
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use dasd_lite_core::{Error, Interrupt, Result};
+use numpy::{Element, PyReadonlyArray1};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -16,33 +21,38 @@ pub mod errors {
     pyo3::import_exception!(dasd_lite.errors, DataError);
 }
 
-/// Work on fewer elements is over before a person could press Ctrl-C; it is not worth another thread.
+/// Work on fewer elements is done before a person could press Ctrl-C; it is not worth another thread.
 const SMALL: usize = 1 << 16;
 
-/// How often a waiting call looks for signals.
+/// How often a waiting call checks for signals.
 const POLL: Duration = Duration::from_millis(50);
 
+/// Copies offsets, of which there are few compared with the values.
+pub fn copied<T: Element + Copy>(array: &PyReadonlyArray1<'_, T>) -> PyResult<Vec<T>> {
+    Ok(array.as_slice()?.to_vec())
+}
+
 /// Runs `work`, which touches about `num_elements`, without the GIL, on the pool's threads if it is worth it. When a
-/// signal handler raises (as that of Ctrl-C does), the work is stopped and its exception returned.
+/// signal handler raises an exception (as that of Ctrl-C does), the work is stopped and the exception returned.
 pub fn detached<T: Send>(
     py: Python<'_>,
     num_elements: usize,
     work: impl FnOnce(&Interrupt) -> Result<T> + Send,
 ) -> PyResult<T> {
     let interrupt = Interrupt::new();
+    // Nothing that a panic may leave half done is used afterwards.
+    let work = || catch_unwind(AssertUnwindSafe(|| work(&interrupt))).unwrap_or(Err(Error::Changed));
     if num_elements < SMALL {
-        return py.detach(|| work(&interrupt)).map_err(to_python);
+        return py.detach(work).map_err(to_python);
     }
     py.detach(|| {
         let (done, waiting) = channel();
         pool()?.in_place_scope(|scope| {
-            let interrupt = &interrupt;
-            // A panic drops `done`, which wakes the waiting thread; the scope then panics with it.
-            scope.spawn(move |_| drop(done.send(work(interrupt))));
+            scope.spawn(move |_| drop(done.send(work())));
             loop {
                 match waiting.recv_timeout(POLL) {
                     Ok(result) => return result.map_err(to_python),
-                    Err(RecvTimeoutError::Disconnected) => return Err(PyRuntimeError::new_err("the work panicked")),
+                    Err(RecvTimeoutError::Disconnected) => return Err(to_python(Error::Changed)),
                     Err(RecvTimeoutError::Timeout) => {
                         #[expect(clippy::redundant_closure_for_method_calls, reason = "the method is of one lifetime")]
                         Python::attach(|py| py.check_signals()).inspect_err(|_| interrupt.raise())?;
@@ -53,8 +63,8 @@ pub fn detached<T: Send>(
     })
 }
 
-/// The threads of this process: as many as cores, or `RAYON_NUM_THREADS`. A process that was forked makes
-/// a pool of its own, for threads do not come along; the old one is left as it is.
+/// The threads of this process: as many as cores, or `RAYON_NUM_THREADS`. A forked process builds its own pool, because
+/// threads do not survive a fork; the old pool is leaked.
 fn pool() -> PyResult<&'static ThreadPool> {
     static POOL: Mutex<Option<(u32, &'static ThreadPool)>> = Mutex::new(None);
     let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);

@@ -27,7 +27,7 @@ mod _rust {
     #[pymodule_export]
     use crate::segment::sentence_ends;
     #[pymodule_export]
-    use crate::stats::{class_counts, classify, logprob_histogram, quantiles, sentence_spans, sentence_stats};
+    use crate::stats::{class_counts, classify, sentence_spans, sentence_stats};
     #[pymodule_export]
     use crate::toml::parse_toml;
 }

@@ -2,6 +2,7 @@
 
 use dasd_lite_core::pack::{Method, Options, Overlong};
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::boundary::detached;
@@ -25,16 +26,16 @@ pub fn pack<'py>(
     method: &str,
     drop_overlong: bool,
 ) -> PyResult<PackedArrays<'py>> {
-    let options = Options {
-        seq_len,
-        alignment,
-        method: match method {
-            "best_fit" => Method::BestFit,
-            "tight" => Method::Tight,
-            _ => Method::InOrder,
-        },
-        overlong: if drop_overlong { Overlong::Drop } else { Overlong::Error },
+    let method = match method {
+        "best_fit" => Method::BestFit,
+        "tight" => Method::Tight,
+        "in_order" => Method::InOrder,
+        _ => {
+            return Err(PyValueError::new_err(format!("method is '{method}'; it must be best_fit, tight or in_order")));
+        }
     };
+    let overlong = if drop_overlong { Overlong::Drop } else { Overlong::Error };
+    let options = Options { seq_len, alignment, method, overlong };
     let plan = match &lengths {
         Lengths::I32(lengths) => run(py, lengths.as_slice()?, options),
         Lengths::U32(lengths) => run(py, lengths.as_slice()?, options),

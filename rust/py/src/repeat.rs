@@ -5,7 +5,7 @@ use dasd_lite_core::repeat::{self, Repetition};
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
-use crate::boundary::detached;
+use crate::boundary::{copied, detached};
 
 #[derive(FromPyObject)]
 pub enum Ids<'py> {
@@ -23,12 +23,13 @@ pub fn repeated_ngrams<'py>(
     offsets: PyReadonlyArray1<'py, i64>,
     n: usize,
 ) -> PyResult<Counts<'py>> {
-    let offsets = offsets.as_slice()?;
-    let found = match &ids {
-        Ids::I32(ids) => run(py, ids.as_slice()?, offsets, n),
-        Ids::U32(ids) => run(py, ids.as_slice()?, offsets, n),
+    let offsets = copied(&offsets)?;
+    let repetition = match &ids {
+        Ids::I32(ids) => run(py, ids.as_slice()?, &offsets, n),
+        Ids::U32(ids) => run(py, ids.as_slice()?, &offsets, n),
     }?;
-    let (num_repeated, longest): (Vec<_>, Vec<_>) = found.iter().map(|one| (one.num_repeated, one.longest)).unzip();
+    let (num_repeated, longest): (Vec<_>, Vec<_>) =
+        repetition.iter().map(|one| (one.num_repeated, one.longest)).unzip();
     Ok((num_repeated.into_pyarray(py), longest.into_pyarray(py)))
 }
 
@@ -51,12 +52,12 @@ pub fn text_repetition<'py>(
     end_offsets: PyReadonlyArray1<'py, i64>,
 ) -> PyResult<Shares<'py>> {
     let py = text.py();
-    let (text, offsets) = (text.as_slice()?, offsets.as_slice()?);
-    let (ends, end_offsets) = (ends.as_slice()?, end_offsets.as_slice()?);
-    let found = detached(py, text.len() + offsets.len(), |interrupt| {
-        let (texts, ends) = (Ragged::new("offsets", text, offsets)?, Ragged::new("end_offsets", ends, end_offsets)?);
+    let (text, offsets) = (text.as_slice()?, copied(&offsets)?);
+    let (ends, end_offsets) = (ends.as_slice()?, copied(&end_offsets)?);
+    let repetition = detached(py, text.len() + offsets.len(), |interrupt| {
+        let (texts, ends) = (Ragged::new("offsets", text, &offsets)?, Ragged::new("end_offsets", ends, &end_offsets)?);
         repeat::text_repetition(texts, ends, interrupt)
     })?;
-    let (lines, sentences): (Vec<_>, Vec<_>) = found.iter().map(|one| (one.lines, one.sentences)).unzip();
+    let (lines, sentences): (Vec<_>, Vec<_>) = repetition.iter().map(|one| (one.lines, one.sentences)).unzip();
     Ok((lines.into_pyarray(py), sentences.into_pyarray(py)))
 }

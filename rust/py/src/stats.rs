@@ -1,11 +1,11 @@
 //! Front of `dasd_lite_core::stats`.
 
-use dasd_lite_core::stats::{self, NUM_CLASSES};
-use dasd_lite_core::{Ragged, distribution};
+use dasd_lite_core::class::NUM_CLASSES;
+use dasd_lite_core::{Ragged, stats};
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
 
-use crate::boundary::detached;
+use crate::boundary::{copied, detached};
 
 #[derive(FromPyObject)]
 pub enum TokenBytes<'py> {
@@ -23,16 +23,12 @@ pub fn sentence_spans<'py>(
     end_offsets: PyReadonlyArray1<'py, i64>,
     first_bytes: Option<PyReadonlyArray1<'py, i64>>,
 ) -> PyResult<Bound<'py, PyArray1<i64>>> {
-    let token_offsets = token_offsets.as_slice()?;
-    let (ends, end_offsets) = (ends.as_slice()?, end_offsets.as_slice()?);
+    let (token_offsets, end_offsets) = (copied(&token_offsets)?, copied(&end_offsets)?);
+    let ends = ends.as_slice()?;
     let first_bytes = first_bytes.as_ref().map(PyReadonlyArray1::as_slice).transpose()?;
     let spans = match &token_bytes {
-        TokenBytes::I32(token_bytes) => {
-            spans_of(py, token_bytes.as_slice()?, token_offsets, ends, end_offsets, first_bytes)
-        }
-        TokenBytes::U16(token_bytes) => {
-            spans_of(py, token_bytes.as_slice()?, token_offsets, ends, end_offsets, first_bytes)
-        }
+        TokenBytes::I32(bytes) => spans_of(py, bytes.as_slice()?, &token_offsets, ends, &end_offsets, first_bytes),
+        TokenBytes::U16(bytes) => spans_of(py, bytes.as_slice()?, &token_offsets, ends, &end_offsets, first_bytes),
     }?;
     Ok(spans.into_pyarray(py))
 }
@@ -67,15 +63,15 @@ pub fn sentence_stats<'py>(
     let py = teacher_logprobs.py();
     let (teacher_logprobs, teacher_spans) = (teacher_logprobs.as_slice()?, teacher_spans.as_slice()?);
     let (student_logprobs, student_spans) = (student_logprobs.as_slice()?, student_spans.as_slice()?);
-    let response_offsets = response_offsets.as_slice()?;
+    let response_offsets = copied(&response_offsets)?;
     let num_elements = teacher_logprobs.len() + student_logprobs.len() + teacher_spans.len() + response_offsets.len();
-    let found = detached(py, num_elements, |interrupt| {
+    let stats = detached(py, num_elements, |interrupt| {
         let teacher = Ragged::new("teacher_spans", teacher_logprobs, teacher_spans)?;
         let student = Ragged::new("student_spans", student_logprobs, student_spans)?;
-        stats::sentence_stats(teacher, student, response_offsets, beta, interrupt)
+        stats::sentence_stats(teacher, student, &response_offsets, beta, interrupt)
     })?;
-    let counts = found.counts.into_pyarray(py).reshape([response_offsets.len() - 1, NUM_CLASSES])?;
-    Ok((found.p_teacher.into_pyarray(py), found.p_student.into_pyarray(py), found.classes.into_pyarray(py), counts))
+    let counts = stats.counts.into_pyarray(py).reshape([response_offsets.len() - 1, NUM_CLASSES])?;
+    Ok((stats.p_teacher.into_pyarray(py), stats.p_student.into_pyarray(py), stats.classes.into_pyarray(py), counts))
 }
 
 #[pyfunction]
@@ -96,33 +92,9 @@ pub fn class_counts<'py>(
     offsets: PyReadonlyArray1<'py, i64>,
 ) -> PyResult<Bound<'py, PyArray2<i64>>> {
     let py = classes.py();
-    let (classes, offsets) = (classes.as_slice()?, offsets.as_slice()?);
+    let (classes, offsets) = (classes.as_slice()?, copied(&offsets)?);
     let counts = detached(py, classes.len() + offsets.len(), |interrupt| {
-        stats::class_counts(Ragged::new("offsets", classes, offsets)?, interrupt)
+        stats::class_counts(Ragged::new("offsets", classes, &offsets)?, interrupt)
     })?;
     counts.into_pyarray(py).reshape([offsets.len() - 1, NUM_CLASSES])
-}
-
-#[pyfunction]
-pub fn logprob_histogram(
-    logprobs: PyReadonlyArray1<'_, f32>,
-    num_bins: u32,
-    low: f64,
-) -> PyResult<Bound<'_, PyArray1<i64>>> {
-    let py = logprobs.py();
-    let logprobs = logprobs.as_slice()?;
-    let counts =
-        detached(py, logprobs.len(), |interrupt| distribution::logprob_histogram(logprobs, num_bins, low, interrupt))?;
-    Ok(counts.into_pyarray(py))
-}
-
-#[pyfunction]
-pub fn quantiles<'py>(
-    values: PyReadonlyArray1<'py, f32>,
-    q: PyReadonlyArray1<'py, f64>,
-) -> PyResult<Bound<'py, PyArray1<f64>>> {
-    let py = values.py();
-    let (values, q) = (values.as_slice()?, q.as_slice()?);
-    let quantiles = detached(py, values.len(), |interrupt| distribution::quantiles(values, q, interrupt))?;
-    Ok(quantiles.into_pyarray(py))
 }

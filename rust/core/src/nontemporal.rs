@@ -1,24 +1,25 @@
-//! Filling large buffers past the cache: what is written once and read much later should not first be read from memory,
-//! line by line, to be overwritten. Small buffers are better left in the cache.
+//! Non-temporal stores: large buffers are filled past the cache. An ordinary store first reads the cache line that it
+//! overwrites, which doubles the traffic for a buffer that is read much later. Small buffers are better left in the
+//! cache.
 #![allow(unsafe_code, reason = "a view as lines and the stores, each with its argument; the portable twin is a loop")]
 
-/// Buffers of fewer bytes are written through the cache.
+/// Smaller buffers are written through the cache.
 pub(crate) const MIN_BYTES: usize = 32 << 20;
 
-/// Elements of a line of the cache.
+/// Elements of a cache line.
 pub(crate) const WIDTH: usize = 16;
 
-/// Places that are written in turn: a processor reads ahead in each page on its own.
+/// Strips that are written in turn: a processor reads ahead in each page separately.
 const STRIPS: usize = 4;
 
-/// Lines from one such place to the next, at most: a page.
+/// Lines of a strip, at most: a page.
 const STRIP: usize = 64;
 
-/// A line of the cache.
+/// A cache line.
 #[repr(C, align(64))]
 struct Line([i32; WIDTH]);
 
-/// Writes `value(i)` to `to[i]` for each `i`; `values(i)` are those of [`WIDTH`] places from `i` on.
+/// Writes `value(i)` to `to[i]` for each `i`; `values(i)` are the [`WIDTH`] values from `i` on.
 #[inline]
 pub(crate) fn fill(
     to: &mut [i32],
@@ -28,11 +29,11 @@ pub(crate) fn fill(
 ) {
     // SAFETY: a `Line` is 16 `i32`s without padding, every bit pattern of which is valid.
     let (head, lines, tail) = unsafe { to.align_to_mut::<Line>() };
-    for (place, to) in head.iter_mut().enumerate() {
-        *to = value(place);
+    for (index, to) in head.iter_mut().enumerate() {
+        *to = value(index);
     }
-    for (place, to) in (head.len() + WIDTH * lines.len()..).zip(tail) {
-        *to = value(place);
+    for (index, to) in (head.len() + WIDTH * lines.len()..).zip(tail) {
+        *to = value(index);
     }
     let first = head.len();
     let values = |line: usize| values(first + WIDTH * line);
@@ -45,21 +46,21 @@ pub(crate) fn fill(
     }
 }
 
-/// The [`WIDTH`] elements from `place` on.
+/// The [`WIDTH`] elements from `index` on.
 #[inline]
-pub(crate) fn at<T: Copy>(values: &[T], place: usize) -> [T; WIDTH] {
-    values[place..place + WIDTH].try_into().expect("as many elements as asked for")
+pub(crate) fn at<T: Copy>(values: &[T], index: usize) -> [T; WIDTH] {
+    values[index..index + WIDTH].try_into().expect("as many elements as asked for")
 }
 
-/// Writes every line, in [`STRIPS`] places in turn.
+/// Writes every line, [`STRIPS`] strips in turn.
 #[inline]
 fn write_all(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH], write: impl Fn(&mut Line, [i32; WIDTH])) {
     let mut first = 0;
     for block in lines.chunks_mut(STRIPS * STRIP) {
         let strip = block.len() / STRIPS;
         for line in 0..strip {
-            for place in 0..STRIPS {
-                let line = place * strip + line;
+            for number in 0..STRIPS {
+                let line = number * strip + line;
                 write(&mut block[line], values(first + line));
             }
         }
@@ -76,7 +77,7 @@ fn fill_past_cache(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
         __m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128, _mm512_loadu_si512, _mm512_stream_si512,
     };
 
-    use crate::simd::{Level, level};
+    use crate::simd::{Instructions, level};
 
     #[target_feature(enable = "avx512f")]
     fn with_avx512(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
@@ -86,7 +87,7 @@ fn fill_past_cache(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
         });
     }
 
-    if level() == Level::Avx512 {
+    if level().instructions() == Instructions::Avx512 {
         // SAFETY: the processor has it.
         unsafe { with_avx512(lines, values) };
     } else {
@@ -118,8 +119,8 @@ mod tests {
     fn past_the_cache_the_same_is_written() {
         for (start, len) in [(0, 0), (0, 1), (3, 12), (0, 16), (1, 100), (15, 1000), (5, 4096), (1, 20_000)] {
             let (mut plain, mut streamed) = (vec![0; start + len], vec![0; start + len]);
-            let value = |place| i32::try_from(7 * place).unwrap() - 50;
-            let values = |place| std::array::from_fn(|next| value(place + next));
+            let value = |index| i32::try_from(7 * index).unwrap() - 50;
+            let values = |index| std::array::from_fn(|next| value(index + next));
             fill(&mut plain[start..], false, value, values);
             fill(&mut streamed[start..], true, value, values);
             assert_eq!(plain, streamed);
