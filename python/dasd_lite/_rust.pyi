@@ -1,4 +1,4 @@
-"""Rust core: thin functions over numpy arrays. Use packing, text and divergence, which check dtypes and shapes."""
+"""The Rust core: thin functions over numpy arrays. Use `dasd_lite.method`, which checks dtypes and shapes."""
 
 from typing import Any
 
@@ -11,10 +11,8 @@ __all__ = [
     "classify",
     "gather_layout",
     "gather_rows",
-    "logprob_histogram",
     "pack",
     "parse_toml",
-    "quantiles",
     "repeated_ngrams",
     "sentence_ends",
     "sentence_spans",
@@ -51,18 +49,17 @@ def gather_layout(
     alignment: int,
 ) -> tuple[NDArray[np.uint32], NDArray[np.int32], NDArray[np.int64]]: ...
 def gather_rows(
-    tokens: NDArray[np.int32],
+    tokens: NDArray[np.int32] | NDArray[np.uint32],
     offsets: NDArray[np.int64],
     loss_mask: NDArray[np.uint8] | None,
     sequences: NDArray[np.uint32],
     cu_seqlens: NDArray[np.int32],
     *,
     pad_id: int,
-    check: bool,
-    reused: bool,
     ids: NDArray[np.int32],
     position_ids: NDArray[np.int32] | None,
     labels: NDArray[np.int32] | None,
+    reused: bool,
 ) -> None: ...
 def sentence_ends(
     text: NDArray[np.uint8], offsets: NDArray[np.int64]
@@ -90,8 +87,6 @@ def sentence_stats(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int8], NDArray[np.int64]]: ...
 def classify(p_teacher: NDArray[np.float32], p_student: NDArray[np.float32], beta: float) -> NDArray[np.int8]: ...
 def class_counts(classes: NDArray[np.int8], offsets: NDArray[np.int64]) -> NDArray[np.int64]: ...
-def logprob_histogram(logprobs: NDArray[np.float32], num_bins: int, low: float) -> NDArray[np.int64]: ...
-def quantiles(values: NDArray[np.float32], q: NDArray[np.float64]) -> NDArray[np.float64]: ...
 def parse_toml(text: str) -> tuple[dict[str, Any], dict[tuple[str | int, ...], int]]:
     """Parse a TOML document.
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from dasd_lite.method.divergence import logprob_histogram, quantiles, sentence_spans, sentence_stats
+from dasd_lite.method.divergence import sentence_spans, sentence_stats
 from dasd_lite.method.packing import balance_rows, gather_rows, pack_rows
 from dasd_lite.method.ragged import offsets_of
 from dasd_lite.method.sentences import repeated_ngrams, sentence_ends, text_repetition
@@ -71,11 +71,6 @@ def spans() -> Callable[[], object]:
     return lambda: sentence_spans(token_bytes, edges, ends, np.array([0, len(ends)]))
 
 
-def distributions() -> Callable[[], object]:
-    values = np.full(100_000_000, -1, np.float32)
-    return lambda: (logprob_histogram(values), quantiles(values, [0.5]))
-
-
 def an_open_fence() -> Callable[[], object]:
     text = "```\n" + "a line of code\n" * 12_000_000
     return lambda: sentence_ends(text)
@@ -112,7 +107,7 @@ def test_other_threads_run_meanwhile() -> None:
     assert len(during) > (end - start) / 0.1
 
 
-PREPARED = [packing, one_long_move, tiny_sequences, balancing, gathering, statistics, spans, distributions, splitting]
+PREPARED = [packing, one_long_move, tiny_sequences, balancing, gathering, statistics, spans, splitting]
 PREPARED += [an_open_fence, lines, ngrams]
 
 

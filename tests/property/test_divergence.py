@@ -105,25 +105,6 @@ def test_counts_of_classes(rows: list[list[SentenceClass]]) -> None:
     assert counts.tolist() == [[row.count(SentenceClass(kind)) for kind in range(3)] for row in rows]
 
 
-@given(logprobs=st.lists(LOGPROBS, max_size=50), num_bins=st.integers(1, 30))
-def test_histogram(logprobs: list[float], num_bins: int) -> None:
-    column = np.array(logprobs, np.float32)
-    counts, edges = divergence.logprob_histogram(column, num_bins=num_bins, low=-16.0)
-    assert counts.sum() == len(logprobs)
-    assert (len(counts), len(edges), edges[0], edges[-1]) == (num_bins, num_bins + 1, -16.0, 0.0)
-    if math.log2(num_bins).is_integer():  # edges without rounding: the same bins as numpy's
-        assert counts.tolist() == np.histogram(np.maximum(column, -16), edges)[0].tolist()
-
-
-@given(
-    values=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60), q=st.lists(st.floats(0, 1), max_size=5)
-)
-def test_quantiles_of_numpy(values: list[float], q: list[float]) -> None:
-    column = np.array(values, np.float32)
-    expected = np.quantile(column.astype(np.float64), np.array(q, np.float64))
-    np.testing.assert_allclose(divergence.quantiles(column, q), expected, rtol=1e-9, atol=1e-9)
-
-
 SPANS: dict[str, Any] = {  # of two responses of two tokens and two sentences each
     "token_bytes": np.array([2, 3, 1, 1], np.int32),
     "token_offsets": np.array([0, 2, 4]),
@@ -211,15 +192,3 @@ def test_other_bad_values() -> None:
         divergence.classify_sentences(half, half, math.nan)
     with pytest.raises(DataError, match=r"classes\[1\] is 5; it must be a class, -1 to 2"):
         divergence.class_counts(np.array([0, 5], np.int8), np.array([0, 2]))
-    with pytest.raises(DataError, match=r"logprobs\[1\] is 1; it must be a number of at most 0"):
-        divergence.logprob_histogram(np.array([-1, 1], np.float32))
-    with pytest.raises(ValueError, match="low is 1; it must be a finite number below 0"):
-        divergence.logprob_histogram(half, low=1.0)
-    with pytest.raises(ValueError, match="num_bins is 0; it must be"):
-        divergence.logprob_histogram(half, num_bins=0)
-    with pytest.raises(DataError, match=r"values\[0\] is NaN; it must be a number"):
-        divergence.quantiles(np.array([np.nan], np.float32), [0.5])
-    with pytest.raises(DataError, match=r"q\[0\] is 1.5; it must be from 0 to 1"):
-        divergence.quantiles(half, [1.5])
-    with pytest.raises(ValueError, match="the number of values is 0; it must be at least 1"):
-        divergence.quantiles(half[:0], [0.5])

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from dasd_lite import _rust
 from dasd_lite.errors import DataError
-from dasd_lite.method.ragged import check_array, check_int
+from dasd_lite.method.ragged import check_array
 from dasd_lite.method.sentences import sentence_ends
 
 
@@ -49,19 +49,6 @@ class SentenceStats(NamedTuple):
     p_student: NDArray[np.float32]
     classes: NDArray[np.int8]
     counts: NDArray[np.int64]
-
-
-class Histogram(NamedTuple):
-    """Counts in bins.
-
-    Attributes:
-        counts: int64 `[num_bins]`.
-        edges: Bin i goes from `edges[i]` up to, but without, `edges[i + 1]`, but for the rounding of the edges; float64
-            `[num_bins + 1]`.
-    """
-
-    counts: NDArray[np.int64]
-    edges: NDArray[np.float64]
 
 
 def sentence_spans(
@@ -194,48 +181,6 @@ def class_counts(classes: NDArray[np.int8], offsets: NDArray[np.int64]) -> NDArr
         ValueError: An array is not one-dimensional.
     """
     return _rust.class_counts(check_array("classes", classes, np.int8), check_array("offsets", offsets, np.int64))
-
-
-def logprob_histogram(logprobs: NDArray[np.float32], *, num_bins: int = 100, low: float = -10.0) -> Histogram:
-    """Histogram of log-probabilities in equal bins from `low` to 0.
-
-    Args:
-        logprobs: Of tokens or means of sentences, without NaN; float32 `[n]`.
-        num_bins: Number of bins, at least 1.
-        low: Lower edge of the first bin, below 0. What lies below it is counted in the first bin.
-
-    Returns:
-        Counts and edges; the counts add up to n.
-
-    Raises:
-        DataError: A value is NaN or above 1e-4; names its index.
-        TypeError: A wrong dtype.
-        ValueError: `num_bins` or `low` is out of range, or the array is not one-dimensional.
-    """
-    num_bins = check_int("num_bins", num_bins, 1, 2**32 - 1)
-    counts = _rust.logprob_histogram(check_array("logprobs", logprobs, np.float32), num_bins, low)
-    return Histogram(counts, np.linspace(low, 0.0, num_bins + 1))
-
-
-def quantiles(values: NDArray[np.float32], q: ArrayLike) -> NDArray[np.float64]:
-    """Exact quantiles, linear between the two nearest ranks (numpy's default), without a sort or a copy.
-
-    Meant for a few quantiles of many values: each takes up to 1 MB while it works.
-
-    Args:
-        values: At least one, none NaN; float32 `[n]`.
-        q: Which quantiles, 0 to 1; `[num_quantiles]`, or one number.
-
-    Returns:
-        float64 `[num_quantiles]`.
-
-    Raises:
-        DataError: A value is NaN or a `q` is outside 0…1; names its index.
-        TypeError: A wrong dtype.
-        ValueError: There are no values, or an array is not one-dimensional.
-    """
-    wanted = np.atleast_1d(np.asarray(q, np.float64))
-    return _rust.quantiles(check_array("values", values, np.float32), check_array("q", wanted, np.float64))
 
 
 class Tokens(NamedTuple):
