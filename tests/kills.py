@@ -144,9 +144,8 @@ class Commands:
 
 def preload() -> None:
     """Import the package and what it trains with, so that forks need not."""
-    import peft  # noqa: F401
     import torch
-    import transformers  # noqa: F401
+    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
     import dasd_lite
 
@@ -156,16 +155,15 @@ def preload() -> None:
     torch.set_num_threads(1)
 
 
-def _serve() -> None:
-    preload()
-    for line in sys.stdin:
-        if not (pid := os.fork()):
-            os._exit(_run(**json.loads(line)))
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+def run_in_fork(args: list[str], moment: dict[str, Any] | None = None, events: str | None = None) -> int:
+    """Run the command line in a fork, return its exit code, and leave its output in stdout.txt and stderr.txt."""
+    if not (pid := os.fork()):
+        os._exit(_run(args, moment, events))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _run(args: list[str], moment: dict[str, Any] | None, events: str | None) -> int:
-    """Run the command line in this fork."""
+    """Run the command line in this process."""
     from dasd_lite import cli
 
     for name, number in (("stdout.txt", 1), ("stderr.txt", 2)):
@@ -190,4 +188,6 @@ def _run(args: list[str], moment: dict[str, Any] | None, events: str | None) -> 
 
 
 if __name__ == "__main__":
-    _serve()
+    preload()
+    for line in sys.stdin:
+        print(run_in_fork(**json.loads(line)), flush=True)
