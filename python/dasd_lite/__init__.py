@@ -38,7 +38,7 @@ _MODULES = {
     "method.selection": ("Candidates", "SelectionRule"),
     "method.sentences": ("repeated_ngrams", "sentence_ends", "text_repetition"),
     "report.page": ("write_report",),
-    "run.pipeline": ("run_recipe",),
+    "run.recipe": ("run_recipe",),
     "stages.evaluate": ("evaluate",),
     "stages.ingest": ("ingest",),
     "stages.mix": ("mix",),

@@ -40,7 +40,7 @@ from dasd_lite.method.sentences import repeated_ngrams as repeated_ngrams
 from dasd_lite.method.sentences import sentence_ends as sentence_ends
 from dasd_lite.method.sentences import text_repetition as text_repetition
 from dasd_lite.report.page import write_report as write_report
-from dasd_lite.run.pipeline import run_recipe as run_recipe
+from dasd_lite.run.recipe import run_recipe as run_recipe
 from dasd_lite.stages.evaluate import evaluate as evaluate
 from dasd_lite.stages.ingest import ingest as ingest
 from dasd_lite.stages.mix import mix as mix

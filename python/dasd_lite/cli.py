@@ -87,21 +87,16 @@ def run(recipe: Path, overrides: tuple[str, ...], force: bool) -> None:
     _run_all(_load(recipe, overrides), force=force)
 
 
-def _run_all(config: RecipeConfig, *, force: bool = False, probe: bool = True) -> None:
+def _run_all(config: RecipeConfig, *, force: bool = False) -> None:
     from dasd_lite.data.run_folder import RunFolder
     from dasd_lite.report.page import write_report
-    from dasd_lite.run.pipeline import run_steps
-    from dasd_lite.run.questions import Questions
-    from dasd_lite.run.trial import before_paying
+    from dasd_lite.run.recipe import run_resolved
 
-    questions, folder = Questions(), RunFolder(config.out)
-    if probe:
-        before_paying(config, questions)
-    ran = run_steps(config, force=force, questions=questions, announce=_announce)
+    ran = run_resolved(config, force=force, announce=_announce)
     page = write_report(config.out, quiet=not ran)
     if not ran:
         _say("Nothing to do.")
-    _say(f"Report: {page}\nStudent: {folder.model(config.phase[-1].name)}")
+    _say(f"Report: {page}\nStudent: {RunFolder(config.out).model(config.phase[-1].name)}")
 
 
 def _stage_command(stage: str, text: str) -> None:
@@ -111,19 +106,15 @@ def _stage_command(stage: str, text: str) -> None:
     @click.option("--phase", help="Only this phase; without it, every phase that has this stage.")
     @_force
     def command(recipe: Path, overrides: tuple[str, ...], phase: str | None, force: bool) -> None:
-        from dasd_lite.run.pipeline import plan, run_steps
-        from dasd_lite.run.questions import Questions
-        from dasd_lite.run.trial import before_paying
+        from dasd_lite.data.run_folder import RunFolder
+        from dasd_lite.run.recipe import run_resolved
 
-        config, questions = _load(recipe, overrides), Questions()
-        before_paying(config, questions, only_stage=stage, only_phase=phase)
-        ran = run_steps(
-            config, only_stage=stage, only_phase=phase, force=force, questions=questions, announce=_announce
-        )
-        if not ran:
+        config = _load(recipe, overrides)
+        if not run_resolved(config, only_stage=stage, only_phase=phase, force=force, announce=_announce):
             _say("Nothing to do.")
-        last = [step.folder for step in plan(config, questions) if step.stage == stage and phase in (None, step.phase)]
-        _say(f"Next: dasd-lite run {_quoted(recipe, overrides)}, or see the results: dasd-lite show {last[-1]}")
+        last = [p.name for p in config.phase if stage in p.stages and phase in (None, p.name)][-1]
+        folder = RunFolder(config.out).stage(last, stage)
+        _say(f"Next: dasd-lite run {_quoted(recipe, overrides)}, or see the results: dasd-lite show {folder}")
 
 
 for _name, _text in STAGES.items():
@@ -163,7 +154,7 @@ def show(folder: Path, uid: str | None, rejected: bool, limit: int) -> None:
 def demo(out: Path, overrides: tuple[str, ...], force: bool) -> None:
     """Watch a tiny student learn from a tiny teacher: all stages, in a minute or two on two CPU cores."""
     source = Path(__file__).parent / "recipes" / "demo.toml"
-    _run_all(_load(source, (f'out="{out}"', *overrides)), force=force, probe=False)
+    _run_all(_load(source, (f'out="{out}"', *overrides)), force=force)
     _say("Your own: dasd-lite init api-8gb (or t4, lab, paper) writes a run.toml to start from.")
 
 

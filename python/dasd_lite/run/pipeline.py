@@ -378,24 +378,3 @@ def run_steps(
                 ran += 1
                 announce(step, handle.manifest)
     return ran
-
-
-def run_recipe(path: str | os.PathLike[str], *overrides: str, force: bool = False) -> RunFolder:
-    """Run a recipe file, as `dasd-lite run` does, and return its run folder.
-
-    Args:
-        path: TOML file of the recipe.
-        *overrides: `table.key=value`, as on the command line.
-        force: Replace folders that were made with other options.
-
-    Raises:
-        ConfigError: The recipe cannot be run as written; a line for each fault.
-    """
-    from dasd_lite.config.load import load_recipe
-    from dasd_lite.run.trial import before_paying
-
-    recipe = load_recipe(Path(path), overrides)
-    questions = Questions()
-    before_paying(recipe, questions=questions)
-    run_steps(recipe, force=force, questions=questions)
-    return RunFolder(recipe.out)
