@@ -245,6 +245,7 @@ GOOD = {"text": "ok", "token_ids": ints(1, 2), "logprobs": floats(-1, 0), "token
     ("options", "words"),
     [
         ({"text": b"ok"}, "completion 0: text is a bytes, not a str"),
+        ({"text": "o\ud800"}, "completion 0: text cannot be written as UTF-8: surrogates not allowed at character 1"),
         ({"finish_reason": None}, "finish_reason is a NoneType, not a str"),
         ({"prompt_tokens": 1.5}, "prompt_tokens is 1.5, not a count"),
         ({"logprobs": [-1.0, 0.0]}, "logprobs is list, not a one-dimensional array of float32"),
@@ -272,9 +273,9 @@ def test_a_completion_out_of_shape(tmp_path: Path, options: dict[str, Any], word
     ("completions", "words"),
     [
         ([{"text": "ok"}], "returned a dict ({'text': 'ok'}), not a Completion"),
-        ([Completion(2, **GOOD)], "a completion for position 2, which was not requested"),
+        ([Completion(2, **GOOD)], "position 2, which was not requested or is already complete; expected one of 2 open"),
         ([Completion("0", **GOOD)], "a completion for position '0', which was not requested"),  # type: ignore[arg-type]
-        ([Completion(1, **GOOD), Completion(1, **GOOD)], "position 1, which was not requested or already completed"),
+        ([Completion(1, **GOOD), Completion(1, **GOOD)], "position 1, which was not requested or is already"),
         ([Completion(1, **GOOD)], "returned 1 completions for 2 requests; position 0 is missing"),
         ([], "returned 0 completions for 2 requests; position 0 is missing"),
     ],
@@ -283,6 +284,46 @@ def test_completions_of_other_positions(tmp_path: Path, completions: list[Any], 
     with pytest.raises(DataError) as caught:
         fill(tmp_path / "out", Returns(*completions), 2)
     assert words in str(caught.value) and str(caught.value).startswith(f"{__name__}:Returns ")
+
+
+def test_complete_that_returns_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Returns, "complete", lambda self, requests, params: None)
+    with pytest.raises(DataError, match=r":Returns\.complete returned a NoneType \(None\), not an iterator"):
+        fill(tmp_path / "out", Returns(), 2)
+
+
+SCORED = (0, floats(np.nan, -1), None)
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        (None, ".score returned a NoneType (None), not an iterator of scores"),
+        ([SCORED[:2]], ".score returned a tuple ((0, array([nan, -1.], dtype=float32))), not (open position, logprobs"),
+        ([(5, *SCORED[1:])], "not (open position, logprobs, ranks)"),
+        ([SCORED, SCORED], "not (open position, logprobs, ranks)"),
+        (
+            [(0, [np.nan, -1.0], None)],
+            ", scores of sequence 0: logprobs is list, not a one-dimensional array of float32",
+        ),
+        ([(0, floats(np.nan), None)], ", scores of sequence 0: 1 logprobs for 2 tokens"),
+        ([(0, floats(-1, -1), None)], ": the log-probability of the first token is -1; it must be NaN"),
+        ([(0, floats(np.nan, np.nan), None)], ": the log-probability of token 1 is nan; it must be finite"),
+        ([(0, SCORED[1], ints(0, 1))], ": ranks is int32 [2], not a one-dimensional array of int64"),
+        ([SCORED], ".score returned no scores for sequence 1"),
+    ],
+)
+def test_scores_out_of_shape(module: ModuleType, tmp_path: Path, scores: Any, words: str) -> None:
+    def score(sequences: Any) -> Any:
+        list(sequences)
+        return scores
+
+    teacher = module.Scoring(tmp_path / "answers.json")
+    teacher.score = score
+    scorer, _ = open_scorer(teacher)
+    with pytest.raises(DataError) as caught:
+        list(scorer.score([(0, ints(1, 2)), (1, ints(1, 2))]))
+    assert str(caught.value).startswith("my_teacher:Scoring") and words in str(caught.value)
 
 
 def test_a_template_may_have_written_the_beginning(tmp_path: Path) -> None:

@@ -162,5 +162,4 @@ def open_sampler(
         return TransformersSampler(model, folder)
     from dasd_lite.inference.custom import open_custom
 
-    sampler: Sampler = open_custom(model)
-    return sampler
+    return open_custom(model)

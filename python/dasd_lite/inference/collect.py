@@ -8,7 +8,7 @@ the loop; nothing is committed that a sampler returned out of shape.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,7 @@ from dasd_lite.data.journal import Journal
 from dasd_lite.data.usage import Usage
 from dasd_lite.errors import DataError
 from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
-from dasd_lite.inference.custom import sampler_name
-
-_ROUNDING = 1e-4  # nats by which rounding may lift a log-probability above 0
+from dasd_lite.inference.custom import array_problem, describe, logprob_problem, sampler_name
 
 
 def collect(
@@ -99,14 +97,18 @@ def _completions(sampler: Sampler, requests: Sequence[Request], params: Sampling
     """Yield the completion of every request, checked."""
     name = sampler_name(sampler)
     waiting = {request.position: request for request in requests}
-    for completion in sampler.complete(requests, params):
+    completions = sampler.complete(requests, params)
+    if not isinstance(completions, Iterable):
+        raise DataError(f"{name}.complete returned {describe(completions)}, not an iterator of completions")
+    for completion in completions:
         if not isinstance(completion, Completion):
-            raise DataError(f"{name} returned a {type(completion).__name__} ({completion!r:.60}), not a Completion")
+            raise DataError(f"{name} returned {describe(completion)}, not a Completion")
         request = waiting.pop(completion.position, None) if isinstance(completion.position, int) else None
         if request is None:
+            expected = f"one of {len(waiting)} open positions, such as {min(waiting)}" if waiting else "no more"
             raise DataError(
-                f"{name} returned a completion for position {completion.position!r}, which was not requested or already"
-                f" completed; it must be the position of a request, {min(waiting, default='none is left')} for one"
+                f"{name} returned a completion for position {completion.position!r}, which was not requested or is"
+                f" already complete; expected {expected}"
             )
         if problem := _problem(completion, request):
             raise DataError(f"{name}, completion {completion.position}: {problem}")
@@ -128,10 +130,12 @@ def _problem(completion: Completion, request: Request) -> str:
         if not isinstance(value, int) or value < 0:
             return f"{name} is {value!r}, not a count"
     for name, dtype in (("token_ids", np.int32), ("logprobs", np.float32), ("token_bytes", np.int32)):
-        value = getattr(completion, name)
-        actual = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-        if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != 1:
-            return f"{name} is {actual}, not a one-dimensional array of {np.dtype(dtype)}"
+        if problem := array_problem(name, getattr(completion, name), dtype):
+            return problem
+    try:
+        text = completion.text.encode()
+    except UnicodeEncodeError as error:
+        return f"text cannot be written as UTF-8: {error.reason} at character {error.start}"
     ids, logprobs, token_bytes = completion.token_ids, completion.logprobs, completion.token_bytes
     if len(logprobs) != len(token_bytes) or len(ids) not in (0, len(logprobs)):
         return (
@@ -140,11 +144,8 @@ def _problem(completion: Completion, request: Request) -> str:
         )
     if not len(logprobs):
         return ""
-    wrong = ~np.isfinite(logprobs) | (logprobs > _ROUNDING)
-    if wrong.any():
-        token = int(wrong.argmax())
-        return f"the log-probability of token {token} is {logprobs[token]:g}; it must be finite and at most 0"
-    text = completion.text.encode()
+    if problem := logprob_problem(logprobs):
+        return problem
     before = len(text) - int(token_bytes.sum(dtype=np.int64))
     by_template = before > 0 and not request.prefix and text[:before].strip() in (b"", b"<think>")
     if token_bytes.min() < 0 or not (before == 0 or by_template):

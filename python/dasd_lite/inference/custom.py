@@ -1,7 +1,8 @@
 """Samplers from outside of this package: a class that the recipe names, or an object that Python code passes in.
 
-Input: `teacher = { kind = "package.module:Class", options = { … } }`, or an object. Output: a sampler that has the
-methods it needs, known before anything is sampled. `collect` checks the completions that it returns.
+Input: `teacher = { kind = "package.module:Class", options = { … } }`, or an object. Output: a sampler that is known to
+have the methods it needs. Invariant: nothing that it returns is used unchecked; `collect` checks completions, `score`
+below checks scores.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from dasd_lite.config.extensions import check_callable, code_hash, load_extension, name_of
 from dasd_lite.data.seeds import digest
-from dasd_lite.errors import ConfigError, DasdError
+from dasd_lite.errors import ConfigError, DasdError, DataError
 
 if TYPE_CHECKING:
     from dasd_lite.chat.spelling import TokenIds
@@ -23,14 +27,16 @@ if TYPE_CHECKING:
 _KEY = "teacher.kind"
 _SAMPLER = {"complete": ("requests", "params"), "status": (), "close": ()}
 _SCORER = {"score": ("sequences",), "status": (), "close": ()}
+_ROUNDING = 1e-4  # nats by which rounding may lift a log-probability above 0
 
 
-class Borrowed:
-    """A sampler that Python code passed in. It stays open after a stage: whoever made it closes it."""
+class CustomSampler:
+    """A sampler from outside of this package."""
 
-    def __init__(self, inner: Any) -> None:
-        """Wrap the object."""
-        self.inner = inner
+    def __init__(self, inner: Any, *, owned: bool) -> None:
+        """Wrap the sampler; if it is not `owned`, it stays open after a stage, because whoever made it closes it."""
+        self.inner, self._owned = inner, owned
+        self.name = name_of(type(inner))
 
     def complete(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
         """Sample every request once."""
@@ -38,21 +44,40 @@ class Borrowed:
         return completions
 
     def score(self, sequences: Iterable[tuple[int, TokenIds]]) -> Iterator[Scores]:
-        """Score each sequence once."""
-        scores: Iterator[Scores] = self.inner.score(sequences)
-        return scores
+        """Score each sequence once; raises DataError for scores that do not fit the sequences."""
+        lengths: dict[int, int] = {}
+
+        def noted() -> Iterator[tuple[int, TokenIds]]:
+            for position, ids in sequences:
+                lengths[position] = len(ids)
+                yield position, ids
+
+        scores = self.inner.score(noted())
+        if not isinstance(scores, Iterable):
+            raise DataError(f"{self.name}.score returned {describe(scores)}, not an iterator of scores")
+        for item in scores:
+            if not isinstance(item, tuple) or len(item) != 3 or item[0] not in lengths:
+                raise DataError(f"{self.name}.score returned {describe(item)}, not (open position, logprobs, ranks)")
+            position, logprobs, ranks = item
+            if problem := _score_problem(logprobs, ranks, lengths.pop(position)):
+                raise DataError(f"{self.name}, scores of sequence {position}: {problem}")
+            yield position, logprobs, ranks
+        if lengths:
+            raise DataError(f"{self.name}.score returned no scores for sequence {min(lengths)}")
 
     def status(self) -> str:
-        """Return what the object says."""
+        """Return a few words for the progress line."""
         return str(self.inner.status())
 
     def close(self) -> None:
-        """Leave the object open."""
+        """Close the sampler if it is owned."""
+        if self._owned:
+            self.inner.close()
 
 
 def sampler_name(sampler: Sampler) -> str:
     """Return `module:Class` of a sampler, as errors call it."""
-    return name_of(type(sampler.inner if isinstance(sampler, Borrowed) else sampler))
+    return sampler.name if isinstance(sampler, CustomSampler) else name_of(type(sampler))
 
 
 def custom_source(model: CustomTeacher | Sampler) -> str:
@@ -91,7 +116,7 @@ def load_custom(model: CustomTeacher, *, scoring: bool = False) -> type[Any]:
     return sampler_class
 
 
-def open_custom(model: CustomTeacher | Sampler, *, scoring: bool = False) -> Any:
+def open_custom(model: CustomTeacher | Sampler, *, scoring: bool = False) -> CustomSampler:
     """Create the sampler that the recipe names, or wrap the object that was passed in.
 
     Raises:
@@ -101,9 +126,9 @@ def open_custom(model: CustomTeacher | Sampler, *, scoring: bool = False) -> Any
 
     if not isinstance(model, Table):
         _check_methods(model, "teacher", scoring=scoring)
-        return Borrowed(model)
+        return CustomSampler(model, owned=False)
     try:
-        return load_custom(model, scoring=scoring)(**model.options)
+        return CustomSampler(load_custom(model, scoring=scoring)(**model.options), owned=True)
     except DasdError:
         raise
     except ValueError as error:
@@ -113,14 +138,49 @@ def open_custom(model: CustomTeacher | Sampler, *, scoring: bool = False) -> Any
 def open_custom_scorer(model: CustomTeacher | Sampler) -> tuple[Scorer, str]:
     """Open a custom sampler that also scores; return it and the folder or hub id of its tokenizer."""
     scorer = open_custom(model, scoring=True)
-    inner = scorer.inner if isinstance(scorer, Borrowed) else scorer
-    tokenizer = getattr(inner, "tokenizer", None)
+    tokenizer = getattr(scorer.inner, "tokenizer", None)
     if not isinstance(tokenizer, str):
         raise ConfigError(
-            f"score.by = 'teacher': {name_of(type(inner))} has no `tokenizer`, the folder or hub id of the tokenizer"
-            " whose ids it scores"
+            f"score.by = 'teacher': {scorer.name} has no `tokenizer`, the folder or hub id of the tokenizer whose ids"
+            " it scores"
         )
     return scorer, tokenizer
+
+
+def describe(value: object) -> str:
+    """Return the type and the beginning of a value on one line, for errors."""
+    text = " ".join(repr(value).split())
+    return f"a {type(value).__name__} ({text[:60]}{'…' if len(text) > 60 else ''})"
+
+
+def array_problem(name: str, value: object, dtype: npt.DTypeLike) -> str:
+    """Return why a value is not a one-dimensional array of `dtype`, or ""."""
+    if isinstance(value, np.ndarray) and value.dtype == dtype and value.ndim == 1:
+        return ""
+    actual = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+    return f"{name} is {actual}, not a one-dimensional array of {np.dtype(dtype)}"
+
+
+def logprob_problem(logprobs: npt.NDArray[np.float32], first: int = 0) -> str:
+    """Return which log-probability, counted from `first`, is impossible, or ""."""
+    wrong = ~np.isfinite(logprobs) | (logprobs > _ROUNDING)
+    if not wrong.any():
+        return ""
+    index = int(wrong.argmax())
+    return f"the log-probability of token {first + index} is {logprobs[index]:g}; it must be finite and at most 0"
+
+
+def _score_problem(logprobs: Any, ranks: Any, length: int) -> str:
+    for name, value, dtype in (("logprobs", logprobs, np.float32), ("ranks", ranks, np.int64)):
+        if name == "ranks" and value is None:
+            continue
+        if problem := array_problem(name, value, dtype):
+            return problem
+        if len(value) != length:
+            return f"{len(value)} {name} for {length} tokens"
+    if not np.isnan(logprobs[:1]).all():
+        return f"the log-probability of the first token is {logprobs[0]:g}; it must be NaN"
+    return logprob_problem(logprobs[1:], first=1)
 
 
 def _check_methods(thing: Any, key: str, *, scoring: bool) -> None:
