@@ -3,10 +3,10 @@
     python benchmarks/bench_vllm.py [--model FOLDER] [--prompts 100] [--samples 4] [--max-tokens 192] [--rounds 3]
 
 The demo's teacher and questions, on a GPU if there is one. Bare vLLM gets token ids, the same engine and sampling
-options (`logprobs=0`, no text), and its default for where the engine runs; only `generate` is measured. Ours is measured from
-requests to completions, which includes templates, tokenizer, texts and byte lengths. Each side has its own process, and
-the two take turns with the model loaded; the best turn of each counts. There are several rounds with new processes,
-because one process can be a few percent faster than another for as long as it lives. With
+options (`logprobs=0`, no text), and its default for where the engine runs; only `generate` is measured. Ours is
+measured from requests to completions, which includes templates, tokenizer, texts and byte lengths. Each side has its
+own process, and the two take turns with the model loaded; the best turn of each counts. There are several rounds with
+new processes, because one process can be a few percent faster than another for as long as it lives. With
 VLLM_ENABLE_V1_MULTIPROCESSING=0, bare vLLM runs the engine in the same process, which is faster on a CPU.
 """
 

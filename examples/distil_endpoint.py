@@ -20,7 +20,7 @@ import httpx
 
 
 def models_of(url: str) -> dict[str, int]:
-    """Return the models that the server lists and their contexts, as far as it reports them (vLLM); else a large one."""
+    """Return the models that the server lists, each with its context (vLLM reports it; else a large number)."""
     key = os.environ.get("OPENAI_API_KEY")
     try:
         reply = httpx.get(f"{url}/models", headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=10)
@@ -35,9 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", help="base URL, up to and with /v1")
     parser.add_argument("--model", help="the teacher's name; default: the first that the server lists")
-    parser.add_argument(
-        "--tokenizer", help="its tokenizer: a folder or hub id; prompts are sent as token ids (vLLM servers)"
-    )
+    parser.add_argument("--tokenizer", help="its tokenizer, a folder or hub id; sends token ids (vLLM servers)")
     parser.add_argument("--questions", default="demo:train.jsonl", help='lines like {"prompt": "…", "answer": "…"}')
     parser.add_argument("--limit", type=int, default=48, help="number of questions")
     parser.add_argument("--student", default="demo:student", help="folder or hub id")
