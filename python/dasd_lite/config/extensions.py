@@ -53,6 +53,7 @@ def load_extension(name: str, *, kind: str, key: str) -> Any:
         ConfigError: The module cannot be imported or has no such attribute.
     """
     module_name, _, attribute = name.partition(":")
+    importlib.invalidate_caches()  # the file may be newer than the first look into its folder
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the user's code may raise anything while it is imported
