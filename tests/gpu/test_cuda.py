@@ -178,7 +178,7 @@ def test_a_checkpoint_restores_the_moments(
     if optimizer != "adamw":
         pytest.importorskip("bitsandbytes")
     options = {"optimizer": optimizer, "dtype": "float32", "checkpoint_every": 2, "learning_rate": 1e-2}
-    whole = steps(small, tmp_path / "whole", **options)
+    reference = steps(small, tmp_path / "reference", **options)
     save = checkpoint.save
 
     def save_and_stop(*args: object, **arguments: object) -> None:
@@ -191,8 +191,8 @@ def test_a_checkpoint_restores_the_moments(
             steps(small, tmp_path / "stopped", **options)
     assert len((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()) == 2
     resumed = steps(small, tmp_path / "stopped", **options)
-    assert len(resumed) == len(whole) == 4
-    for one, other in zip(whole, resumed, strict=True):
+    assert len(resumed) == len(reference) == 4
+    for one, other in zip(reference, resumed, strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
 
 

@@ -34,9 +34,9 @@ def test_a_chunk_is_scored_as_by_numpy(dtype, vocab):
     targets = torch.randint(vocab, (9,), generator=generator)
     targets[2] = 3
     expected, expected_ranks = numpy_scores(logits, targets.numpy())
-    found, ranks = torch.empty(9), torch.empty(9, dtype=torch.int64)
-    logprobs._score_chunk(logits, targets, found, ranks)
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    scores, ranks = torch.empty(9), torch.empty(9, dtype=torch.int64)
+    logprobs._score_chunk(logits, targets, scores, ranks)
+    np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5)
     assert ranks.tolist() == expected_ranks.tolist()
     assert ranks[0] == ranks[2] == 1
 
@@ -49,10 +49,10 @@ def test_packed_documents_have_the_scores_of_each_alone(demo, dtype, chunk_token
     rng = np.random.default_rng(0)
     lengths = [40, 1, 2, 70, 41]
     docs = [rng.integers(0, 300, n, dtype=np.int32) for n in lengths]
-    found, ranks = logprobs.target_scores(model, np.concatenate(docs), lengths, chunk_tokens)
-    assert (found.dtype, ranks.dtype) == (np.float32, np.int64)
+    scores, ranks = logprobs.target_scores(model, np.concatenate(docs), lengths, chunk_tokens)
+    assert (scores.dtype, ranks.dtype) == (np.float32, np.int64)
     edges = np.cumsum(lengths)[:-1]
-    for doc, values, doc_ranks in zip(docs, np.split(found, edges), np.split(ranks, edges), strict=True):
+    for doc, values, doc_ranks in zip(docs, np.split(scores, edges), np.split(ranks, edges), strict=True):
         with torch.inference_mode():
             logits = plain(input_ids=torch.from_numpy(doc).long()[None]).logits[0, :-1]
         expected, expected_ranks = numpy_scores(logits.float(), doc[1:])
@@ -73,12 +73,12 @@ model = student.load_model(folder, dtype=dtype)
 def status(name):
     return int(open("/proc/self/status").read().split(name + ":")[1].split()[0]) / 1024
 ids = np.random.default_rng(0).integers(0, 151936, num, dtype=np.int32)
-logprobs.target_scores(model, ids[:64], [64])  # what is loaded and kept at the first call
-open("/proc/self/clear_refs", "w").write("5")  # the high-water mark begins anew
+logprobs.target_scores(model, ids[:64], [64])  # loads what the first call keeps
+open("/proc/self/clear_refs", "w").write("5")  # reset the high-water mark
 before = status("VmRSS")
-found, ranks = logprobs.target_scores(model, ids, [num // 2, num - num // 2])
+scores, ranks = logprobs.target_scores(model, ids, [num // 2, num - num // 2])
 print(status("VmHWM") - before)
-assert np.isfinite(found).sum() == num - 2 and ranks.max() <= 151936
+assert np.isfinite(scores).sum() == num - 2 and ranks.max() <= 151936
 """
 
 

@@ -1,7 +1,7 @@
-"""What train exports is read by transformers and by vLLM, and both read the same model from it.
+"""transformers and vLLM load what train exports, and get the same model from it.
 
-As a program, `python test_export.py JOBS ANSWERS`, this is the side of vLLM: a process of its own, for vLLM leaves
-threads and settings behind that no other test should meet.
+As a program, `python test_export.py JOBS ANSWERS`, this file is the side of vLLM: a process of its own, because vLLM
+leaves threads and settings that should not affect other tests.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ import pytest
 METHODS = ("full", "lora", "qlora")
 RANK = 20  # no power of two, and over the 16 that vLLM allows by default
 VOCAB, NUM_NEW, NUM_TOP = 440, 24, 8
-UNSURE = 1e-3  # nats between the two likeliest tokens, under which two readers may take different ones
+UNSURE = 1e-3  # nats between the two likeliest tokens below which two readers may choose differently
 
 pytestmark = pytest.mark.slow
 
 
-# --- the side of vLLM: one engine after the other -------------------------------------------------------
+# --- the side of vLLM: one engine after another -------------------------------------------------------
 
 
 def read_in_vllm(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Let each model, or each base under its adapter, answer greedily."""
+    """Let each model, or each base with its adapter, answer greedily."""
     import gc
 
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    gc.freeze()  # vLLM collects garbage often, and half a second of it is what importing it made
-    # Not `prompt_logprobs`: under an adapter they break vLLM 0.32, or leave it out of the head (its issue 16668).
+    gc.freeze()  # vLLM collects garbage often, half a second each time for what its import created
+    # Not `prompt_logprobs`: with an adapter they crash vLLM 0.32, or ignore it in the head (its issue 16668).
     greedy = SamplingParams(temperature=0.0, max_tokens=NUM_NEW, logprobs=NUM_TOP, detokenize=False)
     answers = []
     for job in jobs:
@@ -63,7 +63,7 @@ if __name__ == "__main__":
     answered = read_in_vllm(json.loads(Path(sys.argv[1]).read_text()))
     Path(sys.argv[2]).write_text(json.dumps(answered))
     sys.stdout.flush()
-    os._exit(0)  # its threads may keep a dying interpreter up
+    os._exit(0)  # its threads may keep the interpreter from exiting
 
 
 # --- the side of transformers, and what is compared -----------------------------------------------------
@@ -71,22 +71,22 @@ if __name__ == "__main__":
 
 @dataclass
 class Read:
-    """What a reader makes of a model: greedy answers."""
+    """Greedy answers of one reader's model."""
 
     prompts: list[list[int]]
     new: list[list[int]]
     logprobs: list[npt.NDArray[np.float32]]
-    """[new tokens, vocabulary] of each answer; NaN where the reader told none."""
+    """[new tokens, vocabulary] of each answer; NaN where the reader returned none."""
 
 
 def from_vllm(answer: dict[str, Any]) -> Read:
     logprobs = []
     for top in answer["top"]:
-        found = np.full((len(top), VOCAB), np.nan, dtype=np.float32)
+        table = np.full((len(top), VOCAB), np.nan, dtype=np.float32)
         for place, entries in enumerate(top):
             for token, logprob in entries:
-                found[place, token] = logprob
-        logprobs.append(found)
+                table[place, token] = logprob
+        logprobs.append(table)
     return Read(answer["prompts"], answer["new"], logprobs)
 
 
@@ -97,20 +97,20 @@ def read_in_transformers(model: Any, tokenizer: Any, questions: list[Any], texts
     read = Read([*prompts, *texts], [], [])
     for ids in read.prompts:
         prompt = torch.tensor([ids])
-        whole = model.generate(
+        text = model.generate(
             input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=NUM_NEW
         )
         with torch.no_grad():  # one plain forward pass, without the cache of generate
-            logprobs = model(input_ids=whole).logits[0, len(ids) - 1 : -1].float().log_softmax(-1)
-        read.new.append(whole[0, len(ids) :].tolist())
+            logprobs = model(input_ids=text).logits[0, len(ids) - 1 : -1].float().log_softmax(-1)
+        read.new.append(text[0, len(ids) :].tolist())
         read.logprobs.append(logprobs.numpy())
     return read
 
 
 def difference(one: Read, other: Read) -> float:
-    """Return the largest difference of a log-probability, over the places before which both wrote the same.
+    """Return the largest difference of a log-probability, up to the first token at which the two differ.
 
-    They must write the same, up to where `one` itself can hardly tell two tokens apart.
+    They may differ only where the two likeliest tokens of `one` have almost the same probability.
     """
     assert one.prompts == other.prompts
     gaps, compared = [], 0
@@ -180,37 +180,39 @@ def write_rows(folder: Path, student: Path, questions: list[dict[str, str]]) -> 
 
 
 def train_and_read(kind: str, student: Path, rows: Path, out: Path, read: dict[str, Any]) -> tuple[Trained, list[Any]]:
-    """Train by one method; return what transformers makes of it, and the jobs for vLLM."""
+    """Train by one method; return what transformers reads, and the jobs for vLLM."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dasd_lite.config.train import TrainConfig
     from dasd_lite.model.load import load_model
-    from dasd_lite.stages import train
+    from dasd_lite.stages.train import train
 
     method = {"kind": kind} if kind == "full" else {"kind": kind, "rank": RANK, "alpha": 40}
     config = TrainConfig.model_validate({"method": method, "epochs": 2, "learning_rate": 3e-3, "grad_accum_steps": 1})
-    train.run(rows, student, config, out, seed=0)
+    train(rows, student, config, out=out, seed=0)
     tokenizer = AutoTokenizer.from_pretrained(out / "model")
     base = load_model(student, attention="sdpa", four_bit=kind == "qlora")
     base = base.dequantize() if kind == "qlora" else base
-    found = Trained(read_in_transformers(base, tokenizer, **read), [])
+    trained = Trained(read_in_transformers(base, tokenizer, **read), [])
     model = AutoModelForCausalLM.from_pretrained(out / "model", attn_implementation="sdpa")
-    found.model.append(read_in_transformers(model, tokenizer, **read))
+    trained.model.append(read_in_transformers(model, tokenizer, **read))
     jobs = [{"model": str(out / "model"), "adapter": None, **read}]
     if kind != "full":
         if kind == "qlora":
-            student = out.with_name("dequantised")
+            student = out.with_name("dequantized")
             base.save_pretrained(student)
             tokenizer.save_pretrained(student)
-        found.adapter.append(read_in_transformers(PeftModel.from_pretrained(base, out / "adapter"), tokenizer, **read))
+        trained.adapter.append(
+            read_in_transformers(PeftModel.from_pretrained(base, out / "adapter"), tokenizer, **read)
+        )
         jobs.append({"model": str(student), "adapter": str(out / "adapter"), **read})
-    return found, jobs
+    return trained, jobs
 
 
 @pytest.fixture(scope="module")
 def trained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
-    """Train by each method, and let transformers and vLLM read what came of it."""
+    """Train by each method, and let transformers and vLLM read the results."""
     if importlib.util.find_spec("vllm") is None:  # importing it here is what must not happen
         pytest.skip("vllm is not installed")
     folder = tmp_path_factory.mktemp("export")
@@ -222,9 +224,9 @@ def trained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, T
         "questions": [[{"role": "user", "content": question["prompt"]}] for question in questions[:5]],
         "texts": [rng.integers(3, VOCAB, size=num).tolist() for num in (1, 40, 300)],
     }
-    found, jobs = {}, []
+    by_kind, jobs = {}, []
     for kind in METHODS:
-        found[kind], more = train_and_read(kind, students[kind], rows, folder / kind, read)
+        by_kind[kind], more = train_and_read(kind, students[kind], rows, folder / kind, read)
         jobs += more
     (folder / "jobs.json").write_text(json.dumps(jobs))
     environment = {
@@ -243,16 +245,16 @@ def trained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, T
     )
     assert done.returncode == 0, done.stderr[-4000:]
     answers = iter(json.loads((folder / "answers.json").read_text()))
-    for one in found.values():
+    for one in by_kind.values():
         one.model.append(from_vllm(next(answers)))
         if one.adapter:
             one.adapter.append(from_vllm(next(answers)))
-    return found
+    return by_kind
 
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_training_changes_what_is_read(trained: dict[str, Trained], kind: str) -> None:
-    """Or a reader that overlooks the adapter would pass below; the first new token is read behind the same text."""
+    """Otherwise a reader that ignores the adapter would pass below. The first new token follows the same text."""
     pairs = zip(trained[kind].before.logprobs, trained[kind].model[0].logprobs, strict=True)
     assert max(float(np.abs(before[0] - after[0]).max()) for before, after in pairs) > 0.2
 

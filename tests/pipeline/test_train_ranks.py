@@ -103,7 +103,7 @@ def test_a_checkpoint_of_two_processes_resumes_in_one_and_in_four(trainer, confi
     config = {"grad_accum_steps": 4, "epochs": 6, "checkpoint_every": 4, "learning_rate": 1e-3, **config}
     config["min_learning_rate"] = 1e-4
     folder = trainer.base / f"from-{request.node.callspec.id}"
-    assert trainer.run(folder / "whole", config=config, model="steady") == 0, trainer.errors.read_text()
+    assert trainer.run(folder / "reference", config=config, model="steady") == 0, trainer.errors.read_text()
 
     stop = Moment(r"rename .*checkpoints/step-\d+$", signal=signal.SIGTERM)  # as the first checkpoint comes to be there
     codes = trainer.run(folder / "two", ranks=2, config=config, model="steady", moment=stop)
@@ -115,7 +115,7 @@ def test_a_checkpoint_of_two_processes_resumes_in_one_and_in_four(trainer, confi
         shutil.copytree(folder / "two", out)
         assert trainer.run(out, ranks=ranks, config=config, model="steady") in (0, [0] * 4), trainer.errors.read_text()
         assert metrics(out)[:done] == metrics(folder / "two")  # it resumed and did not start from scratch
-        same_curve(folder / "whole", out)
+        same_curve(folder / "reference", out)
 
 
 def start(trainer, out, **options):

@@ -70,15 +70,15 @@ def test_other_names_are_no_checkpoints_and_damaged_metrics_are_refused(stopped)
     newest, resume = stopped
     (newest.parent / "step-abcdefgh").mkdir()
     metrics = newest.parents[1] / "metrics.jsonl"
-    whole = metrics.read_text()
-    metrics.write_text("\n".join(["rubbish", *whole.splitlines()[1:]]) + "\n")
+    text = metrics.read_text()
+    metrics.write_text("\n".join(["rubbish", *text.splitlines()[1:]]) + "\n")
     with pytest.raises(DataError, match=r"metrics.jsonl:1: damaged .*; remove .* to train from scratch"):
         resume()
-    metrics.write_bytes(b"\xff" + whole.encode())
+    metrics.write_bytes(b"\xff" + text.encode())
     with pytest.raises(DataError, match=r"metrics.jsonl:1: damaged \(.*utf-8"):
         resume()
-    assert metrics.read_bytes() == b"\xff" + whole.encode()
-    metrics.write_text(whole)
+    assert metrics.read_bytes() == b"\xff" + text.encode()
+    metrics.write_text(text)
     assert resume().counts["steps"] == 16
 
 

@@ -118,7 +118,7 @@ def test_training_continues_an_adapter(tiny, packed, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_step_and_the_same_call_resumes(tiny, packed, tmp_path, number, capsys, monkeypatch):
     config = TrainConfig(**QUICK | {"checkpoint_every": 100})
-    train(packed, tiny, config, out=tmp_path / "whole")
+    train(packed, tiny, config, out=tmp_path / "reference")
     out, steps = tmp_path / "out", []
     learning_rate = Schedule.learning_rate
 
@@ -140,9 +140,11 @@ def test_a_signal_ends_the_step_and_the_same_call_resumes(tiny, packed, tmp_path
     monkeypatch.setattr(Schedule, "learning_rate", learning_rate)
     train(packed, tiny, config, out=out)
     assert [line["step"] for line in metrics(out)] == list(range(1, 9))
-    torch.testing.assert_close(weights(out), weights(tmp_path / "whole"), rtol=0, atol=0)
+    torch.testing.assert_close(weights(out), weights(tmp_path / "reference"), rtol=0, atol=0)
     same = ("loss", "learning_rate", "grad_norm")
-    assert [[a[k] for k in same] for a in metrics(out)] == [[b[k] for k in same] for b in metrics(tmp_path / "whole")]
+    assert [[a[k] for k in same] for a in metrics(out)] == [
+        [b[k] for k in same] for b in metrics(tmp_path / "reference")
+    ]
 
 
 def test_training_off_the_main_thread(tiny, packed, tmp_path):

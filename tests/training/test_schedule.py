@@ -95,7 +95,7 @@ def test_ranks_work_equally_long(num_ranks):
 
 
 def test_a_step_is_a_mixture():
-    """Rows of equal cost lie together, but not a whole step of them."""
+    """Rows of equal cost are grouped, but a step has several groups."""
     plan = schedule(4096, TrainConfig(epochs=1, grad_accum_steps=64))
     spread = [np.unique(plan.costs[plan.rows_of(step)]).size for step in range(plan.num_steps)]
     assert np.mean(spread) > 2.5  # of four

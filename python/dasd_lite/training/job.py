@@ -223,7 +223,7 @@ def _open_rows(
                 needs=objective.needs,
                 groups=objective.groups,
             )
-        rows = Rows(mapped, next(found for found in ranks.gather(stats) if found is not None))
+        rows = Rows(mapped, next(each for each in ranks.gather(stats) if each is not None))
         ranks.gather(None)
         return rows
     finally:

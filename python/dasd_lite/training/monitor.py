@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dasd_lite.config.models import TransformersModel
+from dasd_lite.config.models import Transformers
 from dasd_lite.data.files import write_atomic
 from dasd_lite.data.records import Prompt
 from dasd_lite.grading.math import grade
@@ -74,9 +74,7 @@ def take_snapshot(
     """
     causal = causal_model(model)
     packed, training = causal.config._attn_implementation, causal.training
-    sampler = TransformersSampler(
-        TransformersModel(model=str(folder), batch_size=batch_size), folder, causal, broadcast
-    )
+    sampler = TransformersSampler(Transformers(model=str(folder), batch_size=batch_size), folder, causal, broadcast)
     requests = [Request(i, prompt.messages, max_tokens, i) for i, prompt in enumerate(questions)]
     causal.set_attn_implementation(GROUPED)
     model.eval()
