@@ -19,6 +19,7 @@ from dasd_lite.config.train import TrainConfig
 from dasd_lite.errors import ConfigError, TrainError
 from dasd_lite.stages.train import train
 from dasd_lite.training import job
+from dasd_lite.training.objectives import sft
 
 
 def test_a_folder_without_a_model(packed, tmp_path):
@@ -35,6 +36,15 @@ def test_a_model_that_lacks_weights(tmp_path):
     rows = write_rows(tmp_path / "rows", make_rows(16))
     with pytest.raises(ConfigError, match=r"model: the weights of model.layers.0.mlp.down_proj.weight are missing"):
         train(rows, model, TrainConfig(**QUICK), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_objective_that_other_processes_cannot_get(tiny, packed, tmp_path):
+    class Local:
+        per_token, loss = staticmethod(sft.per_token), staticmethod(sft.loss)
+
+    with pytest.raises(ConfigError, match=r"Local\(\) cannot be sent to 2 processes; make it a class in a module"):
+        train(packed, tiny, TrainConfig(**QUICK), out=tmp_path / "out", objective=Local(), num_processes=2)
     assert not (tmp_path / "out").exists()
 
 

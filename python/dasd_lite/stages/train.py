@@ -10,7 +10,6 @@ The training itself is in training/loop.py.
 from __future__ import annotations
 
 import inspect
-import shutil
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
@@ -31,7 +30,7 @@ from dasd_lite.errors import ConfigError
 from dasd_lite.training import objectives
 from dasd_lite.training.launch import is_rank, launch, num_ranks
 from dasd_lite.training.requirements import conflicts, num_processes
-from dasd_lite.training.task import TrainTask
+from dasd_lite.training.task import TrainTask, remove_checkpoints
 
 VERSION = 2
 
@@ -99,7 +98,7 @@ def train(
     inputs |= {"objective": minimized.code} if minimized.code is not None else {}
     identity = identify("train", VERSION, config, inputs)
     if not is_rank() and is_finished(out, identity, force=force, keep=True):
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)  # left by a kill right after the manifest
+        remove_checkpoints(out)  # left by a kill right after the manifest
         return Model(out)
 
     task = TrainTask(

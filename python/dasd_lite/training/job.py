@@ -159,8 +159,8 @@ def load_job(task: TrainTask, ranks: Ranks, objective: CheckedObjective | None =
     vocab_size = check_tokenizer(task.rows, task.model, spec.vocab_size)
     rows = _open_rows(task, objective, ranks, vocab_size, spec.max_positions)
     end_ids = new_end_ids(task.model, rows)
-    cost_of_pairs = (6.0 * spec.hidden_size, 1.0)  # of a token, and of a pair of tokens in attention
-    schedule = Schedule(rows.doc_lengths, rows.doc_offsets, config, task.seed, cost_of_pairs, task.max_steps)
+    token_and_pair = (6.0 * spec.hidden_size, 1.0)  # their costs; a pair is two tokens in attention
+    schedule = Schedule(rows.doc_lengths, rows.doc_offsets, config, task.seed, token_and_pair, task.max_steps)
 
     device = pick_device(ranks.device)
     ranks = dataclasses.replace(ranks, device=str(device))

@@ -9,7 +9,6 @@ before it reaches the weights; a training that was killed ends with the weights 
 from __future__ import annotations
 
 import math
-import shutil
 import statistics
 import time
 from dataclasses import asdict
@@ -30,7 +29,7 @@ from dasd_lite.training.monitor import append_snapshot, has_collapsed, read_snap
 from dasd_lite.training.objectives import CheckedObjective
 from dasd_lite.training.optimizer import make_optimizer
 from dasd_lite.training.ranks import joined
-from dasd_lite.training.task import TrainTask
+from dasd_lite.training.task import TrainTask, remove_checkpoints
 
 try:
     import torch
@@ -46,6 +45,7 @@ def run_task(task: TrainTask, objective: CheckedObjective | None = None) -> None
     out, identity, config = task.out, task.identity, task.config
     with joined() as ranks:
         if ranks.from_first(lambda: is_finished(out, identity, force=task.force, keep=True)):
+            ranks.from_first(lambda: remove_checkpoints(out))  # left by a kill right after the manifest
             return
         job = None
         try:
@@ -55,7 +55,11 @@ def run_task(task: TrainTask, objective: CheckedObjective | None = None) -> None
                 ranks.from_first(lambda: begin(out, identity, config))
             train(job)
             gap = export.export(
-                *(job.model, config.method, task.model, out, job.probe),
+                job.model,
+                config.method,
+                task.model,
+                out,
+                job.probe,
                 ranks=job.ranks,
                 dtype=job.dtype,
                 end_ids=job.end_ids,
@@ -153,7 +157,10 @@ def monitor(job: Job, num_steps: int) -> None:
     try:
         with job.autocast():
             snapshot = take_snapshot(
-                *(job.model, task.model, task.questions, num_steps),
+                job.model,
+                task.model,
+                task.questions,
+                num_steps,
                 max_tokens=task.max_answer_tokens,
                 broadcast=ranks.broadcast,
             )
@@ -208,7 +215,7 @@ def finish(job: Job, export_gap: float) -> None:
         timing["mfu"] = statistics.median(line["mfu"] for line in metrics)
     with disk_errors(task.out):
         publish(task.out, task.identity, tables={}, counts=counts, config=task.config, timing=timing)
-    shutil.rmtree(task.out / "checkpoints", ignore_errors=True)
+    remove_checkpoints(task.out)
 
 
 def _start(task: TrainTask) -> dict[str, str]:

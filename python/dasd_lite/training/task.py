@@ -6,6 +6,7 @@ Invariant: `TrainTask.from_json(task.to_json()) == task`.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,3 +59,8 @@ class TrainTask:
     def from_json(cls, text: str) -> TrainTask:
         """Read what `to_json` wrote."""
         return TypeAdapter(cls).validate_json(text)
+
+
+def remove_checkpoints(out: Path) -> None:
+    """Remove the checkpoints of a finished training."""
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
