@@ -1,10 +1,10 @@
-"""What shows on models of the demo's size: schedule, selection rule, mixed policy, on the validation questions.
+"""Ablations on models of the demo's size: schedule, selection rule, mixed policy, on the validation questions.
 
     OMP_NUM_THREADS=1 python benchmarks/ablate_demo.py [--seeds 3] [--folder runs/ablation]
 
-Every variant is the demo's recipe with a few keys changed. Teacher samples and scores are shared: a
-folder with the same fingerprint is copied, not made again. Prints a Markdown table of accuracies at
-T=1, mean over seeds ± standard deviation, which docs/evidence.md holds.
+Every variant is the demo's recipe with a few keys changed. Variants share the teacher's samples and their scores: the
+folders are copied from the first variant that made them. Prints the Markdown table of docs/evidence.md: accuracies at
+T=1, mean over seeds ± standard deviation.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/ablation"))
     options = parser.parse_args()
-    found: dict[str, list[dict[str, float]]] = {}
+    results: dict[str, list[dict[str, float]]] = {}
     for seed in range(options.seeds):
         for name, (phases, select) in VARIANTS.items():
-            found.setdefault(name, []).append(run(options.folder / f"seed{seed}", name, phases, select, seed))
-            print(f"seed {seed}: {name}: {found[name][-1]}", flush=True)
-    print("\n| variant | before | after | chosen answers' mean tokens, last sampled phase |\n|---|---|---|---|")
-    for name, runs in found.items():
+            results.setdefault(name, []).append(run(options.folder / f"seed{seed}", name, phases, select, seed))
+            print(f"seed {seed}: {name}: {results[name][-1]}", flush=True)
+    print("\n| variant | before | after | mean tokens of the chosen answers, last sampled phase |\n|---|---|---|---|")
+    for name, runs in results.items():
         cells = (spread([r[key] for r in runs], digits) for key, digits in (("before", 3), ("after", 3), ("tokens", 1)))
         print(f"| {name} | {' | '.join(cells)} |")
 
@@ -58,16 +58,16 @@ def spread(values: list[float], digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
-def run(folder: Path, name: str, numbers: list[int], select: dict[str, Any], seed: int) -> dict[str, float]:
-    """Run one variant; return the accuracies and the mean length of what was chosen."""
+def run(folder: Path, name: str, phase_numbers: list[int], select: dict[str, Any], seed: int) -> dict[str, float]:
+    """Run one variant; return its accuracies and the mean length of the kept answers in tokens."""
     demo = load_recipe(RECIPE, ['evaluate.prompts="demo:validation.jsonl"', f"seed={seed}"])
     out = folder / "".join(c if c.isalnum() else "-" for c in name)
-    phases = [changed(demo.phase[number], select) for number in numbers]
-    small = demo.model_copy(update={"out": out, "phase": phases})
-    share(small, folder / "shared")
-    run_steps(small)
-    keep(small, folder / "shared")
-    manifests = {step.name: read_manifest(step.folder) for step in plan(small)}
+    phases = [with_selection(demo.phase[number], select) for number in phase_numbers]
+    recipe = demo.model_copy(update={"out": out, "phase": phases})
+    copy_shared(recipe, folder / "shared")
+    run_steps(recipe)
+    save_shared(recipe, folder / "shared")
+    manifests = {step.name: read_manifest(step.folder) for step in plan(recipe)}
     sampled = [p.name for p in phases if p.source == "sample"][-1]
     return {
         "before": manifests["base/evaluate"]["counts"]["accuracy"],
@@ -76,31 +76,31 @@ def run(folder: Path, name: str, numbers: list[int], select: dict[str, Any], see
     }
 
 
-def changed(phase: Phase, select: dict[str, Any]) -> Phase:
-    """Return the phase with other selection settings; a mixed one keeps its own."""
+def with_selection(phase: Phase, select: dict[str, Any]) -> Phase:
+    """Return the phase with these selection settings; a mixed phase keeps its own."""
     if phase.source == "mix":
         return phase
     return phase.model_copy(update={"select": phase.select.model_copy(update=select)})
 
 
-def shareable(small: RecipeConfig) -> list[Path]:
-    """Return the folders, relative to the run's, that do not depend on the variant."""
-    names = [Path(p.name) / stage for p in small.phase if p.source == "sample" for stage in ("sample", "score")]
+def shareable(recipe: RecipeConfig) -> list[Path]:
+    """Return the folders that do not depend on the variant, relative to the run folder."""
+    names = [Path(p.name) / stage for p in recipe.phase if p.source == "sample" for stage in ("sample", "score")]
     return [Path("base") / "evaluate", *names]
 
 
-def share(small: RecipeConfig, shared: Path) -> None:
-    """Put what an earlier variant made into this one's folder."""
-    for name in shareable(small):
-        if (shared / name).exists() and not (small.out / name).exists():
-            shutil.copytree(shared / name, small.out / name)
+def copy_shared(recipe: RecipeConfig, shared: Path) -> None:
+    """Copy the shared folders into this variant's run folder."""
+    for name in shareable(recipe):
+        if (shared / name).exists() and not (recipe.out / name).exists():
+            shutil.copytree(shared / name, recipe.out / name)
 
 
-def keep(small: RecipeConfig, shared: Path) -> None:
-    """Keep what later variants can use."""
-    for name in shareable(small):
-        if (small.out / name).exists() and not (shared / name).exists():
-            shutil.copytree(small.out / name, shared / name)
+def save_shared(recipe: RecipeConfig, shared: Path) -> None:
+    """Copy this variant's shareable folders to where later variants look for them."""
+    for name in shareable(recipe):
+        if (recipe.out / name).exists() and not (shared / name).exists():
+            shutil.copytree(recipe.out / name, shared / name)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What it costs that no finished answer is ever only in memory: journal and shards, as a share of sampling's time.
+"""The cost of committing every finished answer to disk, journal and shards, as a share of sampling time.
 
     python benchmarks/bench_journal.py [--answers 3000] [--tokens 2000] [--rate 5000]
 
-Commits synthetic answers one by one, as sampling does, shards included, on one core and on the disk that the folder
-lies on, and holds the time against the time that a teacher needs who writes --rate tokens a second.
+Commits synthetic answers one by one, as sampling does, and writes the shards, on one core and on the disk of --folder.
+Compares the time with what a teacher that writes --rate tokens per second needs for the same answers.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from dasd_lite.inference.collect import token_columns
 
 
 def answers(number: int, tokens: int) -> list[Completion]:
-    """Make some answers that do not compress better than real ones; they are used in turn."""
+    """Make answers that compress no better than real ones; the benchmark uses them in turn."""
     rng = np.random.default_rng(0)
     words = [f"{w:x}" for w in rng.integers(0, 1 << 16, 4096)]
-    made = []
+    completions = []
     for position in range(number):
         text = " ".join(words[i] for i in rng.integers(0, len(words), tokens))
-        made.append(
+        completions.append(
             Completion(
                 position=position,
                 text=text,
@@ -40,7 +40,7 @@ def answers(number: int, tokens: int) -> list[Completion]:
                 finish_reason="stop",
             )
         )
-    return made
+    return completions
 
 
 def main() -> None:
@@ -48,16 +48,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--answers", type=int, default=3000)
     parser.add_argument("--tokens", type=int, default=2000)
-    parser.add_argument("--rate", type=float, default=5000.0, help="tokens a second of the teacher")
+    parser.add_argument("--rate", type=float, default=5000.0, help="tokens per second of the teacher")
     parser.add_argument("--folder", type=Path)
-    given = parser.parse_args()
-    made = answers(200, given.tokens)
-    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+    options = parser.parse_args()
+    completions = answers(200, options.tokens)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         identity = identify("sample", 1, {}, {})
         start = time.perf_counter()
-        with Journal(Path(name) / "sample", identity, ROLLOUT, given.answers) as journal:
-            for position in range(given.answers):
-                completion = made[position % len(made)]
+        with Journal(Path(name) / "sample", identity, ROLLOUT, options.answers) as journal:
+            for position in range(options.answers):
+                completion = completions[position % len(completions)]
                 row = {
                     "uid": f"{position:016x}",
                     "prompt_uid": f"p{position // 4}",
@@ -68,19 +68,19 @@ def main() -> None:
                     "prefix_bytes": 0,
                     **token_columns(completion),
                 }
-                took = {"prompt_tokens": 100, "completion_tokens": given.tokens}
-                journal.commit({position: row}, took)
-            journal.publish({"rollouts": given.answers})
+                usage = {"prompt_tokens": 100, "completion_tokens": options.tokens}
+                journal.commit({position: row}, usage)
+            journal.publish({"rollouts": options.answers})
         seconds = time.perf_counter() - start
         size = sum(path.stat().st_size for path in (Path(name) / "sample").glob("*.parquet"))
-    each = seconds / given.answers
-    writing = given.tokens / given.rate
+    each = seconds / options.answers
+    sampling = options.tokens / options.rate
     print(
-        f"{given.answers:,} answers of {given.tokens:,} tokens: {1000 * each:.2f} ms each, {size / 1e6:,.0f} MB;"
-        f" {each / writing:.2%} of the {writing:.2f} s that a teacher of {given.rate:,.0f} tokens/s writes one in"
+        f"{options.answers:,} answers of {options.tokens:,} tokens: {1000 * each:.2f} ms each, {size / 1e6:,.0f} MB;"
+        f" {each / sampling:.2%} of the {sampling:.2f} s per answer of a teacher at {options.rate:,.0f} tokens/s"
     )
 
 
 if __name__ == "__main__":
-    assert harness  # it has pinned this process to one core
+    assert harness  # importing it pinned this process to one core
     main()

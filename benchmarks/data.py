@@ -1,4 +1,4 @@
-"""Inputs that several benchmarks share."""
+"""Inputs shared by several benchmarks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def long_lengths(num: int, seed: int = 0) -> NDArray[np.int32]:
 
 
 def offsets_of(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Offsets of stretches of these lengths, one behind the other."""
+    """Offsets of consecutive spans of these lengths."""
     return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
 
 
 def fewest_rows(lengths: NDArray[np.integer]) -> int:
-    """Rows that no packing can do without: all tokens ÷ tokens of a row, rounded up."""
+    """Lower bound on the rows of any packing: all tokens ÷ tokens per row, rounded up."""
     return -(-int(lengths.sum(dtype=np.int64)) // SEQ_LEN)

@@ -1,7 +1,7 @@
-"""What the benchmarks share: one pinned core, the best of several runs, inputs in files, peers and limits, one table.
+"""Shared by the benchmarks: one pinned core, the best of several runs, peers and limits in processes, one table.
 
-Import this first: it pins the process, and the threads of all libraries, to one core before any of them is loaded. A
-measurement is a dictionary with `seconds` and whatever else was found out (`rows`, say); it goes by its name.
+Import this first: it pins the process and the threads of all libraries to one core before any of them is loaded.
+`Measured` maps a name to its measurement: `seconds`, and other results such as `rows`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Measured: TypeAlias = dict[str, dict[str, Any]]
 
 
 def best(work: Callable[[], Any], *, times: int = 5, patience: float = 20.0) -> tuple[float, Any]:
-    """Run once to warm up, then several times; return the fewest seconds and the last result.
+    """Run once to warm up, then `times` times; return the shortest time in seconds and the last result.
 
-    A first run that takes longer than `patience` is the only one, and no run starts after that many seconds in all.
+    No run starts later than `patience` seconds after the first. If the warm-up alone takes longer, its time counts.
     """
     begin = start = time.perf_counter()
     result = work()
@@ -39,7 +39,7 @@ def best(work: Callable[[], Any], *, times: int = 5, patience: float = 20.0) -> 
         return seconds[0], result
     warm = []
     while len(warm) < times and time.perf_counter() - begin < patience:
-        del result  # a run must not find the memory of the one before it still taken
+        del result  # free its memory before the next run
         start = time.perf_counter()
         result = work()
         warm.append(time.perf_counter() - start)
@@ -47,37 +47,37 @@ def best(work: Callable[[], Any], *, times: int = 5, patience: float = 20.0) -> 
 
 
 def peers(row: str, *arguments: object) -> Measured:
-    """What `peers/ROW.py ARGUMENTS…` measured, in the environment of the peers."""
+    """Run `peers/ROW.py ARGUMENTS…` in the environment of the peers and return its measurements."""
     if not PEERS_PYTHON.exists():
         sys.exit("the peers are not installed: sh benchmarks/peers/install.sh")
     return _json([PEERS_PYTHON, "-W", "ignore", HERE / "peers" / f"{row}.py", *arguments])
 
 
 def native(*arguments: object) -> Measured:
-    """What the program in `native/` measured: seqpacker, and the limits of this core."""
+    """Run the program in `native/` and return its measurements: seqpacker, and the limits of this core."""
     if not NATIVE.exists():
         sys.exit("the limits are not built: sh benchmarks/peers/install.sh")
     return _json([NATIVE, *arguments])
 
 
 def again(script: str, *arguments: object, **environment: str) -> Measured:
-    """What one of our scripts measures in a process of its own, for settings that are read only once."""
+    """Run one of our scripts in a new process, for settings that are read only once; return its measurements."""
     return _json([sys.executable, script, *arguments], environment)
 
 
 def _json(command: Iterable[object], environment: Mapping[str, str] | None = None) -> Measured:
-    done = subprocess.run(
+    finished = subprocess.run(
         [str(part) for part in command],
         stdout=subprocess.PIPE,
         check=True,
         text=True,
         env=os.environ | (environment or {}),
     )
-    return json.loads(done.stdout[done.stdout.index("{") :])
+    return json.loads(finished.stdout[finished.stdout.index("{") :])
 
 
 def around(ours: Callable[[], Measured], theirs: Callable[[], Measured]) -> tuple[Measured, Measured]:
-    """Measure ours (and the limits) before and after the peers, so that the machine's drift does not decide."""
+    """Measure ours (and the limits) before and after the peers, so that drift of the machine favors neither side."""
     before = ours()
     peers = theirs()
     after = ours()
@@ -85,7 +85,7 @@ def around(ours: Callable[[], Measured], theirs: Callable[[], Measured]) -> tupl
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Print a Markdown table: names to the left, all else to the right."""
+    """Print a Markdown table: the first column aligned left, the others right."""
     lines = [[str(cell) for cell in row] for row in (head, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
@@ -96,17 +96,17 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
 
 
 def milliseconds(one: Mapping[str, Any]) -> str:
-    """The time of a measurement, or why there is none."""
+    """Format the time of a measurement, or why it is missing."""
     return f"{one['seconds'] * 1e3:,.2f} ms" if "seconds" in one else one["missing"]
 
 
 def speed(one: Mapping[str, Any], unit: str, scale: float = 1e6) -> str:
-    """Things per second of a measurement that says how many it did (`num`), or why there is none."""
+    """Format items per second of a measurement with `num` items, or why it is missing."""
     return f"{one['num'] / one['seconds'] / scale:,.2f} {unit}/s" if "seconds" in one else one["missing"]
 
 
 def faster(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """How many times as fast ours is: per thing, where measurements say how many they did."""
+    """Format how many times as fast ours is, per item where a measurement has `num`."""
     if "seconds" not in theirs:
         return "–"
     ratio = theirs["seconds"] / theirs.get("num", 1) / (ours["seconds"] / ours.get("num", 1))
@@ -114,7 +114,7 @@ def faster(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
 
 
 def machine() -> str:
-    """One line on the machine and the versions that run on it."""
+    """Describe the machine and the package versions in one line."""
     import platform
 
     cpuinfo = Path("/proc/cpuinfo").read_text()

@@ -1,4 +1,4 @@
-"""Reasoning-like text from templates: what a sentence splitter meets, the same for the same seed."""
+"""Reasoning-like text from templates, to test sentence splitters; the same seed gives the same text."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ CODE = "```python\ndef total(n):\n    # Adds. Slowly!\n    return sum(i * 1.5 fo
 
 
 def reasoning(num_bytes: int, seed: int = 0) -> list[bytes]:
-    """Texts of 5 to 60 KB, together of about that many bytes of UTF-8.
+    """Texts of 5 to 60 KB, about `num_bytes` bytes of UTF-8 in total.
 
-    Paragraphs come from a pool of 4 MB, so that a hundred megabytes take seconds; too many for a processor to learn.
+    Paragraphs are drawn from a pool of 4 MB: 100 MB take seconds, and the pool is too large for a branch predictor.
     """
     rng = random.Random(seed)
     pool, size = [], 0
@@ -44,9 +44,9 @@ def reasoning(num_bytes: int, seed: int = 0) -> list[bytes]:
         size += len(pool[-1])
     texts, size = [], 0
     while size < num_bytes:
-        wanted = min(int(rng.lognormvariate(9.8, 0.7)), 60_000) + 5_000
+        target = min(int(rng.lognormvariate(9.8, 0.7)), 60_000) + 5_000
         parts, length = [b"<think>\n"], 0
-        while length < wanted:
+        while length < target:
             parts.append(pool[rng.randrange(len(pool))])
             length += len(parts[-1])
         parts.append(b"</think>\nThe answer is 42.")

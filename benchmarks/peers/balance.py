@@ -1,9 +1,9 @@
-"""Hugging Face's grouping by length, with the costs of rows as their lengths.
+"""The grouping by length of Hugging Face's trainer, with the costs of rows as their lengths.
 
     python benchmarks/peers/balance.py COSTS.npy NUM_RANKS
 
-It shuffles, cuts the order into groups of `mega_batch_mult` batches, and sorts within each; 50 is its default, and one
-group of everything is the best that it can do.
+It shuffles the rows, cuts them into groups of `mega_batch_mult` batches, and sorts each group. Its default is 50; one
+group of all rows is the best that it can do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def group(micro_steps: int) -> dict[str, Any]:
-    """An order whose stretches of NUM_RANKS rows are of similar cost."""
+    """Order the rows so that each NUM_RANKS consecutive rows have similar costs."""
     import torch
     from transformers.trainer_pt_utils import get_length_grouped_indices
 

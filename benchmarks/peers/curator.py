@@ -1,9 +1,9 @@
-"""Peers that ask a server over HTTP: curator, and the openai client as many use it by hand.
+"""Peers that query a server over HTTP: curator, and the openai client as it is commonly used.
 
     curator.py NAME BASE_URL MODEL NUMBER CONCURRENCY
 
-Runs in .venv-curator. Each asks NUMBER questions, for log-probabilities too, and says how many tokens' it has kept and
-when (monotonic clock) it had everything in hand. `one at a time` is how ms-swift's sampling asks a server.
+Runs in .venv-curator. Each sends NUMBER questions that request log-probabilities, and reports how many of those it kept
+and when (monotonic clock) it had returned everything. `one at a time` is how ms-swift's sampling queries a server.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from timing import measure
 
-# Nothing may be left over from an earlier run, be sent to anybody, or be drawn on the screen meanwhile.
+# No cache of an earlier run, no telemetry, no progress display.
 SCRATCH = tempfile.TemporaryDirectory()
 os.environ |= {
     "HOME": SCRATCH.name,
@@ -27,7 +27,7 @@ os.environ |= {
     "CURATOR_VIEWER": "false",
     "TELEMETRY_ENABLED": "false",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    # curator counts prompt tokens with tiktoken's cl100k_base, which would be fetched; litellm brings a copy of it.
+    # curator counts prompt tokens with tiktoken's cl100k_base, which it would download; litellm ships a copy.
     "TIKTOKEN_CACHE_DIR": sysconfig.get_path("purelib") + "/litellm/litellm_core_utils/tokenizers",
     "OPENAI_API_KEY": "none",
 }
@@ -35,7 +35,7 @@ PARAMS = {"logprobs": True, "max_tokens": 4096, "temperature": 1.0}
 
 
 def curator(url: str, model: str, questions: list[str], concurrency: int) -> dict[str, Any]:
-    """Call curator's LLM as it is: its dataset has the text alone."""
+    """Call curator's LLM unchanged: its dataset has only the text."""
     from bespokelabs.curator import LLM
 
     answers = _dataset(LLM, url, model, questions, concurrency)
@@ -45,10 +45,10 @@ def curator(url: str, model: str, questions: list[str], concurrency: int) -> dic
 
 
 def curator_raw(url: str, model: str, questions: list[str], concurrency: int) -> dict[str, Any]:
-    """Let curator hand the raw reply to `parse`, which takes the log-probabilities."""
+    """Have curator pass the raw reply to `parse`, which extracts the log-probabilities."""
     from bespokelabs.curator import LLM
 
-    class Kept(LLM):
+    class WithLogprobs(LLM):
         return_completions_object = True
 
         def parse(self, input: Any, response: Any) -> dict[str, Any]:
@@ -56,24 +56,24 @@ def curator_raw(url: str, model: str, questions: list[str], concurrency: int) ->
             logprobs = [token["logprob"] for token in choice["logprobs"]["content"]]
             return {"response": choice["message"]["content"], "logprobs": logprobs}
 
-    answers = _dataset(Kept, url, model, questions, concurrency)
+    answers = _dataset(WithLogprobs, url, model, questions, concurrency)
     return {"done": time.monotonic(), "num": len(answers), "logprobs": sum(map(len, answers["logprobs"]))}
 
 
 def _dataset(llm: Any, url: str, model: str, questions: list[str], concurrency: int) -> Any:
-    """Ask by curator's client of OpenAI-compatible servers, with no limit but that of requests in flight."""
+    """Use curator's client for OpenAI-compatible servers, limited only in the requests in flight."""
     backend = {
         "base_url": url,
         "max_concurrent_requests": concurrency,
         "max_requests_per_minute": 10**9,
         "max_tokens_per_minute": 10**15,
     }
-    made = llm(model_name=model, backend="openai", generation_params=dict(PARAMS), backend_params=backend)
-    return made(questions).dataset
+    client = llm(model_name=model, backend="openai", generation_params=dict(PARAMS), backend_params=backend)
+    return client(questions).dataset
 
 
 def with_semaphore(url: str, model: str, questions: list[str], concurrency: int) -> dict[str, Any]:
-    """Call the openai client from as many tasks as there are questions, some of which may ask at a time."""
+    """Call the openai client from one task per question; a semaphore bounds the requests in flight."""
     import asyncio
 
     from openai import AsyncOpenAI
@@ -84,11 +84,11 @@ def with_semaphore(url: str, model: str, questions: list[str], concurrency: int)
 
             async def ask(question: str) -> tuple[str, list[float]]:
                 async with semaphore:
-                    return _taken(await client.chat.completions.create(**_body(model, question)))
+                    return _text_and_logprobs(await client.chat.completions.create(**_body(model, question)))
 
             return await asyncio.gather(*map(ask, questions))
 
-    return _kept(asyncio.run(main()))
+    return _measured(asyncio.run(main()))
 
 
 def one_at_a_time(url: str, model: str, questions: list[str], _concurrency: int) -> dict[str, Any]:
@@ -96,19 +96,21 @@ def one_at_a_time(url: str, model: str, questions: list[str], _concurrency: int)
     from openai import OpenAI
 
     client = OpenAI(base_url=url)
-    return _kept([_taken(client.chat.completions.create(**_body(model, question))) for question in questions])
+    return _measured(
+        [_text_and_logprobs(client.chat.completions.create(**_body(model, question))) for question in questions]
+    )
 
 
 def _body(model: str, question: str) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": question}], **PARAMS}
 
 
-def _taken(reply: Any) -> tuple[str, list[float]]:
+def _text_and_logprobs(reply: Any) -> tuple[str, list[float]]:
     choice = reply.choices[0]
     return choice.message.content, [token.logprob for token in choice.logprobs.content]
 
 
-def _kept(answers: list[tuple[str, list[float]]]) -> dict[str, Any]:
+def _measured(answers: list[tuple[str, list[float]]]) -> dict[str, Any]:
     return {
         "done": time.monotonic(),
         "num": len(answers),
@@ -117,7 +119,7 @@ def _kept(answers: list[tuple[str, list[float]]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure the one that is named."""
+    """Measure the named peer."""
     name, url, model, number, concurrency = sys.argv[1:]
     questions = [f"Question {i}: how much is {i} and {i}?" for i in range(int(number))]
     peer = {

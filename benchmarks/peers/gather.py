@@ -1,10 +1,9 @@
-"""How others bring the tokens of packed rows together.
+"""How other programs gather the tokens of packed rows.
 
     python benchmarks/peers/gather.py FOLDER ROWS_AT_A_TIME
 
-FOLDER has tokens.npy, offsets.npy (of the sequences), items.npy and rows.npy (which sequences lie in which row), and
-order.npy (of the rows). numpy gathers everything; the trainers' collators, which go token by token through Python, a
-few rows.
+FOLDER has tokens.npy, offsets.npy (of the sequences), items.npy and rows.npy (the sequences of each row), and order.npy
+(of the rows). numpy and Arrow gather all rows; the collators of the trainers, which visit every token in Python, a few.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ TOKENS, OFFSETS, ITEMS, ROWS, ORDER = (
     np.load(FOLDER / f"{name}.npy") for name in ("tokens", "offsets", "items", "rows", "order")
 )
 SEQ_LEN = 65_536
-SAMPLE = ORDER[:4]  # rows that the slow ones gather
+SAMPLE = ORDER[:4]  # rows for the slow peers
 
 
 def main() -> None:
-    """Measure each."""
+    """Measure each peer."""
     measure(
         {
             "numpy: concatenate slices, fresh": numpy_fresh,
@@ -34,7 +33,7 @@ def main() -> None:
             "numpy: concatenate slices, 8 rows at a time": numpy_chunks,
             "numpy: slices, position ids and labels, fresh": numpy_columns,
             "Arrow: take of a list column": arrow_take,
-            "TRL: packed data set and its collator": trl,
+            "TRL: packed dataset and its collator": trl,
             "LLaMA-Factory: PackedSupervisedDatasetProcessor": llama_factory,
             "axolotl: V2BatchSamplerDataCollatorForSeq2Seq": axolotl,
         }
@@ -42,30 +41,30 @@ def main() -> None:
 
 
 def items_of(rows: Any) -> list[int]:
-    """Sequences of some rows, in order."""
+    """The sequences of some rows, in order."""
     return [int(item) for row in rows for item in ITEMS[ROWS[row] : ROWS[row + 1]]]
 
 
 def slices(rows: Any, column: Any = TOKENS) -> list[Any]:
-    """A column's stretches of the sequences of some rows."""
+    """The slices of a column for the sequences of some rows."""
     return [column[OFFSETS[item] : OFFSETS[item + 1]] for item in items_of(rows)]
 
 
 def numpy_fresh() -> dict[str, Any]:
-    """All rows into new memory."""
+    """Gather all rows into new memory."""
     seconds, _ = best(lambda: np.concatenate(slices(ORDER)), times=3)
     return {"seconds": seconds, "num": len(TOKENS), "like": "at once, fresh"}
 
 
 def numpy_touched() -> dict[str, Any]:
-    """All rows into memory that was written before."""
+    """Gather all rows into memory that was written before."""
     out = np.ones_like(TOKENS)
     seconds, _ = best(lambda: np.concatenate(slices(ORDER), out=out), times=3)
     return {"seconds": seconds, "num": len(TOKENS), "like": "at once, touched"}
 
 
 def numpy_chunks() -> dict[str, Any]:
-    """A few rows at a time into one buffer."""
+    """Gather a few rows at a time into one buffer."""
     out = np.ones(CHUNK * SEQ_LEN, np.int32)
 
     def run() -> None:
@@ -78,7 +77,7 @@ def numpy_chunks() -> dict[str, Any]:
 
 
 def numpy_columns() -> dict[str, Any]:
-    """All that ours can write, each column as one would write it."""
+    """Write all columns that ours can write, each in the usual way."""
     mask = np.random.default_rng(2).random(len(TOKENS)) < 0.9
 
     def run() -> tuple[Any, Any, Any]:
@@ -93,17 +92,17 @@ def numpy_columns() -> dict[str, Any]:
 
 
 def arrow_take() -> dict[str, Any]:
-    """What Arrow offers for lists, and TRL packs with."""
+    """Use Arrow's `take` of a list column, which TRL packs with."""
     import pyarrow as pa
 
     column = pa.LargeListArray.from_arrays(pa.array(OFFSETS), pa.array(TOKENS))
-    wanted = pa.array(items_of(ORDER))
-    seconds, _ = best(lambda: column.take(wanted), times=3)
+    sequences = pa.array(items_of(ORDER))
+    seconds, _ = best(lambda: column.take(sequences), times=3)
     return {"seconds": seconds, "num": len(TOKENS), "like": "at once, fresh"}
 
 
 def examples(rows: Any, *, packed: bool) -> tuple[Any, int]:
-    """A data set as the trainers have it: an example per row (`packed`), or per sequence; and its number of tokens."""
+    """A dataset as the trainers hold it, one example per row (`packed`) or per sequence, and its number of tokens."""
     import pyarrow as pa
     from datasets import Dataset
 
@@ -126,7 +125,7 @@ def examples(rows: Any, *, packed: bool) -> tuple[Any, int]:
 
 
 def trl() -> dict[str, Any]:
-    """TRL: the packed data set is one example per row; the collator adds position ids and boundaries."""
+    """TRL: the packed dataset has one example per row; the collator adds position ids and boundaries."""
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     dataset, num = examples(SAMPLE, packed=True)
@@ -136,16 +135,16 @@ def trl() -> dict[str, Any]:
 
 
 def llama_factory() -> dict[str, Any]:
-    """LLaMA-Factory: packs and joins a window of sequences; they come tokenized, so that only this is timed."""
+    """LLaMA-Factory packs and joins a window of sequences; they are tokenized beforehand, so only this is timed."""
     from types import SimpleNamespace
 
     from llama_factory import PackedSupervisedDatasetProcessor
 
-    ready = [part.tolist() for part in slices(SAMPLE)]
+    tokenized = [part.tolist() for part in slices(SAMPLE)]
 
     class Tokenized(PackedSupervisedDatasetProcessor):
         def _encode_data_example(self, prompt: Any, **_: Any) -> tuple[list[int], list[int]]:
-            return ready[prompt[0]], ready[prompt[0]]
+            return tokenized[prompt[0]], tokenized[prompt[0]]
 
     processor = Tokenized(
         template=None,
@@ -153,16 +152,16 @@ def llama_factory() -> dict[str, Any]:
         processor=None,
         data_args=SimpleNamespace(cutoff_len=SEQ_LEN, neat_packing=True),
     )
-    nothing = [None] * len(ready)
+    nothing = [None] * len(tokenized)
     texts = dict.fromkeys(("_system", "_tools", "_images", "_videos", "_audios"), nothing)
-    batch = {"_prompt": [[at] for at in range(len(ready))], "_response": [[None]] * len(ready), **texts}
+    batch = {"_prompt": [[at] for at in range(len(tokenized))], "_response": [[None]] * len(tokenized), **texts}
     seconds, packed = best(lambda: processor.preprocess_dataset(batch), times=3)
     assert len(packed["input_ids"]) >= len(SAMPLE)
-    return {"seconds": seconds, "num": sum(map(len, ready)), "like": "at once, fresh, position ids and labels"}
+    return {"seconds": seconds, "num": sum(map(len, tokenized)), "like": "at once, fresh, position ids and labels"}
 
 
 def axolotl() -> dict[str, Any]:
-    """axolotl: a row is a list of examples, which the collator joins."""
+    """axolotl: a row is a list of examples that the collator joins."""
     from axolotl.utils.collators.batching import V2BatchSamplerDataCollatorForSeq2Seq
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs what the benchmarks compare with into benchmarks/.venv-peers and .venv-curator, and builds benchmarks/native.
+# Installs the peers of the benchmarks into benchmarks/.venv-peers and .venv-curator, and builds benchmarks/native.
 #
 #     sh benchmarks/peers/install.sh
 #
-# Needs uv (the one of .venv, else the one on PATH) and cargo. Does nothing where nothing changed.
+# Needs uv (from .venv or else from PATH) and cargo. Skips what is up to date.
 set -eu
 cd "$(dirname "$0")/.."
 UV=../.venv/bin/uv
@@ -14,7 +14,7 @@ READY=.venv-peers/ready
 if ! test -e "$READY" || test peers/requirements.txt -nt "$READY" || test peers/trainers.txt -nt "$READY"; then
     "$UV" venv --quiet --clear --python ../.venv/bin/python .venv-peers
     "$UV" pip install --quiet --requirements peers/requirements.txt
-    # One by one: what does not install on this machine is shown as such in its row of the tables.
+    # One by one: a package that cannot be installed on this machine says so in its row of the tables.
     grep -v '^#' peers/trainers.txt | while read -r trainer; do
         "$UV" pip install --quiet --no-deps "$trainer" || echo "not installed: $trainer" >&2
     done
@@ -26,5 +26,5 @@ if ! test -e "$READY" || test peers/curator.txt -nt "$READY"; then
     VIRTUAL_ENV=.venv-curator "$UV" pip install --quiet --requirements peers/curator.txt
     touch "$READY"
 fi
-# From inside the crate, because its settings (target-cpu=native) are looked for from there.
+# cargo looks for the settings of the crate (target-cpu=native) in the current folder.
 cd native && CARGO_TARGET_DIR=target cargo build --quiet --release --locked

@@ -1,7 +1,7 @@
 """LLaMA-Factory's packing.
 
-Importing `llamafactory.data` would load what it needs for sound and images as well. Its folder is therefore entered as
-a package whose `__init__` is passed over; everything in it is as installed.
+Importing `llamafactory.data` would also load its dependencies for audio and images. So its folder is registered as a
+package without running its `__init__`; its modules are used as installed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import sys
 import types
 from pathlib import Path
 
-_found = importlib.util.find_spec("llamafactory")
-if _found is None or _found.origin is None:
+_spec = importlib.util.find_spec("llamafactory")
+if _spec is None or _spec.origin is None:
     raise ModuleNotFoundError("llamafactory")
 _data = types.ModuleType("llamafactory.data")
-_data.__path__ = [str(Path(_found.origin).parent / "data")]
+_data.__path__ = [str(Path(_spec.origin).parent / "data")]
 sys.modules["llamafactory.data"] = _data
 
 from llamafactory.data.processor.processor_utils import greedy_knapsack  # noqa: E402

@@ -2,9 +2,9 @@
 
     python benchmarks/peers/pack.py LENGTHS.npy SEQ_LEN [lightbinpack]
 
-Each gets the lengths as it wants them (a list, an array), which is not timed. Only rows of a global packing compare;
-TRL, LLaMA-Factory and axolotl pack window by window unless told otherwise, which takes less time and
-more rows.
+Each gets the lengths in the form it needs (a list, an array); the conversion is not timed. Only the rows of a packing
+of all lengths at once are comparable: by default TRL, LLaMA-Factory and axolotl pack window by window, which takes less
+time and more rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WINDOW = 1_000  # LLaMA-Factory's preprocessing_batch_size
 
 
 def main() -> None:
-    """Measure each."""
+    """Measure each packer."""
     lightbinpack = {
         f"lightbinpack {name}": lambda name=name: light(name) for name in ("obfd", "obfdp", "ogbfd", "bfd", "ffd")
     }
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def light(name: str) -> dict[str, Any]:
-    """One of lightbinpack's functions in C++; it takes and gives lists."""
+    """One of lightbinpack's functions in C++, which take and return lists."""
     import lightbinpack
 
     lengths = LENGTHS.tolist()
@@ -45,10 +45,10 @@ def light(name: str) -> dict[str, Any]:
 
 
 def trl(window: int) -> dict[str, Any]:
-    """TRL's packing of a data set, `window` sequences at a time.
+    """TRL's packing of a dataset, `window` sequences at a time.
 
-    It moves the tokens while it decides, so it gets all lengths and the row divided by 64 (rounded up) and one-byte
-    tokens: 90 MB instead of 22 GB to move, and a search tree of 10 levels instead of 16.
+    It moves the tokens while it packs. So all lengths and the row are divided by 64 (rounded up) and tokens have one
+    byte: 90 MB to move instead of 22 GB, and a search tree of 10 levels instead of 16.
     """
     import pyarrow as pa
     from datasets import Dataset
@@ -63,17 +63,17 @@ def trl(window: int) -> dict[str, Any]:
 
 
 def knapsack_windows() -> dict[str, Any]:
-    """As LLaMA-Factory calls it."""
+    """LLaMA-Factory's greedy_knapsack on windows, as LLaMA-Factory calls it."""
     from llama_factory import greedy_knapsack
 
     windows = [LENGTHS[at : at + WINDOW].tolist() for at in range(0, len(LENGTHS), WINDOW)]
-    # It empties the list that it is given.
+    # It empties its argument.
     seconds, rows = best(lambda: sum(len(greedy_knapsack(window.copy(), SEQ_LEN)) for window in windows), times=3)
     return {"seconds": seconds, "rows": rows}
 
 
 def knapsack() -> dict[str, Any]:
-    """The same over all lengths, which it is not called with."""
+    """The same on all lengths at once, which LLaMA-Factory does not do."""
     from llama_factory import greedy_knapsack
 
     lengths = LENGTHS.tolist()
@@ -82,7 +82,7 @@ def knapsack() -> dict[str, Any]:
 
 
 def axolotl() -> dict[str, Any]:
-    """First fit in groups, in the order given, with numba, in one process: axolotl's defaults."""
+    """Axolotl's defaults: first fit in groups, in the given order, with numba, in one process."""
     from axolotl.utils.samplers.multipack import pack_parallel
 
     run = lambda: pack_parallel(LENGTHS, SEQ_LEN, 100_000, 200, num_processes=1)  # noqa: E731

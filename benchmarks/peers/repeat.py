@@ -1,8 +1,8 @@
-"""Repeated n-grams as one would count them with numpy and Python, and as datatrove does.
+"""Repeated n-grams, counted with numpy, with plain Python, and with datatrove.
 
     python benchmarks/peers/repeat.py FOLDER N SAMPLE
 
-FOLDER has ids.npy, offsets.npy, and num_repeated.npy, which ours found. Python's ways get the first SAMPLE responses.
+FOLDER has ids.npy, offsets.npy, and our result, num_repeated.npy. The slow peers get the first SAMPLE responses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IDS, OFFSETS, EXPECTED = (np.load(FOLDER / f"{name}.npy") for name in ("ids", "o
 
 
 def main() -> None:
-    """Measure each."""
+    """Measure each peer."""
     measure(
         {
             "numpy: hash mod 2^64, unique per response": with_numpy,
@@ -33,38 +33,38 @@ def main() -> None:
 
 
 def sample() -> list[Any]:
-    """The first responses."""
+    """The ids of the first SAMPLE responses."""
     return [IDS[OFFSETS[at] : OFFSETS[at + 1]] for at in range(SAMPLE)]
 
 
-def checked(work: Callable[[], list[int]], times: int, *, only_whether: bool = False) -> dict[str, Any]:
-    """Time it; compare the number per response with ours, or only whether there is any."""
-    seconds, found = best(work, times=times)
-    expected, counted = EXPECTED[: len(found)], np.array(found)
-    differ = (expected > 0) != (counted > 0) if only_whether else expected != counted
-    num = int(OFFSETS[len(found)])
-    return {"seconds": seconds, "num": num, "responses": len(found), "differing": int(differ.sum())}
+def checked(work: Callable[[], list[int]], times: int, *, only_presence: bool = False) -> dict[str, Any]:
+    """Time the peer; compare its count for each response with ours, or only whether the count is 0."""
+    seconds, counts = best(work, times=times)
+    expected, counted = EXPECTED[: len(counts)], np.array(counts)
+    differ = (expected > 0) != (counted > 0) if only_presence else expected != counted
+    num = int(OFFSETS[len(counts)])
+    return {"seconds": seconds, "num": num, "responses": len(counts), "differing": int(differ.sum())}
 
 
 def with_numpy() -> dict[str, Any]:
-    """A polynomial hash of each n-gram, all positions at once; n-grams less different hashes. Not exact."""
+    """Hash every n-gram with a polynomial and subtract the number of distinct hashes. Not exact."""
 
     def run() -> list[int]:
         hashes = np.zeros(len(IDS) - N + 1, np.uint64)
         for at in range(N):
             hashes *= np.uint64(0x9E3779B97F4A7C15)
             hashes += IDS[at : at + len(hashes)].astype(np.uint64)
-        found = []
+        counts = []
         for begin, end in zip(OFFSETS[:-1], OFFSETS[1:] - N + 1, strict=True):
             ngrams = hashes[begin : max(begin, end)]
-            found.append(len(ngrams) - len(np.unique(ngrams)))
-        return found
+            counts.append(len(ngrams) - len(np.unique(ngrams)))
+        return counts
 
     return checked(run, 2)
 
 
 def with_tuples() -> dict[str, Any]:
-    """N-grams less different tuples."""
+    """Subtract the number of distinct tuples from the number of n-grams."""
     lists = [ids.tolist() for ids in sample()]
 
     def run() -> list[int]:
@@ -74,25 +74,25 @@ def with_tuples() -> dict[str, Any]:
 
 
 def with_bytes() -> dict[str, Any]:
-    """N-grams less different stretches of the ids' bytes."""
+    """Subtract the number of distinct byte strings from the number of n-grams."""
 
     def run() -> list[int]:
-        found = []
+        counts = []
         for ids in sample():
             text = ids.tobytes()
             num = max(0, len(ids) - N + 1)
-            found.append(num - len({text[4 * at : 4 * (at + N)] for at in range(num)}))
-        return found
+            counts.append(num - len({text[4 * at : 4 * (at + N)] for at in range(num)}))
+        return counts
 
     return checked(run, 1)
 
 
 def with_datatrove() -> dict[str, Any]:
-    """Duplicate n-grams of words that are ids; it skips what it found, so only whether there are any compares."""
+    """Find duplicate n-grams of words that are ids. It skips past each one, so only their presence can be compared."""
     from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate
 
     words = [[f" {number}" for number in ids.tolist()] for ids in sample()]
-    return checked(lambda: [find_all_duplicate(one, N) for one in words], 1, only_whether=True)
+    return checked(lambda: [find_all_duplicate(one, N) for one in words], 1, only_presence=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Splitters that one can install, on the first texts.
+"""Sentence splitters that can be installed, on the first texts.
 
     python benchmarks/peers/sentences.py FOLDER
 
-FOLDER has the file text and offsets.npy of the texts to split. NLTK's Punkt is taken without its trained abbreviations,
-which are a download of their own; that makes it neither faster nor slower.
+FOLDER has the file `text` and offsets.npy of the texts to split. NLTK's Punkt runs without its trained abbreviations,
+which are a separate download and do not change its speed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ PATIENCE = 10.0
 
 
 def main() -> None:
-    """Measure each."""
+    """Measure each splitter."""
     measure({"BlingFire": blingfire, "NLTK Punkt, untrained": punkt, "pySBD": pysbd})
 
 
 def split(splitter: Callable[[str], int]) -> dict[str, Any]:
-    """Split text by text, three times or until patience ends; count what was done in the best of the rounds."""
+    """Split the texts one by one, in up to three rounds within PATIENCE seconds; return the fastest round."""
     splitter(TEXTS[0][:1_000])
     rounds = []
     begin = time.perf_counter()
@@ -48,14 +48,14 @@ def split(splitter: Callable[[str], int]) -> dict[str, Any]:
 
 
 def blingfire() -> dict[str, Any]:
-    """BlingFire, in C++; it gives offsets, in characters."""
+    """BlingFire, in C++, returns character offsets."""
     import blingfire
 
     return split(lambda text: len(blingfire.text_to_sentences_and_offsets(text)[1]))
 
 
 def punkt() -> dict[str, Any]:
-    """NLTK, offsets too."""
+    """NLTK's Punkt returns offsets too."""
     from nltk.tokenize.punkt import PunktSentenceTokenizer
 
     tokenizer = PunktSentenceTokenizer()
@@ -63,7 +63,7 @@ def punkt() -> dict[str, Any]:
 
 
 def pysbd() -> dict[str, Any]:
-    """Strings, as offsets cost more; paragraph by paragraph, as its time grows faster than the text."""
+    """pySBD: strings, because offsets are slower; by paragraph, because its time grows faster than the text."""
     import pysbd
 
     segmenter = pysbd.Segmenter(language="en", clean=False)

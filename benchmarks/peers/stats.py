@@ -1,9 +1,9 @@
-"""Sentence statistics as one would write them with numpy, pandas, polars and numba.
+"""Sentence statistics, written with numpy, pandas, polars and numba.
 
     python benchmarks/peers/stats.py FOLDER BETA
 
-FOLDER has the columns of bench_stats.py as .npy. What a library wants prepared (which sentence a token belongs to, list
-columns, which response a sentence belongs to) is prepared before the clock starts.
+FOLDER has the columns of bench_stats.py as .npy. What a library needs prepared (the sentence of each token, list
+columns, the response of each sentence) is prepared before the clock starts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RESPONSES = np.load(FOLDER / "response_offsets.npy")
 
 
 def main() -> None:
-    """Measure each."""
+    """Measure each library."""
     measure(
         {
             "numpy reduceat, float32 sums": lambda: with_numpy(np.float32),
@@ -37,26 +37,26 @@ def main() -> None:
 
 
 def checked(work: Callable[[], tuple[Any, Any, Any, Any]], times: int) -> dict[str, Any]:
-    """Time it, and say how far it is from float64; it returns both probabilities, classes and counts."""
+    """Time `work`, which returns both probabilities, classes and counts; compare its results with float64."""
     seconds, (p_teacher, p_student, classes, counts) = best(work, times=times)
     reference = np.load(FOLDER / "reference.npy")
     error = max(float(np.abs(reference[0] - p_teacher).max()), float(np.abs(reference[1] - p_student).max()))
-    apart = reference[0] - reference[1]
-    expected = np.where(apart > BETA, 1, np.where(apart < -BETA, 2, 0))
+    difference = reference[0] - reference[1]
+    expected = np.where(difference > BETA, 1, np.where(difference < -BETA, 2, 0))
     assert int(np.asarray(counts).sum()) == len(expected), "every sentence is counted"
     return {"seconds": seconds, "error": error, "differing": int((expected != classes).sum())}
 
 
 def classify(p_teacher: Any, p_student: Any) -> tuple[Any, Any, Any, Any]:
     """Classes and their counts per response, with numpy."""
-    apart = p_teacher.astype(np.float64) - p_student
-    classes = np.where(apart > BETA, 1, np.where(apart < -BETA, 2, 0)).astype(np.int8)
+    difference = p_teacher.astype(np.float64) - p_student
+    classes = np.where(difference > BETA, 1, np.where(difference < -BETA, 2, 0)).astype(np.int8)
     counts = np.stack([np.add.reduceat(classes == kind, RESPONSES[:-1], dtype=np.int64) for kind in range(3)], 1)
     return p_teacher, p_student, classes, counts
 
 
 def with_numpy(dtype: type) -> dict[str, Any]:
-    """Sums by reduceat, the rest by whole columns."""
+    """Sums by reduceat, the rest by operations on whole columns."""
 
     def run() -> tuple[Any, Any, Any, Any]:
         p = [
@@ -69,7 +69,7 @@ def with_numpy(dtype: type) -> dict[str, Any]:
 
 
 def with_pandas() -> dict[str, Any]:
-    """Means by groupby over the number of each token's sentence; the counts too."""
+    """Means by groupby over the sentence number of each token; counts by groupby too."""
     import pandas as pd
 
     series = [pd.Series(logprobs) for logprobs in LOGPROBS]
@@ -78,8 +78,8 @@ def with_pandas() -> dict[str, Any]:
 
     def run() -> tuple[Any, Any, Any, Any]:
         p = [np.exp(one.groupby(number, sort=False).mean()) for one, number in zip(series, sentences, strict=True)]
-        apart = (p[0].astype("float64") - p[1]).to_numpy()
-        classes = np.select([apart > BETA, apart < -BETA], [1, 2], 0)
+        difference = (p[0].astype("float64") - p[1]).to_numpy()
+        classes = np.select([difference > BETA, difference < -BETA], [1, 2], 0)
         counts = pd.DataFrame({"response": responses, "class": classes}).groupby(["response", "class"]).size()
         return p[0].to_numpy(), p[1].to_numpy(), classes, counts
 
@@ -97,13 +97,15 @@ def with_polars() -> dict[str, Any]:
     ]
     responses = np.repeat(np.arange(len(RESPONSES) - 1, dtype=np.uint32), np.diff(RESPONSES))
     frame = pl.DataFrame({"teacher": lists[0], "student": lists[1], "response": responses})
-    apart = pl.col("p_teacher").cast(pl.Float64) - pl.col("p_student")
+    difference = pl.col("p_teacher").cast(pl.Float64) - pl.col("p_student")
     query = (
         frame.lazy()
         .select(
             "response", p_teacher=pl.col("teacher").list.mean().exp(), p_student=pl.col("student").list.mean().exp()
         )
-        .with_columns(kind=pl.when(apart > BETA).then(1).when(apart < -BETA).then(2).otherwise(0).cast(pl.Int8))
+        .with_columns(
+            kind=pl.when(difference > BETA).then(1).when(difference < -BETA).then(2).otherwise(0).cast(pl.Int8)
+        )
     )
 
     def run() -> tuple[Any, Any, Any, Any]:
@@ -137,8 +139,8 @@ def with_numba() -> dict[str, Any]:
                 for at in range(s_spans[sentence], s_spans[sentence + 1]):
                     sums += s_logprobs[at]
                 p_student[sentence] = np.exp(sums / (s_spans[sentence + 1] - s_spans[sentence]))
-                apart = np.float64(p_teacher[sentence]) - np.float64(p_student[sentence])
-                kind = 1 if apart > beta else 2 if apart < -beta else 0
+                difference = np.float64(p_teacher[sentence]) - np.float64(p_student[sentence])
+                kind = 1 if difference > beta else 2 if difference < -beta else 0
                 classes[sentence] = kind
                 counts[response, kind] += 1
         return p_teacher, p_student, classes, counts

@@ -1,4 +1,4 @@
-"""What the peers' scripts share: each peer is measured alone, and one that is not there says why instead of a time."""
+"""Shared by the scripts of the peers: measures each peer alone; one that cannot run reports why instead of a time."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from harness import best
 
 __all__ = ["best", "measure"]
 
-# None of the libraries may look for a model hub or print how it is doing.
+# No library may contact a model hub or print its progress.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1", "DISABLE_VERSION_CHECK": "1"}
 
 
 def measure(peers: Mapping[str, Callable[[], dict[str, Any]]]) -> None:
-    """Run each function, which measures one peer, and print all that they return as JSON."""
-    found = {}
+    """Run each function, which measures one peer, and print the measurements as JSON."""
+    measured = {}
     for name, peer in peers.items():
         try:
             with _quiet():
-                found[name] = peer()
-        except Exception as error:  # whatever keeps a peer from running belongs into its row
-            found[name] = {
+                measured[name] = peer()
+        except Exception as error:  # its row in the table shows why it did not run
+            measured[name] = {
                 "missing": f"not run: {type(error).__name__}: {str(error).splitlines()[0][:60] if str(error) else ''}"
             }
-    print(json.dumps(found))
+    print(json.dumps(measured))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Send what a library prints to the standard error output: the standard output is ours."""
+    """Redirect what libraries print to standard error, because standard output carries the JSON."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
         sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout, 1)
+        os.close(stdout)

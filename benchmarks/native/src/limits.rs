@@ -1,4 +1,4 @@
-//! What any program on one core needs at least: a counting sort, a copy, a pass over memory, a sort, a search for a byte.
+//! Lower bounds for any program on one core: a counting sort, a copy, a pass over memory, a sort, a search for a byte.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -8,27 +8,27 @@ use memmap2::{Advice, MmapMut};
 
 use crate::{Measured, best, npy};
 
-/// Indices by length: count, add up, scatter. Nobody packs longest first with less.
+/// Indices in order of length: count, sum, scatter. Any packer that takes the longest first needs at least this.
 pub fn counting_sort(lengths: &[u32], longest: usize) -> Vec<u32> {
-    let mut places = vec![0_u32; longest + 2];
+    let mut starts = vec![0_u32; longest + 2];
     for &length in lengths {
-        places[length as usize + 1] += 1;
+        starts[length as usize + 1] += 1;
     }
     let mut sum = 0;
-    for place in &mut places {
-        sum += *place;
-        *place = sum;
+    for start in &mut starts {
+        sum += *start;
+        *start = sum;
     }
     let mut sorted = vec![0_u32; lengths.len()];
     for (index, &length) in (0_u32..).zip(lengths) {
-        let place = &mut places[length as usize];
-        sorted[*place as usize] = index;
-        *place += 1;
+        let start = &mut starts[length as usize];
+        sorted[*start as usize] = index;
+        *start += 1;
     }
     sorted
 }
 
-/// Copies into memory that was written before, into memory fresh from the system, and piece by piece into one piece.
+/// Copies into memory that was written before, into fresh memory, and piece by piece into one small buffer.
 pub fn copy(num_bytes: usize, piece: usize) -> Vec<Measured> {
     let mut source = fresh(num_bytes, true);
     source.fill(1);
@@ -56,15 +56,15 @@ pub fn copy(num_bytes: usize, piece: usize) -> Vec<Measured> {
     ]
 }
 
-/// Memory that the system has to hand over page by page as it is written; in huge pages, if it has them, as numpy asks.
+/// Memory that the system maps page by page on the first write; in huge pages if available, as numpy requests them.
 fn fresh(num_bytes: usize, huge: bool) -> MmapMut {
     let memory = MmapMut::map_anon(num_bytes).expect("memory");
-    // A system that has no huge pages refuses, and small ones are then its limit.
+    // A system without huge pages refuses; small pages are its limit then.
     let _ = memory.advise(if huge { Advice::HugePage } else { Advice::NoHugePage });
     memory
 }
 
-/// Adds up the 32-bit values of all files, front to back or in several places at once: whichever is faster here.
+/// Adds the 32-bit values of all files, from front to back or as several streams at once, whichever is faster here.
 pub fn read(files: &[&str]) -> Vec<Measured> {
     let columns: Vec<MmapMut> = files.iter().map(|file| column(file)).collect();
     let add =
@@ -80,7 +80,7 @@ fn column(file: &str) -> MmapMut {
     memory
 }
 
-/// The wrapping sum; `streams` stretches of the values are walked over side by side, to keep more of memory busy.
+/// The wrapping sum. Reads `streams` parts of the values in turn, which keeps more of the memory busy.
 fn sum(values: &[u32], streams: usize) -> u32 {
     let (blocks, rest) = values.as_chunks::<64>();
     let length = blocks.len() / streams;
@@ -90,8 +90,8 @@ fn sum(values: &[u32], streams: usize) -> u32 {
             *sum = sum.wrapping_add(*value);
         }
     };
-    for place in 0..length {
-        (0..streams).for_each(|stream| add(&blocks[stream * length + place]));
+    for index in 0..length {
+        (0..streams).for_each(|stream| add(&blocks[stream * length + index]));
     }
     blocks[streams * length..].iter().for_each(&mut add);
     sums.iter().chain(rest).fold(0, |sum, value| sum.wrapping_add(*value))
@@ -107,9 +107,9 @@ pub fn sort(keys: &[u64]) -> Vec<Measured> {
     vec![Measured::new("sort of the keys", seconds)]
 }
 
-/// Counts the full stops of a text, as fast as vectors compare.
+/// Counts the periods of a text at the speed of vector comparisons.
 pub fn find(text: &[u8]) -> Vec<Measured> {
     let count = || memchr::memchr_iter(b'.', text).count();
-    let each = || memchr::memchr_iter(b'.', text).fold(0_usize, |sum, place| sum ^ place);
-    vec![Measured::new("memchr, counted", best(5, count)), Measured::new("memchr, each place", best(5, each))]
+    let each = || memchr::memchr_iter(b'.', text).fold(0_usize, |sum, position| sum ^ position);
+    vec![Measured::new("memchr, counted", best(5, count)), Measured::new("memchr, every position", best(5, each))]
 }

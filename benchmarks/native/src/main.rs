@@ -1,15 +1,15 @@
-//! What the benchmarks compare with outside of Python: the crate seqpacker, and the physical limits of one core.
+//! Peers of the benchmarks outside of Python: the crate seqpacker, and the physical limits of one core.
 //!
 //! ```text
-//! native-limits pack LENGTHS.npy SEQ_LEN            seqpacker's strategies; counting sort alone
-//! native-limits sort-lengths LENGTHS.npy SEQ_LEN    that counting sort only
-//! native-limits copy NUM_BYTES PIECE_BYTES          memory copied at once into touched and fresh memory, and piece by piece
-//! native-limits read FILE.npy…                      32-bit values added up
-//! native-limits sort FILE.npy                       64-bit keys sorted
-//! native-limits find FILE                           full stops counted
+//! native-limits pack LENGTHS.npy SEQ_LEN            seqpacker's strategies, and a counting sort
+//! native-limits sort-lengths LENGTHS.npy SEQ_LEN    the counting sort alone
+//! native-limits copy NUM_BYTES PIECE_BYTES          memory copied into touched memory, into fresh memory, and in pieces
+//! native-limits read FILE.npy…                      the sum of 32-bit values
+//! native-limits sort FILE.npy                       a sort of 64-bit keys
+//! native-limits find FILE                           a count of periods
 //! ```
 //!
-//! Prints one JSON object, a line per measurement: seconds of the best of several runs.
+//! Prints one JSON object with a line per measurement: the shortest time of several runs in seconds.
 
 mod limits;
 mod npy;
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use seqpacker::algorithms::optimized_best_fit_decreasing::optimized_best_fit_decreasing_lengths;
 use seqpacker::{PackStrategy, Packer};
 
-/// One measurement: what was measured, its best run, and how many rows came out, where there are rows.
+/// One measurement: its name, the time of the best run, and the number of rows if there are any.
 pub struct Measured {
     name: String,
     best: Duration,
@@ -44,16 +44,14 @@ fn main() {
         ["copy", bytes, piece] => limits::copy(number(bytes), number(piece)),
         ["read", files @ ..] if !files.is_empty() => limits::read(files),
         ["sort", file] => limits::sort(&npy::read(Path::new(file))),
-        ["find", file] => limits::find(&std::fs::read(file).expect("a file of text")),
-        _ => {
-            panic!("see the first lines of main.rs for what can be measured")
-        }
+        ["find", file] => limits::find(&std::fs::read(file).expect("a text file")),
+        _ => panic!("unknown arguments; the first lines of main.rs list the commands"),
     };
     let lines: Vec<String> = measured.iter().map(line).collect();
     println!("{{{}}}", lines.join(",\n "));
 }
 
-/// seqpacker's decreasing strategies, its function for bare lengths, and the counting sort that each of them begins with.
+/// seqpacker's decreasing strategies, its function for bare lengths, and the counting sort that they all start with.
 fn pack(lengths: &[u32], seq_len: usize) -> Vec<Measured> {
     let wide: Vec<usize> = lengths.iter().map(|&length| length as usize).collect();
     let mut measured = vec![counting_sort(lengths, seq_len)];
@@ -85,7 +83,7 @@ fn best<T>(times: usize, mut work: impl FnMut() -> T) -> Duration {
             let start = Instant::now();
             let result = black_box(work());
             let elapsed = start.elapsed();
-            drop(result); // to give memory back is not part of the work
+            drop(result); // freeing its memory is not measured
             elapsed
         })
         .min()

@@ -1,8 +1,8 @@
-//! Reads arrays that numpy saved, without a look at their type: the caller knows it.
+//! Reads arrays saved by numpy. Their type is not checked: the caller knows it.
 
 use std::path::Path;
 
-/// A plain number whose bytes stand in the file as they do in memory.
+/// A number stored in the file with the same bytes as in memory.
 pub trait Plain: Sized {
     const BYTES: usize;
     fn from_bytes(bytes: &[u8]) -> Self;
@@ -22,7 +22,7 @@ impl Plain for u64 {
     }
 }
 
-/// All values of a one-dimensional array.
+/// Read all values of a one-dimensional array.
 pub fn read<T: Plain>(path: &Path) -> Vec<T> {
     let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00", "{}: not an array of version 1.0", path.display());
