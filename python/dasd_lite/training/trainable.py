@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any, cast
 
 from dasd_lite.config.models import Dtype, Switch
 from dasd_lite.config.train import Full, Lora
+from dasd_lite.costs.hardware import has_liger
 from dasd_lite.errors import ConfigError, MissingExtraError
 from dasd_lite.model.load import load_model, pick_device, pick_dtype, quiet, stored_dtype
 from dasd_lite.model.logprobs import causal_model
@@ -59,7 +59,7 @@ def load_trainable(
         four_bit=four_bit,
     )
     target = pick_device(device)
-    if liger == "on" or (liger == "auto" and target.type == "cuda" and importlib.util.find_spec("liger_kernel")):
+    if liger == "on" or (liger == "auto" and target.type == "cuda" and has_liger()):
         _apply_liger(model, target)
     if isinstance(method, Lora):
         model = _add_adapter(model, folder, method, adapter, pick_dtype(dtype, target))
