@@ -105,6 +105,39 @@ def test_counts_of_classes(rows: list[list[SentenceClass]]) -> None:
     assert counts.tolist() == [[row.count(SentenceClass(kind)) for kind in range(3)] for row in rows]
 
 
+@given(
+    rows=st.lists(st.lists(st.tuples(LOGPROBS, st.sampled_from([0, 0, 1, 5])), max_size=30), max_size=6),
+    repeat=st.sampled_from([1, 1000]),  # long enough for numpy to sum in pairs
+)
+def test_mean_log_probability_of_answers(rows: list[list[tuple[float, int]]], repeat: int) -> None:
+    rows = [row * repeat for row in rows]
+    logprobs, offsets = flat([[logprob for logprob, _ in row] for row in rows], np.float32)
+    token_bytes, _ = flat([[length for _, length in row] for row in rows], np.int32)
+    means = divergence.mean_logprob(logprobs, token_bytes, offsets)
+    assert means.dtype == np.float64
+    for mean, row in zip(means, rows, strict=True):
+        while row and row[-1][1] == 0:  # the end token is no part of the text
+            row = row[:-1]
+        spelled = np.array([logprob for logprob, _ in row], np.float32)
+        assert math.isnan(mean) if len(spelled) == 0 else mean == np.mean(spelled, dtype=np.float64)
+
+
+def test_mean_log_probability_at_the_edges() -> None:
+    def mean(logprobs: list[float], token_bytes: list[int]) -> float:
+        columns = np.array(logprobs, np.float32), np.array(token_bytes, np.int32)
+        return float(divergence.mean_logprob(*columns, np.array([0, len(logprobs)]))[0])
+
+    assert mean([-1, -3], [2, 1]) == -2
+    assert mean([-1, -3, -9], [2, 1, 0]) == -2, "without the end token"
+    assert mean([-1, -3, -9], [2, 0, 1]) == pytest.approx(-13 / 3), "a token without bytes inside the text counts"
+    assert math.isnan(mean([], [])) and math.isnan(mean([-1], [0]))
+    assert mean([-math.inf, -1], [1, 1]) == -math.inf
+    empty = divergence.mean_logprob(np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(1, np.int64))
+    assert empty.tolist() == []
+    with pytest.raises(DataError, match="there are 2 logprobs and 1 token_bytes for 2 tokens; each token needs one of"):
+        mean([-1, -1], [1])
+
+
 SPANS: dict[str, Any] = {  # of two responses of two tokens and two sentences each
     "token_bytes": np.array([2, 3, 1, 1], np.int32),
     "token_offsets": np.array([0, 2, 4]),

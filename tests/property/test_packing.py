@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasd_lite.errors import DataError
-from dasd_lite.method.packing import Method, Plan, pack_rows
+from dasd_lite.method.packing import PackingMethod, Plan, pack_rows
 
 DTYPES = st.sampled_from([np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64])
 
@@ -25,7 +25,9 @@ def rows(plan: Plan) -> list[list[int]]:
     method=st.sampled_from(["best_fit", "tight", "in_order"]),
     dtype=DTYPES,
 )
-def test_plan_keeps_its_promises(lengths: list[int], units: int, alignment: int, method: Method, dtype: Any) -> None:
+def test_plan_keeps_its_promises(
+    lengths: list[int], units: int, alignment: int, method: PackingMethod, dtype: Any
+) -> None:
     seq_len = units * alignment
     column = np.array(lengths, dtype)
     plan = pack_rows(column, seq_len, method=method, alignment=alignment, overlong="drop")

@@ -107,7 +107,7 @@ def test_out_in_the_memory_of_the_tokens() -> None:
     plan, _, offsets = small()
     memory = bytearray(48)  # two arrays whose common owner numpy does not know
     tokens, ids = np.frombuffer(memory, np.int32)[:6], np.frombuffer(memory, np.int32)[3:]
-    with pytest.raises(ValueError, match=r"out\.ids lies in the memory of tokens; each needs its own"):
+    with pytest.raises(ValueError, match=r"out\.ids shares memory with tokens; each array needs its own"):
         gather_rows(tokens, offsets, plan, [0, 1], out=out(ids=ids))
 
 
@@ -123,7 +123,11 @@ def test_a_batch_without_rows() -> None:
         ({"rows": [2]}, DataError, r"rows\[0\] is 2; it must be from 0 and below 2"),
         ({"rows": [1.5]}, TypeError, "rows have dtype float64; they must be integers"),
         ({"rows": np.array([2**63 + 5], np.uint64)}, DataError, r"rows\[0\] is 9223372036854775807; it must be"),
-        ({"offsets": offsets_of([3, 3])}, DataError, "the plan is of 3 sequences, offsets of 2; they must be the same"),
+        (
+            {"offsets": offsets_of([3, 3])},
+            DataError,
+            "the plan has 3 sequences, offsets 2; both must describe",
+        ),
         ({"offsets": offsets_of([5, 0, 1])}, DataError, "sequence 0 has 5 tokens, more than seq_len 4; is the plan"),
         ({"offsets": offsets_of([3, 2, 2])}, DataError, "row 0 has 5 tokens, more than seq_len 4; is the plan made of"),
         ({"offsets": np.array([0, 3, 2, 3])}, DataError, r"offsets\[2\] is 2, less than the 3 before it"),
@@ -132,21 +136,21 @@ def test_a_batch_without_rows() -> None:
         ({"tokens": np.full(6, 2**31, np.uint32)}, DataError, r"tokens\[0\] is 2147483648; it must be an id below"),
         ({"loss_mask": np.ones(5, np.bool_)}, DataError, "loss_mask has 5 elements and tokens 6"),
         ({"loss_mask": np.ones(6)}, TypeError, "loss_mask has dtype float64; it must be bool"),
-        ({"out": Batch(*[np.empty(2, np.int32)] * 4, offsets_of([2]))}, ValueError, "out.ids is of 2 tokens; this"),
+        ({"out": Batch(*[np.empty(2, np.int32)] * 4, offsets_of([2]))}, ValueError, "out.ids has 2 tokens; this"),
         ({"out": out(position_ids=None)}, ValueError, "out.position_ids is missing; this batch needs 6 tokens"),
         ({"out": out(ids=np.empty(9))}, TypeError, "out.ids is float64; it must be a numpy array of int32"),
         ({"out": out(ids=[1, 2, 3])}, TypeError, "out.ids is list; it must be a numpy array of int32"),
-        ({"out": out(ids=np.empty((9, 9), np.int32))}, ValueError, r"out.ids is of shape \[9, 9\] and strides"),
+        ({"out": out(ids=np.empty((9, 9), np.int32))}, ValueError, r"out.ids has shape \[9, 9\] and strides"),
         (
             {"out": out(ids=np.empty(18, np.int32)[::2])},
             ValueError,
-            r"out.ids is of shape \[9\] and strides \(8,\); it",
+            r"out.ids has shape \[9\] and strides \(8,\); it",
         ),
         ({"out": out(ids=np.frombuffer(bytes(36), np.int32))}, ValueError, "out.ids is read-only; it must be"),
         (
             {"out": Batch(*[np.empty(9, np.int32)] * 4, offsets_of([9]))},
             ValueError,
-            "out.position_ids lies in the memory",
+            "out.position_ids shares memory with",
         ),
         ({"pad_id": 2**31}, ValueError, "pad_id is 2147483648; it must be from -2147483648 to 2147483647"),
     ],
@@ -165,7 +169,7 @@ def test_what_gather_refuses(change: dict[str, Any], error: type[Exception], mes
         ({"seed": -1}, ValueError, "seed is -1; it must be from 0 to 18446744073709551615"),
         ({"cost": (1.0, -1.0)}, ValueError, "the quadratic cost is -1; it must be from 0 to 1e15"),
         ({"cost": 1.0}, TypeError, "cost is 1.0; it must be two numbers"),
-        ({"lengths": [3, 2]}, DataError, "the plan is of 3 sequences, lengths of 2; they must be the same ones"),
+        ({"lengths": [3, 2]}, DataError, "the plan has 3 sequences, lengths 2; both must describe the same"),
         ({"lengths": [3, 2, -1]}, DataError, r"lengths\[2\] is -1; a length is at least 0"),
         ({"lengths": [3.0]}, TypeError, "lengths have dtype float64; they must be integers"),
     ],

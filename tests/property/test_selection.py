@@ -107,7 +107,7 @@ def test_results_that_are_no_scores(returned: Any, message: str) -> None:
 def test_bad_values() -> None:
     with pytest.raises(DataError, match=r"score\[1\] is NaN; it must be a number"):
         selection.rank_within_prompts([1.0, math.nan], [0, 0], 1)
-    with pytest.raises(DataError, match=r"prompt_index has shape \[1\]; there are 2 candidates"):
+    with pytest.raises(DataError, match=r"prompt_index has shape \[1\]; it must be \[2\]"):
         selection.rank_within_prompts([1.0, 2.0], [0], 1)
     with pytest.raises(ValueError, match="keep is -1; it must be at least 0"):
         selection.rank_within_prompts([1.0], [0], -1)

@@ -168,5 +168,5 @@ def test_the_kinds_cut_otherwise(chats: dict[str, Chat]) -> None:
 def test_tokens_of_another_text_are_refused(chats: dict[str, Chat]) -> None:
     _, lengths = tokens_of(chats["metaspace"], "One. Two.")
     tokens = Tokens(np.zeros(len(lengths), dtype=np.float32), lengths)
-    with pytest.raises(DataError, match="its tokens are 9 bytes of a text of 11; they should spell it"):
+    with pytest.raises(DataError, match="its tokens have 9 bytes, its text 11; the tokens must spell the text"):
         sentence_scores("One. Two..!", tokens, None)

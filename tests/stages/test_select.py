@@ -437,7 +437,7 @@ def test_weights_need_more_than_one_answer_a_prompt(run):
     for weighting in (Weighting(), Weighting(lam=0.5)):
         with pytest.raises(DataError, match=r"select\.weighting .* but select\.keep = 1 keeps one; raise it"):
             run(rows, rule="random", weighting=weighting)
-    with pytest.raises(DataError, match=r"rollouts: select\.weighting: no prompt has two answers"):
+    with pytest.raises(DataError, match=r"rollouts: select\.weighting: every prompt has a single answer"):
         run(rows, rule="random", keep=2, weighting=Weighting())
 
 

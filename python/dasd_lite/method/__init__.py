@@ -1,1 +1,1 @@
-"""The paper's method over arrays: sentences, divergence, selection, weights, filters and packing."""
+"""The paper's method on arrays: sentences, divergence, selection, weights, filters and packing."""

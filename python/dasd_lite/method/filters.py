@@ -1,8 +1,8 @@
-"""Which answers are not to be learnt from, and why: the paper's filters (section 6.3) over columns of answers.
+"""Which answers not to train on, and why: the paper's filters (section 6.3) over columns of answers.
 
-Input: Arrow columns of texts and finish reasons, and numbers per answer. Output: per filter, which answers
-fail it, and the number behind that. Invariants: no loop over texts in Python; an answer's reason is the
-first filter that it fails, in the order in which they are given.
+Input: Arrow columns of texts and finish reasons, and numbers per answer. Output: for each filter the answers that fail
+it, and the number that decided. Invariants: no loop over texts in Python; an answer's reason is the first filter in the
+given order that it fails.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Texts = Any  # a LargeStringArray or StringArray, which mypy does not know
+Texts = Any  # a LargeStringArray or StringArray, unknown to mypy
 Flags = npt.NDArray[np.bool_]
 Values = npt.NDArray[np.float64]
 
-_WHITE = "".join(c for c in map(chr, range(0x3001)) if c.isspace())  # RE2's \s knows fewer
+_WHITE = "".join(c for c in map(chr, range(0x3001)) if c.isspace())  # RE2's \s has fewer
 _BLANK = "".join(rf"\x{{{ord(c):x}}}" for c in _WHITE)
 _CALLS = r"<tool_call>|<\|call\|>|<\|tool▁calls▁begin\|>|<function="
-_FINISHED = ("stop", "unknown")  # "unknown": ingested text that does not say
+_FINISHED = ("stop", "unknown")  # "unknown": ingested text without a finish reason
 _ENDINGS = {
     "function call": ("tool_calls",),
     "malformed channels": ("malformed",),
@@ -32,29 +32,33 @@ _ENDINGS = {
 
 
 class Filter(NamedTuple):
-    """One reason not to learn from an answer."""
+    """One reason not to train on an answer.
+
+    Attributes:
+        name: The reason.
+        fails: True for the answers that fail; `[num_answers]`.
+        value: The number that decided; `[num_answers]`.
+    """
 
     name: str
     fails: Flags
-    """[N]."""
     value: Values
-    """[N]: the number behind it."""
 
 
 def endings(finish_reasons: pa.StringArray, num_tokens: npt.NDArray[np.integer[Any]]) -> list[Filter]:
-    """Return the filters by why an answer ended; the value is its length in tokens."""
+    """Return the filters by the reason why an answer ended; the value is its length in tokens."""
     value = num_tokens.astype(np.float64)
-    found = [Filter(name, _is_in(finish_reasons, names), value) for name, names in _ENDINGS.items()]
-    known = [*_FINISHED, *(name for names in _ENDINGS.values() for name in names)]
-    return [*found, Filter("unfinished", ~_is_in(finish_reasons, known), value)]
+    by_reason = [Filter(name, _is_in(finish_reasons, reasons), value) for name, reasons in _ENDINGS.items()]
+    known = [*_FINISHED, *(reason for reasons in _ENDINGS.values() for reason in reasons)]
+    return [*by_reason, Filter("unfinished", ~_is_in(finish_reasons, known), value)]
 
 
 def structure(texts: Texts) -> list[Filter]:
-    """Return the filters of a thinking part and a final answer behind it.
+    """Return the filters for answers that are not one thinking part followed by a final answer.
 
-    "no thinking": neither tag is there, or nothing between them. "no answer": the thought is not closed, or nothing is
-    behind it. "structure": the text does not begin with `<think>`, or a tag is there more than once. The value is the
-    number of `</think>`.
+    "no thinking": neither tag occurs, or nothing is between them. "no answer": the thinking part is not closed, or
+    nothing follows it. "structure": the text does not begin with `<think>`, or a tag occurs more than once. The value
+    is the number of `</think>`.
     """
     opened = _count(texts, "<think>")
     closed = _count(texts, "</think>")
@@ -63,7 +67,7 @@ def structure(texts: Texts) -> list[Filter]:
     empty = _matches(texts, rf"\A[{_BLANK}]*<think>[{_BLANK}]*</think>")
     ends = _matches(texts, rf"</think>[{_BLANK}]*\z")
     nested = np.zeros(len(closed), dtype=bool)
-    several = np.flatnonzero(opened > 1)  # few: the slow pattern is for these alone
+    several = np.flatnonzero(opened > 1)  # few, so the slow pattern runs rarely
     if len(several):
         nested[several] = _matches(texts.take(pa.array(several)), r"(?s)<think>.*<think>.*</think>")
     return [
@@ -74,18 +78,18 @@ def structure(texts: Texts) -> list[Filter]:
 
 
 def function_calls(texts: Texts) -> Filter:
-    """Return the filter of calls written as text; the value is their number."""
+    """Return the filter for function calls that are written as text; the value is their number."""
     number = _numbers(pc.count_substring_regex(texts, _CALLS))
     return Filter("function call", number > 0, number.astype(np.float64))
 
 
 def over(name: str, value: npt.NDArray[Any], limit: float) -> Filter:
-    """Return the filter of a number that must not be over a limit."""
+    """Return the filter for values above a limit."""
     return Filter(name, value > limit, value.astype(np.float64))
 
 
 def first_failed(filters: Sequence[Filter], number: int) -> tuple[list[str], list[float]]:
-    """Return per answer the name of the first filter that it fails, "" for none, and the value there."""
+    """Return for each answer the name of the first filter that it fails ("" if it passes) and that filter's value."""
     names, values = np.full(number, "", dtype=object), np.zeros(number, dtype=np.float64)
     for name, fails, value in reversed(filters):
         names[fails], values[fails] = name, value[fails]
@@ -101,7 +105,7 @@ def _matches(texts: Texts, pattern: str) -> Flags:
 
 
 def _count(texts: Texts, part: str) -> npt.NDArray[np.int64]:
-    return _numbers(pc.count_substring_regex(texts, part))  # RE2 finds a plain text faster than count_substring
+    return _numbers(pc.count_substring_regex(texts, part))  # RE2 is faster than count_substring
 
 
 def _numbers(column: Any) -> npt.NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Flat values and 64-bit offsets: how columns of rows of unequal length go into the Rust core.
+"""Flat values and 64-bit offsets: the form in which rows of unequal length go into the Rust core; argument checks.
 
 Input: an Arrow column of lists. Output: a `Ragged`. Invariant: row i is `values[offsets[i]:offsets[i + 1]]`, the
 offsets start at 0, never decrease and end at the number of values.
@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from dasd_lite.errors import DataError
 
 
 class Ragged(NamedTuple):
     """Rows of unequal length.
 
     Attributes:
-        values: All rows, one behind the other; `[offsets[-1]]`.
+        values: All rows, concatenated; `[offsets[-1]]`.
         offsets: Where rows begin and end; int64 `[num_rows + 1]`.
     """
 
@@ -25,27 +27,27 @@ class Ragged(NamedTuple):
 
 
 def from_arrow(column: Any) -> Ragged:
-    """Rows of an Arrow list column, the values without a copy; a missing row (null) is an empty one."""
+    """Return the rows of an Arrow list column, the values without a copy; a missing row (null) becomes an empty one."""
     lengths = column.value_lengths().fill_null(0).to_numpy()
     return Ragged(column.flatten().to_numpy(), offsets_of(lengths))
 
 
 def join(rows: Sequence[NDArray[Any]]) -> Ragged:
-    """Copy at least one row, one behind the other."""
+    """Concatenate rows, at least one."""
     return Ragged(np.concatenate(rows), offsets_of([len(row) for row in rows]))
 
 
 def offsets_of(lengths: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
-    """Offsets of rows of these lengths; int64 `[num_rows + 1]`."""
+    """Return the offsets of rows of these lengths; int64 `[num_rows + 1]`."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
 
 
 def check_array(name: str, values: NDArray[Any], *dtypes: type[np.generic]) -> NDArray[Any]:
-    """Hold a one-dimensional array of one of these dtypes against what it should be.
+    """Return a contiguous one-dimensional array of one of these dtypes.
 
-    It is copied only if it does not lie in memory in one piece, or if int64 is asked for and it has narrower integers.
+    It is a copy only if the array is not contiguous, or if int64 is asked for and its integers are narrower.
 
     Raises:
         TypeError: Another dtype.
@@ -62,10 +64,10 @@ def check_array(name: str, values: NDArray[Any], *dtypes: type[np.generic]) -> N
 
 
 def check_int(name: str, value: SupportsIndex, low: int, high: int) -> int:
-    """Hold a number against what it should be: an integer from `low` to `high`.
+    """Return an integer from `low` to `high`.
 
     Raises:
-        TypeError: It is no integer.
+        TypeError: It is not an integer.
         ValueError: It is out of range.
     """
     try:
@@ -75,3 +77,15 @@ def check_int(name: str, value: SupportsIndex, low: int, high: int) -> int:
     if not low <= number <= high:
         raise ValueError(f"{name} is {number}; it must be from {low} to {high}")
     return number
+
+
+def check_groups(name: str, values: ArrayLike, num_values: int) -> NDArray[np.intp]:
+    """Return the group of each value, renumbered from 0 in increasing order.
+
+    Raises:
+        DataError: Another number of values.
+    """
+    groups = np.asarray(values)
+    if groups.shape != (num_values,):
+        raise DataError(f"{name} has shape {list(groups.shape)}; it must be [{num_values}]")
+    return np.unique(groups, return_inverse=True)[1]

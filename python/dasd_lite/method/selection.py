@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dasd_lite.errors import DataError
+from dasd_lite.method.ragged import check_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +25,10 @@ class Candidates:
         teacher_counts: Teacher sentences of each candidate, int64; 0 without scores.
         shared_counts: Shared sentences.
         student_counts: Student sentences.
-        num_sentences: All sentences, with those that have no class.
+        num_sentences: All sentences, including those without a class.
         num_tokens: Length in the student's tokens, int64.
-        prompt_index: Which prompt it answers, int64; numbered from 0.
-        seed: Seed of whatever a rule draws.
+        prompt_index: The prompt that it answers, int64; numbered from 0.
+        seed: Seed for rules that draw random numbers.
         mean_logprob: Mean log-probability by the teacher, float64, NaN if unknown; None if the stage did not need it.
 
     Raises:
@@ -82,17 +83,17 @@ def ratio(candidates: Candidates) -> NDArray[np.float64]:
 
 
 def length_matched(candidates: Candidates) -> NDArray[np.float64]:
-    """Score: Teacher sentences beyond what an answer of this length has, so that length alone earns nothing.
+    """Score: Teacher sentences beyond the number expected for an answer of this length, so length alone earns nothing.
 
-    It is the residual of a straight line of count on length. The slope is that within prompts (both columns less their
-    mean over the prompt's candidates, all prompts pooled: the fixed-effects estimator), because ranks are taken within
-    prompts: a line through all candidates would also see that hard questions have long answers and many, or few,
-    Teacher sentences. Over all candidates the score is uncorrelated with length within prompts. Its unit is sentences:
-    +5 means five more than expected. If no prompt has candidates of different length, the slope is 0.
+    It is the residual of a linear regression of count on length. The slope is estimated within prompts (both columns
+    minus their mean over the prompt's candidates, all prompts pooled: the fixed-effects estimator), because candidates
+    are ranked within prompts: a line through all candidates would also reflect that hard questions have long answers
+    and many, or few, Teacher sentences. Within prompts the score is uncorrelated with length. Its unit is sentences:
+    +5 means five more than expected. If no prompt has candidates of different lengths, the slope is 0.
     """
     if not len(candidates):
         return np.zeros(0)
-    prompts = _numbered(candidates.prompt_index)
+    prompts = check_groups("prompt_index", candidates.prompt_index, len(candidates))
     sizes = np.bincount(prompts)
     counts, tokens = (
         values - (np.bincount(prompts, values) / sizes)[prompts]
@@ -118,7 +119,7 @@ def score_candidates(rule: str | Callable[..., Any], candidates: Candidates, nam
     Args:
         rule: A name in `RULES`, or a `SelectionRule`.
         candidates: The candidates.
-        name: What errors call the rule.
+        name: The name of the rule in error messages; "": its own.
 
     Returns:
         Scores, higher is better; float64 `[num_candidates]`.
@@ -148,13 +149,13 @@ def score_candidates(rule: str | Callable[..., Any], candidates: Candidates, nam
 
 
 def rank_within_prompts(score: ArrayLike, prompt_index: ArrayLike, keep: int) -> NDArray[np.bool_]:
-    """Marks the best candidates of each prompt; of equal scores the earlier candidate is the better one.
+    """Mark the best candidates of each prompt; of equal scores the earlier candidate is better.
 
     Args:
         score: Higher is better; `[num_candidates]`.
-        prompt_index: Which prompt each candidate answers; candidates of one prompt need not stand together; integers
+        prompt_index: The prompt that each candidate answers; candidates of one prompt need not be adjacent; integers
             `[num_candidates]`.
-        keep: How many per prompt, at least 0; all if it has fewer.
+        keep: How many to keep per prompt, at least 0; all if there are fewer.
 
     Returns:
         True for those kept; bool `[num_candidates]`.
@@ -168,21 +169,9 @@ def rank_within_prompts(score: ArrayLike, prompt_index: ArrayLike, keep: int) ->
     scores = np.asarray(score, np.float64)
     if np.isnan(scores).any():
         raise DataError(f"score[{int(np.flatnonzero(np.isnan(scores))[0])}] is NaN; it must be a number")
-    prompts = _prompts(len(scores), prompt_index)
+    prompts = check_groups("prompt_index", prompt_index, len(scores))
     order = np.lexsort((-scores, prompts))  # stable: equal scores stay in order
     starts = np.searchsorted(prompts[order], prompts[order])
     kept = np.zeros(len(scores), np.bool_)
     kept[order] = np.arange(len(scores)) - starts < keep
     return kept
-
-
-def _prompts(num_candidates: int, prompt_index: ArrayLike) -> NDArray[np.intp]:
-    """Prompts numbered from 0, whatever they are called."""
-    prompts = np.asarray(prompt_index)
-    if prompts.shape != (num_candidates,):
-        raise DataError(f"prompt_index has shape {list(prompts.shape)}; there are {num_candidates} candidates")
-    return _numbered(prompts)
-
-
-def _numbered(prompts: NDArray[Any]) -> NDArray[np.intp]:
-    return np.unique(prompts, return_inverse=True)[1]

@@ -2,10 +2,10 @@
 
 Input: texts as `str`, `bytes` or an Arrow column. Output: sentence ends as byte offsets into the UTF-8 text.
 Invariant: the ends of a text strictly increase, the last is the number of its bytes, and none lies inside a character;
-an empty text has none. So sentences cover a text without gaps, and bytes are the ruler that two tokenizers share.
+an empty text has none. So sentences cover a text without gaps, and byte offsets work for any two tokenizers.
 
-The rules and the work are in Rust (`rust/core/src/segment.rs`, `rust/core/src/repeat.rs`), without the GIL; Ctrl-C
-stops it. Columns are read where they lie.
+The rules are in Rust (`rust/core/src/segment.rs`, `rust/core/src/repeat.rs`) and run without the GIL; Ctrl-C stops
+them. Columns go to Rust without a copy.
 """
 
 from typing import Any, NamedTuple, TypeAlias, overload
@@ -22,11 +22,11 @@ TextColumn: TypeAlias = "pa.Array[Any] | pa.ChunkedArray[Any]"  # quoted: they a
 
 
 class TextRepetition(NamedTuple):
-    """Share of each text's bytes in what it had said before.
+    """Share of each text's bytes in repeated lines and sentences.
 
     Attributes:
         lines: Bytes of repeated lines ÷ bytes of the text, 0 to 1; float64 `[num_texts]`.
-        sentences: The same of sentences.
+        sentences: The same for sentences.
     """
 
     lines: NDArray[np.float64]
@@ -38,25 +38,25 @@ def sentence_ends(text: str | bytes) -> NDArray[np.int64]: ...
 @overload
 def sentence_ends(text: TextColumn) -> Ragged: ...
 def sentence_ends(text: "str | bytes | TextColumn") -> NDArray[np.int64] | Ragged:
-    r"""Splits texts into sentences.
+    r"""Split texts into sentences.
 
-    A sentence ends behind a line break; behind `. ! ? …` (and closing quotes and brackets) before white space, but not
-    in decimals or behind abbreviations, initials and numbers of list items; behind the full-width marks of Chinese and
-    Japanese at once. `<think>` and `</think>` are sentences of their own, and so is a fenced block of code as a whole.
+    A sentence ends after a line break; after `. ! ? …` (and closing quotes and brackets) before white space, but not in
+    decimals or after abbreviations, initials and numbers of list items; after the full-width marks of Chinese and
+    Japanese, whatever follows. `<think>` and `</think>` are sentences by themselves, and so is a fenced block of code.
     Nothing ends inside `$…$`, `$$…$$`, `\(…\)` and `\[…\]`. White space belongs to the sentence before it.
 
     Args:
-        text: One text, or an Arrow column of texts (string or large_string; of a chunked one the chunks are joined).
+        text: One text, or an Arrow column of texts (string or large_string; the chunks of a chunked one are joined).
 
     Returns:
-        For one text its sentence ends as byte offsets, int64 `[num_sentences]`; for a column those of all texts, one
-        behind the other, with int64 offsets `[num_texts + 1]`.
+        For one text its sentence ends as byte offsets, int64 `[num_sentences]`; for a column those of all texts,
+        concatenated, with int64 offsets `[num_texts + 1]`.
 
     Raises:
         DataError: A text is not UTF-8, or missing (null); names its index.
         TypeError: `text` is something else.
 
-    Source: the splitter is ours, as the DASD report (arXiv 2601.09088, §4) names none.
+    Source: the splitter is ours, since the DASD report (arXiv 2601.09088, §4) does not describe one.
     """
     if isinstance(text, str | bytes):
         values = _utf8(text)
@@ -65,24 +65,24 @@ def sentence_ends(text: "str | bytes | TextColumn") -> NDArray[np.int64] | Ragge
 
 
 def text_repetition(texts: TextColumn, sentences: Ragged | None = None) -> TextRepetition:
-    """How much of each text lies in lines, and in sentences, that it contains earlier already.
+    """Return how much of each text is in lines, and in sentences, that it contains earlier already.
 
-    White space around a line or sentence does not count, neither when compared nor as bytes; those of at most 8 bytes
-    are passed over; the first of several equal ones is not a repetition. An empty text has shares of 0.
+    White space around a line or sentence is ignored, both in comparisons and in the number of bytes; those of at most 8
+    bytes are skipped; the first of several equal ones is not a repetition. An empty text has shares of 0.
 
     Args:
         texts: An Arrow column.
-        sentences: `sentence_ends(texts)`, if it is at hand.
+        sentences: `sentence_ends(texts)`, if already known.
 
     Returns:
         Two shares per text.
 
     Raises:
         DataError: As `sentence_ends`; or `sentences` does not fit the texts.
-        TypeError: `texts` is no column of texts.
+        TypeError: `texts` is not a column of texts.
 
-    Source: duplicate-line fractions of Gopher (arXiv 2112.11446, table A1); that repeated sentences and paragraphs are
-    filtered: the DASD report (arXiv 2601.09088, §6.3).
+    Source: duplicate-line fractions of Gopher (arXiv 2112.11446, table A1); the DASD report (arXiv 2601.09088, §6.3)
+    filters repeated sentences and paragraphs.
     """
     text, offsets = _column(texts)
     ends, end_offsets = _rust.sentence_ends(text, offsets) if sentences is None else sentences
@@ -90,12 +90,12 @@ def text_repetition(texts: TextColumn, sentences: Ragged | None = None) -> TextR
 
 
 class NgramRepetition(NamedTuple):
-    """How much of each sequence of ids it had said before.
+    """How much of each sequence of ids is repeated.
 
     Attributes:
-        num_repeated: Positions whose n-gram begins at an earlier position as well; int64 `[num_sequences]`.
-        longest: Ids of the longest span of at least n ids that begins at two positions, which may overlap; 0 if there
-            is none; int64 `[num_sequences]`.
+        num_repeated: Number of positions whose n-gram also begins at an earlier position; int64 `[num_sequences]`.
+        longest: Length in ids of the longest span of at least n ids that begins at two positions (the two may overlap);
+            0 if there is none; int64 `[num_sequences]`.
     """
 
     num_repeated: NDArray[np.int64]
@@ -103,18 +103,18 @@ class NgramRepetition(NamedTuple):
 
 
 def repeated_ngrams(ids: NDArray[np.integer[Any]], offsets: NDArray[np.int64], n: int) -> NgramRepetition:
-    """Repeated n-grams of token ids, within each sequence; exact.
+    """Count the repeated n-grams of token ids within each sequence, exactly.
 
     Args:
         ids: Token ids; any integer dtype `[num_ids]`, read without a copy if contiguous int32 or uint32.
         offsets: Sequence s is `ids[offsets[s]:offsets[s + 1]]`; int64 `[num_sequences + 1]`.
-        n: Ids of an n-gram, at least 1. A sequence of L ids has max(0, L - n + 1) n-grams.
+        n: Length of an n-gram in ids, at least 1. A sequence of L ids has max(0, L - n + 1) n-grams.
 
     Returns:
         Two numbers per sequence.
 
     Raises:
-        DataError: The offsets do not fit, or an id of another dtype than these two is below 0 or 2^31 or more; names
+        DataError: The offsets do not fit, or an id of a dtype other than these two is negative or at least 2^31; names
             index and value.
         TypeError: A wrong dtype.
         ValueError: `n` is below 1, or an array is not one-dimensional.
@@ -142,7 +142,7 @@ def _utf8(text: str | bytes) -> NDArray[np.uint8]:
 
 
 def _column(texts: TextColumn) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The bytes of a column, without a copy, and their 64-bit offsets from 0."""
+    """Return the bytes of a column, without a copy, and their 64-bit offsets from 0."""
     array: Any = texts
     if isinstance(texts, pa.ChunkedArray):
         array = texts.chunk(0) if texts.num_chunks == 1 else texts.combine_chunks()
@@ -154,7 +154,7 @@ def _column(texts: TextColumn) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     if len(array) == 0:
         return np.empty(0, np.uint8), np.zeros(1, np.int64)
     _, offset_buffer, byte_buffer = (None if buffer is None else memoryview(buffer) for buffer in array.buffers())
-    assert offset_buffer is not None, "an Arrow column that has rows has offsets"
+    assert offset_buffer is not None, "an Arrow column with rows has offsets"
     dtype = np.dtype(np.int64 if isinstance(array, pa.LargeStringArray) else np.int32)
     offsets = np.frombuffer(offset_buffer, dtype)[array.offset : array.offset + len(array) + 1].astype(np.int64)
     text = np.empty(0, np.uint8) if byte_buffer is None else np.frombuffer(byte_buffer, np.uint8)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dasd_lite.config.stages import Phase
 from dasd_lite.console import progress
@@ -26,7 +27,7 @@ from dasd_lite.data.manifest import read_manifest
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.errors import DataError
 from dasd_lite.grading import CheckedGrader, open_grader
-from dasd_lite.method.divergence import SentenceClass, classify_sentences
+from dasd_lite.method.divergence import SentenceClass, classify_sentences, mean_logprob
 from dasd_lite.method.ragged import from_arrow
 from dasd_lite.method.sentences import sentence_ends
 
@@ -329,17 +330,12 @@ class _Pass:
 
 
 def _mean_logprobs(batch: pa.RecordBatch) -> Floats:
-    """Return the teacher's mean log-probability of each answer, NaN where it is not known.
-
-    The end token is no part of the text: it has no bytes of it and is left out, as score leaves it out.
-    """
+    """Return the teacher's mean log-probability of each answer, NaN if unknown."""
     means = np.full(batch.num_rows, math.nan)
-    for row, (values, sizes) in enumerate(zip(batch["logprobs"], batch["token_bytes"], strict=True)):
-        if values.values is not None and sizes.values is not None:
-            spelling = np.flatnonzero(sizes.values.to_numpy())
-            end = int(spelling[-1]) + 1 if len(spelling) else 0
-            if end:
-                means[row] = values.values.to_numpy()[:end].mean(dtype=np.float64)
+    known = pc.and_(batch["logprobs"].is_valid(), batch["token_bytes"].is_valid())
+    rows = batch.filter(known)
+    logprobs, token_bytes = from_arrow(rows["logprobs"]), from_arrow(rows["token_bytes"])
+    means[known.to_numpy(zero_copy_only=False)] = mean_logprob(logprobs.values, token_bytes.values, logprobs.offsets)
     return means
 
 

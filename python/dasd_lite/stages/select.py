@@ -273,10 +273,7 @@ def _count_classes(batch: _Batch, beta: float) -> tuple[list[int], list[list[int
 
 
 def _mean_logprobs(batch: _Batch) -> npt.NDArray[np.float64]:
-    """Return the teacher's mean log-probability of each rollout, NaN where it is not told.
-
-    As in the scores, tokens behind the text (the end token) do not count; of a mixed one its own part is the mean.
-    """
+    """Return the teacher's mean log-probability of each rollout, NaN if unknown; of a mixed one over its own part."""
     if batch.scores is not None:
         return np.asarray(batch.scores["teacher_mean_logprob"].to_numpy(zero_copy_only=False), np.float64)
     logprobs, token_bytes = from_arrow(batch.rollouts["logprobs"]), from_arrow(batch.rollouts["token_bytes"])
@@ -287,12 +284,7 @@ def _mean_logprobs(batch: _Batch) -> npt.NDArray[np.float64]:
             f"rollout {batch.rollouts['uid'][first]} has {lengths[first]} logprobs and {spelt[first]} token_bytes;"
             " right is one of each for every token"
         )
-    row = np.repeat(np.arange(batch.rollouts.num_rows), lengths)
-    edges = offsets_of(token_bytes.values)  # bytes before each token
-    spells = edges[:-1] < edges[logprobs.offsets[1:]][row]  # some byte of the text is in it or comes after it
-    sums = np.bincount(row[spells], logprobs.values[spells], batch.rollouts.num_rows)
-    numbers = np.bincount(row[spells], minlength=batch.rollouts.num_rows)
-    return np.where(numbers > 0, sums / np.maximum(numbers, 1), np.nan)
+    return divergence.mean_logprob(logprobs.values, token_bytes.values, logprobs.offsets)
 
 
 def _name_unknown_domains(candidates: _Candidates, config: SelectConfig) -> None:
