@@ -248,14 +248,14 @@ def predicted_bytes(config: Any, args: Any) -> float:
     from dasd_lite.costs.shape import read_shape
 
     on_gpu = torch.cuda.is_available()
-    machine = Hardware(
+    hardware = Hardware(
         element_bytes=2 if on_gpu else 4,
         varlen=on_gpu and torch.cuda.get_device_capability() >= (8, 0),
         liger=on_gpu and importlib.util.find_spec("liger_kernel") is not None,
         on_gpu=on_gpu,
     )
     shape = read_shape(args.folder / "model")
-    return predict(shape, config, seq_len=seq_len_of(args.case, dry=args.dry), machine=machine).total
+    return predict(shape, config, seq_len=seq_len_of(args.case, dry=args.dry), hardware=hardware).total
 
 
 def leave_out_the_end() -> dict[str, int]:

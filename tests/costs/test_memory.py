@@ -260,7 +260,7 @@ def test_the_terms_are_what_autograd_keeps(tmp_path, logit_bytes, method, dtype,
     kept, peak = kept_and_peak(model, getattr(torch, dtype), lengths)
     ours = terms(read_shape(folder), method, dtype, checkpointing, sum(lengths), varlen=len(lengths) == 1)
     assert ours.kept == pytest.approx(kept, rel=0.15 if checkpointing else 0.06)
-    assert max(sum(parts) for parts in ours.moments().values()) == pytest.approx(peak, rel=0.12)
+    assert max(sum(parts) for parts in ours.candidates().values()) == pytest.approx(peak, rel=0.12)
 
 
 def test_weights_in_four_bits_take_what_is_said(tmp_path):
@@ -322,7 +322,7 @@ def test_the_peak_of_layers_of_4b_is_foretold(logit_bytes, method, dtype, num_to
         kept, peak = kept_and_peak(model, getattr(torch, dtype), [num_tokens])
     ours = terms(shape, method, dtype, checkpointing, num_tokens)
     assert ours.kept == pytest.approx(kept, rel=0.04)
-    assert max(sum(parts) for parts in ours.moments().values()) == pytest.approx(peak, rel=0.06)
+    assert max(sum(parts) for parts in ours.candidates().values()) == pytest.approx(peak, rel=0.06)
 
 
 def test_a_chunk_is_as_large_as_that_of_training():
@@ -349,7 +349,7 @@ def test_parts_add_up_and_follow_the_options():
     offloaded = predict(SHAPE_4B, TrainConfig(offload_activations=True), seq_len=65536)
     assert base.total - offloaded.total > 11e9  # 36 layers' inputs of 64K × 2,560 in 16 bits, but one
     assert offloaded.host >= 36 * 65536 * 2560 * 2
-    liger = predict(SHAPE_4B, TrainConfig(), seq_len=65536, machine=Hardware(liger=True))
+    liger = predict(SHAPE_4B, TrainConfig(), seq_len=65536, hardware=Hardware(liger=True))
     assert liger.total < base.total
 
 
@@ -367,7 +367,7 @@ def test_what_is_promised_for_cards_is_predicted(train, seq_len, card):
 
 
 def change(card_bytes, config=None, seq_len=65536, **options):
-    return smallest_change(SHAPE_4B, config or TrainConfig(), seq_len=seq_len, card_bytes=card_bytes, **options)
+    return smallest_change(SHAPE_4B, config or TrainConfig(), seq_len=seq_len, gpu_bytes=card_bytes, **options)
 
 
 def test_nothing_is_changed_where_it_fits():

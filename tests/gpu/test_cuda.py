@@ -232,9 +232,9 @@ def test_the_predicted_memory_is_within_a_tenth_of_what_the_gpu_gave(tmp_path: P
     steps(data, tmp_path / "out", **options)
     free, total = torch.cuda.mem_get_info()
     context = total - free - torch.cuda.memory_reserved()  # CUDA's own, if nobody else uses the GPU
-    machine = Hardware(
+    hardware = Hardware(
         varlen=torch.cuda.get_device_capability() >= (8, 0),
         liger=importlib.util.find_spec("liger_kernel") is not None,
     )
-    predicted = predict(read_shape(data[1]), TrainConfig.model_validate(options), seq_len=8192, machine=machine)
+    predicted = predict(read_shape(data[1]), TrainConfig.model_validate(options), seq_len=8192, hardware=hardware)
     assert torch.cuda.max_memory_allocated() + context == pytest.approx(predicted.total, rel=0.1)

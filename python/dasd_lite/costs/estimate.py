@@ -1,7 +1,7 @@
-"""What a recipe will take, in lines for `check`: answers, money, disk, memory, hours, and what fits.
+"""What a recipe will cost, in lines for `check`: answers, money, disk, memory, and hours; and what does not fit.
 
-Input: the phases of a recipe, its models, and the GPU of this machine, if any. Invariant: nothing is loaded and nothing
-is run; all figures are predictions, and say so.
+Input: the phases of a recipe, its models, and the GPU of this machine, if any. Invariant: nothing is loaded or run; all
+figures are predictions, and say so.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def price_line(teacher: Endpoint, phases: Sequence[Phase], prompts: Prompts | No
     characters = sum(len(message["content"]) for prompt in prompts or () for message in prompt.messages)
     read = characters / _CHARACTERS_PER_TOKEN * sum(options.num_samples for options in sampling)
     cost = Usage(round(read), written).cost(teacher.prices)
-    return f"price: at most {cost:,.2f} for sampling, if every answer is as long as it may be{stops}"
+    return f"price: at most {cost:,.2f} for sampling, if every answer has the maximum length{stops}"
 
 
 def disk_bytes(phases: Sequence[Phase], student: str, num_prompts: int) -> int:
@@ -64,7 +64,7 @@ def disk_bytes(phases: Sequence[Phase], student: str, num_prompts: int) -> int:
 
 
 def _model_bytes(phase: Phase, student: Path) -> int:
-    """Return what a training leaves, and two checkpoints at their largest: weights and two moments in float32."""
+    """Return the most that a model and two checkpoints take: weights and two moments in float32."""
     weights = sum(file.stat().st_size for file in student.glob("*.safetensors")) if student.is_dir() else 0
     try:
         shape = read_shape(student)
@@ -80,7 +80,7 @@ def _model_bytes(phase: Phase, student: Path) -> int:
 
 @dataclass(frozen=True)
 class Training:
-    """Phases whose training needs the same memory, and how much."""
+    """Phases whose training needs the same memory, and how much they need."""
 
     phases: list[Phase]
     shape: ModelShape
@@ -88,13 +88,13 @@ class Training:
 
     @property
     def num_processes(self) -> int:
-        """Processes: one per GPU; one if no GPU is visible and no number is given."""
+        """As many as are asked for, or one per visible GPU, or one."""
         return self.phases[0].train.num_processes or (self.gpu.number if self.gpu else 1)
 
     @property
-    def machine(self) -> Hardware:
+    def hardware(self) -> Hardware:
         """The GPU of this machine; without one, a GPU with the packages that are installed."""
-        return self.gpu.machine if self.gpu else Hardware(liger=has_liger())
+        return self.gpu.hardware if self.gpu else Hardware(liger=has_liger())
 
     @cached_property
     def prediction(self) -> Prediction:
@@ -105,19 +105,19 @@ class Training:
             phase.train,
             seq_len=phase.pack.seq_len,
             num_processes=self.num_processes,
-            machine=self.machine,
+            hardware=self.hardware,
         )
 
-    def change(self, card_bytes: float) -> OptionChange | None:
+    def change(self, gpu_bytes: float) -> OptionChange | None:
         """Return the smallest change with which it fits a GPU."""
         phase = self.phases[0]
         return smallest_change(
             self.shape,
             phase.train,
             seq_len=phase.pack.seq_len,
-            card_bytes=card_bytes,
+            gpu_bytes=gpu_bytes,
             num_processes=self.num_processes,
-            machine=self.machine,
+            hardware=self.hardware,
         )
 
 
@@ -132,12 +132,13 @@ def trainings_of(phases: Sequence[Phase], student: str) -> list[Training]:
         return []
     gpu = visible_gpu()
     groups: list[Training] = []
-    for one in (Training([phase], shape, gpu) for phase in phases):
-        same = next((other for other in groups if other.prediction == one.prediction), None)
+    for phase in phases:
+        training = Training([phase], shape, gpu)
+        same = next((group for group in groups if group.prediction == training.prediction), None)
         if same is None:
-            groups.append(one)
+            groups.append(training)
         else:
-            same.phases.extend(one.phases)
+            same.phases.append(phase)
     return groups
 
 
@@ -150,9 +151,10 @@ def too_big(trainings: list[Training]) -> Iterator[str]:
         change = training.change(gpu.memory)
         remedy = f"smallest change that fits: {change}" if change else "no option makes it fit; use a smaller student"
         names = ", ".join(repr(phase.name) for phase in training.phases)
+        subject = f"phases {names} need" if len(training.phases) > 1 else f"phase {names} needs"
         yield (
-            f"train: phase {names} needs about {format_bytes(needed)}, but the GPU ({gpu.name}) has"
-            f" {format_bytes(gpu.memory)}; {remedy}"
+            f"train: {subject} about {format_bytes(needed)}, but the GPU ({gpu.name}) has {format_bytes(gpu.memory)};"
+            f" {remedy}"
         )
 
 
@@ -180,7 +182,7 @@ def memory_line(training: Training) -> str:
 
 
 def hours_line(trainings: list[Training], num_prompts: int) -> str | None:
-    """Say how long training takes at most, if the GPU's speed is known and answers are yet to be sampled."""
+    """Say how long training takes at most; None if the speed of the GPU is unknown, or nothing is to be sampled."""
     gpu = trainings[0].gpu if trainings else None
     peak = peak_flops(gpu.name) if gpu else None
     phases = [phase for training in trainings for phase in training.phases]
@@ -195,11 +197,11 @@ def hours_line(trainings: list[Training], num_prompts: int) -> str | None:
             hours += training_hours(training.shape, phase.train, length, tokens * epochs, peak, training.num_processes)
     rest = ", ".join(phase.name for phase in phases if phase.source != "sample")
     return (
-        f"time: training takes at most {hours:,.1f} h if every kept answer is as long as it may be, at an assumed"
-        f" {ASSUMED_MFU:.0%} of the {peak / 1e12:,.0f} TFLOP/s of {gpu.name}{f'; without {rest}' if rest else ''}"
+        f"time: training takes at most {hours:,.1f} h if every kept answer has the maximum length, at an assumed"
+        f" {ASSUMED_MFU:.0%} of the {peak / 1e12:,.0f} TFLOP/s of {gpu.name}{f'; not counted: {rest}' if rest else ''}"
     )
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Write a number of bytes for people: GB from 1e9 on, else MB."""
+    """Return a number of bytes for people: in GB from 1e9 on, else in MB."""
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"

@@ -1,33 +1,37 @@
-"""What a model's shape says of its size and work: parameters, FLOPs of training, peak FLOP/s of known cards.
+"""How much work training is: FLOPs, and hours on a GPU of known speed.
 
-Input: a model folder's config.json, read as JSON, so that nothing here needs torch. Decoders of the Llama kind are
-understood (Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE and what is built like them). Invariant: counts are exact for
-these, which tests hold against transformers and peft; only adapters on experts are left out.
+Input: a model's shape and the lengths of documents. Nothing here needs torch. Invariant: FLOPs are those that torch
+counts, which tests check.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from dasd_lite.config.train import Full, Lora, TrainConfig
 from dasd_lite.costs.shape import ModelShape
 
-# --- the shape --------------------------------------------------------------------------------------
-
-
-# --- the work ---------------------------------------------------------------------------------------
+ASSUMED_MFU = 0.4
+"""Share of a GPU's dense peak that training is assumed to reach; an assumption, not a measurement."""
 
 
 def training_flops(
-    shape: ModelShape, doc_lengths: Sequence[int] | Iterable[int], method: Full | Lora, num_targets: int | None = None
+    shape: ModelShape, doc_lengths: Iterable[int], method: Full | Lora, num_targets: int | None = None
 ) -> float:
     """Return the FLOPs of one forward and backward pass over documents that do not see each other.
 
-    Forward 2 a weight and token, backward 2 for the gradient of the input and 2 for that of the weight, which frozen
-    weights do not need: 6 and 4. The embedding is looked up, not multiplied; the output head is, at `num_targets`
-    tokens (None: at all). Attention is counted causal: of queries times keys and of probabilities times values
-    half, forward once and backward twice. What gradient checkpointing computes again is not counted: these are the
-    model FLOPs of "model FLOPs utilisation" (PaLM, arXiv 2204.02311, appendix B).
+    Per weight and token, 2 in the forward pass, and in the backward pass 2 for the gradient of the input and 2 for the
+    gradient of the weight: 6 in all, and 4 for frozen weights. The embedding is looked up, not multiplied. Attention is
+    causal: queries times keys and probabilities times values count half, once in the forward pass and twice in the
+    backward pass. What gradient checkpointing computes again is not counted.
+
+    Args:
+        shape: The model's.
+        doc_lengths: Tokens of each document.
+        method: Full training, or an adapter.
+        num_targets: Tokens at which the output head is computed; None: all.
+
+    Source: the model FLOPs of "model FLOPs utilization" (PaLM, arXiv 2204.02311, appendix B).
     """
     lengths = [int(length) for length in doc_lengths]
     tokens = sum(lengths)
@@ -43,13 +47,18 @@ def training_flops(
     return work + 3 * 2 * 2 * shape.q_size * pairs
 
 
-ASSUMED_MFU = 0.4
-"""Share of a card's dense peak that training is assumed to reach; an assumption, not a measurement."""
-
-
 def training_hours(
-    shape: ModelShape, config: TrainConfig, doc_length: int, tokens: float, peak: float, num_cards: int = 1
+    shape: ModelShape, config: TrainConfig, doc_length: int, tokens: float, peak: float, num_gpus: int = 1
 ) -> float:
-    """Return the hours that documents of `doc_length`, `tokens` in all, take at the assumed share of the peak."""
+    """Return the hours that training on `tokens` takes at the assumed share of the peak.
+
+    Args:
+        shape: The model's.
+        config: Options of `train`.
+        doc_length: Tokens of each document.
+        tokens: Of all documents and epochs together.
+        peak: FLOP/s of one GPU.
+        num_gpus: How many there are.
+    """
     work = training_flops(shape, [doc_length], config.method) * tokens / doc_length
-    return work / (ASSUMED_MFU * peak * num_cards) / 3600
+    return work / (ASSUMED_MFU * peak * num_gpus) / 3600

@@ -1,4 +1,4 @@
-"""The hardware that training runs on: cards, their memory and their peak speed."""
+"""The hardware that training runs on: GPUs, their memory, and their peak speed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# Dense peak in 16 bits with float32 accumulation, in 10^12 FLOP/s, by the vendors' data sheets (those that print
-# only the figure with 2:4 sparsity: half of it; GeForce: the architecture whitepapers' row "FP16 with FP32
-# accumulate"). The first pattern that is found in the device's name counts.
+# Dense peak in 16 bits with float32 accumulation, in 10^12 FLOP/s, from the vendors' data sheets (half of the figure
+# where only the one with 2:4 sparsity is printed; GeForce: the row "FP16 with FP32 accumulate" of the architecture
+# whitepapers). The first pattern found in the device's name counts.
 _PEAKS: tuple[tuple[str, float], ...] = (
     (r"B200", 2250),
     (r"H200|GH200", 989),
@@ -39,22 +39,24 @@ _PEAKS: tuple[tuple[str, float], ...] = (
     (r"MI300X", 1307),
 )
 
+_VARIANT = re.compile(r"\bMIG\b|Laptop|Max-Q| D\b| Ti\b| SUPER\b")  # part of a GPU, or another chip of a similar name
 
-_PART = re.compile(
-    r"\bMIG\b|Laptop|Max-Q| D\b| Ti\b| SUPER\b"
-)  # a slice of it, or another chip under nearly the same name
+GPU_SIZES = (8, 12, 16, 24, 48, 80, 141)
+"""Memory of common GPUs, in GB of 10⁹ bytes."""
+
+_DRIVERS = ("nvidiactl", "dxg", "nvmap", "kfd")  # CUDA, in Windows, on a Jetson, ROCm: asking torch takes 3 s
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Return a card's dense 16-bit peak in FLOP/s, by the name that torch gives it; None when it is not known."""
-    if _PART.search(device_name):
+    """Return a GPU's dense 16-bit peak in FLOP/s, by the name that torch gives it; None if it is not known."""
+    if _VARIANT.search(device_name):
         return None
     return next((peak * 1e12 for pattern, peak in _PEAKS if re.search(rf"\b(?:{pattern})", device_name)), None)
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What of the card and of the packages decides which tensors exist."""
+    """What the GPU and the installed packages decide about which tensors exist."""
 
     element_bytes: int = 2
     """Of the format that dtype = "auto" stands for: 2 on a GPU, 4 on a CPU."""
@@ -65,26 +67,20 @@ class Hardware:
     on_gpu: bool = True
 
 
-GPU_SIZES = (8, 12, 16, 24, 48, 80, 141)
-"""Memory of common cards in GB of 10⁹ bytes."""
-
-
-_DRIVERS = ("nvidiactl", "dxg", "nvmap", "kfd")  # CUDA, under Windows, on a Jetson, ROCm: asking torch takes 3 s
-
-
 @dataclass(frozen=True)
 class Gpu:
-    """What is known of the visible GPUs; of several the one with the least memory."""
+    """The visible GPUs, as the one with the least memory."""
 
     name: str
     memory: int
     """Bytes."""
     number: int
-    machine: Hardware
+    """How many are visible."""
+    hardware: Hardware
 
 
 def visible_gpu() -> Gpu | None:
-    """Ask torch for the GPUs; None when there is none, or no torch."""
+    """Ask torch for the GPUs; None if there are none, or torch is not installed."""
     on_linux = Path("/dev").is_dir()
     if importlib.util.find_spec("torch") is None or (on_linux and not any(Path("/dev", d).exists() for d in _DRIVERS)):
         return None
@@ -95,10 +91,10 @@ def visible_gpu() -> Gpu | None:
     number = torch.cuda.device_count()
     smallest = min(range(number), key=lambda i: torch.cuda.get_device_properties(i).total_memory)
     properties = torch.cuda.get_device_properties(smallest)
-    machine = Hardware(varlen=(properties.major, properties.minor) >= (8, 0), liger=has_liger())
-    return Gpu(properties.name, properties.total_memory, number, machine)
+    hardware = Hardware(varlen=(properties.major, properties.minor) >= (8, 0), liger=has_liger())
+    return Gpu(properties.name, properties.total_memory, number, hardware)
 
 
 def has_liger() -> bool:
-    """Tell whether liger-kernel is installed."""
+    """Return whether liger-kernel is installed."""
     return importlib.util.find_spec("liger_kernel") is not None

@@ -1,4 +1,9 @@
-"""The shape of a model, read from its config.json without torch."""
+"""The shape of a model, read from its config.json without torch.
+
+Understood are Llama-like decoders: Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE, and what is built like them. Invariant:
+numbers of parameters are exact for these, which tests check against transformers and peft; only adapters on experts
+are not counted.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from dasd_lite.errors import ConfigError
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers of a config.json that sizes follow from."""
+    """The numbers in a config.json that sizes follow from."""
 
     hidden_size: int
     intermediate_size: int
@@ -25,7 +30,7 @@ class ModelShape:
     tied: bool
     """Whether the output head is the embedding."""
     qk_norm: bool = False
-    """Whether queries and keys are normalised per head (Qwen3)."""
+    """Whether queries and keys are normalized per head (Qwen3)."""
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
@@ -38,28 +43,28 @@ class ModelShape:
 
     @property
     def q_size(self) -> int:
-        """Width of all queries."""
+        """Width of all queries of a token."""
         return self.num_heads * self.head_dim
 
     @property
     def kv_size(self) -> int:
-        """Width of all keys, and of all values."""
+        """Width of all keys of a token, and of all values."""
         return self.num_kv_heads * self.head_dim
 
     @property
     def mlp_width(self) -> int:
-        """Elements of a token between the MLP's matrices, in the widest layer; with experts those that it visits."""
+        """Width between the MLP's matrices, in the widest layer; of experts, those that a token visits together."""
         dense = self.intermediate_size if self.num_moe_layers < self.num_layers else 0
         return max(dense, self.experts_per_token * self.moe_intermediate_size)
 
     @property
     def linears(self) -> dict[str, tuple[int, int, int]]:
-        """Linear layers by name: width in, width out, how many in the model. Experts and output head are none of them.
+        """Linear layers by name, without experts and output head: width in, width out, number in the model.
 
-        Experts are one tensor a layer in transformers 5, which 4 bits do not reach; adapters on them are not counted.
+        Experts are one tensor per layer in transformers 5, which stays in 16 bits when linear layers become 4-bit.
         """
         hidden, layers, dense = self.hidden_size, self.num_layers, self.num_layers - self.num_moe_layers
-        found = {
+        linears = {
             "q_proj": (hidden, self.q_size, layers),
             "k_proj": (hidden, self.kv_size, layers),
             "v_proj": (hidden, self.kv_size, layers),
@@ -68,11 +73,11 @@ class ModelShape:
             "up_proj": (hidden, self.intermediate_size, dense),
             "down_proj": (self.intermediate_size, hidden, dense),
         }
-        return {name: sizes for name, sizes in found.items() if sizes[2]}
+        return {name: sizes for name, sizes in linears.items() if sizes[2]}
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of `linears`, biases left out."""
+        """Weights of `linears`, without biases."""
         return sum(rows * columns * number for rows, columns, number in self.linears.values())
 
     def _expert_parameters(self, per_layer: int) -> int:
@@ -86,7 +91,7 @@ class ModelShape:
 
     @property
     def matmul_parameters(self) -> int:
-        """Weights that a token is multiplied with, output head included; of experts those that it visits."""
+        """Weights that a token is multiplied with, including the output head; of experts, those that it visits."""
         return self.linear_parameters + self._expert_parameters(self.experts_per_token) + self.head_parameters
 
     @property
@@ -100,48 +105,52 @@ class ModelShape:
 
     @property
     def matrix_parameters(self) -> int:
-        """All weights but norms and biases; a tied head is counted once."""
+        """All weights except norms and biases; a tied head counts once."""
         embeddings = self.head_parameters * (1 if self.tied else 2)
         return self.linear_parameters + self._expert_parameters(self.num_experts) + embeddings
 
     @property
     def num_parameters(self) -> int:
-        """All weights; a tied head is counted once."""
+        """All weights; a tied head counts once."""
         return self.matrix_parameters + self.vector_parameters
 
     def adapted(self, method: Lora) -> dict[str, tuple[int, int, int]]:
-        """Return those of `linears` that get an adapter; names may be written with what stands before them."""
+        """Return the `linears` that get an adapter; `target_modules` may name them by their path."""
         if method.target_modules == "all-linear":
             return self.linears
         wanted = {name.rsplit(".", 1)[-1] for name in method.target_modules}
         return {name: sizes for name, sizes in self.linears.items() if name in wanted}
 
     def adapter_parameters(self, method: Lora) -> int:
-        """Return the weights of a LoRA adapter: rank × (width in + width out) for each adapted layer."""
+        """Return the number of weights of a LoRA adapter: rank × (width in + width out) for each adapted layer."""
         return sum(method.rank * (rows + columns) * number for rows, columns, number in self.adapted(method).values())
 
 
 def read_shape(folder: Path) -> ModelShape:
-    """Read a model folder's config.json; raises ConfigError when it is not of a kind that is understood."""
+    """Read a model folder's config.json.
+
+    Raises:
+        ConfigError: It cannot be read, or is not of a Llama-like decoder.
+    """
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         config = config.get("text_config") or config
         return shape_of(config)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: not a decoder whose sizes are known here (no {error})") from error
+    except KeyError as error:
+        raise ConfigError(f"{path}: this architecture is not supported: it has no {error}") from error
 
 
 def shape_of(config: dict[str, Any]) -> ModelShape:
-    """Read the numbers from a config.json's content; raises KeyError for one that is missing."""
+    """Take the numbers from the content of a config.json; raises KeyError if one is missing."""
     kind, layers = str(config.get("model_type", "")), int(config["num_hidden_layers"])
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     experts = int(config.get("num_experts") or config.get("num_local_experts") or 0)
     types = config.get("layer_types") or []
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    # Mistral's window is every layer's; the others name the layers.
+    # Mistral's window is in every layer; the others name the layers.
     sliding = (types.count("sliding_attention") if types else layers) if window else 0
     bias = bool(config.get("attention_bias", False))
     dense = set(config.get("mlp_only_layers") or [])

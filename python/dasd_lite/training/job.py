@@ -19,9 +19,9 @@ import numpy.typing as npt
 from dasd_lite.config.models import result_options
 from dasd_lite.config.train import Full, TrainConfig
 from dasd_lite.console import note
-from dasd_lite.costs import flops, hardware, memory
+from dasd_lite.costs import flops, memory
 from dasd_lite.costs.fit import smallest_change
-from dasd_lite.costs.hardware import Hardware, has_liger
+from dasd_lite.costs.hardware import Hardware, has_liger, peak_flops
 from dasd_lite.costs.shape import ModelShape, read_shape
 from dasd_lite.data.seeds import derive_seed
 from dasd_lite.errors import ConfigError, MissingExtraError, TrainError
@@ -182,7 +182,7 @@ def load_job(task: TrainTask, ranks: Ranks, objective: CheckedObjective | None =
     )
     if is_sharded:
         model = shard(model, dtype, ranks)
-    peak = hardware.peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     documents = documents_of([rows[i] for i in range(min(4, len(rows)))])  # a row may be one long document
     job = Job(
         task=task,
@@ -250,17 +250,17 @@ def _expected_cost(task: TrainTask, rows: Rows, ranks: Ranks, dtype: Any) -> Exp
     documents = zip(np.split(rows.doc_lengths, rows.doc_offsets[1:-1]), rows.stats.num_targets.tolist(), strict=True)
     work = np.array([flops.training_flops(shape, part.tolist(), config.method, targets) for part, targets in documents])
     on_gpu = device.type == "cuda"
-    machine = Hardware(
+    hardware = Hardware(
         element_bytes=dtype.itemsize,
         varlen=on_gpu and torch.cuda.get_device_capability(device) >= (8, 0),
         liger=on_gpu and has_liger(),
         on_gpu=on_gpu,
     )
     longest = int(rows.num_tokens.max())
-    prediction = memory.predict(shape, config, seq_len=longest, num_processes=ranks.size, machine=machine)
-    step = memory.TrainingStep(shape, config, longest * config.micro_batch_size, ranks.size, machine)
+    prediction = memory.predict(shape, config, seq_len=longest, num_processes=ranks.size, hardware=hardware)
+    step = memory.TrainingStep(shape, config, longest * config.micro_batch_size, ranks.size, hardware)
     # torch's peak excludes the CUDA context and fragmentation, so compare without the overhead.
-    return ExpectedCost(shape, machine, work, prediction.total - prediction.overhead, step.checkpointed)
+    return ExpectedCost(shape, hardware, work, prediction.total - prediction.overhead, step.checkpointing)
 
 
 def _checkpointing(config: TrainConfig, rows: Rows, cost: ExpectedCost | None) -> bool:
@@ -286,9 +286,9 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
         job.cost.shape,
         config,
         seq_len=longest,
-        card_bytes=0.98 * min(total, job.cost.memory_bytes),
+        gpu_bytes=0.98 * min(total, job.cost.memory_bytes),
         num_processes=job.ranks.size,
-        machine=job.cost.hardware,
+        hardware=job.cost.hardware,
     )
     message += f", {job.cost.memory_bytes / 1e9:.1f} GB were predicted"
     if change is None:
