@@ -66,7 +66,7 @@ def statistics() -> Callable[[], object]:
 
 def spans() -> Callable[[], object]:
     num_tokens = 100_000_000
-    token_bytes, edges = np.ones(num_tokens, np.uint16), np.array([0, num_tokens])
+    token_bytes, edges = np.ones(num_tokens, np.int32), np.array([0, num_tokens])
     ends = np.arange(20, num_tokens + 1, 20)
     return lambda: sentence_spans(token_bytes, edges, ends, np.array([0, len(ends)]))
 

@@ -52,7 +52,7 @@ class SentenceStats(NamedTuple):
 
 
 def sentence_spans(
-    token_bytes: NDArray[np.int32] | NDArray[np.uint16],
+    token_bytes: NDArray[np.int32],
     token_offsets: NDArray[np.int64],
     ends: NDArray[np.int64],
     end_offsets: NDArray[np.int64],
@@ -64,7 +64,7 @@ def sentence_spans(
     next byte; one after the last byte (an end-of-text token, say) belongs to the last sentence.
 
     Args:
-        token_bytes: Length of each token in bytes of the text; int32 or uint16 `[num_tokens]`.
+        token_bytes: Length of each token in bytes of the text; int32 `[num_tokens]`.
         token_offsets: Response r has tokens `token_offsets[r]` to `token_offsets[r + 1]`; int64 `[num_responses + 1]`.
         ends: Sentence ends in bytes from the response's start, as `sentence_ends` returns them; int64
             `[num_sentences]`.
@@ -85,7 +85,7 @@ def sentence_spans(
     vocabularies; byte offsets are what two tokenizers have in common.
     """
     return _rust.sentence_spans(
-        check_array("token_bytes", token_bytes, np.int32, np.uint16),
+        check_array("token_bytes", token_bytes, np.int32),
         check_array("token_offsets", token_offsets, np.int64),
         check_array("ends", ends, np.int64),
         check_array("end_offsets", end_offsets, np.int64),

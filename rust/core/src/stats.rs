@@ -24,8 +24,8 @@ use crate::simd::{self, Level};
 /// # Errors
 /// Columns that do not fit together, a token or first byte below 0, token lengths that do not add up to the text's,
 /// ends that do not increase, tokens of a response without a sentence.
-pub fn sentence_spans<B: Copy + Into<i64> + Sync>(
-    token_bytes: Ragged<'_, B>,
+pub fn sentence_spans(
+    token_bytes: Ragged<'_, i32>,
     ends: Ragged<'_, i64>,
     first_bytes: Option<&[i64]>,
     interrupt: &Interrupt,
@@ -53,9 +53,9 @@ pub fn sentence_spans<B: Copy + Into<i64> + Sync>(
     Ok(spans)
 }
 
-fn spans_of_response<B: Copy + Into<i64>>(
+fn spans_of_response(
     response: usize,
-    token_bytes: &[B],
+    token_bytes: &[i32],
     ends: &[i64],
     first_byte: i64,
     first_token: i64,
@@ -85,7 +85,7 @@ fn spans_of_response<B: Copy + Into<i64>>(
             spans[sentence] = first_token + to_offset(token);
             sentence += 1;
         }
-        let bytes = bytes.into();
+        let bytes = i64::from(bytes);
         if bytes < 0 {
             return Err(Error::NegativeTokenBytes { response, token, value: bytes });
         }

@@ -7,45 +7,25 @@ use pyo3::prelude::*;
 
 use crate::boundary::{copied, detached};
 
-#[derive(FromPyObject)]
-pub enum TokenBytes<'py> {
-    I32(PyReadonlyArray1<'py, i32>),
-    U16(PyReadonlyArray1<'py, u16>),
-}
-
 #[pyfunction]
 #[pyo3(signature = (token_bytes, token_offsets, ends, end_offsets, first_bytes))]
 pub fn sentence_spans<'py>(
-    py: Python<'py>,
-    token_bytes: TokenBytes<'py>,
+    token_bytes: PyReadonlyArray1<'py, i32>,
     token_offsets: PyReadonlyArray1<'py, i64>,
     ends: PyReadonlyArray1<'py, i64>,
     end_offsets: PyReadonlyArray1<'py, i64>,
     first_bytes: Option<PyReadonlyArray1<'py, i64>>,
 ) -> PyResult<Bound<'py, PyArray1<i64>>> {
-    let (token_offsets, end_offsets) = (copied(&token_offsets)?, copied(&end_offsets)?);
-    let ends = ends.as_slice()?;
+    let py = token_bytes.py();
+    let (token_bytes, token_offsets) = (token_bytes.as_slice()?, copied(&token_offsets)?);
+    let (ends, end_offsets) = (ends.as_slice()?, copied(&end_offsets)?);
     let first_bytes = first_bytes.as_ref().map(PyReadonlyArray1::as_slice).transpose()?;
-    let spans = match &token_bytes {
-        TokenBytes::I32(bytes) => spans_of(py, bytes.as_slice()?, &token_offsets, ends, &end_offsets, first_bytes),
-        TokenBytes::U16(bytes) => spans_of(py, bytes.as_slice()?, &token_offsets, ends, &end_offsets, first_bytes),
-    }?;
-    Ok(spans.into_pyarray(py))
-}
-
-fn spans_of<B: Copy + Into<i64> + Sync>(
-    py: Python<'_>,
-    token_bytes: &[B],
-    token_offsets: &[i64],
-    ends: &[i64],
-    end_offsets: &[i64],
-    first_bytes: Option<&[i64]>,
-) -> PyResult<Vec<i64>> {
-    detached(py, token_bytes.len() + ends.len() + token_offsets.len(), |interrupt| {
-        let token_bytes = Ragged::new("token_offsets", token_bytes, token_offsets)?;
-        let ends = Ragged::new("end_offsets", ends, end_offsets)?;
+    let spans = detached(py, token_bytes.len() + ends.len() + token_offsets.len(), |interrupt| {
+        let token_bytes = Ragged::new("token_offsets", token_bytes, &token_offsets)?;
+        let ends = Ragged::new("end_offsets", ends, &end_offsets)?;
         stats::sentence_spans(token_bytes, ends, first_bytes, interrupt)
-    })
+    })?;
+    Ok(spans.into_pyarray(py))
 }
 
 type Stats<'py> =
