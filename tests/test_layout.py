@@ -154,6 +154,21 @@ def test_torch_is_seen_where_it_is_used():
     assert "torch" in {name for source in sources("model").values() for name in imports_of(source, inside=False)}
 
 
+def circles():
+    """Sets of files that import each other, directly or not; imports for type checkers alone do not count."""
+    graph = {name: imports_of(source) & MODULES.keys() - {name} for name, source in sources().items()}
+    reached = {name: set(others) for name, others in graph.items()}
+    for middle in graph:
+        for name in graph:
+            if middle in reached[name]:
+                reached[name] |= reached[middle]
+    return [name for name in graph if name in reached[name]]
+
+
+def test_no_import_circle_not_even_inside_functions():
+    assert circles() == []
+
+
 def test_no_private_name_is_imported():
     for name, source in sources().items():
         for node in ast.walk(ast.parse(source)):

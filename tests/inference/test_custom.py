@@ -19,7 +19,8 @@ from dasd_lite.data.manifest import identify
 from dasd_lite.data.records import ROLLOUT
 from dasd_lite.data.usage import Usage
 from dasd_lite.errors import ConfigError, DataError
-from dasd_lite.inference import Completion, Request, Sampler, SamplingParams, open_sampler, source
+from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
+from dasd_lite.inference.backends import open_sampler, source
 from dasd_lite.inference.collect import collect, journal_usage, token_columns
 from dasd_lite.inference.scorer import context_of, open_scorer
 

@@ -16,7 +16,8 @@ from tests.server import END, Answer, ChatServer, pieces_of, plain
 
 from dasd_lite.config.models import Endpoint
 from dasd_lite.errors import ConfigError, EndpointError
-from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler
+from dasd_lite.inference import Completion, Request, SamplingParams
+from dasd_lite.inference.backends import open_sampler
 from dasd_lite.inference.endpoint import client, dispatch
 from dasd_lite.inference.endpoint.replies import align
 

@@ -13,7 +13,8 @@ from tests.server import END, Answer, ChatServer, pieces_of, plain
 from dasd_lite.config.models import Budget, Endpoint, Prices
 from dasd_lite.data.usage import Usage
 from dasd_lite.errors import ConfigError, EndpointError
-from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler
+from dasd_lite.inference import Completion, Request, SamplingParams
+from dasd_lite.inference.backends import open_sampler
 from dasd_lite.inference.collect import token_columns
 from dasd_lite.inference.endpoint import client, dispatch
 

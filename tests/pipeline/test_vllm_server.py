@@ -1,6 +1,5 @@
-"""Two real vLLM servers behind one `base_urls`: the demo's teacher served, asked by token ids and through chat."""
+"""A real vLLM server: the demo's teacher served, asked by token ids and through chat."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -15,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.conftest import ENVIRONMENT
 
-from dasd_lite.config.models import EndpointModel
-from dasd_lite.inference import Request, SamplingParams, open_sampler
+from dasd_lite.config.models import Endpoint
+from dasd_lite.inference import Request, SamplingParams
+from dasd_lite.inference.backends import open_sampler
 from dasd_lite.inference.endpoint.probe import Requirements, probe_servers
 
 NUM = 24
-READY_S = 300
+
+pytestmark = pytest.mark.xdist_group("vllm")
 
 
 def free_port():
@@ -40,39 +40,29 @@ def answers(url):
 
 
 @pytest.fixture(scope="module")
-def urls(demo, tmp_path_factory):
-    """Base URLs of two servers of the demo's teacher, started side by side; they end with the tests."""
-    if importlib.util.find_spec("vllm") is None:
-        pytest.skip("vllm is not installed")
-    environment = os.environ | ENVIRONMENT
-    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1"}
+def urls(vllm_installed, demo, tmp_path_factory):
+    """Base URLs of a server of the demo's teacher, which ends with the tests."""
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(demo / "teacher")]
-    command += ["--served-model-name", "teacher", "--enforce-eager", "--dtype", "float32", "--host", "127.0.0.1"]
-    log = tmp_path_factory.mktemp("servers") / "log"
-    servers, found = [], []
+    command += ["--served-model-name", "teacher", "--enforce-eager", "--dtype", "float32"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--distributed-executor-backend", "uni"]
+    log = tmp_path_factory.mktemp("server") / "log"
+    with log.open("wb") as file:
+        # A session of its own: the engine is a process beside the server and must end with it.
+        server = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
     try:
-        with log.open("wb") as file:
-            for port in (free_port(), free_port()):
-                started = [*command, "--port", str(port)]
-                # A session of its own: the engine is a process beside the server and must end with it.
-                servers.append(
-                    subprocess.Popen(started, env=environment, stdout=file, stderr=file, start_new_session=True)
-                )
-                found.append(f"http://127.0.0.1:{port}/v1")
-        deadline = time.monotonic() + READY_S
-        while not all(answers(url) for url in found):
-            ended = any(server.poll() is not None for server in servers)
-            assert not ended and time.monotonic() < deadline, log.read_text()[-3000:]
+        url = f"http://127.0.0.1:{port}/v1"
+        while not answers(url):
+            assert server.poll() is None, log.read_text()[-3000:]
             time.sleep(0.5)
-        yield found
+        yield [url]
     finally:
-        for server in servers:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def model(urls, **options):
-    return EndpointModel(kind="endpoint", model="teacher", base_urls=urls, api_key_env="NO_SUCH_KEY", **options)
+    return Endpoint(kind="endpoint", model="teacher", base_urls=urls, api_key_env="NO_SUCH_KEY", **options)
 
 
 @pytest.fixture(scope="module")
@@ -171,77 +161,49 @@ def test_a_prompt_over_the_context_is_named_before_anything_is_sampled(urls, dem
         complete(sampler, asked)
 
 
-RECIPE = """
-seed = 1
-out = "run"
-prompts = {{ path = "demo:train.jsonl", limit = 24 }}
-teacher = {teacher}
-student = {{ kind = "transformers", model = "demo:student", batch_size = 8 }}
-sample = {{ num_samples = 2, max_tokens = 160 }}
-select = {{ max_duplicate_lines = 1.0, max_duplicate_sentences = 1.0 }}
-pack = {{ seq_len = 256 }}
-train = {{ epochs = 2, grad_accum_steps = 1, learning_rate = 1e-3 }}
-[[phase]]
-name = "low"
-sample.temperature = 0.6
-[[phase]]
-name = "mixed"
-source = "mix"
-mix = {{ max_length_ratio = 0.6, num_prompts = 12, max_tokens = 160 }}
-select.rule = "all"
-train.epochs = 1
-"""
+def served(urls, demo):
+    """The table of the teacher behind the server."""
+    table = {"kind": "endpoint", "model": "teacher", "base_urls": urls, "api_key_env": "NO_SUCH_KEY"}
+    return table | {"tokenizer": str(demo / "teacher")}
 
 
-@pytest.mark.slow
-def test_one_recipe_with_vllm_here_and_with_vllm_behind_a_server(urls, demo, tmp_path, cli):
+def test_one_recipe_with_vllm_here_and_with_vllm_behind_a_server(urls, vllm_teacher, demo, small_recipe, tmp_path, cli):
     """The same seeds, the same engine: the same answers, whether the teacher runs here or is served."""
-    teachers = {
-        "vllm": '{ kind = "vllm", model = "demo:teacher", dtype = "float32", enforce_eager = true }',
-        "endpoint": f'{{ kind = "endpoint", model = "teacher", base_urls = {json.dumps(urls)},'
-        f' tokenizer = "{demo / "teacher"}", api_key_env = "NO_SUCH_KEY" }}',
-    }
-    found = {}
-    for name, teacher in teachers.items():
+    completions = {}
+    for name, teacher in (("vllm", vllm_teacher), ("endpoint", served(urls, demo))):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "run.toml").write_text(RECIPE.format(teacher=teacher))
-        ended = cli("run", "run.toml", cwd=folder, VLLM_CPU_KVCACHE_SPACE="1", TORCHDYNAMO_DISABLE="1")
+        small_recipe(folder, teacher=teacher, prompts={"path": "demo:train.jsonl", "limit": 24}, evaluate=None)
+        ended = cli("run", "run.toml", cwd=folder)
         assert ended.rc == 0, ended.stderr
         assert (folder / "run/mixed/train/model/model.safetensors").exists()
         rows = pq.read_table(folder / "run/low/sample/rollouts-00000.parquet").to_pylist()
-        found[name] = [(row["prompt_uid"], row["index"], row["completion"]) for row in rows]
+        completions[name] = [(row["prompt_uid"], row["index"], row["completion"]) for row in rows]
         mixed = pq.read_table(folder / "run/mixed/mix/rollouts-00000.parquet").to_pylist()
         assert mixed and all(row["prefix_bytes"] > 0 for row in mixed)
-    same = sum(one == other for one, other in zip(*found.values(), strict=True))
-    assert len(found["vllm"]) == 48 and same >= 46, f"{same} of 48 answers are the same"
+    same = sum(one == other for one, other in zip(*completions.values(), strict=True))
+    assert len(completions["vllm"]) == 48 and same >= 46, f"{same} of 48 answers are the same"
 
 
-@pytest.mark.slow
 def test_the_example_is_one_command_and_a_url(urls, tmp_path):
     script = Path(__file__).parents[2] / "examples" / "distil_endpoint.py"
     command = [sys.executable, str(script), urls[0], "--limit", "20", "--prices", "0.2", "0.8", "--max-cost", "1"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/endpoint/results/low/train/model/model.safetensors").exists()
     assert "40 rollouts of 20 prompts" in done.stdout and "cost 0.00" in done.stdout
 
 
-@pytest.mark.slow
-def test_a_served_teacher_reads_answers_that_came_without_logprobs(urls, demo, sampled, questions, tmp_path, cli):
-    """Ingested text, read by the teacher behind the servers: its p is that of the tokens as they were sampled."""
+def test_a_served_teacher_reads_answers_that_came_without_logprobs(
+    urls, demo, sampled, questions, small_recipe, tmp_path, cli
+):
+    """Ingested text, read by the teacher behind the server: its p is that of the tokens as they were sampled."""
     rows = [
         {"input": question, "output": c.text, "domain": "x"} for question, c in zip(questions, sampled, strict=True)
     ]
     (tmp_path / "answers.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    (tmp_path / "run.toml").write_text(
-        'out = "run"\nstudent = { kind = "transformers", model = "demo:student" }\n'
-        f'teacher = {{ kind = "endpoint", model = "teacher", base_urls = {json.dumps(urls)},'
-        f' tokenizer = "{demo / "teacher"}", api_key_env = "NO_SUCH_KEY" }}\n'
-        'ingest.paths = ["answers.jsonl"]\nscore.by = "teacher"\n[[phase]]\nname = "low"\nsource = "ingest"\n'
-    )
+    phase = {"name": "low", "source": "ingest", "ingest.paths": ["answers.jsonl"], "score.by": "teacher"}
+    small_recipe(tmp_path, teacher=served(urls, demo), phase=[phase])
     for stage in ("ingest", "score"):
         ended = cli(stage, "run.toml", cwd=tmp_path)
         assert ended.rc == 0, ended.stderr

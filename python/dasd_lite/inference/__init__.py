@@ -1,4 +1,4 @@
-"""The protocol of everything that generates text: a model in this process, in vLLM, behind a server, or your own class.
+"""The protocols of whatever generates and scores text: a model in this process, in vLLM, behind a server, or your own.
 
 Input: requests, each with a conversation, the part of the answer that already exists, and a seed. Output: completions
 in the order in which they finish. Invariant: `logprobs` are those of the raw model at temperature 1, one per sampled
@@ -7,21 +7,15 @@ token, or the sampler raises an error; missing values are never filled in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from dasd_lite.config.models import Endpoint, Transformers, Vllm
+from dasd_lite.chat.spelling import TokenIds
 from dasd_lite.data.records import Message
-from dasd_lite.data.seeds import digest
-from dasd_lite.data.usage import Usage
-
-if TYPE_CHECKING:
-    from dasd_lite.config.models import CustomTeacher
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ class Sampler(Protocol):
                 pass
 
     These completions are text alone, which select.rule = "random" and "all" can use; with `logprobs` and `token_bytes`
-    every rule can. With a method `score` (see `scorer.Scorer`) and an attribute `tokenizer`, the folder or hub id of
+    every rule can. With a method `score` (see `Scorer`) and an attribute `tokenizer`, the folder or hub id of
     its tokenizer, it also serves score.by = "teacher". The source of its file and its options are part of the
     fingerprint of what it makes; of an instance, the attribute `fingerprint` in place of the options, if it has one.
     """
@@ -114,52 +108,29 @@ class Sampler(Protocol):
         ...
 
 
-def source(model: Transformers | Vllm | Endpoint | CustomTeacher | Sampler) -> Path | str:
-    """Return what identifies a model in fingerprints.
-
-    This is its folder; behind an endpoint a hash of its name and, if known, its tokenizer and template; of a custom
-    sampler a hash of its code and options. Every stage that uses the teacher calls this function, so two different
-    teachers within one run are noticed.
-    """
-    from dasd_lite.chat.chat import Chat
-    from dasd_lite.data.hub import model_folder
-
-    if isinstance(model, Endpoint):
-        return digest(model.model, Chat(model_folder(model.tokenizer)).fingerprint if model.tokenizer else "")
-    if isinstance(model, Transformers | Vllm):
-        return model_folder(model.model, weights=True)
-    from dasd_lite.inference.custom import custom_source
-
-    return custom_source(model)
+Scores = tuple[int, npt.NDArray[np.float32], npt.NDArray[np.int64] | None]
+"""Position, log-probabilities and ranks of one sequence; see `Scorer.score`."""
 
 
-def open_sampler(
-    model: Transformers | Vllm | Endpoint | CustomTeacher | Sampler,
-    folder: Path | None = None,
-    used: Usage | None = None,
-) -> Sampler:
-    """Open the sampler for `model`.
+class Scorer(Protocol):
+    """Something that scores given answers."""
 
-    Args:
-        model: The teacher or student table of a recipe, or a sampler, which is used as it is.
-        folder: Weights to load in place of the model's own, such as a student after training.
-        used: Tokens used so far, which count against an endpoint's budget.
+    def score(self, sequences: Iterable[tuple[int, TokenIds]]) -> Iterator[Scores]:
+        """Score each sequence once.
 
-    Raises:
-        ConfigError: The options do not fit the machine, or a custom class cannot be used as a sampler.
-    """
-    if isinstance(model, Endpoint):
-        from dasd_lite.inference.endpoint.sampler import EndpointSampler
+        Args:
+            sequences: Position, which is returned with the scores, and token ids [T] within the model's context.
 
-        return EndpointSampler(model, used)
-    if isinstance(model, Vllm):
-        from dasd_lite.inference.vllm.sampler import VllmSampler
+        Yields:
+            Position; log-probabilities float32 [T], NaN for the first token; ranks int64 [T], 0 for the first token.
+            A rank is 1 + the number of tokens with strictly higher probability; None if the engine has no such ranks.
+        """
+        ...
 
-        return VllmSampler(model, folder)
-    if isinstance(model, Transformers):
-        from dasd_lite.inference.local import TransformersSampler
+    def status(self) -> str:
+        """Return a few words for the progress line, such as the state of servers or engines; "" for nothing."""
+        ...
 
-        return TransformersSampler(model, folder)
-    from dasd_lite.inference.custom import open_custom
-
-    return open_custom(model)
+    def close(self) -> None:
+        """Free the model or the connections."""
+        ...

@@ -21,8 +21,7 @@ from dasd_lite.errors import ConfigError, DasdError, DataError
 if TYPE_CHECKING:
     from dasd_lite.chat.spelling import TokenIds
     from dasd_lite.config.models import CustomTeacher
-    from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
-    from dasd_lite.inference.scorer import Scorer, Scores
+    from dasd_lite.inference import Completion, Request, Sampler, SamplingParams, Scorer, Scores
 
 _KEY = "teacher.kind"
 _SAMPLER = {"complete": ("requests", "params"), "status": (), "close": ()}

@@ -1,4 +1,4 @@
-"""The protocol of everything that scores given token ids: a model in this process, in vLLM or behind a server.
+"""Scoring given token ids: from a model table to a scorer, and the scorer of a model in this process.
 
 Input: sequences of token ids. Output: the log-probability of each token given those before it and, if the engine
 counts it, its rank; sequences come back in any order. Invariant: both are the raw model's at temperature 1, or the
@@ -9,49 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.chat.spelling import TokenIds
 from dasd_lite.config.models import Endpoint, Transformers, Vllm
 from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import ConfigError
+from dasd_lite.inference import Sampler, Scorer, Scores
 
 if TYPE_CHECKING:
     from dasd_lite.config.models import CustomTeacher
     from dasd_lite.data.usage import Usage
     from dasd_lite.inference import Sampler
 
-    Scores = tuple[int, npt.NDArray[np.float32], npt.NDArray[np.int64] | None]
 
 _WINDOW = 16  # forward passes whose sequences are sorted by length together
-
-
-class Scorer(Protocol):
-    """Something that scores given answers."""
-
-    def score(self, sequences: Iterable[tuple[int, TokenIds]]) -> Iterator[Scores]:
-        """Score each sequence once.
-
-        Args:
-            sequences: Position, which is returned with the scores, and token ids [T] within the model's context.
-
-        Yields:
-            Position; log-probabilities float32 [T], NaN for the first token; ranks int64 [T], 0 for the first token.
-            A rank is 1 + the number of tokens with strictly higher probability; None if the engine has no such ranks.
-        """
-        ...
-
-    def status(self) -> str:
-        """Return a few words for the progress line, such as the state of servers or engines; "" for nothing."""
-        ...
-
-    def close(self) -> None:
-        """Free the model or the connections."""
-        ...
 
 
 def open_scorer(

@@ -27,7 +27,8 @@ from dasd_lite.data.seeds import derive_seed, digest
 from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.grading import Grade, Grader, open_grader
-from dasd_lite.inference import Completion, Request, SamplingParams, open_sampler
+from dasd_lite.inference import Completion, Request, SamplingParams
+from dasd_lite.inference.backends import open_sampler
 from dasd_lite.inference.collect import collect
 
 VERSION = 1

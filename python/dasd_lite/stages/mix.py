@@ -42,7 +42,8 @@ from dasd_lite.data.seeds import derive_seed, digest
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import DataError
-from dasd_lite.inference import Completion, Request, Sampler, SamplingParams, open_sampler, source
+from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
+from dasd_lite.inference.backends import open_sampler, source
 from dasd_lite.inference.collect import collect, token_columns
 from dasd_lite.inference.scorer import context_of
 

@@ -47,9 +47,10 @@ from dasd_lite.data.records import SCORE, TEACHER_TOKENS
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import ConfigError, DataError
-from dasd_lite.inference import Sampler, source
+from dasd_lite.inference import Sampler, Scorer
+from dasd_lite.inference.backends import source
 from dasd_lite.inference.collect import journal_usage
-from dasd_lite.inference.scorer import Scorer, context_of, open_scorer
+from dasd_lite.inference.scorer import context_of, open_scorer
 from dasd_lite.method.divergence import Tokens, sentence_scores
 
 VERSION = 3  # 1 rounded the mean to float32 before its exp; 2 had no ranks

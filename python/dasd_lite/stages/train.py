@@ -28,7 +28,8 @@ from dasd_lite.data.records import Prompt
 from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import ConfigError
 from dasd_lite.training import objectives
-from dasd_lite.training.launch import is_rank, launch, num_ranks
+from dasd_lite.training.environment import is_rank, num_ranks
+from dasd_lite.training.launch import launch
 from dasd_lite.training.requirements import conflicts, num_processes
 from dasd_lite.training.task import TrainTask, remove_checkpoints
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dasd_lite.model.row import Row
-from dasd_lite.training.launch import stop_numbers
+from dasd_lite.training.environment import stop_numbers
 
 _HISTORY = 32  # steps whose median a loss is compared with
 _MIN_HISTORY = 8

@@ -23,29 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 from dasd_lite import errors
 from dasd_lite.errors import DasdError, TrainError, remote_error
+from dasd_lite.training.environment import LAUNCHED
 
 if TYPE_CHECKING:
     from dasd_lite.training.task import TrainTask
 
 
-_LAUNCHED = "DASD_LITE_LAUNCHED"  # set in processes started here, not by torchrun on the command line
 _GRACE_S = 10  # for the others when one has died: most of them wait for it, forever
 _PR_SET_PDEATHSIG = 1
-
-
-def is_rank() -> bool:
-    """Return whether torchrun, or `launch`, has started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-
-
-def num_ranks() -> int:
-    """Return how many processes train together, this one included."""
-    return int(os.environ["WORLD_SIZE"]) if is_rank() else 1
-
-
-def stop_numbers() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask this process to stop. The parent forwards Ctrl-C to those that it launched."""
-    return (signal.SIGTERM,) if _LAUNCHED in os.environ else (signal.SIGINT, signal.SIGTERM)
 
 
 # --- the parent -------------------------------------------------------------------------------------
@@ -98,7 +83,7 @@ def _run_agent(num_processes: int, folder: Path, failures: list[BaseException]) 
         **{name: value for name, value in options.items() if name in known},
     )
     threads = max(1, (os.cpu_count() or 1) // num_processes)
-    given = {_LAUNCHED: "1"} | ({} if torch.cuda.is_available() else {"OMP_NUM_THREADS": str(threads)})
+    given = {LAUNCHED: "1"} | ({} if torch.cuda.is_available() else {"OMP_NUM_THREADS": str(threads)})
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)  # the agent passes its own environment on
     try:

@@ -15,7 +15,7 @@ from typing import Any
 
 from dasd_lite.errors import DasdError, remote_error
 from dasd_lite.model.logprobs import causal_model, enable_run_inside
-from dasd_lite.training.launch import is_rank
+from dasd_lite.training.environment import is_rank
 
 _TIMEOUT = timedelta(hours=2)  # for the slowest process: one may read a large model from a slow disk
 

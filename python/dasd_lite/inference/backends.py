@@ -1,0 +1,65 @@
+"""From a model table to what runs it: transformers here, vLLM, servers, or a sampler of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dasd_lite.config.models import Endpoint, Transformers, Vllm
+from dasd_lite.data.seeds import digest
+from dasd_lite.data.usage import Usage
+from dasd_lite.inference import Sampler
+
+if TYPE_CHECKING:
+    from dasd_lite.config.models import CustomTeacher
+
+
+def source(model: Transformers | Vllm | Endpoint | CustomTeacher | Sampler) -> Path | str:
+    """Return what identifies a model in fingerprints.
+
+    This is its folder; behind an endpoint a hash of its name and, if known, its tokenizer and template; of a custom
+    sampler a hash of its code and options. Every stage that uses the teacher calls this function, so two different
+    teachers within one run are noticed.
+    """
+    from dasd_lite.chat.chat import Chat
+    from dasd_lite.data.hub import model_folder
+
+    if isinstance(model, Endpoint):
+        return digest(model.model, Chat(model_folder(model.tokenizer)).fingerprint if model.tokenizer else "")
+    if isinstance(model, Transformers | Vllm):
+        return model_folder(model.model, weights=True)
+    from dasd_lite.inference.custom import custom_source
+
+    return custom_source(model)
+
+
+def open_sampler(
+    model: Transformers | Vllm | Endpoint | CustomTeacher | Sampler,
+    folder: Path | None = None,
+    used: Usage | None = None,
+) -> Sampler:
+    """Open the sampler for `model`.
+
+    Args:
+        model: The teacher or student table of a recipe, or a sampler, which is used as it is.
+        folder: Weights to load in place of the model's own, such as a student after training.
+        used: Tokens used so far, which count against an endpoint's budget.
+
+    Raises:
+        ConfigError: The options do not fit the machine, or a custom class cannot be used as a sampler.
+    """
+    if isinstance(model, Endpoint):
+        from dasd_lite.inference.endpoint.sampler import EndpointSampler
+
+        return EndpointSampler(model, used)
+    if isinstance(model, Vllm):
+        from dasd_lite.inference.vllm.sampler import VllmSampler
+
+        return VllmSampler(model, folder)
+    if isinstance(model, Transformers):
+        from dasd_lite.inference.local import TransformersSampler
+
+        return TransformersSampler(model, folder)
+    from dasd_lite.inference.custom import open_custom
+
+    return open_custom(model)
