@@ -57,11 +57,11 @@ def compare(plan: Any, lengths: NDArray[np.int32], costs: NDArray[np.int64], num
         return {"seconds": seconds, "rows": in_steps(order, num_ranks)}
 
     def peers() -> harness.Measured:
-        found = harness.peers("balance", file, num_ranks)
-        for one in found.values():
+        measured = harness.peers("balance", file, num_ranks)
+        for one in measured.values():
             if "order" in one:
                 one["rows"] = in_steps(np.array(one.pop("order")), num_ranks)
-        return {"random order": shuffled()} | found
+        return {"random order": shuffled()} | measured
 
     ours_found, peers_found = harness.around(ours, peers)
     rows = []

@@ -46,12 +46,12 @@ def main() -> None:
         runs = our_runs(folder, tokens, offsets, plan, order, expected)
 
         def ours_and_limits() -> harness.Measured:
-            found = {}
+            measured = {}
             for label, run in runs.items():
                 seconds, _ = harness.best(run)
-                found[label] = {"seconds": seconds, "num": len(tokens)}
+                measured[label] = {"seconds": seconds, "num": len(tokens)}
             limits = harness.native("copy", tokens.nbytes, CHUNK * SEQ_LEN * 4)
-            return found | {label: one | {"num": len(tokens)} for label, one in limits.items()}
+            return measured | {label: one | {"num": len(tokens)} for label, one in limits.items()}
 
         ours, peers = harness.around(ours_and_limits, lambda: harness.peers("gather", folder, CHUNK))
     show(len(tokens), plan.num_rows, ours, peers)
@@ -85,10 +85,10 @@ def our_runs(
         "at once, fresh, position ids and labels": lambda: gather_rows(tokens, offsets, plan, order, **everything),
         "8 rows at a time": lambda: in_chunks(tokens, bare, position_ids=False),
         "8 rows at a time, position ids and labels": lambda: in_chunks(tokens, full, **everything),
-        "at once, touched, file mapped anew": lambda: gather_rows(
+        "at once, touched, file mapped again": lambda: gather_rows(
             mapped(), offsets, plan, order, out=bare, position_ids=False
         ),
-        "8 rows at a time, file mapped anew": lambda: in_chunks(mapped(), bare, position_ids=False),
+        "8 rows at a time, file mapped again": lambda: in_chunks(mapped(), bare, position_ids=False),
     }
 
 

@@ -37,8 +37,8 @@ def main() -> None:
         np.save(folder / "offsets.npy", offsets)
 
         def ours_and_limit() -> harness.Measured:
-            seconds, found = harness.best(lambda: repeated_ngrams(ids, offsets, N))
-            np.save(folder / "num_repeated.npy", found.num_repeated)
+            seconds, repetition = harness.best(lambda: repeated_ngrams(ids, offsets, N))
+            np.save(folder / "num_repeated.npy", repetition.num_repeated)
             limit = harness.native("read", folder / "ids.npy")
             return {"repeated_ngrams": {"seconds": seconds}} | limit
 

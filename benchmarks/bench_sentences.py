@@ -38,9 +38,9 @@ def main() -> None:
         np.save(folder / "offsets.npy", offsets[: np.searchsorted(offsets, SAMPLE) + 1])
 
         def ours_and_limit() -> harness.Measured:
-            seconds, found = harness.best(lambda: sentence_ends(column))
+            seconds, ends = harness.best(lambda: sentence_ends(column))
             limits = harness.native("find", folder / "text")
-            return {"sentence_ends": {"seconds": seconds, "sentences": len(found.values)}} | limits
+            return {"sentence_ends": {"seconds": seconds, "sentences": len(ends.values)}} | limits
 
         ours, peers = harness.around(ours_and_limit, lambda: harness.peers("sentences", folder))
     print(f"{len(text) / 1e6:.1f} MB in {len(texts):,} texts.\n")

@@ -41,19 +41,19 @@ def main() -> None:
 
         def ours_and_limit() -> harness.Measured:
             # What the processor lacks is an error there, and then has no row.
-            found = {}
+            measured = {}
             for path in ("", *PATHS):
                 if path != "avx512" or "avx512bw" in Path("/proc/cpuinfo").read_text():
                     environment = {"DASD_LITE_SIMD": path} if path else {}
-                    found |= harness.again(__file__, "--ours", folder, path or "its own choice", **environment)
+                    measured |= harness.again(__file__, "--ours", folder, path or "its own choice", **environment)
             files = [folder / f"{model}_logprobs.npy" for model in ("teacher", "student")]
-            return found | harness.native("read", *files)
+            return measured | harness.native("read", *files)
 
-        found, peers = harness.around(ours_and_limit, lambda: harness.peers("stats", folder, BETA))
+        measured, peers = harness.around(ours_and_limit, lambda: harness.peers("stats", folder, BETA))
     print(f"{num / 1e6:.0f}M tokens of both models, {num_sentences:,} sentences.\n")
-    first = found["sentence_stats, its own choice"]
+    first = measured["sentence_stats, its own choice"]
     rows = []
-    for label, one in (found | peers).items():
+    for label, one in (measured | peers).items():
         one.setdefault("num", num)
         checked = (f"{one['error']:.1e}", f"{one['differing']:,}") if "error" in one else ("–", "–")
         rows.append((label, harness.speed(one, "G tokens", 1e9), *checked, harness.faster(first, one)))
@@ -88,10 +88,10 @@ def ours(folder: Path, label: str) -> harness.Measured:
     """Measure and check ours."""
     columns = [np.load(folder / f"{column}.npy") for column in COLUMNS]
     seconds, stats = harness.best(lambda: sentence_stats(*columns, beta=BETA))
-    found = check(np.load(folder / "reference.npy"), stats.p_teacher, stats.p_student, stats.classes)
+    checked = check(np.load(folder / "reference.npy"), stats.p_teacher, stats.p_student, stats.classes)
     counted = [np.add.reduceat(stats.classes == kind, columns[4][:-1], dtype=np.int64) for kind in range(3)]
     assert np.array_equal(np.stack(counted, 1), stats.counts), "counts are those of the classes"
-    return {f"sentence_stats, {label}": {"seconds": seconds} | found}
+    return {f"sentence_stats, {label}": {"seconds": seconds} | checked}
 
 
 def check(reference: NDArray[np.float64], p_teacher: Any, p_student: Any, classes: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-r"""The Rust core in plain Python, meant to be read; the tests hold the fast one against it.
+r"""The Rust core in plain Python, meant to be read; the tests compare the fast one with it.
 
-Nothing here is clever: lists, sets and loops. Where the two differ, this one says what was meant.
+Nothing here is clever: lists, sets and loops. Where the two differ, this one is right.
 """
 
 import math
@@ -17,9 +17,9 @@ def best_fit_decreasing(lengths: Sequence[int], seq_len: int, alignment: int = 1
     open_rows: list[tuple[int, int]] = []  # (space left, row), sorted
     for index in sorted(range(len(lengths)), key=lambda index: -_aligned(lengths[index], alignment)):
         length = _aligned(lengths[index], alignment)
-        place = bisect_left(open_rows, (length, 0))
-        if place < len(open_rows):
-            space, row = open_rows.pop(place)
+        index_of_best = bisect_left(open_rows, (length, 0))
+        if index_of_best < len(open_rows):
+            space, row = open_rows.pop(index_of_best)
         else:
             space, row = seq_len, len(rows)
             rows.append([])
@@ -80,17 +80,17 @@ def gather(
     alignment: int,
     pad_id: int,
 ) -> list[tuple[int, int, int]]:
-    """Id, position and label of each token of these sequences, one behind the other."""
+    """Id, position and label of each token of these sequences, one after the other."""
     columns = []
     for document in documents:
         start, end = offsets[document], offsets[document + 1]
-        for place in range(_aligned(end - start, alignment)):
-            if start + place < end:
-                token = tokens[start + place]
-                is_target = loss_mask[start + place] and place > 0
-                columns.append((token, place, token if is_target else -100))
+        for position in range(_aligned(end - start, alignment)):
+            if start + position < end:
+                token = tokens[start + position]
+                is_target = loss_mask[start + position] and position > 0
+                columns.append((token, position, token if is_target else -100))
             else:
-                columns.append((pad_id, place, -100))
+                columns.append((pad_id, position, -100))
     return columns
 
 
@@ -189,23 +189,23 @@ def _fence_end(text: str, at: int) -> int | None:
 def _formula_end(text: str, at: int, opening: str) -> int | None:
     """Where the formula that opens at `at` ends, if its closing mark comes soon enough."""
     closing = {"$": "$", "$$": "$$", "\\(": "\\)", "\\[": "\\]"}[opening]
-    place = at + len(opening)
-    if opening == "$" and (place == len(text) or text[place] in " \t\n\f\r"):
+    inside = at + len(opening)
+    if opening == "$" and (inside == len(text) or text[inside] in " \t\n\f\r"):
         return None
-    while place < len(text) and len(text[at:place].encode()) < MATH_REACH:
-        if EMPTY_LINE.match(text, place) or THINK.match(text, place):
+    while inside < len(text) and len(text[at:inside].encode()) < MATH_REACH:
+        if EMPTY_LINE.match(text, inside) or THINK.match(text, inside):
             return None
-        closes = text.startswith(closing, place)
+        closes = text.startswith(closing, inside)
         if opening == "$" and closes:
-            closes = text[place - 1] not in " \t\n\f\r" and not re.match("[0-9$]", text[place + 1 : place + 2])
+            closes = text[inside - 1] not in " \t\n\f\r" and not re.match("[0-9$]", text[inside + 1 : inside + 2])
         if closes:
-            return place + len(closing)
-        place += 2 if text[place] == "\\" else 1
+            return inside + len(closing)
+        inside += 2 if text[inside] == "\\" else 1
     return None
 
 
 def _is_spared(text: str, run: re.Match[str], closed: int) -> bool:
-    """Whether the mark stands behind an abbreviation, an initial or a factorial."""
+    """Whether the mark follows an abbreviation, an initial or a factorial."""
     before = text[: run.start()]
     white = text[closed : _skip_white(text, closed)]
     if run[0] == ".":

@@ -132,8 +132,8 @@ def test_ctrl_c_stops_a_long_call(prepare: Callable[[], Callable[[], object]]) -
 
 def test_the_next_call_is_as_if_nothing_had_happened() -> None:
     ids, offsets = slow_ids()
-    found = repeated_ngrams(ids[:100_000], offsets[:2], 8)
-    assert found.num_repeated[0] == 100_000 - 8 + 1 - 256
+    repetition = repeated_ngrams(ids[:100_000], offsets[:2], 8)
+    assert repetition.num_repeated[0] == 100_000 - 8 + 1 - 256
 
 
 EVERYTHING = """

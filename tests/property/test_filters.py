@@ -1,4 +1,4 @@
-"""The filters over columns say what a plain function says of each text, white space of all kinds included."""
+"""The filters over columns agree with a plain function of each text, white space of all kinds included."""
 
 import re
 
@@ -30,7 +30,7 @@ columns = st.sampled_from([pa.large_string(), pa.string()])
 
 
 def has_structure(text):
-    """One thinking part with text in it, and a final answer behind it."""
+    """One thinking part with text in it, followed by a final answer."""
     parts = text.split("</think>")
     return (
         len(parts) == 2
@@ -40,7 +40,7 @@ def has_structure(text):
 
 
 def reason(text):
-    """Say what is missing, in the order of the filters."""
+    """Return what is missing, in the order of the filters."""
     if "<think>" not in text and "</think>" not in text:
         return "no thinking"
     before, closing, _ = text.partition("</think>")
@@ -54,10 +54,10 @@ def reason(text):
 @settings(max_examples=300, deadline=None)
 @given(rows=texts, kind=columns)
 def test_structure(rows, kind):
-    found, values = filters.first_failed(filters.structure(pa.array(rows, kind)), len(rows))
-    assert found == [reason(text) for text in rows]
-    assert [not name for name in found] == [has_structure(text) for text in rows]
-    assert all(value == text.count("</think>") for name, value, text in zip(found, values, rows, strict=True) if name)
+    failed, values = filters.first_failed(filters.structure(pa.array(rows, kind)), len(rows))
+    assert failed == [reason(text) for text in rows]
+    assert [not name for name in failed] == [has_structure(text) for text in rows]
+    assert all(value == text.count("</think>") for name, value, text in zip(failed, values, rows, strict=True) if name)
 
 
 @settings(max_examples=100, deadline=None)
@@ -68,9 +68,9 @@ def test_structure(rows, kind):
 )
 def test_function_calls(rows):
     joined = ["".join(row) for row in rows]
-    found = filters.function_calls(pa.array(joined, pa.large_string()))
-    assert found.value.tolist() == [len(CALLS.findall(text)) for text in joined]
-    assert found.fails.tolist() == [bool(CALLS.search(text)) for text in joined]
+    calls = filters.function_calls(pa.array(joined, pa.large_string()))
+    assert calls.value.tolist() == [len(CALLS.findall(text)) for text in joined]
+    assert calls.fails.tolist() == [bool(CALLS.search(text)) for text in joined]
 
 
 @given(
@@ -82,9 +82,9 @@ def test_endings(rows):
     names = {"stop": "", "unknown": "", "length": "truncated", "tool_calls": "function call"}
     names |= {"malformed": "malformed channels", "refusal": "refused", "content_filter": "refused", "?": "unfinished"}
     lengths = np.arange(len(rows))
-    found, values = filters.first_failed(filters.endings(pa.array(rows, pa.string()), lengths), len(rows))
-    assert found == [names[row] for row in rows]
-    assert values == [float(n) if name else 0.0 for n, name in zip(lengths, found, strict=True)]
+    failed, values = filters.first_failed(filters.endings(pa.array(rows, pa.string()), lengths), len(rows))
+    assert failed == [names[row] for row in rows]
+    assert values == [float(n) if name else 0.0 for n, name in zip(lengths, failed, strict=True)]
 
 
 def test_the_first_that_fails_is_the_reason():

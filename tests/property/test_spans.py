@@ -1,6 +1,6 @@
-"""Which tokens belong to which sentence, under tokenizers of four kinds, on text that is hard to cut.
+"""Which tokens belong to which sentence, for tokenizers of four kinds, on text that is hard to cut.
 
-The reference walks over bytes in plain Python: a token is the sentence's in which its first byte lies.
+The reference walks over bytes in plain Python: a token belongs to the sentence that contains its first byte.
 """
 
 import math
@@ -21,7 +21,7 @@ from dasd_lite.method.sentences import sentence_ends
 
 DEMO = Path(dasd_lite.__file__).parent / "demo"
 TEMPLATE = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
-KINDS = ("demo student", "demo teacher", "metaspace", "normalising")
+KINDS = ("demo student", "demo teacher", "metaspace", "normalizing")
 TEXTS = [
     "Family 👩‍👩‍👧‍👦 here. Flag 🇩🇪🇯🇵! Thumbs 👍🏽? Heart ❤️. End",
     "你好。我是学生！「好吗？」 然后3.14。OK. これはペンです。終わり",
@@ -47,7 +47,7 @@ PIECES = st.sampled_from(
 
 
 def metaspace(folder: Path) -> Any:
-    """Write a tokenizer in SentencePiece's manner: blanks are ▁, characters that it does not know are bytes."""
+    """Make a tokenizer like SentencePiece's: blanks are ▁, unknown characters are bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     words = ["▁the", "▁word", "word", "▁so", "▁", "▁▁", ".", "!", "?", "。", "漢", "é", "</", "think", ">", "$", "👍"]
@@ -59,8 +59,8 @@ def metaspace(folder: Path) -> Any:
     return tokenizer
 
 
-def normalising(folder: Path) -> Any:
-    """Write a byte-level tokenizer that composes characters first, as Qwen's does."""
+def normalizing(folder: Path) -> Any:
+    """Make a byte-level tokenizer that composes characters first, as Qwen's does."""
     from tokenizers import Tokenizer, normalizers
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -73,8 +73,8 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Chat]:
     """A tokenizer of each kind."""
     from tokenizers import AddedToken
 
-    found = {"demo student": Chat(DEMO / "student"), "demo teacher": Chat(DEMO / "teacher")}
-    for name, make in (("metaspace", metaspace), ("normalising", normalising)):
+    chats = {"demo student": Chat(DEMO / "student"), "demo teacher": Chat(DEMO / "teacher")}
+    for name, make in (("metaspace", metaspace), ("normalizing", normalizing)):
         folder = tmp_path_factory.mktemp("models") / name
         shutil.copytree(DEMO / "student", folder)
         tokenizer = make(folder)
@@ -83,8 +83,8 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Chat]:
             (folder / "chat_template.jinja").write_text(TEMPLATE)
             (folder / "generation_config.json").unlink()
         tokenizer.save(str(folder / "tokenizer.json"))
-        found[name] = Chat(folder)
-    return found
+        chats[name] = Chat(folder)
+    return chats
 
 
 def tokens_of(chat: Chat, text: str) -> tuple[list[int], np.ndarray[Any, Any]]:
@@ -94,7 +94,7 @@ def tokens_of(chat: Chat, text: str) -> tuple[list[int], np.ndarray[Any, Any]]:
 
 
 def walk(text: str, first: int, lengths: list[int], ends: list[int]) -> list[list[int]]:
-    """For each sentence the tokens whose first byte lies in it; `first` bytes stand before all tokens."""
+    """Return the tokens whose first byte is in each sentence; `first` bytes come before all tokens."""
     owner = {}
     start = 0
     for sentence, end in enumerate(ends):
@@ -102,18 +102,18 @@ def walk(text: str, first: int, lengths: list[int], ends: list[int]) -> list[lis
             owner[byte] = sentence
         start = end
     assert len(owner) == len(text.encode())
-    found: list[list[int]] = [[] for _ in ends]
-    place = first
+    inside: list[list[int]] = [[] for _ in ends]
+    at = first
     for token, length in enumerate(lengths):
-        # A token without bytes of the text (of a composed character the later ones) stands where the next byte is.
-        found[owner[min(place, len(owner) - 1)]].append(token)
-        place += length
-    assert place == len(owner)
-    return found
+        # A token without bytes of the text (the later ones of a composed character) is where the next byte is.
+        inside[owner[min(at, len(owner) - 1)]].append(token)
+        at += length
+    assert at == len(owner)
+    return inside
 
 
 def check(chat: Chat, text: str, seed: int = 0) -> None:
-    """Hold token bytes, and the p of each sentence, against the reference."""
+    """Compare token bytes, and the p of each sentence, with the reference."""
     ids, lengths = tokens_of(chat, text)
     raw = text.encode()
     first = len(raw) - int(lengths.sum())
@@ -130,12 +130,12 @@ def check(chat: Chat, text: str, seed: int = 0) -> None:
     tokens = Tokens(logprobs, lengths)
     row = sentence_scores(text, tokens, None)
     spelling = int(np.flatnonzero(lengths)[-1]) + 1
-    for sentence, found in enumerate(inside):
-        said = [float(logprobs[token]) for token in found if token < spelling]
-        expected = math.exp(math.fsum(said) / len(said)) if said else math.nan
+    for sentence, members in enumerate(inside):
+        values = [float(logprobs[token]) for token in members if token < spelling]
+        expected = math.exp(math.fsum(values) / len(values)) if values else math.nan
         np.testing.assert_allclose(row["p_teacher"][sentence], expected, atol=1e-6, equal_nan=True)
     assert np.isnan(row["p_student"]).all()
-    assert row["num_teacher_tokens"] == sum(len([t for t in found if t < spelling]) for found in inside)
+    assert row["num_teacher_tokens"] == sum(len([t for t in members if t < spelling]) for members in inside)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -161,7 +161,7 @@ def test_the_kinds_cut_otherwise(chats: dict[str, Chat]) -> None:
     spelt = {kind: [chat.piece(i) for i in tokens_of(chat, text)[0]] for kind, chat in chats.items()}
     assert len({tuple(pieces) for pieces in spelt.values()}) == 4
     for kind, pieces in spelt.items():
-        assert (b"".join(pieces) == text.encode()) == (kind != "normalising")
+        assert (b"".join(pieces) == text.encode()) == (kind != "normalizing")
         assert sum(tokens_of(chats[kind], text)[1]) == len(text.encode())
 
 

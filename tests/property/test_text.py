@@ -91,14 +91,14 @@ SENTENCES = [
 @given(texts=st.lists(st.lists(st.sampled_from(SENTENCES), max_size=25).map("".join), max_size=4))
 def test_repetition_of_the_reference(texts: list[str]) -> None:
     column = pa.array(texts, pa.large_string())
-    found = text_repetition(column)
+    repetition = text_repetition(column)
     given_ends = text_repetition(column, sentence_ends(column))
     for row, text in enumerate(texts):
         data = text.encode()
         ends = reference.sentence_ends(text)
         sentences = [data[start:end] for start, end in pairwise([0, *ends])]
-        assert found.lines[row] == given_ends.lines[row] == reference.repeated_share(data.split(b"\n"), len(data))
-        assert found.sentences[row] == given_ends.sentences[row] == reference.repeated_share(sentences, len(data))
+        assert repetition.lines[row] == given_ends.lines[row] == reference.repeated_share(data.split(b"\n"), len(data))
+        assert repetition.sentences[row] == given_ends.sentences[row] == reference.repeated_share(sentences, len(data))
 
 
 @settings(max_examples=200, deadline=None)
@@ -109,9 +109,9 @@ def test_repetition_of_the_reference(texts: list[str]) -> None:
 )
 def test_ngrams_of_the_reference(sequences: list[list[int]], n: int, dtype: Any) -> None:
     offsets = np.cumsum([0, *map(len, sequences)])
-    found = repeated_ngrams(np.array([token for ids in sequences for token in ids], dtype), offsets, n)
+    repetition = repeated_ngrams(np.array([token for ids in sequences for token in ids], dtype), offsets, n)
     expected = [reference.repeated_ngrams(ids, n) for ids in sequences]
-    assert list(zip(found.num_repeated.tolist(), found.longest.tolist(), strict=True)) == expected
+    assert list(zip(repetition.num_repeated.tolist(), repetition.longest.tolist(), strict=True)) == expected
 
 
 @pytest.mark.parametrize(

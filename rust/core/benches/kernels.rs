@@ -47,19 +47,19 @@ fn packing(criterion: &mut Criterion) {
 
 /// What packing cannot be faster than: it has to bring the sequences into an order.
 fn counting_sort(lengths: &[i32]) -> Vec<u32> {
-    let mut places = vec![0_u32; 65_537];
+    let mut starts = vec![0_u32; 65_537];
     for &length in lengths {
-        places[length as usize] += 1;
+        starts[length as usize] += 1;
     }
     let mut before = 0;
-    for place in &mut places {
-        before += std::mem::replace(place, before);
+    for start in &mut starts {
+        before += std::mem::replace(start, before);
     }
     let mut sorted = vec![0; lengths.len()];
     for (index, &length) in lengths.iter().enumerate() {
-        let place = &mut places[length as usize];
-        sorted[*place as usize] = index as u32;
-        *place += 1;
+        let start = &mut starts[length as usize];
+        sorted[*start as usize] = index as u32;
+        *start += 1;
     }
     sorted
 }

@@ -1,4 +1,4 @@
-//! Orders of rows: every row once, whole optimiser steps, and ranks that work equally long.
+//! Orders of rows: every row once, whole optimizer steps, and ranks that work equally long.
 
 use dasd_lite_core::balance::{Options, Order, balance};
 use dasd_lite_core::{Error, Interrupt, Ragged};
@@ -46,8 +46,8 @@ fn ranks_work_equally_long_and_the_order_stays_random() {
     let idle = |step: &Vec<f64>| 8.0 * step.iter().copied().fold(0.0, f64::max) / step.iter().sum::<f64>();
     #[expect(clippy::cast_precision_loss)]
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-    let found = mean(&steps.iter().map(idle).collect::<Vec<f64>>());
-    assert!((1.0..1.02).contains(&found), "{found}");
+    let ratio = mean(&steps.iter().map(idle).collect::<Vec<f64>>());
+    assert!((1.0..1.02).contains(&ratio), "{ratio}");
     // Each tenth of training costs about the same, and so does each rank.
     let whole = mean(&steps.concat());
     for tenth in steps.chunks(steps.len() / 10) {

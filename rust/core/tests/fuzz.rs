@@ -148,14 +148,14 @@ fn gathering() {
         let alignment = random.one_of(&[0, 1, 1, 4, u32::MAX]);
         let Ok(plan) = Ragged::new("plan.offsets", &items, &item_offsets) else { return };
         let seq_len = random.one_of(&[8, 100, u32::MAX]);
-        let Ok(mut found) = gather::layout(&offsets, plan, &rows, seq_len, alignment, interrupt) else { return };
-        let num_places = usize::try_from(*found.row_offsets.last().unwrap()).unwrap().min(1000);
-        if random.below(9) == 0 && !found.sequences.is_empty() {
-            found.sequences[0] = random.one_of(&[0, 1, 99]);
+        let Ok(mut layout) = gather::layout(&offsets, plan, &rows, seq_len, alignment, interrupt) else { return };
+        let num_tokens = usize::try_from(*layout.row_offsets.last().unwrap()).unwrap().min(1000);
+        if random.below(9) == 0 && !layout.sequences.is_empty() {
+            layout.sequences[0] = random.one_of(&[0, 1, 99]);
         }
         let mask = vec![1; tokens.len() + random.one_of(&[0, 0, 0, 1])];
-        let mut position_ids = vec![0; num_places];
-        let [mut ids, mut labels] = [num_places, num_places + random.one_of(&[0, 0, 1])].map(|len| vec![0; len]);
+        let mut position_ids = vec![0; num_tokens];
+        let [mut ids, mut labels] = [num_tokens, num_tokens + random.one_of(&[0, 0, 1])].map(|len| vec![0; len]);
         let Ok(tokens) = Ragged::new("offsets", &tokens, &offsets) else { return };
         let source = gather::Source { tokens, loss_mask: Some(&mask) };
         let buffers = gather::Buffers {
@@ -164,7 +164,7 @@ fn gathering() {
             labels: Some(&mut labels),
             reused: true,
         };
-        let _ = gather::gather(&source, &found.sequences, &found.cu_seqlens, 0, buffers, interrupt);
+        let _ = gather::gather(&source, &layout.sequences, &layout.cu_seqlens, 0, buffers, interrupt);
     });
 }
 
@@ -207,8 +207,8 @@ fn repetition_of_ids() {
         let offsets = random.offsets(ids.len());
         let n = random.one_of(&[0, 1, 2, 3, 20, 1000, usize::MAX]);
         if let Ok(rows) = Ragged::new("offsets", &ids, &offsets) {
-            let found = repeat::repeated_ngrams(rows, n, interrupt);
-            assert!(found.is_err() == (n == 0));
+            let result = repeat::repeated_ngrams(rows, n, interrupt);
+            assert!(result.is_err() == (n == 0));
         }
     });
 }
@@ -235,16 +235,16 @@ fn statistics() {
         let beta = random.one_of(&[0.1, 0.0, -1.0, f64::NAN, f64::INFINITY]);
         let models = (Ragged::new("t", &logprobs, &teacher_spans), Ragged::new("s", &logprobs, &student_spans));
         if let (Ok(teacher), Ok(student)) = models {
-            let mut found = simd::levels().into_iter().map(|level| {
-                let found = stats::sentence_stats_at(level, teacher, student, &responses, beta, interrupt);
+            let mut results = simd::levels().into_iter().map(|level| {
+                let result = stats::sentence_stats_at(level, teacher, student, &responses, beta, interrupt);
                 let bits = |p: &[f32]| p.iter().map(|p| p.to_bits()).collect::<Vec<u32>>();
                 // As text: an error that holds a NaN is not even equal to itself.
-                found
-                    .map(|found| (bits(&found.p_teacher), bits(&found.p_student), found.classes, found.counts))
+                result
+                    .map(|result| (bits(&result.p_teacher), bits(&result.p_student), result.classes, result.counts))
                     .map_err(|error| error.to_string())
             });
-            let first = found.next();
-            assert!(found.all(|other| Some(other) == first));
+            let first = results.next();
+            assert!(results.all(|other| Some(other) == first));
         }
     });
 }

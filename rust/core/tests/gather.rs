@@ -67,17 +67,17 @@ proptest! {
         }
         let rows: Vec<i64> = picks.iter().map(|pick| i64::try_from(pick.index(edges.len() - 1)).unwrap()).collect();
         let plan = Ragged::new("plan.offsets", &items, &edges).unwrap();
-        let found = layout(&offsets, plan, &rows, 100, alignment, &QUIET).unwrap();
+        let documents = layout(&offsets, plan, &rows, 100, alignment, &QUIET).unwrap();
 
         let picked: Vec<&[u32]> = rows.iter().map(|&row| &plan[usize::try_from(row).unwrap()]).collect();
-        prop_assert_eq!(&found.sequences, &picked.concat());
-        let expected = reference(&tokens, &offsets, &mask, &found.sequences, alignment as usize);
-        prop_assert_eq!(&run(&tokens, &offsets, &mask, &found).unwrap(), &expected);
+        prop_assert_eq!(&documents.sequences, &picked.concat());
+        let expected = reference(&tokens, &offsets, &mask, &documents.sequences, alignment as usize);
+        prop_assert_eq!(&run(&tokens, &offsets, &mask, &documents).unwrap(), &expected);
         let unsigned: Vec<u32> = tokens.iter().map(|token| token.cast_unsigned()).collect();
-        prop_assert_eq!(run(&unsigned, &offsets, &mask, &found).unwrap(), expected);
-        let sizes = found.cu_seqlens.windows(2).map(|pair| usize::try_from(pair[1] - pair[0]).unwrap());
+        prop_assert_eq!(run(&unsigned, &offsets, &mask, &documents).unwrap(), expected);
+        let sizes = documents.cu_seqlens.windows(2).map(|pair| usize::try_from(pair[1] - pair[0]).unwrap());
         let padded = |&sequence: &u32| lengths[sequence as usize].div_ceil(alignment as usize) * alignment as usize;
-        prop_assert!(sizes.eq(found.sequences.iter().map(padded)));
+        prop_assert!(sizes.eq(documents.sequences.iter().map(padded)));
     }
 }
 
@@ -93,9 +93,12 @@ fn large_batches_are_written_past_the_cache() {
     random.shuffle(&mut items, &QUIET).unwrap();
     let edges: Vec<i64> = (0..=1000).collect();
     let rows: Vec<i64> = (0..1000).rev().collect();
-    let found = layout(&offsets, Ragged::new("plan.offsets", &items, &edges).unwrap(), &rows, 20_000, 1, &QUIET);
-    let found = found.unwrap();
-    assert!(run(&tokens, &offsets, &mask, &found).unwrap() == reference(&tokens, &offsets, &mask, &found.sequences, 1));
+    let documents = layout(&offsets, Ragged::new("plan.offsets", &items, &edges).unwrap(), &rows, 20_000, 1, &QUIET);
+    let documents = documents.unwrap();
+    assert!(
+        run(&tokens, &offsets, &mask, &documents).unwrap()
+            == reference(&tokens, &offsets, &mask, &documents.sequences, 1)
+    );
 }
 
 #[test]
@@ -113,9 +116,9 @@ fn errors_name_index_and_value() {
     let fits_not = "row 0 has 9 tokens, more than seq_len 8; is the plan made of these sequences?";
     assert_eq!(message(&[0, 4, 9, 10], &[0]), fits_not);
 
-    let found = layout(&[0, 2, 3, 4], plan, &[0, 1], 8, 1, &QUIET).unwrap();
+    let documents = layout(&[0, 2, 3, 4], plan, &[0, 1], 8, 1, &QUIET).unwrap();
     let message =
-        |tokens: &[u32], offsets: &[i64], mask: &[u8]| run(tokens, offsets, mask, &found).unwrap_err().to_string();
+        |tokens: &[u32], offsets: &[i64], mask: &[u8]| run(tokens, offsets, mask, &documents).unwrap_err().to_string();
     let mask = [1; 4];
     assert_eq!(
         message(&[1, 2, u32::MAX - 2, 4], &[0, 2, 3, 4], &mask),

@@ -69,7 +69,7 @@ proptest! {
         let lines = count(text.split('\n').collect());
         let offsets = [0, i64::try_from(text.len()).unwrap()];
         let end_offsets = [0, i64::try_from(ends.len()).unwrap()];
-        let found = text_repetition(
+        let repetition = text_repetition(
             Ragged::new("offsets", text.as_bytes(), &offsets).unwrap(),
             Ragged::new("end_offsets", &ends, &end_offsets).unwrap(),
             &QUIET,
@@ -78,7 +78,7 @@ proptest! {
         let bytes = |share: f64| share * text.len() as f64;
         #[expect(clippy::cast_precision_loss)]
         let close = |share: f64, expected: usize| (bytes(share) - expected as f64).abs() < 1e-6;
-        prop_assert!(close(found.lines, lines) && close(found.sentences, sentences));
+        prop_assert!(close(repetition.lines, lines) && close(repetition.sentences, sentences));
     }
 }
 
@@ -97,9 +97,10 @@ fn long_and_regular_sequences_take_no_square_time() {
 
 #[test]
 fn responses_are_apart() {
-    let found = repeated_ngrams(Ragged::new("offsets", &[1_i32, 2, 1, 2, 1, 2, 1], &[0, 2, 2, 7]).unwrap(), 2, &QUIET);
+    let repetition =
+        repeated_ngrams(Ragged::new("offsets", &[1_i32, 2, 1, 2, 1, 2, 1], &[0, 2, 2, 7]).unwrap(), 2, &QUIET);
     let second = Repetition { num_repeated: 2, longest: 3 };
-    assert_eq!(found.unwrap(), [Repetition::default(), Repetition::default(), second]);
+    assert_eq!(repetition.unwrap(), [Repetition::default(), Repetition::default(), second]);
 }
 
 #[test]

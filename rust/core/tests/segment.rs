@@ -108,9 +108,9 @@ proptest! {
         }
         let column = Ragged::new("offsets", &bytes, &offsets).unwrap();
         let (values, offsets) = sentence_ends(column, &Interrupt::new()).unwrap();
-        let found = Ragged::new("ends", &values, &offsets).unwrap();
-        for (text, found) in texts.iter().zip(found.iter()) {
-            prop_assert!(ends(text).into_iter().eq(found.iter().map(|&end| usize::try_from(end).unwrap())));
+        let ends_of = Ragged::new("ends", &values, &offsets).unwrap();
+        for (text, ends_of) in texts.iter().zip(ends_of.iter()) {
+            prop_assert!(ends(text).into_iter().eq(ends_of.iter().map(|&end| usize::try_from(end).unwrap())));
         }
     }
 }

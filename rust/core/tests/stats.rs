@@ -54,10 +54,10 @@ fn run(models: [(&[f32], &[i64]); 2], responses: &[i64], beta: f64) -> SentenceS
     let stats = sentence_stats(teacher, student, responses, beta, &QUIET).unwrap();
     let bits = |p: &[f32]| p.iter().map(|p| p.to_bits()).collect::<Vec<_>>();
     for level in levels() {
-        let found = sentence_stats_at(level, teacher, student, responses, beta, &QUIET).unwrap();
-        assert_eq!(bits(&found.p_teacher), bits(&stats.p_teacher), "{level:?}");
-        assert_eq!(bits(&found.p_student), bits(&stats.p_student), "{level:?}");
-        assert_eq!((&found.classes, &found.counts), (&stats.classes, &stats.counts), "{level:?}");
+        let at_level = sentence_stats_at(level, teacher, student, responses, beta, &QUIET).unwrap();
+        assert_eq!(bits(&at_level.p_teacher), bits(&stats.p_teacher), "{level:?}");
+        assert_eq!(bits(&at_level.p_student), bits(&stats.p_student), "{level:?}");
+        assert_eq!((&at_level.classes, &at_level.counts), (&stats.classes, &stats.counts), "{level:?}");
     }
     stats
 }
@@ -76,7 +76,7 @@ proptest! {
 
         let mut expected = vec![];
         for (response, &first_token) in responses.iter().zip(&token_offsets) {
-            // The first token that begins at or behind the start of the sentence, or behind all.
+            // The first token that begins at or after the start of the sentence, or after all.
             let mut begins = vec![response.first_byte];
             for &bytes in &response.token_bytes {
                 begins.push(begins[begins.len() - 1] + i64::from(bytes));
@@ -113,10 +113,10 @@ proptest! {
         let cut = i64::try_from(lengths.len() / 3).unwrap();
         let responses = [0, cut, cut, i64::try_from(lengths.len()).unwrap()];
         let stats = run([(&logprobs[0], &spans[0]), (&logprobs[1], &spans[1])], &responses, beta);
-        for (found, model) in [&stats.p_teacher, &stats.p_student].into_iter().zip(0..) {
-            for (&found, expected) in found.iter().zip(reference(&logprobs[model], &spans[model])) {
-                let close = (f64::from(found) - expected).abs() <= 1e-7 || (found.is_nan() && expected.is_nan());
-                prop_assert!(close, "{found} {expected}");
+        for (column, model) in [&stats.p_teacher, &stats.p_student].into_iter().zip(0..) {
+            for (&p, expected) in column.iter().zip(reference(&logprobs[model], &spans[model])) {
+                let close = (f64::from(p) - expected).abs() <= 1e-7 || (p.is_nan() && expected.is_nan());
+                prop_assert!(close, "{p} {expected}");
             }
         }
         prop_assert_eq!(&stats.classes, &classify(&stats.p_teacher, &stats.p_student, beta, &QUIET).unwrap());
@@ -152,7 +152,7 @@ proptest! {
         let counts = class_counts(Ragged::new("offsets", &classes, &offsets).unwrap(), &QUIET).unwrap();
         for (row, classes) in [&classes[..cut], &classes[cut..]].into_iter().enumerate() {
             for (column, class) in [0, 1, 2].into_iter().enumerate() {
-                let expected = classes.iter().filter(|&&found| found == class).count();
+                let expected = classes.iter().filter(|&&other| other == class).count();
                 prop_assert_eq!(usize::try_from(counts[3 * row + column]).unwrap(), expected);
             }
         }
@@ -173,9 +173,13 @@ fn long_columns_on_many_threads() {
     assert_eq!((&stats.classes, &stats.counts), (&again.classes, &again.counts));
     let classes = Ragged::new("offsets", &stats.classes, &responses).unwrap();
     assert_eq!(stats.counts, class_counts(classes, &QUIET).unwrap());
-    assert!(stats.p_teacher.iter().zip(reference(&teacher, &spans)).all(|(&found, expected)| {
-        (f64::from(found) - expected).abs() <= 1e-7 || (found.is_nan() && expected.is_nan())
-    }));
+    assert!(
+        stats
+            .p_teacher
+            .iter()
+            .zip(reference(&teacher, &spans))
+            .all(|(&p, expected)| { (f64::from(p) - expected).abs() <= 1e-7 || (p.is_nan() && expected.is_nan()) })
+    );
 }
 
 #[test]
