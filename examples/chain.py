@@ -1,6 +1,8 @@
 """The whole chain from Python, on the demo's tiny models: about a minute on two CPU cores.
 
-python examples/sample_score_select.py [OUT]
+    python examples/chain.py [OUT]
+
+Writes one folder per stage to OUT, by default runs/from-python.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """The demo's three kinds of question, and how a teacher and a sloppy student write about them.
 
-dial: turns add and subtract modulo 10. pick: the running larger or smaller of two digits. cups: one ball under
-four cups that are swapped. Named players act in turn; the name is what lets a tiny model find its place in the
-prompt. There are 324 facts in all, so what makes a question hard is only the length of its chain.
+dial: turns add and subtract modulo 10. pick: the running maximum or minimum of digits. cups: a ball under one of four
+cups that are swapped. Named players act in turn; the names let a tiny model keep track of its position in the prompt.
+There are 324 facts in all, so only the length of its chain makes a question hard.
 
 Input: a seeded `random.Random`. Output: `Question`s, and answers as lists of `Span`s.
 Invariant: the same seed gives the same text, and every answer ends in `</think>`, a newline and `Answer: N`.
@@ -24,11 +24,11 @@ NUM_MOVES = (3, 8)
 NAMES = ("Ann", "Bob", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida", "Jon")
 
 Fact = tuple[str, int]
-"""A move and the value before it; the move's words tell the domain."""
+"""A move and the value before it; the words of the move determine the domain."""
 
 
 class Style(NamedTuple):
-    """One manner of reasoning: its sentences, most usual wording first."""
+    """One style of reasoning: its sentences, the most frequent wording first."""
 
     openers: tuple[str, str, str]
     steps: tuple[str, str, str]
@@ -72,7 +72,7 @@ CLOSINGS = {"dial": "The dial shows {b}.", "pick": "The card is {b}.", "cups": "
 
 
 class Span(NamedTuple):
-    """A piece of an answer, and whether a model is trained to write it."""
+    """Part of an answer, and whether models are trained to write it."""
 
     text: str
     trained: bool = True
@@ -108,25 +108,25 @@ class Question:
 
 @dataclass(frozen=True)
 class Habits:
-    """How someone writes: the probabilities of each choice, and the faults."""
+    """How a model writes: the probabilities of each choice and of each kind of mistake."""
 
     styles: tuple[float, float, float]
     """Terse, normal, careful; drawn once for each answer."""
     wordings: tuple[float, float, float]
     """Drawn for the opener and again for every step."""
     check: float = 0.0
-    """Share of the steps that are confirmed aloud."""
+    """Share of the steps followed by a sentence that confirms them."""
     slip: float = 0.0
-    """Share of the steps got wrong and repaired at once. The wrong sentence is shown but not trained on: one learns
-    to notice slips, not to make them."""
+    """Share of the steps with a wrong sentence that is corrected at once. The wrong sentence is context but not trained
+    on: models learn to notice slips, not to make them."""
     closing: float = 0.25
-    """Share of the answers with a sentence after the answer line."""
+    """Share of the answers that have a sentence after the answer line."""
     wrong: float = 0.0
-    """Share of the steps with a random wrong result that nobody notices."""
+    """Share of the steps with a random wrong result that is not corrected."""
     skip: float = 0.0
     """Share of the moves that are forgotten."""
     beliefs: Mapping[Fact, int] = field(default_factory=dict)
-    """Facts believed wrongly, always in the same way."""
+    """Facts with a wrong result, always the same one."""
 
 
 def result(move: str, value: int) -> int:
@@ -141,7 +141,7 @@ def result(move: str, value: int) -> int:
 
 
 def moves(domain: str) -> list[str]:
-    """All the moves of a domain."""
+    """All moves of a domain."""
     if domain == "dial":
         return [f"{verb} {n}" for verb in ("up", "down") for n in range(1, 6)]
     if domain == "pick":
@@ -150,7 +150,7 @@ def moves(domain: str) -> list[str]:
 
 
 def values(domain: str) -> range:
-    """All the values of a domain."""
+    """All values of a domain."""
     return range(1, 5) if domain == "cups" else range(10)
 
 
@@ -158,14 +158,14 @@ MOVES = {domain: moves(domain) for domain in DOMAINS}
 
 
 def ask(domain: str, num_moves: int, rng: random.Random) -> Question:
-    """Draw one question. The players come in alphabetical order, from anywhere in the alphabet."""
+    """Draw one question. The players act in alphabetical order, starting with a random one."""
     first = rng.randrange(len(NAMES))
     turns = [(NAMES[(first + i) % len(NAMES)], rng.choice(MOVES[domain])) for i in range(num_moves)]
     return Question(domain, rng.choice(values(domain)), tuple(turns))
 
 
 def make_questions() -> dict[str, list[Question]]:
-    """Draw the questions of the three files, no two alike, domains in turn."""
+    """Draw the questions of the three files, all different, the domains in turn."""
     rng = random.Random(0)
     seen: set[str] = set()
     files: dict[str, list[Question]] = {}
@@ -180,7 +180,7 @@ def make_questions() -> dict[str, list[Question]]:
 
 
 def wrong_beliefs(share: float, rng: random.Random) -> dict[Fact, int]:
-    """Choose `share` of all the facts, and for each a false result of the same domain."""
+    """Choose about `share` of all facts, and a wrong result of the same domain for each."""
     beliefs = {}
     for domain in DOMAINS:
         for move, value in itertools.product(MOVES[domain], values(domain)):
@@ -190,12 +190,12 @@ def wrong_beliefs(share: float, rng: random.Random) -> dict[Fact, int]:
 
 
 def another(domain: str, value: int, rng: random.Random) -> int:
-    """Draw a value of the domain that differs from the given one."""
+    """Draw a value of the domain other than the given one."""
     return rng.choice([other for other in values(domain) if other != value])
 
 
 def write(question: Question, habits: Habits, rng: random.Random) -> list[Span]:
-    """Write one answer to a question in the manner of `habits`."""
+    """Write one answer to a question with these habits."""
     style = rng.choices(STYLES, habits.styles)[0]
     value = question.start
     (opener,) = rng.choices(style.openers, habits.wordings)
@@ -217,7 +217,7 @@ def write(question: Question, habits: Habits, rng: random.Random) -> list[Span]:
 def write_step(
     domain: str, style: Style, habits: Habits, who: str, move: str, change: tuple[int, int], rng: random.Random
 ) -> Iterator[Span]:
-    """Write the sentences of one move, which changes the first value of `change` into the second."""
+    """Write the sentences of one move, which changes the value from `change[0]` to `change[1]`."""
     a, b = change
     (wording,) = rng.choices(style.steps, habits.wordings)
     if rng.random() < habits.slip:
@@ -229,6 +229,6 @@ def write_step(
 
 
 def graded(completion: str, answer: int | str) -> bool:
-    """Whether the answer line after the reasoning is there and right."""
-    found = re.search(r"</think>\s*Answer: (\d+)\b", completion)
-    return found is not None and found[1] == str(answer)
+    """Return whether the completion has an answer line after the reasoning, with the right answer."""
+    line = re.search(r"</think>\s*Answer: (\d+)\b", completion)
+    return line is not None and line[1] == str(answer)

@@ -1,13 +1,13 @@
-"""Makes what the demo ships: questions, two tokenizers, a tiny teacher and a tinier, sloppy student.
+"""Makes the demo's files: questions, two tokenizers, a tiny teacher and an even smaller, sloppy student.
 
     OMP_NUM_THREADS=1 python examples/make_demo_models.py
 
 writes `train.jsonl`, `heldout.jsonl`, `validation.jsonl`, `teacher/` and `student/` into `python/dasd_lite/demo`, then
-measures both models. `--only data|teacher|student|measure` does one part (the teacher takes 15 to 30 minutes of one
-core, the student 6 to 12), `--out DIR` writes elsewhere. Needs torch and transformers.
+measures both models. `--only data|teacher|student|measure` does one part (on one core the teacher takes 15 to 30
+minutes, the student 6 to 12), `--out DIR` writes elsewhere. Needs torch and transformers.
 
-Invariant: everything is seeded and runs on one thread, so the same versions write the same files again. No question of
-the three files is ever trained on here, so `train.jsonl` is as new to the models as the others.
+Invariant: everything is seeded and runs on one thread, so the same versions of the packages write the same files. No
+question of the three files is trained on here, so `train.jsonl` is as new to the models as the other two.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training with its own optimiser: warm-up, then a cosine down to `floor` times lr."""
+    """A stage of training with its own optimizer: warm-up, then a cosine from `lr` down to `floor` × `lr`."""
 
     num_steps: int
     lr: float
@@ -50,14 +50,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that tells one model from the other."""
+    """Everything that differs between the two models."""
 
     seed: int
     vocab_size: int
     specials: tuple[str, ...]
-    """bos (or none: ""), eos and pad come first."""
+    """Special tokens; the first three are bos ("" if there is none), eos and pad."""
     specials_first: bool
-    """Whether these get the lowest ids or the highest."""
+    """Whether the special tokens have the lowest ids or the highest."""
     chat_template: str
     hidden_size: int
     intermediate_size: int
@@ -65,8 +65,8 @@ class Recipe:
     stages: tuple[Stage, ...]
 
 
-# Both templates end the generation prompt and every turn in a special token, so no text can merge with its
-# neighbours: ids of the prompt + ids of the completion + eos are the ids of the whole conversation.
+# Both templates end the generation prompt and every turn with a special token, so no token spans two of them: the ids
+# of the prompt, the completion and eos, concatenated, are the ids of the whole conversation.
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '<|im_sep|>' + message['content'] + '<|im_end|>' }}"
@@ -91,16 +91,16 @@ TEACHER = Recipe(
     hidden_size=96,
     intermediate_size=256,
     num_layers=4,
-    # Short chains first: where to look next is learnt there, and the facts come easily afterwards. Chains longer than
-    # any question keep the long ones within what it knows.
+    # Short chains first: they teach where to look next, and the facts are easy to learn after that. Training on chains
+    # longer than any question makes the longest questions familiar.
     stages=(
         Stage(1000, 3e-3, 1.0, (1, 4), TEACHER_HABITS),
         Stage(3400, 3e-3, 0.02, (2, 9), TEACHER_HABITS),
     ),
 )
 
-# The student can play the game, but it read sloppy text: it believes some facts wrongly, errs at random and leaves out
-# moves. That is what twenty seconds of fine-tuning can put right; they cannot teach it a longer chain.
+# The student knows the task but was trained on sloppy text: it has some facts wrong, makes random mistakes and skips
+# moves. Twenty seconds of fine-tuning can correct that; they could not teach it longer chains.
 CLEAN_HABITS = Habits(styles=(0.5, 0.4, 0.1), wordings=(0.34, 0.33, 0.33))
 SLOPPY_HABITS = Habits(
     styles=CLEAN_HABITS.styles,
@@ -126,7 +126,7 @@ STUDENT = Recipe(
 
 
 def write_questions(out: Path) -> None:
-    """Write the three files; a uid is the domain and a number that runs on through all of them."""
+    """Write the three files; a uid is the domain and a number that is counted across all of them."""
     numbers = dict.fromkeys(DOMAINS, 0)
     for name, questions in make_questions().items():
         lines = []
@@ -151,11 +151,11 @@ def make_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     for i in range(3000):
         question = ask(DOMAINS[i % len(DOMAINS)], rng.randint(1, 8), rng)
         texts += [question.prompt, "".join(span.text for span in write(question, habits, rng))]
-        # ChatML spells the roles in ordinary letters.
+        # ChatML writes the roles as ordinary text.
         texts += ["system", "user", "assistant", SYSTEM["content"]]
 
     specials = [AddedToken(text, special=True, normalized=False) for text in recipe.specials if text]
-    # Not special: decoding must keep them, for they are part of the answer.
+    # Not special: they are part of the answer, so decoding must keep them.
     thinking = [AddedToken(text, special=False, normalized=False) for text in ("<think>", "</think>")]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -183,7 +183,7 @@ def make_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
 
 
 def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """Build an untrained model. Heads of 32 are wider than the width asks for, but fast kernels start there."""
+    """Build an untrained model. Its heads are wider than usual for its size, because fast kernels need 32."""
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     if tokenizer.bos_token:
         ids["bos_token_id"] = tokenizer.bos_token_id
@@ -205,25 +205,25 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCa
 
 
 class Example(NamedTuple):
-    """Token ids of a conversation; a label is the id again, or IGNORED where nothing is to be learnt."""
+    """Token ids of a conversation; a label is the id, or IGNORED for tokens that are not trained on."""
 
     ids: list[int]
     labels: list[int]
 
 
 def render(prompt: str, tokenizer: PreTrainedTokenizerFast, system: bool) -> str:
-    """The prompt as the model sees it, up to where its answer begins."""
+    """Render the prompt up to where the answer begins."""
     messages = [*([SYSTEM] if system else []), {"role": "user", "content": prompt}]
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def make_example(stage: Stage, tokenizer: PreTrainedTokenizerFast, seen: set[str], rng: random.Random) -> Example:
-    """Draw a question outside `seen` and answer it; prompt and untrained spans carry no label."""
+    """Draw a question that is not in `seen` and answer it; the prompt and untrained spans have no labels."""
     question = ask(rng.choice(DOMAINS), rng.randint(*stage.num_moves), rng)
     while question.prompt in seen:
         question = ask(question.domain, rng.randint(*stage.num_moves), rng)
     spans = write(question, stage.habits, rng)
-    # A system message in one conversation of four: with and without must both be familiar.
+    # A system message in one of four conversations, so that the model knows prompts with and without it.
     prompt = tokenizer.backend_tokenizer.encode(render(question.prompt, tokenizer, rng.random() < 0.25)).ids
     completion = tokenizer.backend_tokenizer.encode("".join(span.text for span in spans))
     trained = [span.trained for span in spans for _ in span.text]
@@ -238,7 +238,7 @@ def make_example(stage: Stage, tokenizer: PreTrainedTokenizerFast, seen: set[str
 def batches(
     stage: Stage, tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int = 32, pool: int = 16
 ) -> Iterator[list[Example]]:
-    """Yield batches of like lengths for ever: `pool` batches at a time are sorted by length, cut and shuffled."""
+    """Yield batches of similar lengths without end: sort `pool` batches by length, cut and shuffle them."""
     seen = {question.prompt for questions in make_questions().values() for question in questions}
     while True:
         examples = [make_example(stage, tokenizer, seen, rng) for _ in range(size * pool)]
@@ -249,16 +249,16 @@ def batches(
 
 
 def pad_right(rows: Iterable[list[int]], value: int) -> torch.Tensor:
-    """Rows to one rectangle. Causal attention never looks right, so this padding needs no mask."""
+    """Pad rows to one length. Attention is causal, so padding on the right needs no mask."""
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
 def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: Stage, seed: int) -> None:
-    """Train through one stage; print every 100 steps."""
+    """Train for one stage; print every 100 steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.05)
     stream = batches(stage, tokenizer, random.Random(seed))
     model.train()
-    began = time.perf_counter()
+    start = time.perf_counter()
     for step in range(stage.num_steps):
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / stage.num_steps)
         lr = stage.lr * min((step + 1) / 100, stage.floor + (1 - stage.floor) * cosine)
@@ -274,12 +274,12 @@ def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: St
         optimizer.step()
         optimizer.zero_grad()
         if step % 100 == 99:
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - start
             print(f"step {step + 1}/{stage.num_steps} loss {loss.item():.4f} lr {lr:.2e} {seconds:.0f}s", flush=True)
 
 
 def make(recipe: Recipe, folder: Path) -> None:
-    """Train one model from nothing and write its folder."""
+    """Train one model from scratch and write its folder."""
     tokenizer = make_tokenizer(recipe)
     model = make_model(recipe, tokenizer)
     print(f"{folder.name}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens")
@@ -292,10 +292,10 @@ def make(recipe: Recipe, folder: Path) -> None:
 def sample(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str], temperature: float, seed: int
 ) -> list[list[int]]:
-    """Complete each prompt: token ids without eos; temperature 0 is greedy."""
+    """Complete each prompt; return token ids without eos. Temperature 0 is greedy."""
     generator = torch.Generator().manual_seed(seed)
     texts = [render(prompt, tokenizer, system=False) for prompt in prompts]
-    # Neighbours of like length need little padding.
+    # Texts of similar length need little padding.
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     completions: list[list[int]] = [[] for _ in texts]
     for first in range(0, len(order), 128):
@@ -311,7 +311,7 @@ def sample(
 def complete(
     model: Qwen3ForCausalLM, ids: torch.Tensor, mask: torch.Tensor, temperature: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Continue a batch padded on the left until every row has met eos or is full; what follows eos is junk."""
+    """Continue a batch padded on the left until every row has eos or is full; ids after eos are meaningless."""
     eos, cache = model.config.eos_token_id, None
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     done = torch.zeros(len(ids), dtype=torch.bool)
@@ -334,26 +334,26 @@ def complete(
 
 
 def measure(folder: Path, questions: Path, other: PreTrainedTokenizerFast) -> None:
-    """Print how often a model is right, how varied and how long its answers are."""
+    """Print how often a model is right, and how varied and how long its answers are."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     records = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()]
     for temperature in (0.0, 0.6, 1.0):
         k = 1 if temperature == 0 else 4
         prompts = [record["prompt"] for record in records for _ in range(k)]
-        began = time.perf_counter()
+        start = time.perf_counter()
         ids = sample(model, tokenizer, prompts, temperature, seed=7)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         texts = [tokenizer.decode(row) for row in ids]
         groups = [texts[i : i + k] for i in range(0, len(texts), k)]
         right = [
             statistics.fmean(graded(text, record["answer"]) for text in group)
             for group, record in zip(groups, records, strict=True)
         ]
-        # Four answers to one question are not independent, so the error is that of the questions' means.
+        # Answers to one question are not independent, so this is the standard error of the mean over questions.
         error = statistics.stdev(right) / math.sqrt(len(right))
         distinct = statistics.fmean(len(set(group)) / k for group in groups)
-        # Three wordings a step make nearly all whole answers distinct at any temperature; sentences tell more.
+        # Three wordings per step make nearly all answers distinct at any temperature; sentences are more informative.
         split = [[sentence for text in group for sentence in re.split(r"(?<=[.?])\s", text)] for group in groups]
         sentences = statistics.fmean(len(set(group)) / len(group) for group in split)
         tokens = statistics.fmean(map(len, ids))
@@ -367,12 +367,12 @@ def measure(folder: Path, questions: Path, other: PreTrainedTokenizerFast) -> No
 
 
 def main() -> None:
-    """Make all parts, or the one asked for."""
+    """Make all parts, or the one given by --only."""
     parser = argparse.ArgumentParser(description="Make the demo's questions and models.")
     parser.add_argument("--only", choices=("data", "teacher", "student", "measure"))
     parser.add_argument("--out", type=Path, default=DEMO)
     args = parser.parse_args()
-    # Sums over several threads come out in another order, and the weights differ.
+    # The number of threads changes the order of sums, and with it the weights.
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     recipes = {"teacher": TEACHER, "student": STUDENT}
