@@ -19,7 +19,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +29,11 @@ from dasd_lite.errors import MissingExtraError, TrainError
 try:
     import torch
     import torch.nn.functional as F
+    from torch import Tensor
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
+Lengths: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 PACKED = "dasd_packed"
 # Cost of one more call, in query-key pairs: a document joins a group if the pairs that padding wastes cost less. On a
 # CPU a call costs 4,800 (8 heads of 64) to 9,300 pairs (4 of 16): forward and backward of 32 documents of 60 tokens
@@ -55,14 +57,14 @@ class Documents:
     """
 
     lengths: npt.NDArray[np.int64]
-    position_ids: Any
+    position_ids: Tensor
     groups: tuple[tuple[int, int], ...]
-    to_padded: Any
-    to_row: Any
-    edges: Any
+    to_padded: Tensor | None
+    to_row: Tensor | None
+    edges: Tensor
 
     @classmethod
-    def of(cls, lengths: Sequence[int] | npt.NDArray[Any], device: Any = "cpu") -> Documents:
+    def of(cls, lengths: Lengths, device: torch.device | str = "cpu") -> Documents:
         """Plan the attention of a row whose documents have these lengths."""
         array = np.asarray(lengths, dtype=np.int64)
         starts = np.cumsum(array) - array
@@ -109,7 +111,7 @@ def _group(lengths: npt.NDArray[np.int64], call_cost: int) -> tuple[npt.NDArray[
     return order, groups
 
 
-class _Permute(torch.autograd.Function):  # type: ignore[misc]
+class _Permute(torch.autograd.Function):  # whose `apply` torch does not annotate
     """Select rows of `x` [A, …] by `index` [B]; `inverse` [A] says where in the result each of them is.
 
     The usual backward pass would add up scattered rows. Here each real token has one slot, and padding takes no part in
@@ -117,12 +119,12 @@ class _Permute(torch.autograd.Function):  # type: ignore[misc]
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Any, index: Any, inverse: Any) -> Any:
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(index, inverse)
         return x.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         index, inverse = ctx.saved_tensors
         if len(inverse) <= len(index):  # padding is dropped
             return grad.index_select(0, inverse), None, None
@@ -131,17 +133,17 @@ class _Permute(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _packed_attention(
-    module: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    attention_mask: Any,
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     documents: Documents | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
-) -> tuple[Any, None]:
+) -> tuple[Tensor, None]:
     """The attention that transformers calls in every layer; returns [1, T, H, W]."""
     if documents is None or attention_mask is not None or query.shape[0] != 1:
         raise TrainError(
@@ -155,7 +157,7 @@ def _packed_attention(
     if varlen is not None:
         return varlen(rows[0], rows[1], rows[2], documents, scaling, sliding_window)[None], None
     if documents.to_padded is not None:
-        rows = [_Permute.apply(x, documents.to_padded, documents.to_row) for x in rows]
+        rows = [_Permute.apply(x, documents.to_padded, documents.to_row) for x in rows]  # type: ignore[no-untyped-call]
     parts, slot = [], 0
     for number, length in documents.groups:
         size = number * length
@@ -181,11 +183,11 @@ def _packed_attention(
         slot += size
     result = parts[0] if len(parts) == 1 else torch.cat(parts)
     if documents.to_padded is not None:
-        result = _Permute.apply(result, documents.to_row, documents.to_padded)
+        result = _Permute.apply(result, documents.to_row, documents.to_padded)  # type: ignore[no-untyped-call]
     return result[None], None
 
 
-def _shares_heads(query: Any, mask: Any) -> bool:
+def _shares_heads(query: Tensor, mask: Tensor | None) -> bool:
     """Return whether a kernel without an L × L matrix takes fewer key heads than query heads."""
     if query.device.type != "cuda":
         return True
@@ -194,16 +196,16 @@ def _shares_heads(query: Any, mask: Any) -> bool:
     return mask is None and dtype != torch.float32 and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
-def _compute_dtype(query: Any) -> Any:
+def _compute_dtype(query: Tensor) -> torch.dtype:
     device = query.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
 
-Varlen = Callable[[Any, Any, Any, Documents, float | None, int | None], Any]
+Varlen: TypeAlias = Callable[[Tensor, Tensor, Tensor, Documents, float | None, int | None], Tensor]
 
 
 @lru_cache
-def _varlen_kernel(device: Any, dtype: Any) -> Varlen | None:
+def _varlen_kernel(device: torch.device, dtype: torch.dtype) -> Varlen | None:
     """Return a kernel for documents of any length, or None: on a CPU, in float32, and on GPUs before Ampere.
 
     It takes queries, keys and values [T, H, W], the documents, the scale and the window, and returns [T, H, W].
@@ -217,18 +219,19 @@ def _varlen_kernel(device: Any, dtype: Any) -> Varlen | None:
     except ImportError:
         return _torch_varlen(dtype)
 
-    def flash(q: Any, k: Any, v: Any, documents: Documents, scale: float | None, window: int | None) -> Any:
+    def flash(q: Tensor, k: Tensor, v: Tensor, documents: Documents, scale: float | None, window: int | None) -> Tensor:
         edges, longest = documents.edges, documents.longest
         q, k, v = (x.to(dtype) for x in (q, k, v))  # autocast does not know these kernels
         spans = (-1 if window is None else window - 1, -1 if window is None else 0)
-        return flash_attn_varlen_func(
+        out: Tensor = flash_attn_varlen_func(
             q, k, v, edges, edges, longest, longest, softmax_scale=scale, causal=True, window_size=spans
         )
+        return out
 
     return flash
 
 
-def _torch_varlen(dtype: Any) -> Varlen | None:
+def _torch_varlen(dtype: torch.dtype) -> Varlen | None:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # before torch 2.10
@@ -238,13 +241,18 @@ def _torch_varlen(dtype: Any) -> Varlen | None:
         return None
     options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
 
-    def attend(q: Any, k: Any, v: Any, documents: Documents, scale: float | None, window: int | None) -> Any:
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, documents: Documents, scale: float | None, window: int | None
+    ) -> Tensor:
         edges, longest = documents.edges, documents.longest
         q, k, v = (x.to(dtype) for x in (q, k, v))
         if not options:
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         spans = (-1 if window is None else window - 1, 0)
-        return varlen_attn(q, k, v, edges, edges, longest, longest, scale=scale, window_size=spans, **options)
+        out: Tensor = varlen_attn(  # type: ignore[assignment]  # it returns a pair only for return_aux
+            q, k, v, edges, edges, longest, longest, scale=scale, window_size=spans, **options
+        )
+        return out
 
     return attend
 

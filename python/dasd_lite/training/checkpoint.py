@@ -30,8 +30,10 @@ from dasd_lite.training.ranks import Ranks
 try:
     import torch
     from safetensors import SafetensorError
-    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+    from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
@@ -71,7 +73,7 @@ def save(
         writer = HuggingFaceStorageWriter(
             str(temporary), fqn_to_index_mapping=_files(tensors), save_distributed=True, thread_count=1
         )
-        _call(dcp.save, tensors, storage_writer=writer, no_dist=ranks.size == 1)
+        _call(save_tensors, tensors, storage_writer=writer, no_dist=ranks.size == 1)
     with saving(folder):
         sums = _checksums(sorted(temporary.iterdir())[ranks.rank :: ranks.size])
     files = {name: checksum for part in ranks.gather(sums) for name, checksum in part.items()}
@@ -127,7 +129,7 @@ def restore(folder: Path, model: Any, optimizer: Any, scaler: Any, fingerprint: 
         raise CheckpointError(f"{newest}: made with another model ({odd}); remove {folder} to train from scratch")
     with saving(folder):
         reader = HuggingFaceStorageReader(str(newest))
-        _call(dcp.load, tensors, storage_reader=reader, no_dist=ranks.size == 1)
+        _call(load_tensors, tensors, storage_reader=reader, no_dist=ranks.size == 1)
     for name, p in _trained(model).items():
         for key, value in optimizer.state[p].items() if numbers else ():
             if f"{name}.{key}" in numbers:
@@ -200,7 +202,7 @@ def saving(folder: Path) -> Iterator[None]:
     with disk_errors(folder):
         try:
             yield
-        except (SafetensorError, dcp.api.CheckpointException) as error:
+        except (SafetensorError, CheckpointException) as error:
             if any(sign in str(error) for sign in ("No space left", "File too large", "quota")):
                 raise OSError(errno.ENOSPC, str(error)) from error
             raise
