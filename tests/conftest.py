@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.recipes import write_recipe
 
 import dasd_lite
 
+if TYPE_CHECKING:
+    from dasd_lite.config.models import Vllm
+    from dasd_lite.inference.vllm.sampler import VllmSampler
+
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # tiny models: threads only get in each other's way
     "HF_HUB_OFFLINE": "1",
     "PYTHONUTF8": "1",
     "COLUMNS": "200",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process less; each takes 8 s to import what it needs
+    "VLLM_NO_USAGE_STATS": "1",
+    "TORCHDYNAMO_DISABLE": "1",  # or vLLM's first token costs 20 s
 }
 os.environ.update(ENVIRONMENT)
 # A run that a script starts with `&` or nohup inherits SIGINT as ignored, and so would every process of the tests.
@@ -116,3 +126,40 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = run_process("run", recipe.name, cwd=folder)
     assert ended.rc == 0, ended.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def vllm_installed() -> None:
+    """Skip the tests of vLLM where it is not; importing it here is what must not happen."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vllm is not installed")
+
+
+@pytest.fixture(scope="session")
+def engine(vllm_installed: None, demo: Path) -> Iterator[VllmSampler]:
+    """The demo's teacher in vLLM: the one engine of all tests that need no other; see `vllm_teacher`."""
+    from dasd_lite.config.models import Vllm
+    from dasd_lite.inference.vllm.sampler import VllmSampler
+
+    table = Vllm(kind="vllm", model=str(demo / "teacher"), dtype="float32", enforce_eager=True)
+    sampler = VllmSampler(table, scoring=True)
+    yield sampler
+    sampler.close()
+
+
+@pytest.fixture
+def vllm_teacher(engine: VllmSampler, demo: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The table of a teacher that opens `engine` in this process, and that nobody can close."""
+
+    class Shared:
+        def __init__(self, config: Vllm, folder: Path | None = None, *, scoring: bool = False) -> None:
+            assert (folder or Path(config.model)) == demo / "teacher"
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(engine, name)
+
+        def close(self) -> None:
+            """Leave it to the others."""
+
+    monkeypatch.setattr("dasd_lite.inference.vllm.sampler.VllmSampler", Shared)
+    return {"kind": "vllm", "model": str(demo / "teacher"), "dtype": "float32", "enforce_eager": True}

@@ -308,20 +308,11 @@ def test_a_server_without_a_tokenizer_is_refused(texts, models, tmp_path):
 # --- vLLM ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def vllm(monkeypatch):
-    import importlib.util
-
-    if importlib.util.find_spec("vllm") is None:
-        pytest.skip("vllm is not installed")
-    for name, value in (("HF_HUB_OFFLINE", "1"), ("VLLM_CPU_KVCACHE_SPACE", "1"), ("TORCHDYNAMO_DISABLE", "1")):
-        monkeypatch.setenv(name, value)
-
-
-@pytest.mark.slow
-def test_vllm_agrees_and_tells_the_noise(vllm, scored, sampled, models, tmp_path, capsys):
-    engine = Vllm(kind="vllm", model=models[0].model, dtype="float32", enforce_eager=True)
-    score.score(sampled, engine, ScoreConfig(engine="vllm"), out=tmp_path / "score")
+@pytest.mark.xdist_group("vllm")
+def test_vllm_agrees_and_tells_the_noise(vllm_teacher, sampled, models, tmp_path, capsys):
+    score.score(sampled, models[1], ScoreConfig(), out=tmp_path / "transformers")
+    score.score(sampled, Vllm(**vllm_teacher), ScoreConfig(engine="vllm"), out=tmp_path / "score")
+    scored = rows_of(tmp_path / "transformers", "scores")
     for one, other in zip(rows_of(tmp_path / "score", "scores"), scored, strict=True):
         assert one["ids"] == other["ids"]
         np.testing.assert_allclose(one["p_student"], other["p_student"], atol=1e-4)
@@ -336,10 +327,9 @@ def test_vllm_agrees_and_tells_the_noise(vllm, scored, sampled, models, tmp_path
     assert "warning" not in printed.err
 
 
-@pytest.mark.slow
-def test_a_teacher_in_vllm_reads_as_one_in_transformers(vllm, texts, models, tmp_path):
-    engine = Vllm(kind="vllm", model=models[1].model, dtype="float32", enforce_eager=True)
-    for name, teacher in (("transformers", models[1]), ("vllm", engine)):
+@pytest.mark.xdist_group("vllm")
+def test_a_teacher_in_vllm_reads_as_one_in_transformers(vllm_teacher, texts, models, tmp_path):
+    for name, teacher in (("transformers", models[1]), ("vllm", Vllm(**vllm_teacher))):
         score.score(texts, models[0], BY_TEACHER, out=tmp_path / name, teacher=teacher)
     for one, other in zip(
         *(rows_of(tmp_path / n / "teacher", "readings") for n in ("transformers", "vllm")), strict=True
