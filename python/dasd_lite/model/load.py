@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dasd_lite.config.models import Dtype
 from dasd_lite.errors import ConfigError, MissingExtraError
@@ -24,24 +24,26 @@ try:
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedModel
 
 # It asks for a package of faster CPU kernels, even for LoRA, where nothing is in 4 bits.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def pick_device(device: str = "auto") -> Any:
+def pick_device(device: str = "auto") -> torch.device:
     """Return the torch device; "auto" is the GPU if there is one."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
 
-def bfloat16_conflict(device: Any = None) -> str | None:
+def bfloat16_conflict(device: torch.device | str | None = None) -> str | None:
     """Return why this GPU (None: the current one) cannot compute in bfloat16; None if it can."""
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return None
     return f"dtype = 'bfloat16': {torch.cuda.get_device_name(device)} does not support it; use 'auto' or 'float16'"
 
 
-def pick_dtype(dtype: Dtype, device: Any) -> Any:
+def pick_dtype(dtype: Dtype, device: torch.device | str) -> torch.dtype:
     """Return the number format that `dtype` stands for on this device.
 
     Raises:
@@ -51,7 +53,7 @@ def pick_dtype(dtype: Dtype, device: Any) -> Any:
     if dtype == "bfloat16" and no_bfloat16:
         raise ConfigError(no_bfloat16)
     if dtype != "auto":
-        return getattr(torch, dtype)
+        return _dtype_named(dtype)
     if torch.device(device).type != "cuda":
         return torch.float32
     return torch.float16 if no_bfloat16 else torch.bfloat16
@@ -65,7 +67,7 @@ def load_model(
     trust_remote_code: bool = False,
     attention: str = PACKED,
     four_bit: bool = False,
-) -> Any:
+) -> PreTrainedModel:
     """Load a causal language model from a local folder, in eval mode.
 
     Args:
@@ -86,7 +88,7 @@ def load_model(
     register()
     target = pick_device(device)
     number_format = pick_dtype(dtype, target)
-    options: dict[str, Any] = {"quantization_config": _nf4(number_format)} if four_bit else {}
+    options = {"quantization_config": _nf4(number_format)} if four_bit else {}
     with quiet():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -111,7 +113,7 @@ def load_model(
     return model.eval()
 
 
-def _nf4(compute_dtype: Any) -> Any:
+def _nf4(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     try:
         import bitsandbytes  # noqa: F401 - transformers' own message would not name our extra
         from transformers import BitsAndBytesConfig
@@ -125,7 +127,7 @@ def _nf4(compute_dtype: Any) -> Any:
     )
 
 
-def _disable_repacking(model: Any) -> None:
+def _disable_repacking(model: torch.nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit weights in place in a forward pass in eval mode.
 
     It does so on CPUs with AVX512-BF16, and every gradient afterwards is silently wrong (bitsandbytes 0.50.2: cosine
@@ -183,12 +185,17 @@ def model_spec(folder: Path, *, trust_remote_code: bool = False) -> ModelSpec:
     return ModelSpec(int(text.vocab_size), getattr(text, "max_position_embeddings", None), int(text.hidden_size))
 
 
-def stored_dtype(folder: Path) -> Any:
+def stored_dtype(folder: Path) -> torch.dtype:
     """Return the torch dtype in which a model folder stores its weights."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
+    return _dtype_named(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
-def is_float32(model: Any) -> bool:
+def _dtype_named(name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def is_float32(model: torch.nn.Module) -> bool:
     """Return whether all weights are float32; 4-bit weights are not."""
     return all(p.dtype == torch.float32 for p in model.parameters())

@@ -10,38 +10,45 @@ Shapes: T tokens of the row, N requested positions, C of them in one chunk, V vo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from dasd_lite.errors import MissingExtraError, TrainError
 from dasd_lite.model import LOGIT_BYTES
-from dasd_lite.model.attention import PACKED, Documents
+from dasd_lite.model.attention import PACKED, Documents, Lengths
 
 try:
     import torch
     import torch.nn.functional as F
+    from torch import Tensor
     from torch.utils.checkpoint import checkpoint
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
-Ids = npt.NDArray[np.integer[Any]]
-Terms = Callable[[Any, Any, slice], Any]
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    LanguageModel: TypeAlias = PreTrainedModel | PeftModel
+    """As transformers loads it, or with an adapter around it."""
+
+Ids: TypeAlias = npt.NDArray[np.integer[Any]]
+Terms: TypeAlias = Callable[[Tensor, Tensor, slice], Tensor]
+Result = TypeVar("Result")
 _SCORED_BYTES = 128 << 20  # float32 logits of one chunk without a gradient; on a GPU as much again for a copy
 _CACHED_BYTES = 2 << 20  # on a CPU a chunk is processed in parts that stay in the cache, because it is read six times
 _OFFLOADED_NUMEL = 1 << 16  # smaller tensors are not worth the transfer
 
 
-def causal_model(model: Any) -> Any:
+def causal_model(model: LanguageModel) -> PreTrainedModel:
     """Return the transformers model inside an adapter, or the model itself."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
-def target_positions(
-    loss_mask: npt.NDArray[np.bool_], doc_lengths: Sequence[int] | npt.NDArray[Any]
-) -> npt.NDArray[np.int64]:
+def target_positions(loss_mask: npt.NDArray[np.bool_], doc_lengths: Lengths) -> npt.NDArray[np.int64]:
     """Return the positions that are trained on: in the mask, and not the first of their document; int64 [N]."""
     lengths = np.asarray(doc_lengths, dtype=np.int64)
     is_target = np.array(loss_mask, dtype=bool)
@@ -50,7 +57,7 @@ def target_positions(
 
 
 def target_scores(
-    model: Any, ids: Ids, doc_lengths: Sequence[int] | npt.NDArray[Any], chunk_tokens: int | None = None
+    model: LanguageModel, ids: Ids, doc_lengths: Lengths, chunk_tokens: int | None = None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Compute the log-probability and rank of each token given those before it in its document, in one pass.
 
@@ -89,7 +96,7 @@ def target_scores(
     return logprobs, ranks
 
 
-def _score_chunk(logits_CV: Any, target_ids_C: Any, logprobs_C: Any, ranks_C: Any) -> None:
+def _score_chunk(logits_CV: Tensor, target_ids_C: Tensor, logprobs_C: Tensor, ranks_C: Tensor) -> None:
     """Fill in log-probabilities and ranks; overwrites the logits.
 
     Ranks are counted in the format of the logits: float32 would have the same order.
@@ -109,13 +116,13 @@ def _score_chunk(logits_CV: Any, target_ids_C: Any, logprobs_C: Any, ranks_C: An
 
 
 def target_logprobs(
-    model: Any, ids: Ids, doc_lengths: Sequence[int] | npt.NDArray[Any], chunk_tokens: int | None = None
+    model: LanguageModel, ids: Ids, doc_lengths: Lengths, chunk_tokens: int | None = None
 ) -> npt.NDArray[np.float32]:
     """Return the log-probability of each token given those before it in its document; NaN for first tokens; [T]."""
     return target_scores(model, ids, doc_lengths, chunk_tokens)[0]
 
 
-def plain_logprobs(model: Any, ids: Ids) -> npt.NDArray[np.float32]:
+def plain_logprobs(model: LanguageModel, ids: Ids) -> npt.NDArray[np.float32]:
     """Compute what target_logprobs should return for one document, with the model's own attention and full logits.
 
     For checks, on short documents.
@@ -134,15 +141,15 @@ def plain_logprobs(model: Any, ids: Ids) -> npt.NDArray[np.float32]:
 
 
 def target_terms(
-    model: Any,
+    model: LanguageModel,
     ids: Ids,
     positions: npt.NDArray[np.int64],
-    doc_lengths: Sequence[int] | npt.NDArray[Any],
+    doc_lengths: Lengths,
     terms: Terms,
     *,
     chunk_tokens: int | None = None,
     offload: bool = False,
-) -> Any:
+) -> Tensor:
     """Compute `terms` from the logits of each target token, with their gradient.
 
     Args:
@@ -160,13 +167,13 @@ def target_terms(
     """
     causal = causal_model(model)
 
-    def run() -> Any:
+    def run() -> Tensor:
         with offloading() if offload else contextlib.nullcontext():
             hidden_NE, target_ids_N = _predictions(model, ids, positions, doc_lengths)
         head = causal.get_output_embeddings()
         chunk = chunk_tokens or max(1, LOGIT_BYTES // (4 * head.weight.shape[0]))
 
-        def of_chunk(hidden_CE: Any, start: int) -> Any:
+        def of_chunk(hidden_CE: Tensor, start: int) -> Tensor:
             at = slice(start, start + len(hidden_CE))
             return terms(head(hidden_CE), target_ids_N[at], at)
 
@@ -178,12 +185,12 @@ def target_terms(
     return _run(causal, run)
 
 
-def negative_logprobs(logits_CV: Any, target_ids_C: Any, at: slice | None = None) -> Any:
+def negative_logprobs(logits_CV: Tensor, target_ids_C: Tensor, at: slice | None = None) -> Tensor:
     """Return −log p of the target tokens, which most objectives build on; float32 [C]."""
     return F.cross_entropy(logits_CV.float(), target_ids_C, reduction="none")
 
 
-def enable_run_inside(causal: Any) -> None:
+def enable_run_inside(causal: PreTrainedModel) -> None:
     """Let `causal(run_inside=work)` call `work` within the model's forward pass.
 
     FSDP gathers the weights only while the model itself is called, and a loss is more than that.
@@ -197,16 +204,16 @@ def enable_run_inside(causal: Any) -> None:
     causal.runs_inside = True
 
 
-def runs_inside(causal: Any) -> bool:
+def runs_inside(causal: PreTrainedModel) -> bool:
     """Return whether `enable_run_inside` was called: the weights are sharded, and FSDP casts them."""
     return hasattr(causal, "runs_inside")
 
 
-def _run(causal: Any, work: Callable[[], Any]) -> Any:
+def _run(causal: PreTrainedModel, work: Callable[[], Result]) -> Result:
     return causal(run_inside=work) if runs_inside(causal) else work()
 
 
-def _no_gradients(causal: Any) -> Any:
+def _no_gradients(causal: PreTrainedModel) -> torch.no_grad | torch.inference_mode:
     """Return the context of a forward pass; sharded weights touched in inference mode could not be trained later."""
     return torch.no_grad() if runs_inside(causal) else torch.inference_mode()
 
@@ -215,7 +222,7 @@ def _no_gradients(causal: Any) -> Any:
 def offloading() -> Iterator[None]:
     """Keep large tensors that the backward pass needs in host memory until then, except weights."""
 
-    def pack(tensor: Any) -> Any:
+    def pack(tensor: Tensor) -> tuple[torch.device, Tensor]:
         is_weight = tensor.is_leaf or (tensor._base is not None and tensor._base.is_leaf)
         if is_weight or tensor.numel() < _OFFLOADED_NUMEL:
             return tensor.device, tensor
@@ -224,7 +231,7 @@ def offloading() -> Iterator[None]:
         # All on one stream, so it is copied before anything reads it.
         return tensor.device, kept.copy_(tensor, non_blocking=True)
 
-    def unpack(packed: tuple[Any, Any]) -> Any:
+    def unpack(packed: tuple[torch.device, Tensor]) -> Tensor:
         device, tensor = packed
         return tensor.to(device, non_blocking=True)
 
@@ -233,8 +240,8 @@ def offloading() -> Iterator[None]:
 
 
 def _predictions(
-    model: Any, ids: Ids, positions: npt.NDArray[np.int64], doc_lengths: Sequence[int] | npt.NDArray[Any]
-) -> tuple[Any, Any]:
+    model: LanguageModel, ids: Ids, positions: npt.NDArray[np.int64], doc_lengths: Lengths
+) -> tuple[Tensor, Tensor]:
     """Return the hidden states that predict `positions` [N, E], and the ids there [N]."""
     causal = causal_model(model)
     if causal.config._attn_implementation != PACKED:

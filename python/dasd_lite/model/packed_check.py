@@ -7,13 +7,18 @@ is an architecture whose logits are more than its output head (scaled, capped).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dasd_lite.chat.spelling import TokenIds
 from dasd_lite.errors import TrainError
 from dasd_lite.model.row import Row
+
+if TYPE_CHECKING:
+    import torch
+
+    from dasd_lite.model.logprobs import LanguageModel
 
 _PROBE_DOCS, _PROBE_TOKENS = 4, 512  # their full logits fit on any machine
 
@@ -30,7 +35,7 @@ def documents_of(rows: Sequence[Row]) -> list[TokenIds]:
     return [document for row in rows for document in np.split(row.ids, np.cumsum(row.doc_lengths)[:-1])]
 
 
-def check_packing(model: Any, documents: Sequence[TokenIds], dtype: Any = None) -> None:
+def check_packing(model: LanguageModel, documents: Sequence[TokenIds], dtype: torch.dtype | None = None) -> None:
     """Compare packed log-probabilities with those of each document alone.
 
     Args:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Column = npt.NDArray[Any]
+Column: TypeAlias = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
