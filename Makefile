@@ -32,9 +32,9 @@ help:  ## what there is to make
 demo: .venv/.built  ## a tiny student learns from a tiny teacher through every stage, in a minute or two
 	$(BIN)/dasd-lite demo
 
-test: check  ## all tests, the linters included
+test: check  ## all tests, the linters included, in ten minutes on two cores
 	cargo test --quiet
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 15
 
 check: .venv/.dev .venv/.built  ## ruff, mypy --strict, stubtest, rustfmt, clippy
 	$(BIN)/ruff check
@@ -58,8 +58,8 @@ docs: .venv/.built  ## write docs/options.md and the table in docs/training.md a
 	$(BIN)/python docs/make_options.py
 	$(BIN)/python docs/make_training_table.py
 
-torture: .venv/.dev .venv/.built  ## 200 random kills over all stages that resume
-	DASD_KILLS=200 $(BIN)/pytest tests/pipeline/test_kill.py tests/pipeline/test_sampling.py tests/pipeline/test_train_resume.py -k killed
+torture: .venv/.dev .venv/.built  ## what takes longer: 200 kills of everything that resumes, and full sizes
+	DASD_KILLS=200 $(BIN)/pytest -m "slow or kills" --durations 15
 
 fuzz:  ## a million random inputs to every entry point of the Rust core, with overflow checks
 	FUZZ_INPUTS=1000000 cargo test --profile fuzz --test fuzz

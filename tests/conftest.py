@@ -69,7 +69,6 @@ def run_process(*args: object, cwd: Path, **environment: str) -> Ended:
         env=os.environ | environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=600,
         check=False,
     )
     return Ended(done.returncode, done.stdout, done.stderr)

@@ -6,7 +6,6 @@ leaves threads and settings that should not affect other tests.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -23,8 +22,6 @@ METHODS = ("full", "lora", "qlora")
 RANK = 20  # no power of two, and over the 16 that vLLM allows by default
 VOCAB, NUM_NEW, NUM_TOP = 440, 24, 8
 UNSURE = 1e-3  # nats between the two likeliest tokens below which two readers may choose differently
-
-pytestmark = pytest.mark.slow
 
 
 # --- the side of vLLM: one engine after another -------------------------------------------------------
@@ -211,10 +208,8 @@ def train_and_read(kind: str, student: Path, rows: Path, out: Path, read: dict[s
 
 
 @pytest.fixture(scope="module")
-def trained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
+def trained(vllm_installed: None, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
     """Train by each method, and let transformers and vLLM read the results."""
-    if importlib.util.find_spec("vllm") is None:  # importing it here is what must not happen
-        pytest.skip("vllm is not installed")
     folder = tmp_path_factory.mktemp("export")
     students = {"full": demo / "student", "lora": untie(demo / "student", folder / "untied"), "qlora": demo / "student"}
     questions = [json.loads(line) for line in (demo / "heldout.jsonl").read_text().splitlines()[:29]]
@@ -229,16 +224,8 @@ def trained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, T
         by_kind[kind], more = train_and_read(kind, students[kind], rows, folder / kind, read)
         jobs += more
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    environment = {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "TORCHDYNAMO_DISABLE": "1",  # or the first token costs 20 s
-    }
     done = subprocess.run(
         [sys.executable, __file__, folder / "jobs.json", folder / "answers.json"],
-        env=os.environ | environment,
         capture_output=True,
         text=True,
         check=False,

@@ -1,4 +1,4 @@
-"""kill -9 in every long stage, at named moments and at random ones: the same command finishes, nothing lost or twice."""
+"""kill -9 in every long stage, at named and at random moments: the same command finishes, nothing lost or twice."""
 
 import json
 import random
@@ -62,6 +62,7 @@ def commands(tmp_path):
     commands.close()
 
 
+@pytest.mark.kills
 @pytest.mark.timeout(7200)
 def test_killed_at_any_moment_nothing_is_lost_or_twice(tmp_path, commands):
     whole, log = tmp_path / "whole", tmp_path / "events"

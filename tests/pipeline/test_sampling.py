@@ -166,6 +166,7 @@ def test_faults_on_30_percent_of_the_requests(tmp_path, cli):
     assert 2.5 * num < asked < 4 * num, "the faults were met, and each cost one request"
 
 
+@pytest.mark.kills
 @pytest.mark.timeout(3600)
 def test_killed_again_and_again_nothing_is_lost_twice_or_paid_twice(tmp_path, cli):
     """kill -9 in the middle of 400 prompts: at most `concurrency` requests are paid for again per kill."""

@@ -27,6 +27,7 @@ def reference(trainer):
     return out
 
 
+@pytest.mark.kills
 @pytest.mark.timeout(3600)
 def test_killed_at_random_moments_nothing_changes(trainer, reference):
     draw, kills, run = random.Random(0), 0, 0
