@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tests.recipes import write_recipe
 
 import dasd_lite
@@ -36,6 +37,9 @@ ENVIRONMENT = {
 os.environ.update(ENVIRONMENT)
 # A run that a script starts with `&` or nohup inherits SIGINT as ignored, and so would every process of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# How long an example takes is no matter of right or wrong.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:

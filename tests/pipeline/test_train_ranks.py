@@ -151,7 +151,6 @@ def wait_for_steps(out, process, number=12):
     raise AssertionError(process.stderr.read())
 
 
-@pytest.mark.timeout(300)
 def test_a_killed_process_ends_the_others_and_the_same_command_resumes(trainer):
     out = trainer.base / "killed"
     process = start(trainer, out)
@@ -179,7 +178,6 @@ def test_a_killed_process_ends_the_others_and_the_same_command_resumes(trainer):
     assert len(metrics(out)) > done
 
 
-@pytest.mark.timeout(300)
 def test_torchrun_on_the_command_line(tmp_path):
     """As on several machines: each process runs the command, and the first one writes and prints."""
     demo = Path(dasd_lite.__file__).parent / "demo"
@@ -204,7 +202,6 @@ def test_torchrun_on_the_command_line(tmp_path):
     assert done.returncode != 0 and "dasd-lite: torchrun can start only the stage train" in done.stderr
 
 
-@pytest.mark.timeout(300)
 def test_processes_do_not_outlive_the_command(trainer):
     out = trainer.base / "orphans"
     process = start(trainer, out)
@@ -227,7 +224,6 @@ def test_processes_do_not_outlive_the_command(trainer):
     assert not (trainer.base / "early" / "manifest.json").exists()
 
 
-@pytest.mark.timeout(300)
 def test_errors_of_the_processes_come_through(trainer):
     process = start(trainer, trainer.base / "wrong", grad_accum_steps=64)
     _, errors = process.communicate()
