@@ -113,8 +113,8 @@ anything = st.text(st.characters(codec="utf-8"), max_size=40)
 def test_text_survives_encoding_and_decoding(chats, name, text):
     chat = chats[name]
     ids = chat.encode(text)
-    found, lengths, _ = chat.decode_answer(ids.tolist(), "stop")
-    assert found == text
+    decoded, lengths, _ = chat.decode_answer(ids.tolist(), "stop")
+    assert decoded == text
     assert lengths.sum() == len(text.encode())
     assert lengths.tolist() == chat.token_bytes(ids, text).tolist()
 
@@ -126,8 +126,8 @@ def test_any_text_survives(chats, text):
     for name in FAITHFUL:
         chat = chats[name]
         ids = chat.encode(text)
-        found, lengths, _ = chat.decode_answer(ids.tolist(), "stop")
-        assert found == text, name
+        decoded, lengths, _ = chat.decode_answer(ids.tolist(), "stop")
+        assert decoded == text, name
         assert lengths.sum() == len(text.encode()), name
 
 
@@ -136,14 +136,16 @@ def test_any_text_survives(chats, text):
 def test_token_bytes_add_up_to_the_text_for_every_tokenizer(chats, text):
     for name in ALL:
         chat = chats[name]
-        for said in (text, f"<think>{text}", f"<think>\n{text}"):
-            lengths = chat.token_bytes(chat.target_ids(said)[:-1], said)
+        for completion in (text, f"<think>{text}", f"<think>\n{text}"):
+            lengths = chat.token_bytes(chat.target_ids(completion)[:-1], completion)
             assert (lengths >= 0).all(), name
             if len(lengths):  # no token spells what the template writes
                 written = (
-                    len("<think>") + said.startswith("<think>\n") if chat.think_prefix and said[:7] == "<think>" else 0
+                    len("<think>") + completion.startswith("<think>\n")
+                    if chat.think_prefix and completion[:7] == "<think>"
+                    else 0
                 )
-                assert lengths.sum() == len(said.encode()) - written, name
+                assert lengths.sum() == len(completion.encode()) - written, name
 
 
 def test_a_text_that_the_tokenizer_normalizes_is_measured_by_offsets(chats):
@@ -154,8 +156,8 @@ def test_a_text_that_the_tokenizer_normalizes_is_measured_by_offsets(chats):
     edges = np.cumsum(chat.token_bytes(ids, text))
     assert edges[-1] == len(text.encode())
     texts = [chat.decode_answer(ids[: i + 1].tolist(), "stop")[0] for i in range(len(ids))]
-    for edge, said in zip(edges, texts, strict=True):
-        if said.endswith("so"):
+    for edge, decoded in zip(edges, texts, strict=True):
+        if decoded.endswith("so"):
             assert text.encode()[:edge].decode() == "cafe\u0301 so"
     with pytest.raises(DataError, match=r"tokenizer\.json: the given tokens are not those of the text 'cafe.*'"):
         chat.token_bytes(ids[::-1], text)
@@ -261,14 +263,14 @@ def test_a_template_that_opens_the_thinking(chats):
     chat, plain = chats["opens think"], chats["byte level"]
     assert (chat.think_prefix, plain.think_prefix) == ("<think>\n", "")
     assert chat.render(QUESTION).endswith("<think>\n")
-    said = "<think>\nUp 3.\n</think>\nAnswer: 5"
-    ids, num_context = chat.example(QUESTION, said)
+    completion = "<think>\nUp 3.\n</think>\nAnswer: 5"
+    ids, num_context = chat.example(QUESTION, completion)
     text, lengths, _ = chat.decode_answer(ids[num_context:].tolist(), "stop")
-    assert text == said, "<think> is part of the text …"
-    assert lengths.sum() == len(said.encode()) - len("<think>\n"), "… that no token spells …"
-    whole = chat.render(QUESTION) + said.removeprefix("<think>\n") + "<|im_end|>"
+    assert text == completion, "<think> is part of the text …"
+    assert lengths.sum() == len(completion.encode()) - len("<think>\n"), "… that no token spells …"
+    whole = chat.render(QUESTION) + completion.removeprefix("<think>\n") + "<|im_end|>"
     assert ids.tolist() == chat.encode(whole).tolist(), "… and once in the ids"
-    assert chat.token_bytes(ids[num_context:-1], said).sum() == len(said) - len("<think>\n")
+    assert chat.token_bytes(ids[num_context:-1], completion).sum() == len(completion) - len("<think>\n")
     assert chat.decode_answer(chat.encode(" Up 3.").tolist(), "stop", "x")[0] == " Up 3.", "no second <think>"
     # The same answer without the line break, and one that does not think, stay as they are.
     assert chat.decode_answer(chat.target_ids("<think> Up").tolist(), "stop")[0] == "<think>\n Up"
@@ -319,11 +321,11 @@ def test_fingerprints_differ_for_tokenizers_and_templates(tmp_path, chats):
 
 
 def refusal(folder, error=ConfigError):
-    with pytest.raises(error) as found:
+    with pytest.raises(error) as caught:
         Chat(folder)
-    assert "\n" not in str(found.value)
-    assert str(folder) in str(found.value)
-    return str(found.value)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path):

@@ -1,7 +1,7 @@
 """Every reasoning format becomes `<think>` … `</think>`, and every token keeps its bytes, as in golden files.
 
-tests/golden/*.json list, token by token, what the model wrote and the part of the text that it spells. "hex:" begins
-bytes that are not text by themselves.
+tests/golden/*.json list each token that the model wrote and the part of the text that it spells. Bytes that are not
+valid text by themselves are written as "hex:" and hexadecimal digits.
 """
 
 import json
@@ -21,7 +21,7 @@ from dasd_lite.errors import ConfigError, DataError
 GOLDEN = Path(__file__).parents[1] / "golden"
 HARMONY = json.loads((GOLDEN / "harmony.json").read_text(encoding="utf-8"))
 THINKING = json.loads((GOLDEN / "thinking.json").read_text(encoding="utf-8"))
-MARKS = [f"<|{mark}|>" for mark in harmony.SPECIAL_TOKENS]
+SPECIAL_TOKENS = [f"<|{name}|>" for name in harmony.SPECIAL_TOKENS]
 CHANNELS = (
     "{% for m in messages %}{{ '<|start|>' + m.role }}"
     "{% if m.role == 'assistant' %}{{ '<|channel|>final<|message|>' + m.content + '<|return|>' }}"
@@ -57,9 +57,9 @@ def _letters():
 @pytest.fixture(scope="module")
 def channels(tmp_path_factory):
     """A model with harmony channels, and the id of each token of the golden file."""
-    tokenizer, ids = tokenizer_of(HARMONY, MARKS)
+    tokenizer, ids = tokenizer_of(HARMONY, SPECIAL_TOKENS)
     folder = write_model(tmp_path_factory.mktemp("oss"), template=CHANNELS, tokenizer=tokenizer)
-    ids |= {mark.encode(): tokenizer.token_to_id(mark) for mark in MARKS}
+    ids |= {token.encode(): tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
     return Chat(folder), ids
 
 
@@ -126,7 +126,7 @@ def test_a_tokenizer_without_the_special_tokens_is_refused(tmp_path):
 
 
 def test_a_template_that_opens_a_channel_is_refused(tmp_path):
-    tokenizer, _ = tokenizer_of(HARMONY, MARKS)
+    tokenizer, _ = tokenizer_of(HARMONY, SPECIAL_TOKENS)
     template = CHANNELS.replace("'<|start|>assistant' }}", "'<|start|>assistant<|channel|>final<|message|>' }}")
     with pytest.raises(ConfigError, match=r"its prompt ends with '.*final<\|message\|>' instead of <\|start"):
         Chat(write_model(tmp_path, template=template, tokenizer=tokenizer))

@@ -1,4 +1,4 @@
-"""What `check` finds in the options of training before anything is paid for."""
+"""`check` reports mistakes in the training options before anything is spent."""
 
 import pytest
 
@@ -8,12 +8,12 @@ from dasd_lite.run.check import unread_settings
 LORA = 'train.method={ kind = "lora", rank = 4, target_modules = ["q_proj", "model.layers.0.mlp.up_proj"] }'
 
 
-def test_a_layer_that_the_student_has_not(small_recipe, tmp_path, cli):
+def test_a_layer_that_the_student_does_not_have(small_recipe, tmp_path, cli):
     small_recipe(tmp_path)
     assert cli("check", "run.toml", LORA, cwd=tmp_path).rc == 0
-    ended = cli("check", "run.toml", LORA.replace("q_proj", "query"), cwd=tmp_path)
-    assert ended.rc == 2
-    assert ended.stderr == (
+    result = cli("check", "run.toml", LORA.replace("q_proj", "query"), cwd=tmp_path)
+    assert result.rc == 2
+    assert result.stderr == (
         "dasd-lite: train.method.target_modules: the student has no layer 'query'; it has down_proj, gate_proj, k_proj,"
         " o_proj, q_proj, up_proj, v_proj\n"
     )
@@ -22,19 +22,19 @@ def test_a_layer_that_the_student_has_not(small_recipe, tmp_path, cli):
 @pytest.mark.parametrize(
     ("overrides", "most"), [((), 8), (("select.keep=2",), 16), (("select.keep=9",), 16), (('select.rule="all"',), 16)]
 )
-def test_more_rows_a_step_than_answers_can_fill(overrides, most, small_recipe, tmp_path, cli):
+def test_more_rows_per_step_than_answers_that_are_kept(overrides, most, small_recipe, tmp_path, cli):
     small_recipe(tmp_path)
     low = "low.train.grad_accum_steps="
     assert cli("check", "run.toml", *overrides, f"{low}{most}", cwd=tmp_path).rc == 0
-    ended = cli("check", "run.toml", *overrides, f"{low}{most + 1}", cwd=tmp_path)
-    assert ended.rc == 2
-    assert ended.stderr == (
+    result = cli("check", "run.toml", *overrides, f"{low}{most + 1}", cwd=tmp_path)
+    assert result.rc == 2
+    assert result.stderr == (
         f"dasd-lite: phase 'low': train.micro_batch_size × train.grad_accum_steps = {most + 1} rows a step, but of 8"
         f" prompts at most {most} answers are kept; lower train.grad_accum_steps\n"
     )
 
 
-def test_options_of_training_that_nothing_reads(small_recipe, tmp_path):
+def test_training_options_without_effect_are_noted(small_recipe, tmp_path):
     path = small_recipe(tmp_path)
     weighted = ["low.select.weighting={ lam = 1.0 }", "low.select.keep=2"]
     (note,) = unread_settings(load_recipe(path, weighted))

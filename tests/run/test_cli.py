@@ -1,4 +1,4 @@
-"""The command line on a run of a few seconds: what is done is not done again, what differs is refused by name."""
+"""The command line on a run of a few seconds: finished work is not repeated, and differences are refused by name."""
 
 import json
 import re
@@ -16,7 +16,7 @@ def stages_of(run):
 
 
 def snapshot(folder):
-    """Every file but the lock and the report, with its content."""
+    """The content of every file except the lock and the report."""
     skipped = ("report.html", ".lock")
     return {
         str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in skipped
@@ -25,12 +25,12 @@ def snapshot(folder):
 
 @pytest.fixture
 def copied(finished, tmp_path) -> Path:
-    """A copy of the finished run that may be changed; its fingerprints know nothing of places."""
+    """A copy of the finished run that a test may change; fingerprints do not depend on the path."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
-def test_a_run_goes_down_the_chain(finished):
+def test_a_run_runs_every_stage_of_both_phases(finished):
     low = ["low/evaluate", "low/pack", "low/sample", "low/score", "low/select", "low/train"]
     mixed = ["mixed/evaluate", "mixed/mix", "mixed/mix/student", "mixed/pack", "mixed/select", "mixed/train"]
     assert stages_of(finished / "run") == ["base/evaluate", *low, *mixed]
@@ -48,29 +48,29 @@ def test_a_run_goes_down_the_chain(finished):
         assert sum(row["token_bytes"]) == len(row["completion"].encode()) - row["prefix_bytes"]
 
 
-def test_the_same_command_says_nothing_to_do_and_does_nothing(finished, cli):
+def test_the_same_command_has_nothing_to_do(finished, cli):
     before = snapshot(finished / "run")
-    done = cli("run", "run.toml", cwd=finished)
-    assert (done.rc, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[0] == "Nothing to do."
-    assert "report.html" in done.stdout
+    result = cli("run", "run.toml", cwd=finished)
+    assert (result.rc, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[0] == "Nothing to do."
+    assert "report.html" in result.stdout
     assert snapshot(finished / "run") == before
 
 
-def test_a_stage_by_its_name_is_the_same_stage(finished, cli):
-    done = cli("select", "run.toml", "--phase", "low", cwd=finished)
-    assert (done.rc, done.stdout.splitlines()[0]) == (0, "Nothing to do.")
-    assert "Next: dasd-lite run run.toml" in done.stdout
+def test_a_stage_command_runs_that_stage_of_the_recipe(finished, cli):
+    result = cli("select", "run.toml", "--phase", "low", cwd=finished)
+    assert (result.rc, result.stdout.splitlines()[0]) == (0, "Nothing to do.")
+    assert "Next: dasd-lite run run.toml" in result.stdout
     for stage in ("sample", "train"):
-        done = cli(stage, "run.toml", cwd=finished)
-        folder = done.stdout.splitlines()[-1].rpartition(" ")[2]
+        result = cli(stage, "run.toml", cwd=finished)
+        folder = result.stdout.splitlines()[-1].rpartition(" ")[2]
         assert cli("show", folder, cwd=finished).rc == 0, folder
 
 
 def test_the_same_seed_gives_the_same_bytes(finished, small_recipe, tmp_path, cli):
     small_recipe(tmp_path)
-    done = cli("run", "run.toml", cwd=tmp_path)
-    assert done.rc == 0, done.stderr
+    result = cli("run", "run.toml", cwd=tmp_path)
+    assert result.rc == 0, result.stderr
     one, other = snapshot(finished / "run"), snapshot(tmp_path / "run")
     assert one.keys() == other.keys()
     same = [name for name in one if name.endswith((".parquet", "manifest.json", "model.safetensors", "recipe.json"))]
@@ -80,18 +80,18 @@ def test_the_same_seed_gives_the_same_bytes(finished, small_recipe, tmp_path, cl
 
 def test_a_changed_option_is_refused_by_name_and_nothing_changes(copied, cli):
     before = snapshot(copied / "run")
-    done = cli("run", "run.toml", "select.keep=2", cwd=copied)
-    assert done.rc == 2
-    (line,) = done.stderr.splitlines()
+    result = cli("run", "run.toml", "select.keep=2", cwd=copied)
+    assert result.rc == 2
+    (line,) = result.stderr.splitlines()
     assert line.startswith("dasd-lite: run/low/select: made with another configuration (keep: 1 there, 2 now)")
     assert "--force" in line
     assert snapshot(copied / "run") == before, "recipe.json included"
 
 
-def test_force_replaces_what_differs_and_only_that(copied, cli):
+def test_force_replaces_only_what_differs(copied, cli):
     before = snapshot(copied / "run")
-    done = cli("select", "run.toml", "--phase", "low", "--force", "select.keep=2", cwd=copied)
-    assert done.rc == 0, done.stderr
+    result = cli("select", "run.toml", "--phase", "low", "--force", "select.keep=2", cwd=copied)
+    assert result.rc == 0, result.stderr
     assert read_manifest(copied / "run" / "low" / "select")["config"]["keep"] == 2
     per_prompt = read_table(copied / "run" / "low" / "select", "kept")["prompt_uid"].value_counts().to_pylist()
     assert max(entry["counts"] for entry in per_prompt) == 2
@@ -100,47 +100,47 @@ def test_force_replaces_what_differs_and_only_that(copied, cli):
     assert all(name.startswith("low/select/") or name == "recipe.json" for name in changed), changed
 
 
-def test_a_stage_alone_refuses_what_other_options_have_made(copied, cli):
+def test_a_stage_command_refuses_inputs_made_with_other_options(copied, cli):
     before = snapshot(copied / "run")
     for stage in ("pack", "train"):
         for force in ((), ("--force",)):
-            done = cli(stage, "run.toml", "--phase", "low", *force, "select.keep=2", cwd=copied)
-            (line,) = done.stderr.splitlines()
+            result = cli(stage, "run.toml", "--phase", "low", *force, "select.keep=2", cwd=copied)
+            (line,) = result.stderr.splitlines()
             assert line.startswith("dasd-lite: run/low/select: made with another configuration (keep: 1 there, 2 now)")
             assert "run select and what follows it with --force" in line
-            assert done.rc == 2 and snapshot(copied / "run") == before
+            assert result.rc == 2 and snapshot(copied / "run") == before
 
 
-def test_what_a_stage_puts_in_place_of_an_option_is_no_other_one(small_recipe, tmp_path, cli):
-    """A longest answer over the student's context is its context: the same folder, whichever way it is written."""
+def test_equivalent_spellings_of_an_option_are_the_same_configuration(small_recipe, tmp_path, cli):
+    """select.max_tokens above the student's context is clamped to it, so it can also be left out."""
     small_recipe(tmp_path)
     long = ("select.keep=2", "pack.seq_len=5000", "select.max_tokens=4000")
     for options in (long, long[:2]):
-        done = cli("select", "run.toml", "--phase", "low", *options, cwd=tmp_path)
-        assert done.rc == 2 and "low/sample" in done.stderr  # there is nothing yet
+        result = cli("select", "run.toml", "--phase", "low", *options, cwd=tmp_path)
+        assert result.rc == 2 and "low/sample" in result.stderr  # it has not run yet
     for stage in ("sample", "score", "select", "pack"):
         assert cli(stage, "run.toml", "--phase", "low", *long, cwd=tmp_path).rc == 0
     for options in (long, long[:2]):
-        done = cli("pack", "run.toml", "--phase", "low", *options, cwd=tmp_path)
-        assert (done.rc, done.stdout.splitlines()[:1]) == (0, ["Nothing to do."]), done.stderr
+        result = cli("pack", "run.toml", "--phase", "low", *options, cwd=tmp_path)
+        assert (result.rc, result.stdout.splitlines()[:1]) == (0, ["Nothing to do."]), result.stderr
     weighted = "low.select.weighting={ lam = 1.0 }"
     assert cli("select", "run.toml", "--phase", "low", "--force", *long, weighted, cwd=tmp_path).rc == 0
-    done = cli("pack", "run.toml", "--phase", "low", *long, cwd=tmp_path)
-    assert done.rc == 2 and "low/select: made with another configuration (weighting: {" in done.stderr
+    result = cli("pack", "run.toml", "--phase", "low", *long, cwd=tmp_path)
+    assert result.rc == 2 and "low/select: made with another configuration (weighting: {" in result.stderr
 
 
-def test_an_option_that_only_says_how_fast_is_no_other_configuration(finished, cli):
-    done = cli("run", "run.toml", "score.batch_tokens=77", "teacher.batch_size=3", cwd=finished)
-    assert (done.rc, done.stdout.splitlines()[0]) == (0, "Nothing to do.")
+def test_an_option_that_only_affects_speed_is_not_another_configuration(finished, cli):
+    result = cli("run", "run.toml", "score.batch_tokens=77", "teacher.batch_size=3", cwd=finished)
+    assert (result.rc, result.stdout.splitlines()[0]) == (0, "Nothing to do.")
 
 
-def test_a_folder_that_is_gone_is_made_again_and_the_rest_stays(copied, cli):
+def test_only_a_deleted_folder_is_made_again(copied, cli):
     before = snapshot(copied / "run")
     shutil.rmtree(copied / "run" / "low" / "select")
     shutil.rmtree(copied / "run" / "mixed" / "pack")
-    done = cli("run", "run.toml", cwd=copied)
-    assert done.rc == 0, done.stderr
-    assert re.findall(r"^(\w+/\w+) ", done.stdout, re.MULTILINE)[:2] == ["low/select", "mixed/pack"]
+    result = cli("run", "run.toml", cwd=copied)
+    assert result.rc == 0, result.stderr
+    assert re.findall(r"^(\w+/\w+) ", result.stdout, re.MULTILINE)[:2] == ["low/select", "mixed/pack"]
     after = snapshot(copied / "run")
     assert {name for name in before if after.get(name) != before[name]} <= {
         "low/select/timing.json",
@@ -149,33 +149,33 @@ def test_a_folder_that_is_gone_is_made_again_and_the_rest_stays(copied, cli):
 
 
 def test_a_stage_or_phase_that_is_not_in_the_recipe(finished, cli):
-    done = cli("select", "run.toml", "--phase", "lo", cwd=finished)
-    assert (done.rc, done.stderr) == (
+    result = cli("select", "run.toml", "--phase", "lo", cwd=finished)
+    assert (result.rc, result.stderr) == (
         2,
         "dasd-lite: this recipe has no stage select in phase lo; its phases are low, mixed\n",
     )
     assert cli("ingest", "run.toml", cwd=finished).rc == 2
 
 
-def test_check_says_what_a_run_costs_and_what_nothing_reads(finished, cli):
-    done = cli("check", "run.toml", "ingest.paths=['x']", cwd=finished)
-    assert done.rc == 0, done.stderr
-    assert "low: 16 answers of 8 prompts at T=0.6, at most 3,072 tokens" in done.stdout
-    assert "phase 'low' has source = 'sample': its [ingest] settings have no effect" in done.stdout
-    assert "Next: dasd-lite run run.toml 'ingest.paths=['" in done.stdout
+def test_check_reports_the_size_of_a_run_and_options_without_effect(finished, cli):
+    result = cli("check", "run.toml", "ingest.paths=['x']", cwd=finished)
+    assert result.rc == 0, result.stderr
+    assert "low: 16 answers of 8 prompts at T=0.6, at most 3,072 tokens" in result.stdout
+    assert "phase 'low' has source = 'sample': its [ingest] settings have no effect" in result.stdout
+    assert "Next: dasd-lite run run.toml 'ingest.paths=['" in result.stdout
 
 
 def test_usage_errors_exit_with_two(tmp_path, cli):
     for arguments in (["nonsense"], ["run"], ["init", "moon"], ["check", "run.toml", "--until", "never"]):
-        done = cli(*arguments, cwd=tmp_path)
-        assert done.rc == 2, arguments
-        assert "Traceback" not in done.stderr
+        result = cli(*arguments, cwd=tmp_path)
+        assert result.rc == 2, arguments
+        assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_screen_of_help_names_every_verb(tmp_path, cli):
-    done = cli("--help", cwd=tmp_path)
-    verbs = re.findall(r"^  (\w+) +\w", done.stdout.partition("Commands:")[2], re.MULTILINE)
+def test_help_lists_every_command(tmp_path, cli):
+    result = cli("--help", cwd=tmp_path)
+    commands = re.findall(r"^  (\w+) +\w", result.stdout.partition("Commands:")[2], re.MULTILINE)
     stages = ["sample", "ingest", "mix", "score", "select", "pack", "train", "evaluate"]
-    assert verbs == ["init", "check", "run", *stages, "report", "show", "demo"]
-    assert len(verbs) == 14
+    assert commands == ["init", "check", "run", *stages, "report", "show", "demo"]
+    assert len(commands) == 14

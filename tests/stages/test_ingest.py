@@ -1,4 +1,4 @@
-"""Rollouts that no teacher of ours sampled: those that are ingested, and where mix cuts a student's answer."""
+"""Rollouts that were not sampled here: what ingest accepts, and where mix cuts the answer of a student."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from dasd_lite.stages.mix import _cut_off, _with_room
 def run(tmp_path):
     """`run([row, …], [row, …])` ingests a file for each list; a row may be bytes."""
 
-    def ran(*files, out="ingest", **options):
+    def ingest_files(*files, out="ingest", **options):
         paths = []
         for i, rows in enumerate(files):
             paths.append(tmp_path / f"{i}.jsonl")
@@ -32,10 +32,10 @@ def run(tmp_path):
         ingest.ingest(config=IngestConfig(paths=paths), out=tmp_path / out, **options)
         return read_table(tmp_path / out, "rollouts").to_pylist()
 
-    return ran
+    return ingest_files
 
 
-def test_each_form_of_row(run, tmp_path):
+def test_every_accepted_form_of_a_row(run, tmp_path):
     first, second, third = run(
         [
             {"input": "q", "output": "<think>a</think> 5", "domain": "math", "answer": 5, "finish_reason": "stop"},
@@ -49,12 +49,12 @@ def test_each_form_of_row(run, tmp_path):
     assert (second["uid"], third["completion"]) == ("7", "c 🙂")
     assert [m["content"] for m in third["messages"]] == ["be brief", "s"]
     for row in (first, second, third):
-        assert row["logprobs"] is row["token_ids"] is row["token_bytes"] is None, "nothing is invented"
+        assert row["logprobs"] is row["token_ids"] is row["token_bytes"] is None, "unknown values stay null"
         assert row["prefix_bytes"] == 0
     assert read_manifest(tmp_path / "ingest")["counts"] == {"prompts": 3, "rollouts": 3}
 
 
-def test_answers_to_one_question_are_its_candidates(run):
+def test_answers_to_the_same_question_are_its_candidates(run):
     rows = run([{"input": "q", "output": str(n)} for n in range(3)], [{"input": "q", "output": "x"}])
     assert len({row["prompt_uid"] for row in rows}) == 1
     assert [row["index"] for row in rows] == [0, 1, 2, 3]
@@ -74,7 +74,7 @@ def test_answers_to_one_question_are_its_candidates(run):
         ({"input": "q", "output": "same"}, ["repeats the answer of", ":1 (uid"]),
     ],
 )
-def test_a_bad_row_is_one_line_and_when_it_is_mended_the_same_call_runs(run, tmp_path, bad, words):
+def test_a_bad_row_is_one_line_and_the_same_call_succeeds_once_it_is_fixed(run, tmp_path, bad, words):
     good = {"input": "q", "output": "same"}
     with pytest.raises(DataError) as error:
         run([good, bad])
@@ -99,7 +99,7 @@ def test_more_rows_than_a_batch(run):
     assert [row["messages"][0]["content"] for row in rows] == [f"q{n}" for n in range(600)]
 
 
-def test_a_changed_file_is_another_input(run, tmp_path):
+def test_a_changed_file_is_refused_and_replaced_with_force(run, tmp_path):
     rows = [{"input": "q", "output": "a"}]
     run(rows)
     run(rows)
@@ -109,7 +109,7 @@ def test_a_changed_file_is_another_input(run, tmp_path):
     assert not is_finished(tmp_path / "other", None)
 
 
-def test_scoring_needs_log_probabilities_and_says_what_else_can_be_done(run, tmp_path, demo):
+def test_scoring_without_log_probabilities_names_the_alternatives(run, tmp_path, demo):
     run([{"input": "q", "output": "a", "uid": "the one"}])
     student = Transformers(model=str(demo / "student"))
     with pytest.raises(DataError, match=r"ingest: rollout the one has no teacher log-probabilities.*'random' or 'all'"):
@@ -126,34 +126,35 @@ texts = st.lists(WORDS, min_size=1, max_size=40).map("".join)
 
 
 def cut(text, seed=0):
-    found = _cut_off({"completion": text, "prompt_uid": "q", "messages": []}, "mixed", seed)
-    assert found is None or "completion" not in found[0]
-    return None if found is None else found[1]
+    """The prefix that mix keeps of a text, or None if it has no place to cut."""
+    row_and_prefix = _cut_off({"completion": text, "prompt_uid": "q", "messages": []}, "mixed", seed)
+    assert row_and_prefix is None or "completion" not in row_and_prefix[0]
+    return None if row_and_prefix is None else row_and_prefix[1]
 
 
 @settings(max_examples=300, deadline=None)
 @given(text=texts, seed=st.integers(0, 5))
-def test_a_cut_is_in_the_second_half_at_a_border_of_tokens(text, seed):
+def test_a_cut_is_in_the_second_half_where_tokens_end(text, seed):
     prefix = cut(text, seed)
     if prefix is None:
         half = text[len(text) // 2 :]
-        assert not re.search(r"\S ", half), "there was a border"
+        assert not re.search(r"\S ", half), "there was a place to cut"
         return
     rest = text.removeprefix(prefix)
     assert text.startswith(prefix)
     assert len(text) // 2 <= len(prefix) <= len(text)
     assert prefix == cut(text, seed)
     before_space = rest.startswith(" ") and not prefix[-1:].isspace()
-    behind_lines = prefix.endswith("\n") and not re.match(r"\s*\n", rest)
-    assert before_space or behind_lines
+    after_lines = prefix.endswith("\n") and not re.match(r"\s*\n", rest)
+    assert before_space or after_lines
 
 
 @settings(max_examples=150, deadline=None)
 @given(text=texts)
-def test_both_tokenizers_keep_that_border(demo, text):
+def test_no_tokenizer_merges_tokens_across_a_cut(demo, text):
     prefix = cut(text)
     if prefix is None:
-        return  # there was no such place
+        return
     for chat in tokenizers(demo):
         apart = [*chat.encode(prefix).tolist(), *chat.encode(text.removeprefix(prefix)).tolist()]
         assert apart == chat.encode(text).tolist(), chat.folder.name
@@ -165,13 +166,13 @@ def tokenizers(demo, cache={}):  # noqa: B006
     return cache.values()
 
 
-def test_cuts_differ_from_answer_to_answer_and_by_the_seed():
+def test_cuts_depend_on_the_seed():
     text = " ".join(str(n) for n in range(100))
     assert len({len(cut(text, seed)) for seed in range(30)}) > 10
 
 
-def test_a_server_that_says_another_context_later_changes_no_plan(demo, tmp_path):
-    """The journal's positions must mean the same rollouts when the same command goes on, with the server gone."""
+def test_a_server_that_later_reports_another_context_does_not_change_the_plan(demo, tmp_path):
+    """Positions in the journal must mean the same rollouts when the command resumes, even without the server."""
     cut = [({"messages": [{"role": "user", "content": "Zq? " * n}]}, "<think> 1") for n in range(1, 20)]
     with ChatServer(habits=["vllm"]) as server:
         server.context = 60
@@ -180,4 +181,4 @@ def test_a_server_that_says_another_context_later_changes_no_plan(demo, tmp_path
     assert 0 < len(first) < len(cut)
     assert _with_room(cut, teacher, tmp_path) == first
     (tmp_path / "new").mkdir()
-    assert len(_with_room(cut, teacher, tmp_path / "new")) > len(first), "what it would have been"
+    assert len(_with_room(cut, teacher, tmp_path / "new")) > len(first), "without the stored context"

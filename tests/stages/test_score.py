@@ -1,4 +1,4 @@
-"""Scoring: student and teacher by the same code, with transformers, vLLM and behind a server; what is left unread."""
+"""Scoring by student and teacher, with transformers, vLLM, and a server; answers that are too long to score."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def models(demo):
 
 @pytest.fixture(scope="module")
 def sampled(demo, models, tmp_path_factory):
-    """24 answers of the teacher, some of them cut off."""
+    """24 answers of the teacher, some of them truncated."""
     out = tmp_path_factory.mktemp("sampled") / "sample"
     prompts = read_prompts(demo / "train.jsonl", limit=12)
     sample.sample(prompts, models[1], SampleConfig(num_samples=2, max_tokens=90), out=out, phase="low", seed=0)
@@ -74,7 +74,7 @@ def scored(sampled, models, tmp_path_factory):
 # --- the stage ------------------------------------------------------------------------------------------
 
 
-def test_sums_are_those_of_the_answer_and_its_end_token(scored, demo):
+def test_sums_cover_the_answer_and_its_end_token(scored, demo):
     plain = student.load_model(demo / "student", dtype="float32", attention="sdpa")
     for row in scored[:6]:
         ids, first = torch.tensor(row["ids"]), row["num_context_tokens"]
@@ -87,7 +87,7 @@ def test_sums_are_those_of_the_answer_and_its_end_token(scored, demo):
         assert row["student_mean_logprob"] == pytest.approx(values[:-1].mean().item(), abs=1e-4)
 
 
-def test_small_passes_score_as_one_large_one(scored, sampled, models, tmp_path):
+def test_small_batches_and_one_large_batch_give_the_same_scores(scored, sampled, models, tmp_path):
     score.score(sampled, models[0], ScoreConfig(batch_tokens=100_000, chunk_tokens=7), out=tmp_path / "score")
     for one, other in zip(rows_of(tmp_path / "score", "scores"), scored, strict=True):
         assert one["uid"] == other["uid"]
@@ -95,7 +95,7 @@ def test_small_passes_score_as_one_large_one(scored, sampled, models, tmp_path):
         assert one["surprisal_sum"] == pytest.approx(other["surprisal_sum"], abs=1e-3)
 
 
-def test_the_teacher_reads_what_it_has_sampled(scored, sampled, models, tmp_path, capsys):
+def test_the_teacher_scores_its_own_samples(scored, sampled, models, tmp_path, capsys):
     manifest = score.score(sampled, models[0], BY_TEACHER, out=tmp_path / "score", teacher=models[1]).manifest
     assert manifest["counts"] == {"rollouts": 24, "over_context": 0}
     rollouts = rows_of(sampled, "rollouts")
@@ -113,7 +113,7 @@ def test_the_teacher_reads_what_it_has_sampled(scored, sampled, models, tmp_path
     assert "noise between sampling and scoring by the teacher" in capsys.readouterr().out
 
 
-def test_the_teacher_reads_text_that_came_without_logprobs(scored, sampled, texts, models, tmp_path, capsys):
+def test_the_teacher_scores_text_without_log_probabilities(scored, sampled, texts, models, tmp_path, capsys):
     score.score(texts, models[0], BY_TEACHER, out=tmp_path / "score", teacher=models[1])
     finished = [row["finish_reason"] == "stop" for row in rows_of(sampled, "rollouts")]
     assert 5 < sum(finished) < 24
@@ -123,13 +123,13 @@ def test_the_teacher_reads_text_that_came_without_logprobs(scored, sampled, text
     for one, other, row, reading in zip(rows_of(tmp_path / "score", "scores"), scored, rollouts, read, strict=True):
         assert one["sentence_ends"] == other["sentence_ends"]
         np.testing.assert_allclose(one["p_student"], other["p_student"], atol=1e-5)
-        assert reading["token_bytes"][-1] == 0  # the end token, which the text does not have
-        spelt = len(row["token_ids"]) - (row["finish_reason"] == "stop")
-        if reading["token_ids"][:-1] == row["token_ids"][:spelt]:  # tokenized as it was sampled
+        assert reading["token_bytes"][-1] == 0  # the end token spells nothing
+        num_text_tokens = len(row["token_ids"]) - (row["finish_reason"] == "stop")
+        if reading["token_ids"][:-1] == row["token_ids"][:num_text_tokens]:  # tokenized as sampled
             same_tokens += 1
             np.testing.assert_allclose(one["p_teacher"], other["p_teacher"], atol=1e-4)
     assert same_tokens > 12
-    assert "noise" not in capsys.readouterr().out  # there is nothing to compare with
+    assert "noise" not in capsys.readouterr().out  # there are no earlier log-probabilities
     select.select(
         texts,
         models[0].model,
@@ -141,7 +141,7 @@ def test_the_teacher_reads_text_that_came_without_logprobs(scored, sampled, text
     )
 
 
-def test_another_teacher_than_the_one_that_wrote_is_refused(sampled, models, tmp_path):
+def test_a_teacher_other_than_the_one_that_sampled_is_refused(sampled, models, tmp_path):
     with pytest.raises(DataError, match=r"sampled from another teacher than .*student; score must use the same one"):
         score.score(sampled, models[0], BY_TEACHER, out=tmp_path / "score", teacher=models[0])
     with pytest.raises(ConfigError, match=r"no \[teacher\] table"):
@@ -149,7 +149,7 @@ def test_another_teacher_than_the_one_that_wrote_is_refused(sampled, models, tmp
     assert not (tmp_path / "score").exists()
 
 
-def test_an_unfinished_reading_goes_on(sampled, models, tmp_path, monkeypatch):
+def test_interrupted_scoring_by_the_teacher_resumes(sampled, models, tmp_path, monkeypatch):
     read, count = score._numbers, 0
 
     def stop(cell):
@@ -179,17 +179,17 @@ def shortened(model, folder, context):
     return model.model_copy(update={"model": str(folder)})
 
 
-def test_answers_over_the_student_s_context_are_counted_and_select_rejects_them(sampled, models, tmp_path):
+def test_answers_over_the_context_of_the_student_are_counted_and_rejected_by_select(sampled, models, tmp_path):
     lengths = sorted(len(row["ids"]) for row in rows_of_scores(sampled, models, tmp_path))
     small = shortened(models[0], tmp_path / "small", lengths[-5])
     over = sum(length > lengths[-5] for length in lengths)
     manifest = score.score(sampled, small, ScoreConfig(), out=tmp_path / "score").manifest
     assert manifest["counts"] == {"rollouts": 24, "over_context": over} and over > 0
     for row in rows_of(tmp_path / "score", "scores"):
-        unread = len(row["ids"]) > lengths[-5]
-        assert unread == (row["surprisal_sum"] is None) == (row["rank_sum"] is None)
-        assert unread == (row["student_mean_logprob"] is None)
-        assert not unread or np.isnan(row["p_student"]).all()
+        too_long = len(row["ids"]) > lengths[-5]
+        assert too_long == (row["surprisal_sum"] is None) == (row["rank_sum"] is None)
+        assert too_long == (row["student_mean_logprob"] is None)
+        assert not too_long or np.isnan(row["p_student"]).all()
         assert np.isfinite(row["p_teacher"]).any()
     options = {"require_think": False, "max_duplicate_lines": 1.0, "max_duplicate_sentences": 1.0, "keep": 2}
     chosen = select.select(
@@ -210,7 +210,7 @@ def rows_of_scores(sampled, models, folder):
     return rows_of(folder / "all", "scores")
 
 
-def test_an_answer_that_only_the_teacher_cannot_read_is_named(texts, models, tmp_path):
+def test_an_answer_over_the_context_of_the_teacher_is_named(texts, models, tmp_path):
     small = shortened(models[1], tmp_path / "small", 60)
     with pytest.raises(
         DataError, match=r"rollout \S+ has \d+ tokens, which with its prompt is over the teacher's context"
@@ -219,13 +219,13 @@ def test_an_answer_that_only_the_teacher_cannot_read_is_named(texts, models, tmp
     assert "\n" not in str(error.value)
 
 
-def test_four_bits(scored, sampled, models, tmp_path):
+def test_scoring_in_four_bits(scored, sampled, models, tmp_path):
     score.score(sampled, models[0], ScoreConfig(four_bit=True), out=tmp_path / "score")
     gaps = [
         np.abs(np.subtract(one["p_student"], other["p_student"]))
         for one, other in zip(rows_of(tmp_path / "score", "scores"), scored, strict=True)
     ]
-    assert 1e-5 < np.nanmean(np.concatenate(gaps)) < 0.1  # the weights are others, and near
+    assert 1e-5 < np.nanmean(np.concatenate(gaps)) < 0.1  # the quantized weights differ, but not by much
     with pytest.raises(ValueError, match="four_bit = true needs engine = 'transformers'"):
         ScoreConfig(four_bit=True, engine="vllm")
 
@@ -234,10 +234,10 @@ def test_four_bits(scored, sampled, models, tmp_path):
 
 
 class Echo(BaseHTTPRequestHandler):
-    """Answers /completions like vLLM: the prompt's ids come back with their log-probabilities."""
+    """Answers /completions like vLLM, with the log-probabilities of the prompt's ids."""
 
     def log_message(self, *_):
-        """Say nothing."""
+        """Print nothing."""
 
     def do_GET(self):
         self.send({"data": [{"id": "teacher", "owned_by": "vllm", "max_model_len": 1024}]})
@@ -248,7 +248,7 @@ class Echo(BaseHTTPRequestHandler):
         with self.server.lock:
             [(_, values, _)] = self.server.scorer.score([(0, np.array(body["prompt"], dtype=np.int32))])
         values = [None, *values[1:].tolist(), -1.0]
-        if self.server.mute:
+        if self.server.omits_prompt:
             values = values[-1:]
         logprobs = {"tokens": ["x"] * len(values), "token_logprobs": values}
         usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": 1}
@@ -268,7 +268,7 @@ class Echo(BaseHTTPRequestHandler):
 def echo(models):
     with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
         server.daemon_threads = server.block_on_close = True
-        server.lock, server.mute = threading.Lock(), False
+        server.lock, server.omits_prompt = threading.Lock(), False
         server.scorer, _ = open_scorer(models[1])
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -282,7 +282,7 @@ def endpoint(url, tokenizer):
     return Endpoint(kind="endpoint", model="teacher", base_urls=[url], tokenizer=tokenizer, **options)
 
 
-def test_a_teacher_behind_a_server_reads_as_one_here(echo, texts, models, tmp_path):
+def test_a_teacher_behind_a_server_gives_the_same_scores_as_a_local_one(echo, texts, models, tmp_path):
     served = endpoint(f"http://127.0.0.1:{echo.server_port}/v1", models[1].model)
     for name, teacher in (("here", models[1]), ("served", served)):
         score.score(texts, models[0], BY_TEACHER, out=tmp_path / name, teacher=teacher)
@@ -293,7 +293,7 @@ def test_a_teacher_behind_a_server_reads_as_one_here(echo, texts, models, tmp_pa
 
 
 def test_a_server_that_does_not_echo_is_named(echo, texts, models, tmp_path):
-    echo.mute = True
+    echo.omits_prompt = True
     served = endpoint(f"http://127.0.0.1:{echo.server_port}/v1", models[1].model)
     with pytest.raises(EndpointError, match="'teacher' does not echo the prompt's log-probabilities"):
         score.score(texts, models[0], BY_TEACHER, out=tmp_path / "score", teacher=served)
@@ -309,7 +309,7 @@ def test_a_server_without_a_tokenizer_is_refused(texts, models, tmp_path):
 
 
 @pytest.mark.xdist_group("vllm")
-def test_vllm_agrees_and_tells_the_noise(vllm_teacher, sampled, models, tmp_path, capsys):
+def test_vllm_agrees_and_reports_the_noise(vllm_teacher, sampled, models, tmp_path, capsys):
     score.score(sampled, models[1], ScoreConfig(), out=tmp_path / "transformers")
     score.score(sampled, Vllm(**vllm_teacher), ScoreConfig(engine="vllm"), out=tmp_path / "score")
     scored = rows_of(tmp_path / "transformers", "scores")
@@ -318,7 +318,7 @@ def test_vllm_agrees_and_tells_the_noise(vllm_teacher, sampled, models, tmp_path
         np.testing.assert_allclose(one["p_student"], other["p_student"], atol=1e-4)
         np.testing.assert_array_equal(one["p_teacher"], other["p_teacher"])
         assert one["surprisal_sum"] == pytest.approx(other["surprisal_sum"], abs=1e-2)
-        assert one["rank_sum"] is None  # vLLM counts ties otherwise
+        assert one["rank_sum"] is None  # vLLM counts ties differently
     timing = read_timing(tmp_path / "score")
     assert 0 <= timing["engine_noise_mean"] <= timing["engine_noise_largest"] < 1e-4
     assert timing["engine_noise_sentence"] < 1e-4
@@ -328,7 +328,7 @@ def test_vllm_agrees_and_tells_the_noise(vllm_teacher, sampled, models, tmp_path
 
 
 @pytest.mark.xdist_group("vllm")
-def test_a_teacher_in_vllm_reads_as_one_in_transformers(vllm_teacher, texts, models, tmp_path):
+def test_a_teacher_in_vllm_gives_the_same_scores_as_in_transformers(vllm_teacher, texts, models, tmp_path):
     for name, teacher in (("transformers", models[1]), ("vllm", Vllm(**vllm_teacher))):
         score.score(texts, models[0], BY_TEACHER, out=tmp_path / name, teacher=teacher)
     for one, other in zip(
@@ -338,17 +338,19 @@ def test_a_teacher_in_vllm_reads_as_one_in_transformers(vllm_teacher, texts, mod
         np.testing.assert_allclose(one["logprobs"], other["logprobs"], atol=1e-4)
 
 
-def test_noise_that_reaches_into_the_margin_is_warned_of(sampled, models, capsys):
+def test_noise_between_engines_above_the_limit_is_noted(sampled, models, capsys):
     folder = Path(models[0].model)
-    reader = score._StudentScorer(models[0], folder, ScoreConfig())
-    reader._model = Vllm(kind="vllm", model=models[0].model)  # what it says comes from there
-    items = list(reader.remember_first(score._student_items(sampled, None, reader.chat, reader.context, set())))
+    by_student = score._StudentScorer(models[0], folder, ScoreConfig())
+    by_student._model = Vllm(kind="vllm", model=models[0].model)  # as if vLLM had computed the scores below
+    items = list(
+        by_student.remember_first(score._student_items(sampled, None, by_student.chat, by_student.context, set()))
+    )
     assert len(items) == 24
     for item in items:
-        [(_, said, ranks)] = reader.scorer.score([(0, item.ids)])
-        reader.row(item, said - np.float32(0.2), ranks)
-    reader.scorer.close()
-    noise = reader.noise_of_engines()
+        [(_, logprobs, ranks)] = by_student.scorer.score([(0, item.ids)])
+        by_student.row(item, logprobs - np.float32(0.2), ranks)
+    by_student.scorer.close()
+    noise = by_student.noise_of_engines()
     assert noise["engine_noise_mean"] == pytest.approx(0.2, abs=1e-4)
     assert 0.05 < noise["engine_noise_sentence"] <= 1 - math.exp(-0.2) + 1e-4
     printed = capsys.readouterr()
@@ -363,19 +365,19 @@ def recipe(demo, **more):
     )
 
 
-def test_who_reads_must_be_there(demo):
+def test_a_recipe_with_scores_by_the_teacher_needs_a_teacher_that_can_score(demo):
     served = {"kind": "endpoint", "model": "x", "base_urls": ["http://localhost:1/v1"]}
     with pytest.raises(ValueError, match=r"phase 'given': score\.by = 'teacher' .* no \[teacher\] table"):
         recipe(demo)
     with pytest.raises(ValueError, match=r"score\.by = 'teacher' needs teacher\.tokenizer"):
         recipe(demo, teacher=served)
-    whole = recipe(demo, teacher=served | {"tokenizer": str(demo / "teacher")})
-    [step] = [step for step in plan(whole) if step.stage == "score"]
+    complete = recipe(demo, teacher=served | {"tokenizer": str(demo / "teacher")})
+    [step] = [step for step in plan(complete) if step.stage == "score"]
     assert step.asks
-    assert whole.phase[0].score.by == "teacher"
+    assert complete.phase[0].score.by == "teacher"
 
 
-def test_a_context_is_the_model_s_or_the_engine_s(models):
+def test_the_context_is_that_of_the_model_or_of_its_engine(models):
     chat = Chat(Path(models[0].model))
     assert context_of(models[0], chat) == chat.context
     small = Vllm(kind="vllm", model=models[0].model, max_model_len=77)
@@ -387,14 +389,14 @@ def test_a_scorer_takes_sequences_of_any_length_in_any_order(models):
     scorer, chat = open_scorer(models[0], batch_tokens=50)
     rng = np.random.default_rng(0)
     sequences = {7 * i: rng.integers(0, chat.vocab_size, n, dtype=np.int32) for i, n in enumerate([3, 90, 1, 20, 20])}
-    found = {position: (values, ranks) for position, values, ranks in scorer.score(sequences.items())}
-    assert found.keys() == sequences.keys()
-    for position, (values, ranks) in found.items():
+    scores = {position: (values, ranks) for position, values, ranks in scorer.score(sequences.items())}
+    assert scores.keys() == sequences.keys()
+    for position, (values, ranks) in scores.items():
         assert len(values) == len(ranks) == len(sequences[position])
         assert np.isnan(values[0]) and np.isfinite(values[1:]).all() and (ranks[1:] > 0).all()
     assert not list(scorer.score([]))
     scorer.close()
 
 
-def test_the_columns_of_a_rollout_are_those_that_score_reads():
+def test_every_column_that_score_reads_is_a_column_of_rollouts():
     assert set(score._COLUMNS) <= set(ROLLOUT.names)

@@ -1,4 +1,4 @@
-"""Selection on rollouts made by hand: every reason with its value, each rule, budgets, and what is refused."""
+"""Selection on handmade rollouts: every reason with its value, each rule, budgets, weights, and what is refused."""
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +53,9 @@ def chat(demo):
 def run(tmp_path, demo, chat):
     """`run(rows, **config)` selects; `classes={uid: "TTS="}` gives the rollouts scores."""
 
-    def ran(rows, *, classes=None, max_tokens=10_000, seed=0, mask_prefix=False, out="select", force=False, **config):
+    def select_rows(
+        rows, *, classes=None, max_tokens=10_000, seed=0, mask_prefix=False, out="select", force=False, **config
+    ):
         source = tmp_path / "rollouts"
         if not source.exists():
             write(source, "rollouts", ROLLOUT, rows)
@@ -75,11 +77,11 @@ def run(tmp_path, demo, chat):
         )
         return tmp_path / out
 
-    return ran
+    return select_rows
 
 
 def score(chat, row, classes):
-    """T: p_T − p_S = 0.8; S: the reverse; =: equal; ·: no token begins in it."""
+    """A score row with a sentence per letter: T: p_T − p_S = 0.8, S: -0.8, =: 0, t: 0.15, ·: no token begins in it."""
     p = {"T": (0.9, 0.1), "S": (0.1, 0.9), "=": (0.5, 0.5), "·": (np.nan, 0.5), "t": (0.45, 0.30)}
     p_teacher, p_student = zip(*(p[c] for c in classes), strict=True) if classes else ((), ())
     ids, num_context = chat.example(row["messages"], row["completion"])
@@ -101,17 +103,15 @@ def kept(folder):
 
 
 def rejected(folder):
-    found = {}
-    for batch in batches(folder, "rejected"):
-        for row in batch.to_pylist():
-            found[row["uid"]] = (row["reason"], row["value"])
-    return found
+    """The reason and value of each rejected rollout, by uid."""
+    rows = [row for batch in batches(folder, "rejected") for row in batch.to_pylist()]
+    return {row["uid"]: (row["reason"], row["value"]) for row in rows}
 
 
 # --- filters ----------------------------------------------------------------------------------------
 
 
-def test_each_filter_gives_its_reason_and_the_number_behind_it(run, chat):
+def test_each_filter_reports_its_reason_and_value(run, chat):
     tokens = len(chat.example(rollout("x")["messages"], GOOD)[0])
     long = GOOD.replace("Up 1", "Up 1 " + " ".join(str(n) for n in range(400)))
     lines = f"<think>\n{LINE * 4}</think>\nAnswer: 4"
@@ -124,8 +124,8 @@ def test_each_filter_gives_its_reason_and_the_number_behind_it(run, chat):
         rollout("bad header", finish_reason="malformed"),
         rollout("refuses", finish_reason="refusal"),
         rollout("filtered", finish_reason="content_filter"),
-        rollout("stopped otherwise", finish_reason="abort"),
-        rollout("not told", finish_reason="unknown", completion=GOOD + " <function=f>"),
+        rollout("aborted", finish_reason="abort"),
+        rollout("reason unknown", finish_reason="unknown", completion=GOOD + " <function=f>"),
         rollout("no thought", "Answer: 4"),
         rollout("two thoughts", "<think> a </think> b </think> Answer: 4"),
         rollout("no answer", "<think> a </think>\n "),
@@ -142,8 +142,9 @@ def test_each_filter_gives_its_reason_and_the_number_behind_it(run, chat):
         rollout("grams", grams),
     ]
     folder = run(rows, max_tokens=tokens + 700)
-    found = rejected(folder)
-    reasons = {uid: reason for uid, (reason, _) in found.items()}
+    why = rejected(folder)
+    reasons = {uid: reason for uid, (reason, _) in why.items()}
+    values = {uid: value for uid, (_, value) in why.items()}
     assert kept(folder) == ["good"]
     assert reasons == {
         "cut off": "truncated",
@@ -151,8 +152,8 @@ def test_each_filter_gives_its_reason_and_the_number_behind_it(run, chat):
         "bad header": "malformed channels",
         "refuses": "refused",
         "filtered": "refused",
-        "stopped otherwise": "unfinished",
-        "not told": "function call",
+        "aborted": "unfinished",
+        "reason unknown": "function call",
         **dict.fromkeys(["no thought", "empty thought", "empty"], "no thinking"),
         **dict.fromkeys(["no answer", "not closed"], "no answer"),
         **dict.fromkeys(["two thoughts", "opened twice", "text before", "closed, not opened"], "structure"),
@@ -162,33 +163,33 @@ def test_each_filter_gives_its_reason_and_the_number_behind_it(run, chat):
         "sentences": "repeated sentences",
         "grams": "repeated n-grams",
     }
-    assert found["cut off"][1] == tokens
-    assert (found["no thought"][1], found["two thoughts"][1]) == (0, 2)
-    assert found["call"][1] == 2
-    assert found["long"][1] == len(chat.example(rollout("x")["messages"], long)[0]) > tokens + 700
-    assert found["lines"][1] == pytest.approx(3 * len(LINE.strip()) / len(lines), abs=0.03)
-    assert found["sentences"][1] == pytest.approx(3 * len(SENTENCE) / len(sentences), abs=0.06)
-    assert found["grams"][1] > 0.5
+    assert values["cut off"] == tokens
+    assert (values["no thought"], values["two thoughts"]) == (0, 2)
+    assert values["call"] == 2
+    assert values["long"] == len(chat.example(rollout("x")["messages"], long)[0]) > tokens + 700
+    assert values["lines"] == pytest.approx(3 * len(LINE.strip()) / len(lines), abs=0.03)
+    assert values["sentences"] == pytest.approx(3 * len(SENTENCE) / len(sentences), abs=0.06)
+    assert values["grams"] > 0.5
     counts = read_manifest(folder)["counts"]
     assert counts["rollouts"] == len(rows)
     assert counts["kept"] == counts["prompts_kept"] == 1
     assert sum(counts["rejected"].values()) == len(rows) - 1
     assert counts["rejected_values"]["function call"] == [1, tokens]
-    assert counts["rejected_values"]["repeated n-grams"] == [found["grams"][1]] * 2
+    assert counts["rejected_values"]["repeated n-grams"] == [values["grams"]] * 2
     table = rejections(read_manifest(folder))
     assert table is not None and table.row_count == len(counts["rejected"])
 
 
-def test_the_table_tells_of_filters_only_and_writes_counts_whole():
+def test_the_table_of_rejections_shows_filters_only_and_counts_as_integers():
     counts = {
         "rollouts": 1200,
         "rejected": {"rank": 500, "truncated": 30, "repeated lines": 6},
         "rejected_values": {"rank": [0.0, 2.5], "truncated": [1234.0, 32768.0], "repeated lines": [0.31234, 1.0]},
     }
     screen = Console(width=80)
-    with screen.capture() as told:
+    with screen.capture() as capture:
         screen.print(rejections({"stage": "select", "counts": counts}))
-    lines = [line.split() for line in told.get().splitlines()]
+    lines = [line.split() for line in capture.get().splitlines()]
     assert lines[1:] == [
         ["truncated", "30", "2.5%", "1,234", "32,768"],
         ["repeated", "lines", "6", "0.5%", "0.312", "1"],
@@ -202,7 +203,7 @@ def test_the_first_filter_that_fails_is_the_reason(run):
     assert rejected(run([row, rollout("good")]))["all wrong"][0] == "truncated"
 
 
-def test_filters_can_be_opened(run):
+def test_filters_can_be_turned_off(run):
     rows = [rollout("no thought", "Answer: 4"), rollout("lines", f"<think> {LINE * 4}</think>\nAnswer: 4")]
     folder = run(
         rows, require_think=False, max_duplicate_lines=1.0, max_duplicate_sentences=1.0, max_repeated_ngrams=1.0
@@ -221,21 +222,21 @@ def test_all_rejected_is_one_line_with_the_counts(run, tmp_path):
     rows = [rollout(str(n), finish_reason="length") for n in range(3)] + [rollout("x", "Answer: 4")]
     with pytest.raises(DataError) as error:
         run(rows)
-    told = str(error.value)
-    assert told.startswith(f"{tmp_path}/rollouts: all 4 candidates are rejected: truncated 3 (raise max_tokens")
-    assert "no thinking 1 (" in told and "select.require_think = false" in told
-    assert "\n" not in str(error.value)
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path}/rollouts: all 4 candidates are rejected: truncated 3 (raise max_tokens")
+    assert "no thinking 1 (" in message and "select.require_think = false" in message
+    assert "\n" not in message
     assert not (tmp_path / "select").exists(), "nothing half-written"
 
 
 # --- what is kept -------------------------------------------------------------------------------------
 
 
-def test_what_is_kept_is_the_rollout_and_the_ids_that_the_student_reads(run, chat):
+def test_a_kept_row_is_the_rollout_and_the_ids_for_the_student(run, chat):
     row = rollout("a", domain="code", answer=None, index=3)
-    (found,) = read_table(run([row]), "kept").to_pylist()
+    (kept_row,) = read_table(run([row]), "kept").to_pylist()
     ids, num_context = chat.example(row["messages"], GOOD)
-    assert found == row | {
+    assert kept_row == row | {
         "ids": ids.tolist(),
         "num_context_tokens": num_context,
         "score": None,
@@ -245,11 +246,11 @@ def test_what_is_kept_is_the_rollout_and_the_ids_that_the_student_reads(run, cha
     }
 
 
-def test_scores_bring_sentences_classes_and_what_the_rule_ranked_by(run):
+def test_scores_add_sentence_counts_class_counts_and_the_score_of_the_rule(run):
     classes = {"a": "TS=·T", "b": "T"}
     folder = run([rollout("a"), rollout("b")], classes=classes, rule="count")
-    (found,) = read_table(folder, "kept").to_pylist()
-    assert (found["uid"], found["score"], found["num_sentences"], found["class_counts"]) == ("a", 2.0, 5, [1, 2, 1])
+    (row,) = read_table(folder, "kept").to_pylist()
+    assert (row["uid"], row["score"], row["num_sentences"], row["class_counts"]) == ("a", 2.0, 5, [1, 2, 1])
     assert rejected(folder) == {"b": ("rank", 1.0)}
 
 
@@ -266,16 +267,16 @@ def ranked_rows():
     ("rule", "best"),
     [("count", "long"), ("ratio", "short"), ("length_matched", "short")],
 )
-def test_rules(run, rule, best):
+def test_each_rule_keeps_its_best_candidate(run, rule, best):
     folder = run(ranked_rows(), classes=RANKED, rule=rule)
-    assert kept(folder) == [best, "other"], "the best of each question, in the order of the data"
+    assert kept(folder) == [best, "other"], "the best answer to each question, in the order of the data"
     values = {uid: value for uid, (reason, value) in rejected(folder).items() if reason == "rank"}
     assert len(values) == 2
     (score, _) = read_table(folder, "kept")["score"].to_pylist()
     assert all(score > value for value in values.values())
 
 
-def test_the_random_rule_is_a_function_of_the_seed(run):
+def test_the_random_rule_depends_only_on_the_seed(run):
     rows = [rollout(f"{prompt}{n}", prompt=prompt) for prompt in "abcdefgh" for n in range(4)]
     first, again, other = (
         kept(run(rows, rule="random", seed=seed, out=out)) for seed, out in [(0, "x"), (0, "y"), (1, "z")]
@@ -284,19 +285,19 @@ def test_the_random_rule_is_a_function_of_the_seed(run):
     assert [uid[0] for uid in first] == list("abcdefgh")
 
 
-def test_keep_takes_more_and_equal_ones_in_order(run):
+def test_keep_may_be_above_1_and_ties_are_kept_in_order(run):
     rows = [rollout(str(n)) for n in range(5)]
     classes = dict.fromkeys("01234", "T=")
     assert kept(run(rows, classes=classes, rule="count", keep=2)) == ["0", "1"]
     assert kept(run(rows, classes=classes, rule="count", keep=9, out="more")) == ["0", "1", "2", "3", "4"]
 
 
-def test_rejected_candidates_do_not_take_a_place(run):
+def test_rejected_candidates_do_not_count_toward_keep(run):
     rows = [rollout("best", finish_reason="length"), rollout("second"), rollout("third")]
     assert kept(run(rows, classes={"best": "TTT", "second": "TT", "third": "T"}, rule="count")) == ["second"]
 
 
-def test_beta_draws_the_line(run):
+def test_beta_is_the_threshold_between_classes(run):
     rows = [rollout("a"), rollout("b")]  # t: a difference of 0.15
     assert kept(run(rows, classes={"a": "tt=", "b": "T=="}, rule="count", beta=0.1)) == ["a"]
     assert kept(run(rows, classes={"a": "tt=", "b": "T=="}, rule="count", beta=0.2, out="other")) == ["b"]
@@ -313,7 +314,7 @@ def test_budgets_are_per_domain_and_reproducible(run):
     assert kept(run(rows, budget={"math": 4, "poetry": 1}, out="again")) == kept(folder)
     assert kept(run(rows, budget={"math": 4, "poetry": 1}, seed=1, out="other")) != kept(folder)
     smaller = kept(run(rows, budget={"math": 3}, out="smaller"))
-    assert set(smaller) < set(kept(folder)), "a smaller budget keeps some of the same"
+    assert set(smaller) < set(kept(folder)), "a smaller budget keeps a subset"
 
 
 def test_a_masked_prefix_is_context(run, chat):
@@ -330,8 +331,8 @@ def test_a_masked_prefix_is_context(run, chat):
 # --- weights ------------------------------------------------------------------------------------------
 
 
-def told(uid, logprobs, prompt="q", **columns):
-    """A rollout whose first token is all of its text; the others, like an end token, are none of it."""
+def with_logprobs(uid, logprobs, prompt="q", **columns):
+    """A rollout whose first token spells all of its text; the others spell nothing, as an end token does."""
     size = len((columns.get("completion", GOOD)).encode()) - columns.get("prefix_bytes", 0)
     tokens = {"token_ids": list(range(len(logprobs))), "logprobs": logprobs}
     return rollout(uid, prompt=prompt, **columns, **tokens, token_bytes=[size, *[0] * (len(logprobs) - 1)])
@@ -347,8 +348,8 @@ def softmax(lam, *means):
     return (w * len(w) / w.sum()).tolist()
 
 
-def test_without_weighting_there_is_no_weight_and_nobody_speaks_of_it(run):
-    folder = run([told("a", [-1.0]), told("b", [-2.0])])
+def test_without_weighting_there_are_no_weights_and_they_are_not_mentioned(run):
+    folder = run([with_logprobs("a", [-1.0]), with_logprobs("b", [-2.0])])
     assert weights_of(folder) == {"a": None, "b": None}
     manifest = read_manifest(folder)
     assert not {"lam", "effective_sample_size", "weight_range"} & manifest["counts"].keys()
@@ -357,52 +358,52 @@ def test_without_weighting_there_is_no_weight_and_nobody_speaks_of_it(run):
 
 def test_weights_follow_the_mean_log_probability_of_the_text(run):
     rows = [
-        told("a", [-1.0, -77.0]),  # the end token does not count
-        told("b", [-1.5]),
-        told("alone", [-9.0], prompt="other"),
-        told("c", [-2.0], prefix_bytes=7),  # of a mixed one the teacher's part
-        told("cut", [-0.1], finish_reason="length"),
-        rollout("silent and rejected", finish_reason="length"),
+        with_logprobs("a", [-1.0, -77.0]),  # the end token does not count
+        with_logprobs("b", [-1.5]),
+        with_logprobs("alone", [-9.0], prompt="other"),
+        with_logprobs("c", [-2.0], prefix_bytes=7),  # only the teacher's part of a mixed rollout counts
+        with_logprobs("cut", [-0.1], finish_reason="length"),
+        rollout("rejected without log-probabilities", finish_reason="length"),
     ]
     rows[1] |= {"logprobs": [-2.0, -1.0], "token_ids": [1, 2], "token_bytes": [0, len(GOOD)]}
     folder = run(rows, weighting=Weighting(lam=0.8))
-    found = weights_of(folder)
-    assert [found[uid] for uid in "abc"] == pytest.approx(softmax(0.8, -1.0, -1.5, -2.0), rel=1e-6)
-    assert found["alone"] == 1.0
+    weights = weights_of(folder)
+    assert [weights[uid] for uid in "abc"] == pytest.approx(softmax(0.8, -1.0, -1.5, -2.0), rel=1e-6)
+    assert weights["alone"] == 1.0
     assert read_table(folder, "rejected")["weight"].to_pylist() == [None, None]
     counts = read_manifest(folder)["counts"]
-    w = np.array([found[uid] for uid in "abc"])
+    w = np.array([weights[uid] for uid in "abc"])
     assert counts["lam"] == 0.8
     assert counts["effective_sample_size"] == pytest.approx(w.sum() ** 2 / (w @ w) / 3, rel=1e-6)
     assert counts["weight_range"] == [pytest.approx(w.min()), pytest.approx(w.max())]
 
 
-@pytest.mark.parametrize("favour", ["likely", "unlikely"])
-def test_lambda_is_chosen_by_the_effective_sample_size(run, favour):
+@pytest.mark.parametrize("favor", ["likely", "unlikely"])
+def test_lambda_is_chosen_by_the_effective_sample_size(run, favor):
     rng = np.random.default_rng(0)
-    rows = [told(f"{p}{n}", [float(-rng.gamma(2))], prompt=str(p)) for p in range(30) for n in range(4)]
-    folder = run(rows, weighting=Weighting(favor=favour))
+    rows = [with_logprobs(f"{p}{n}", [float(-rng.gamma(2))], prompt=str(p)) for p in range(30) for n in range(4)]
+    folder = run(rows, weighting=Weighting(favor=favor))
     manifest = read_manifest(folder)
     lam = manifest["counts"]["lam"]
-    assert (lam > 0) == (favour == "likely")
+    assert (lam > 0) == (favor == "likely")
     assert manifest["counts"]["effective_sample_size"] == pytest.approx(0.7, abs=1e-3)
     assert f"λ {lam:.3g}, effective sample size 0.70 of k, " in summary(folder)
-    found = weights_of(folder)
-    assert np.mean([found[f"7{n}"] for n in range(4)]) == pytest.approx(1, abs=1e-6)
+    weights = weights_of(folder)
+    assert np.mean([weights[f"7{n}"] for n in range(4)]) == pytest.approx(1, abs=1e-6)
 
 
-def test_with_scores_the_mean_is_theirs_and_only_those_kept_share_a_prompt(run, tmp_path, chat):
+def test_with_scores_the_means_are_from_the_scores_and_only_kept_answers_count(run, tmp_path, chat):
     means = {"a": -1.0, "b": -1.25, "c": -3.0, "d": -0.5}
     classes = {"a": "TT", "b": "TTT", "c": "T", "d": "TTT"}
     rows = [rollout(uid, prompt="other" if uid == "d" else "q") for uid in means]
     scores = [score(chat, row, classes[row["uid"]]) | {"teacher_mean_logprob": means[row["uid"]]} for row in rows]
     write(tmp_path / "scores", "scores", SCORE, scores)
-    found = weights_of(run(rows, classes=classes, rule="count", keep=2, weighting=Weighting(lam=2.0)))
+    weights = weights_of(run(rows, classes=classes, rule="count", keep=2, weighting=Weighting(lam=2.0)))
     a, b = softmax(2.0, -1.0, -1.25)
-    assert found == {"a": pytest.approx(a), "b": pytest.approx(b), "d": 1.0}
+    assert weights == {"a": pytest.approx(a), "b": pytest.approx(b), "d": 1.0}
 
 
-def test_lambda_0_asks_nobody_and_one_answer_a_prompt_is_noted(run, capsys):
+def test_lambda_0_needs_no_log_probabilities_and_single_answers_are_noted(run, capsys):
     folder = run([rollout("a"), rollout("b")], rule="random", weighting=Weighting(lam=0))
     assert list(weights_of(folder).values()) == [1.0]
     manifest = read_manifest(folder)
@@ -414,7 +415,7 @@ def test_lambda_0_asks_nobody_and_one_answer_a_prompt_is_noted(run, capsys):
 
 
 def test_a_kept_answer_without_log_probabilities_is_refused_by_name(run, tmp_path):
-    rows = [told("a", [-1.0]), rollout("b"), rollout("c", finish_reason="length"), rollout("d")]
+    rows = [with_logprobs("a", [-1.0]), rollout("b"), rollout("c", finish_reason="length"), rollout("d")]
     with pytest.raises(DataError) as error:
         run(rows, weighting=Weighting())
     assert str(error.value) == (
@@ -432,8 +433,8 @@ def test_scores_without_the_teacher_are_refused_too(run, tmp_path, chat):
         run(rows, classes={}, weighting=Weighting(lam=1.0))
 
 
-def test_weights_need_more_than_one_answer_a_prompt(run):
-    rows = [told("a", [-1.0]), told("b", [-2.0], prompt="other")]
+def test_weights_need_more_than_one_answer_per_prompt(run):
+    rows = [with_logprobs("a", [-1.0]), with_logprobs("b", [-2.0], prompt="other")]
     for weighting in (Weighting(), Weighting(lam=0.5)):
         with pytest.raises(DataError, match=r"select\.weighting .* but select\.keep = 1 keeps one; raise it"):
             run(rows, rule="random", weighting=weighting)
@@ -441,8 +442,8 @@ def test_weights_need_more_than_one_answer_a_prompt(run):
         run(rows, rule="random", keep=2, weighting=Weighting())
 
 
-def test_tokens_without_all_of_their_columns_are_refused(run):
-    rows = [told("a", [-1.0]), told("b", [-1.0, -2.0]) | {"token_bytes": [len(GOOD)]}]
+def test_token_columns_of_different_lengths_are_refused(run):
+    rows = [with_logprobs("a", [-1.0]), with_logprobs("b", [-1.0, -2.0]) | {"token_bytes": [len(GOOD)]}]
     with pytest.raises(DataError, match="rollout b has 2 logprobs and 1 token_bytes; right is one of each"):
         run(rows, weighting=Weighting())
 
@@ -463,7 +464,7 @@ def test_scores_of_other_rollouts_are_refused(run, tmp_path, chat):
         run([rollout("a")], classes={}, rule="count")
 
 
-def test_another_option_is_refused_by_name_and_forced(run):
+def test_a_changed_option_is_refused_by_name_and_replaced_with_force(run):
     run([rollout("a")])
     with pytest.raises(CheckpointError, match=r"require_think: True there, False now"):
         run([rollout("a")], require_think=False)
@@ -472,7 +473,7 @@ def test_another_option_is_refused_by_name_and_forced(run):
         run([rollout("a")])
 
 
-def test_a_student_that_is_none(tmp_path):
+def test_a_student_that_does_not_exist(tmp_path):
     write(tmp_path / "rollouts", "rollouts", ROLLOUT, [])
     with pytest.raises(ConfigError, match=r"model = '.*gone': no such folder"):
         select.select(
