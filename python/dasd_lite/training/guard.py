@@ -9,13 +9,16 @@ import math
 import signal
 import statistics
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dasd_lite.model.row import Row
 from dasd_lite.training.environment import stop_numbers
+
+if TYPE_CHECKING:
+    from dasd_lite.training.objectives import Metrics
 
 _HISTORY = 32  # steps whose median a loss is compared with
 _MIN_HISTORY = 8
@@ -39,7 +42,7 @@ class StepStats:
     memory_bytes: int
 
     @classmethod
-    def of(cls, metrics: list[dict[str, Any]], rows: list[Row], stop: bool, memory_bytes: int) -> StepStats:
+    def of(cls, metrics: Sequence[Metrics], rows: Sequence[Row], stop: bool, memory_bytes: int) -> StepStats:
         """Summarize the micro-batches; `metrics` are the objective's sums for each of `rows`."""
         sums = [{name: float(value) for name, value in each.items()} for each in metrics]
         losses = [each["loss"] / max(1, row.num_targets) for each, row in zip(sums, rows, strict=True)]

@@ -11,7 +11,7 @@ import math
 import platform
 import resource
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,10 @@ try:
     import torch
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
+
+if TYPE_CHECKING:
+    from dasd_lite.model.logprobs import LanguageModel
+    from dasd_lite.training.objectives import Metrics
 
 _PROBE_TOKENS = 128  # of each document on which the exported model is compared with the trained one
 
@@ -89,8 +93,8 @@ class Job:
     objective: CheckedObjective
     rows: Rows
     schedule: Schedule
-    model: Any
-    dtype: Any
+    model: LanguageModel
+    dtype: torch.dtype
     is_sharded: bool
     cost: ExpectedCost | None
     peak_flops: float | None
@@ -98,7 +102,7 @@ class Job:
     end_ids: frozenset[int]
     is_monitored: bool
 
-    def autocast(self) -> Any:
+    def autocast(self) -> torch.autocast:
         """Return the context in which the model computes in `dtype`."""
         enabled = self.dtype != torch.float32 and not self.is_sharded
         return torch.autocast(torch.device(self.ranks.device).type, self.dtype, enabled=enabled)
@@ -116,7 +120,7 @@ class Job:
                 micro_batches.append((self.rows[self.schedule.rows_of(step)[-1]], False))
         return micro_batches
 
-    def forward(self, row: Row, num_targets: int) -> tuple[Any, dict[str, Any]]:
+    def forward(self, row: Row, num_targets: int) -> tuple[torch.Tensor, Metrics]:
         """Return the loss of a micro-batch in a step of `num_targets` target tokens, and sums to report."""
         targets = Targets.of(row, num_targets, self.ranks.device)
         terms, offload = self.objective.terms(targets), self.task.config.offload_activations
@@ -124,7 +128,7 @@ class Job:
             per_token = target_terms(self.model, row.ids, targets.positions, row.doc_lengths, terms, offload=offload)
             return self.objective.loss(per_token, targets)
 
-    def clip(self, trained: list[Any]) -> float:
+    def clip(self, trained: list[torch.nn.Parameter]) -> float:
         """Clip the gradients; return their norm before."""
         norm = torch.nn.utils.clip_grad_norm_(trained, self.task.config.max_grad_norm)
         return float(full_tensor(norm))
@@ -241,7 +245,7 @@ def _note_idle_ranks(schedule: Schedule, ranks: Ranks) -> None:
 # --- memory -----------------------------------------------------------------------------------------
 
 
-def _expected_cost(task: TrainTask, rows: Rows, ranks: Ranks, dtype: Any) -> ExpectedCost | None:
+def _expected_cost(task: TrainTask, rows: Rows, ranks: Ranks, dtype: torch.dtype) -> ExpectedCost | None:
     config, device = task.config, torch.device(ranks.device)
     try:
         shape = read_shape(task.model)

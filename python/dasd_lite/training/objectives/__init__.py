@@ -21,9 +21,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,15 @@ from dasd_lite.config.train import OBJECTIVES
 from dasd_lite.data.seeds import digest
 from dasd_lite.errors import ConfigError, TrainError
 from dasd_lite.model.row import Row
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from dasd_lite.model.logprobs import Terms
+
+    Metrics: TypeAlias = Mapping[str, Tensor | float]
+    """Sums over the target tokens of a micro-batch; "loss" is one of them."""
 
 _KEY = "train.objective"
 
@@ -54,15 +63,15 @@ class Targets:
     """
 
     positions: npt.NDArray[np.int64]
-    document: Any
+    document: Tensor
     num_documents: int
     num_step: int
-    tokens: dict[str, Any]
-    documents: dict[str, Any]
-    prompt: Any | None
+    tokens: dict[str, Tensor]
+    documents: dict[str, Tensor]
+    prompt: Tensor | None
 
     @classmethod
-    def of(cls, row: Row, num_step: int, device: Any) -> Self:
+    def of(cls, row: Row, num_step: int, device: torch.device | str) -> Self:
         """Find the targets of a micro-batch."""
         import torch
 
@@ -93,10 +102,10 @@ class Objective(Protocol):
     def groups(self) -> bool:
         """Whether all answers of a prompt must be in one micro-batch."""
 
-    def per_token(self, logits_CV: Any, target_ids_C: Any, tokens: Mapping[str, Any]) -> Any:
+    def per_token(self, logits_CV: Tensor, target_ids_C: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:
         """Return what the loss needs to know about each target token of a chunk: [C] or [C, …]."""
 
-    def loss(self, per_token_N: Any, targets: Targets) -> tuple[Any, dict[str, Any]]:
+    def loss(self, per_token_N: Tensor, targets: Targets) -> tuple[Tensor, Metrics]:
         """Return the loss of a micro-batch, and sums over its tokens to report, "loss" among them."""
 
 
@@ -117,15 +126,15 @@ class CheckedObjective:
     groups: bool
     _objective: Objective
 
-    def terms(self, targets: Targets) -> Callable[[Any, Any, slice], Any]:
+    def terms(self, targets: Targets) -> Terms:
         """Return `per_token` for the chunks of a micro-batch: a function of logits, ids and which targets they are."""
 
-        def of_chunk(logits_CV: Any, target_ids_C: Any, chunk: slice) -> Any:
+        def of_chunk(logits_CV: Tensor, target_ids_C: Tensor, chunk: slice) -> Tensor:
             return self.per_token(logits_CV, target_ids_C, {name: x[chunk] for name, x in targets.tokens.items()})
 
         return of_chunk
 
-    def per_token(self, logits_CV: Any, target_ids_C: Any, tokens: Mapping[str, Any]) -> Any:
+    def per_token(self, logits_CV: Tensor, target_ids_C: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:
         """See Objective; raises TrainError when the result does not have one entry per target token."""
         result = self._objective.per_token(logits_CV, target_ids_C, tokens)
         num = len(target_ids_C)
@@ -136,7 +145,7 @@ class CheckedObjective:
             )
         return result
 
-    def loss(self, per_token_N: Any, targets: Targets) -> tuple[Any, dict[str, Any]]:
+    def loss(self, per_token_N: Tensor, targets: Targets) -> tuple[Tensor, Metrics]:
         """See Objective; raises TrainError when the loss is no scalar with a gradient, or no metric is "loss"."""
         result = self._objective.loss(per_token_N, targets)
         if not isinstance(result, tuple) or len(result) != 2:
@@ -201,13 +210,13 @@ def load(objective: str | Any) -> CheckedObjective:
     return CheckedObjective(name, code, tuple(dict.fromkeys(needs)), groups, thing)
 
 
-def _is_tensor(value: Any) -> bool:
+def _is_tensor(value: object) -> TypeGuard[Tensor]:
     import torch
 
     return isinstance(value, torch.Tensor)
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     """Name a wrong result: its type, and shape, dtype and lack of a gradient where it is a tensor."""
     if not _is_tensor(value):
         size = f" of {len(value)}" if isinstance(value, tuple) else ""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dasd_lite.training.objectives import Targets
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def per_token(logits_CV: Any, target_ids_C: Any, tokens: Mapping[str, Any]) -> Any:
+    from dasd_lite.training.objectives import Metrics
+
+
+def per_token(logits_CV: Tensor, target_ids_C: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:
     """−log p of each target token; float32 [C]."""
     from dasd_lite.model.logprobs import negative_logprobs
 
     return negative_logprobs(logits_CV, target_ids_C)
 
 
-def loss(per_token_N: Any, targets: Targets) -> tuple[Any, dict[str, Any]]:
+def loss(per_token_N: Tensor, targets: Targets) -> tuple[Tensor, Metrics]:
     """Σ −log p / tokens of the step."""
     total = per_token_N.sum()
     return total / targets.num_step, {"loss": total.detach()}

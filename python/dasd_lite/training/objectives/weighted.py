@@ -6,17 +6,22 @@ learning rate keeps its meaning. With weights of 1 it is `sft` to the bit.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dasd_lite.training.objectives import Targets
 from dasd_lite.training.objectives.sft import per_token
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dasd_lite.training.objectives import Metrics
 
 __all__ = ["loss", "needs", "per_token"]
 
 needs = ("weight",)
 
 
-def loss(per_token_N: Any, targets: Targets) -> tuple[Any, dict[str, Any]]:
+def loss(per_token_N: Tensor, targets: Targets) -> tuple[Tensor, Metrics]:
     """Σ −w log p / tokens of the step; reports the unweighted loss beside it."""
     total = (per_token_N * targets.documents["weight"][targets.document]).sum()
     return total / targets.num_step, {"loss": total.detach(), "unweighted_loss": per_token_N.detach().sum()}
