@@ -17,11 +17,11 @@ import re
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypedDict
 
 from dasd_lite.data.files import disk_errors, sync_path, write_atomic
 from dasd_lite.errors import CheckpointError, MissingExtraError
@@ -39,10 +39,28 @@ except ImportError as error:
 
 FORMAT = 3
 _FILE_BYTES = 2 << 30  # of one file, roughly: a file is assembled in memory before it is written
+P = ParamSpec("P")
+
+
+class _State(TypedDict):
+    """What state.json holds."""
+
+    format: int
+    fingerprint: str
+    step: int
+    scaler: dict[str, Any]
+    numbers: dict[str, float]
+    files: dict[str, int]
 
 
 def save(
-    folder: Path, step: int, model: Any, optimizer: Any, scaler: Any, fingerprint: str, ranks: Ranks | None = None
+    folder: Path,
+    step: int,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    fingerprint: str,
+    ranks: Ranks | None = None,
 ) -> None:
     """Write the checkpoint of `step` finished steps and keep older ones; all processes have to call it."""
     ranks = ranks or Ranks()
@@ -58,9 +76,16 @@ def save(
             temporary.mkdir(parents=True)
 
     def publish(files: dict[str, int]) -> None:
-        state = {"format": FORMAT, "fingerprint": fingerprint, "step": step, "scaler": scaler.state_dict()}
+        state: _State = {
+            "format": FORMAT,
+            "fingerprint": fingerprint,
+            "step": step,
+            "scaler": scaler.state_dict(),
+            "numbers": numbers,
+            "files": files,
+        }
         with saving(folder):
-            write_atomic(temporary / "state.json", json.dumps(state | {"numbers": numbers, "files": files}))
+            write_atomic(temporary / "state.json", json.dumps(state))
             for path in temporary.iterdir():
                 sync_path(path)
             sync_path(temporary)
@@ -99,7 +124,14 @@ def rollback(folder: Path, step: int) -> int:
     return steps[-1] if steps else 0
 
 
-def restore(folder: Path, model: Any, optimizer: Any, scaler: Any, fingerprint: str, ranks: Ranks | None = None) -> int:
+def restore(
+    folder: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    fingerprint: str,
+    ranks: Ranks | None = None,
+) -> int:
     """Load the newest checkpoint into model, optimizer and scaler; return its step, 0 if there is none.
 
     Raises:
@@ -160,11 +192,11 @@ def _try_to_write(folder: Path) -> None:
             (folder / "try.tmp").unlink()
 
 
-def _read_state(newest: Path, steps: list[int]) -> dict[str, Any]:
+def _read_state(newest: Path, steps: list[int]) -> _State:
     """Read a checkpoint's state.json and compare its files with the checksums there."""
     rest = f"that of step {steps[-2]}" if len(steps) > 1 else "step 1"
     try:
-        state: dict[str, Any] = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+        state: _State = json.loads((newest / "state.json").read_text(encoding="utf-8"))
         written = state["files"] if state["format"] == FORMAT else {}
         there = _checksums([newest / name for name in written])
         changed = [name for name in written if there[name] != written[name]]
@@ -208,7 +240,7 @@ def saving(folder: Path) -> Iterator[None]:
             raise
 
 
-def _call(save_or_load: Any, *arguments: Any, **options: Any) -> None:
+def _call(save_or_load: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> None:
     """Call torch without its warning that there is only one process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
@@ -220,13 +252,15 @@ def _call(save_or_load: Any, *arguments: Any, **options: Any) -> None:
 # which set_state_dict cannot restore; and a paged moment has to be filled in place to stay paged.
 
 
-def _trained(model: Any) -> dict[str, Any]:
+def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _state_of(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, float]]:
+def _state_of(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Return the trained weights and their moments by name, and the numbers that the optimizer counts."""
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, torch.Tensor] = {}
     numbers: dict[str, float] = {}
     shared: set[int] = set()
     for name, p in _trained(model).items():
@@ -242,7 +276,7 @@ def _state_of(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, flo
     return tensors, numbers
 
 
-def _create_moments(model: Any, optimizer: Any) -> None:
+def _create_moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Let the optimizer create its moments, which a checkpoint then fills; at a learning rate of 0 no weight moves."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
@@ -255,7 +289,7 @@ def _create_moments(model: Any, optimizer: Any) -> None:
         group["lr"] = rate
 
 
-def _files(tensors: dict[str, Any]) -> dict[str, int]:
+def _files(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
     """Distribute the tensors over files, numbered from 1."""
     files: dict[str, int] = {}
     file, size = 1, 0

@@ -11,12 +11,20 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dasd_lite.errors import DasdError, remote_error
 from dasd_lite.model.logprobs import causal_model, enable_run_inside
 from dasd_lite.training.environment import is_rank
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from dasd_lite.model.logprobs import LanguageModel
+
+Value = TypeVar("Value")
 _TIMEOUT = timedelta(hours=2)  # for the slowest process: one may read a large model from a slow disk
 
 
@@ -52,22 +60,24 @@ class Ranks:
         sums: list[float] = total.tolist()
         return sums
 
-    def sum_gradients(self, parameters: list[Any]) -> None:
+    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
         """Add up the gradients of weights that every process has whole."""
         if self.size == 1:
             return
         import torch
 
+        gradients = []
         for p in parameters:
             if p.grad is None:  # a process without a row in this step
                 p.grad = torch.zeros_like(p)
-        flat = torch.cat([p.grad.flatten() for p in parameters])
+            gradients.append(p.grad)
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
         torch.distributed.all_reduce(flat)
-        parts = flat.split([p.numel() for p in parameters])
-        for p, part in zip(parameters, parts, strict=True):
-            p.grad.copy_(part.view_as(p))
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
-    def from_first(self, work: Callable[[], Any]) -> Any:
+    def from_first(self, work: Callable[[], Value]) -> Value:
         """Let the first process do `work`, and return its result in all; a DasdError is raised in all."""
         if self.size == 1:
             return work()
@@ -82,9 +92,10 @@ class Ranks:
         torch.distributed.broadcast_object_list(outcome)
         if outcome[1] is not None:
             raise remote_error(*outcome[1])
-        return outcome[0]
+        result: Value = outcome[0]
+        return result
 
-    def broadcast(self, tensor: Any) -> Any:
+    def broadcast(self, tensor: Tensor) -> Tensor:
         """Overwrite a tensor with the first process's and return it."""
         if self.size > 1:
             import torch
@@ -92,7 +103,7 @@ class Ranks:
             torch.distributed.broadcast(tensor, 0)
         return tensor
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Value) -> list[Value]:
         """Return the value of every process, in order."""
         if self.size == 1:
             return [value]
@@ -122,7 +133,7 @@ def joined() -> Iterator[Ranks]:
     torch.distributed.destroy_process_group()  # not after an error: it could wait for those that do not know of it
 
 
-def shard(model: Any, dtype: Any, ranks: Ranks) -> Any:
+def shard(model: LanguageModel, dtype: torch.dtype, ranks: Ranks) -> PreTrainedModel:
     """Shard the float32 weights of a model over the processes; its forward pass computes in `dtype`.
 
     Each layer is gathered when its turn comes and freed afterwards. The model moves to the device layer by layer, so it
@@ -143,6 +154,6 @@ def shard(model: Any, dtype: Any, ranks: Ranks) -> Any:
     return fully_shard(causal.float(), mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
-def full_tensor(tensor: Any) -> Any:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return a weight in one piece, whether or not it is sharded; all processes have to call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
