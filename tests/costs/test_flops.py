@@ -1,0 +1,66 @@
+"""FLOPs of training, against those that torch counts, and the peaks of GPUs."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+from tests.costs.models import FULL, LORA, QWEN3_4B, SHAPE_4B, save_model
+from tests.rows import loss_sum
+from torch.utils.flop_counter import FlopCounterMode
+
+from dasd_lite.costs.flops import training_flops
+from dasd_lite.costs.hardware import peak_flops
+from dasd_lite.costs.shape import read_shape, shape_of
+from dasd_lite.training import trainable
+
+
+def counted_flops(model, num_tokens):
+    """What torch counts in a forward and backward pass over a document, without attention."""
+    ids = np.zeros(num_tokens, dtype=np.int64)
+    with FlopCounterMode(display=False) as counter:
+        loss_sum(model, ids, np.ones(num_tokens, bool), [num_tokens]).backward()
+    return sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
+
+
+def test_flops_are_those_that_torch_counts(tmp_path):
+    shape, num_tokens = read_shape(save_model(tmp_path)), 64
+    attention = 6 * shape.num_layers * shape.q_size * num_tokens**2  # 3 passes, 2 products, 2 each, half of the pairs
+    full = trainable.load_trainable(tmp_path, FULL, device="cpu")
+    ours = training_flops(shape, [num_tokens], FULL, num_targets=num_tokens - 1) - attention
+    assert ours == counted_flops(full, num_tokens)
+    adapted = trainable.load_trainable(tmp_path, LORA, device="cpu")
+    ours = training_flops(shape, [num_tokens], LORA, num_targets=num_tokens - 1) - attention
+    assert ours == pytest.approx(counted_flops(adapted, num_tokens), rel=0.03)  # nothing needs the embedding's gradient
+
+
+def test_documents_that_do_not_see_each_other_are_less_work():
+    one, four = (training_flops(SHAPE_4B, lengths, FULL) for lengths in ([4096], [1024] * 4))
+    assert one - four == 6 * 36 * 4096 * (4096**2 - 4 * 1024**2)
+    windowed = shape_of(QWEN3_4B | {"model_type": "mistral", "sliding_window": 1024})
+    assert training_flops(windowed, [1024], FULL) == pytest.approx(four / 4)
+    assert four < training_flops(windowed, [4096], FULL) < one
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("Tesla T4", 65e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 3060 Ti", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA T400 4GB", None),
+        ("some GPU", None),
+    ],
+)
+def test_the_peak_of_a_gpu_is_known_by_its_name(name, peak):
+    assert peak_flops(name) == peak
