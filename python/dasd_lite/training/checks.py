@@ -31,8 +31,8 @@ def check_tokenizer(rows: Path, model: Path, num_embeddings: int) -> int:
         )
     if chat.vocab_size > num_embeddings:
         raise TrainError(
-            f"{model}: the tokenizer has {chat.vocab_size:,} ids, but the model only {num_embeddings:,} embeddings; resize"
-            " them"
+            f"{model}: the tokenizer has {chat.vocab_size:,} ids, but the model only {num_embeddings:,} embeddings;"
+            " resize them"
         )
     if chat.vocab_size < num_embeddings:
         note(

@@ -1,8 +1,8 @@
 """What each optimizer step does, known before the first one: its rows, which process reads them, its learning rate.
 
-Input: the lengths of the documents of every row, a seed, the options. Invariants: everything is a pure function of these
-and of the step, so a run that resumes does what it would have done; only `share` depends on the number of processes;
-every row is read once per epoch.
+Input: the lengths of the documents of every row, a seed, the options. Invariants: everything is a pure function of
+these and of the step, so a run that resumes does what it would have done; only `share` depends on the number of
+processes; every row is read once per epoch.
 """
 
 from __future__ import annotations
