@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Set
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -32,20 +32,25 @@ try:
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from dasd_lite.model.logprobs import LanguageModel
+
 _SIDE_FILES = (".json", ".jinja", ".model", ".txt", ".py", ".tiktoken")  # tokenizer and code, beside the weights
 
 
 def export(
-    model: Any,
+    model: LanguageModel,
     method: Full | Lora,
     source: Path,
     out: Path,
     probe: Row,
     *,
     ranks: Ranks | None = None,
-    dtype: Any = None,
+    dtype: torch.dtype | None = None,
     end_ids: Set[int] = frozenset(),
-    **options: Any,
+    trust_remote_code: bool = False,
 ) -> float:
     """Save a trained model as `out`/model, and an adapter as `out`/adapter; all processes have to call it.
 
@@ -58,7 +63,7 @@ def export(
         ranks: The processes; only the first one saves.
         dtype: Format that the trained model computes in; None: that of its weights.
         end_ids: Tokens at which the saved model should stop too.
-        **options: For load_model.
+        trust_remote_code: Run code that comes with the model.
 
     Returns:
         The gap of merging and rounding: the largest difference of a log-probability on `probe`, in nats, between the
@@ -71,7 +76,7 @@ def export(
     casts = dtype is not None and dtype != torch.float32 and not runs_inside(causal_model(model))
     with torch.autocast(torch.device(device).type, dtype if casts else torch.bfloat16, enabled=casts):
         before = target_logprobs(model, probe.ids, probe.doc_lengths)
-    trained: dict[str, Any] = {}
+    trained: dict[str, torch.Tensor] = {}
     if isinstance(method, Full):
         for name, p in model.named_parameters():  # one full weight at a time on the device
             weight = full_tensor(p.detach())
@@ -82,7 +87,7 @@ def export(
         return 0.0
     stored = _name(stored_dtype(source))
     if isinstance(method, Full):
-        exported = load_model(source, dtype=stored, device="cpu", **options)
+        exported = load_model(source, dtype=stored, device="cpu", trust_remote_code=trust_remote_code)
         if missing := trained.keys() ^ dict(exported.named_parameters()).keys():
             raise TrainError(f"{source}: the weight {min(missing)} is not among those trained; nothing was saved")
         exported.load_state_dict(trained, strict=False, assign=True)  # without weights that are tied to others
@@ -95,30 +100,35 @@ def export(
             _put(temporary, out / "adapter")
         # Quantized from the same format as in training, or the 4-bit codes would differ.
         loaded = _name(dtype) if method.kind == "qlora" and dtype is not None else stored
-        exported = _merge(source, out / "adapter", method, dtype=loaded, **options).to(stored_dtype(source))
+        exported = _merge(source, out / "adapter", method, dtype=loaded, trust_remote_code=trust_remote_code)
+        exported = exported.to(stored_dtype(source))
     trained.clear()
     save_model(exported, out / "model", source, end_ids)
     del exported
     after = target_logprobs(
-        load_model(out / "model", dtype=stored, device="cpu", **options), probe.ids, probe.doc_lengths
+        load_model(out / "model", dtype=stored, device="cpu", trust_remote_code=trust_remote_code),
+        probe.ids,
+        probe.doc_lengths,
     )
     return float(np.nanmax(np.abs(after - before)))
 
 
-def _name(dtype: Any) -> Dtype:
+def _name(dtype: torch.dtype) -> Dtype:
     return cast(Dtype, str(dtype).removeprefix("torch."))
 
 
-def _merge(source: Path, adapter: Path, method: Lora, **loading: Any) -> Any:
+def _merge(source: Path, adapter: Path, method: Lora, *, dtype: Dtype, trust_remote_code: bool) -> PreTrainedModel:
     from peft import PeftModel
 
     with quiet():
-        base = load_model(source, four_bit=method.kind == "qlora", device="cpu", **loading)
+        base = load_model(
+            source, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code, four_bit=method.kind == "qlora"
+        )
         base = base.dequantize() if method.kind == "qlora" else base
         return PeftModel.from_pretrained(base, adapter).merge_and_unload().eval()
 
 
-def save_model(model: Any, folder: Path, tokenizer_from: Path, end_ids: Set[int] = frozenset()) -> None:
+def save_model(model: PreTrainedModel, folder: Path, tokenizer_from: Path, end_ids: Set[int] = frozenset()) -> None:
     """Write a model folder with the tokenizer of `tokenizer_from`, complete or not at all."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)

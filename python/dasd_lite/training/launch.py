@@ -19,7 +19,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from dasd_lite import errors
 from dasd_lite.errors import DasdError, TrainError, remote_error
@@ -132,9 +132,16 @@ def _was_only_stopped(failure: BaseException, folder: Path) -> bool:
     return not _recorded(folder) and bool(codes) and codes <= {-signal.SIGTERM}
 
 
-def _recorded(folder: Path) -> list[dict[str, Any]]:
-    """Return the exceptions that ended processes, as torch's `record` has written them."""
-    exceptions = []
+class _Recorded(TypedDict):
+    """An exception that ended a process, as torch's `record` writes it."""
+
+    message: str
+    extraInfo: dict[str, str]
+
+
+def _recorded(folder: Path) -> list[_Recorded]:
+    """Return the exceptions that ended processes."""
+    exceptions: list[_Recorded] = []
     for path in sorted(folder.rglob("error.json")):
         with contextlib.suppress(ValueError):  # a process that was killed while it wrote
             exceptions.append(json.loads(path.read_text(encoding="utf-8"))["message"])

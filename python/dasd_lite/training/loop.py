@@ -13,7 +13,6 @@ import statistics
 import time
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 from dasd_lite.console import err, note
 from dasd_lite.data.files import disk_errors
@@ -189,7 +188,7 @@ def finish(job: Job, export_gap: float) -> None:
     metrics = list(read_metrics(task.out / "metrics.jsonl"))
     snapshots = read_snapshots(task.out / "monitor.jsonl")
     tokens, seconds = sum(line["tokens"] for line in metrics), sum(line["seconds"] for line in metrics)
-    counts: dict[str, Any] = {
+    counts = {
         "steps": len(metrics),
         "rows": job.schedule.num_rows,
         "rows_seen": job.schedule.num_samples,

@@ -23,6 +23,8 @@ from dasd_lite.data.metrics import read_metrics, truncate_metrics
 from dasd_lite.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
     from dasd_lite.training.job import Job
 
 
@@ -189,7 +191,7 @@ class _TensorBoard(Tracker):
 
     def __init__(self, module: ModuleType, folder: Path, config: dict[str, Any]) -> None:
         self._module, self._folder, self._config = module, folder, config
-        self._writer: Any = None
+        self._writer: SummaryWriter | None = None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         if self._writer is None:

@@ -1,18 +1,18 @@
 """Snapshots of the student during training: its answers to a few questions, so that a collapse is noticed early.
 
 Input: the model in training and questions with answers. Output: a `Snapshot`. The answers are greedy and short, so they
-do not measure quality (evaluate does). They reveal a student whose output collapsed: its answers are no longer right, or
-it repeats itself without end. Answers that reach the length limit are counted separately, because a student that learns
-to think at length has not collapsed. Invariant: a snapshot leaves the model as it was.
+do not measure quality (evaluate does). They reveal a student whose output collapsed: its answers are no longer right,
+or it repeats itself without end. Answers that reach the length limit are counted separately, because a student that
+learns to think at length has not collapsed. Invariant: a snapshot leaves the model as it was.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +24,11 @@ from dasd_lite.inference import Request, SamplingParams
 from dasd_lite.inference.local import GROUPED, TransformersSampler
 from dasd_lite.method.sentences import repeated_ngrams
 from dasd_lite.model.logprobs import causal_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dasd_lite.model.logprobs import LanguageModel
 
 _NGRAM = 20
 _LOOPS = 0.5  # an answer repeats itself if more than this share of its 20-grams occurred in it before
@@ -52,14 +57,14 @@ class Snapshot:
 
 
 def take_snapshot(
-    model: Any,
+    model: LanguageModel,
     folder: Path,
     questions: Sequence[Prompt],
     step: int,
     *,
     max_tokens: int,
     batch_size: int = 16,
-    broadcast: Any = None,
+    broadcast: Callable[[Tensor], Tensor] | None = None,
 ) -> Snapshot:
     """Let the model answer questions; all processes that share its weights have to call it.
 

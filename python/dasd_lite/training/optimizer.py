@@ -5,12 +5,15 @@ Input: a model and the options of the stage. Invariant: matrices decay, vectors 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dasd_lite.config.train import TrainConfig
 
+if TYPE_CHECKING:
+    import torch
 
-def make_optimizer(model: Any, config: TrainConfig) -> Any:
+
+def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Return the optimizer, with a learning rate of 0 until one is set.
 
     What this machine cannot do was refused before, by `requirements.conflicts`.
@@ -28,4 +31,5 @@ def make_optimizer(model: Any, config: TrainConfig) -> Any:
     import bitsandbytes as bnb
 
     kind = bnb.optim.PagedAdamW8bit if config.optimizer == "paged_adamw_8bit" else bnb.optim.AdamW8bit
-    return kind(groups, **options)
+    optimizer: torch.optim.Optimizer = kind(groups, **options)
+    return optimizer

@@ -171,7 +171,7 @@ def _weights(folder: Path, batch: pa.RecordBatch, first: int) -> npt.NDArray[np.
     return np.concatenate(of_rows)
 
 
-def _row_weights(weights: Any, num_docs: int) -> npt.NDArray[Any]:
+def _row_weights(weights: pa.ListScalar, num_docs: int) -> npt.NDArray[Any]:
     """Return the weights of one row as they were packed, 1 where there is none."""
     if not weights.is_valid:
         return np.ones(num_docs)
@@ -218,7 +218,7 @@ def _check_groups(folder: Path, batch: pa.RecordBatch, first: int, row_of_prompt
                 )
 
 
-def _numbers(values: Any) -> npt.NDArray[Any]:
+def _numbers(values: pa.Array) -> npt.NDArray[Any]:
     """Return the numbers of an Arrow array; [n], or [n, M] where each entry is a list of M."""
     if not pa.types.is_fixed_size_list(values.type):
         return np.asarray(values.to_numpy(zero_copy_only=False))

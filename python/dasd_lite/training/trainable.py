@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 from dasd_lite.config.models import Dtype, Switch
 from dasd_lite.config.train import Full, Lora
@@ -19,6 +19,12 @@ try:
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from dasd_lite.model.logprobs import LanguageModel
+
 
 def load_trainable(
     folder: Path,
@@ -31,7 +37,7 @@ def load_trainable(
     adapter: Path | None = None,
     to_shard: bool = False,
     trust_remote_code: bool = False,
-) -> Any:
+) -> LanguageModel:
     """Load a model to train by `method`, in train mode.
 
     Args:
@@ -70,13 +76,13 @@ def load_trainable(
     return model.train()
 
 
-def _narrow(module: Any, arguments: Any, hidden: Any) -> Any:
+def _narrow(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...], hidden: torch.Tensor) -> torch.Tensor:
     """Start the residual stream in the format of the computation: under autocast it would stay float32 throughout."""
     device = hidden.device.type
     return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
 
 
-def _apply_liger(model: Any, device: Any) -> None:
+def _apply_liger(model: PreTrainedModel, device: torch.device) -> None:
     """Replace norms, rotary embeddings and MLPs by Liger's kernels; the loss stays ours."""
     if fault := liger_conflict(has_gpu=device.type == "cuda"):
         raise ConfigError(fault)
@@ -86,7 +92,9 @@ def _apply_liger(model: Any, device: Any) -> None:
         _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
-def _add_adapter(model: Any, folder: Path, method: Lora, adapter: Path | None, dtype: Any) -> Any:
+def _add_adapter(
+    model: PreTrainedModel, folder: Path, method: Lora, adapter: Path | None, dtype: torch.dtype
+) -> PeftModel:
     try:
         from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
     except ImportError as error:
