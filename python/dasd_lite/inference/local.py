@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.chat.spelling import TokenIds
@@ -23,6 +24,8 @@ from dasd_lite.model.load import load_model
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
+    from transformers import PreTrainedModel
 
     from dasd_lite.config.models import Transformers
 
@@ -38,7 +41,7 @@ class TransformersSampler:
         self,
         config: Transformers,
         folder: Path | None = None,
-        model: Any = None,
+        model: PreTrainedModel | None = None,
         broadcast: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Load the model, unless one is given.
@@ -58,7 +61,7 @@ class TransformersSampler:
         self._chat = Chat(path)
         # Tensors created in inference mode could not be used in training afterwards.
         self._mode = torch.inference_mode if model is None else torch.no_grad
-        self._model: Any = model or load_model(
+        self._model = model or load_model(
             path, dtype=config.dtype, trust_remote_code=config.trust_remote_code, attention=GROUPED
         )
         self._context = self._chat.context
@@ -109,7 +112,7 @@ class TransformersSampler:
         ).to(device)
         limit = torch.tensor(limits, device=device)
         stop = torch.tensor(self._chat.answer_end_ids, device=device)
-        cache: Any = DynamicCache(config=self._model.config)
+        cache = DynamicCache(config=self._model.config)
         rows = torch.arange(len(batch), device=device)  # which request each row of the batch is
         alive = torch.ones(len(batch), dtype=torch.bool, device=device)
         tokens = torch.zeros((len(batch), max(limits)), dtype=torch.int32, device=device)
@@ -173,11 +176,17 @@ def register_attention() -> None:
     from transformers.masking_utils import sdpa_mask
 
     def attend(
-        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **kwargs: Any
-    ) -> tuple[Any, None]:
+        module: Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
         batch, heads, length, dim = query.shape
         if length > 1 or any(kwargs.get(name) is not None for name in ("s_aux", "softcap", "position_bias")):
-            output: tuple[Any, None] = sdpa_attention_forward(
+            output: tuple[Tensor, None] = sdpa_attention_forward(
                 module, query, key, value, attention_mask, scaling=scaling, **kwargs
             )
             return output
@@ -189,7 +198,7 @@ def register_attention() -> None:
     AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
-def _left_padded(prompts: list[TokenIds], width: int, room: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _left_padded(prompts: list[TokenIds], width: int, room: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return ids int64 [B, width] and a mask int64 [B, width + room], zeros before each prompt."""
     ids = np.zeros((len(prompts), width), dtype=np.int64)
     mask = np.ones((len(prompts), width + room), dtype=np.int64)

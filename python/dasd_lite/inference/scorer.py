@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,8 +23,6 @@ from dasd_lite.inference import Sampler, Scorer, Scores
 if TYPE_CHECKING:
     from dasd_lite.config.models import CustomTeacher
     from dasd_lite.data.usage import Usage
-    from dasd_lite.inference import Sampler
-
 
 _WINDOW = 16  # forward passes whose sequences are sorted by length together
 
@@ -106,7 +104,7 @@ class TransformersScorer:
         path = folder or model_folder(config.model, weights=True)
         self.chat = Chat(path)
         self._batch_tokens, self._chunk_tokens = batch_tokens, chunk_tokens
-        self._model: Any = load_model(
+        self._model = load_model(
             path, dtype=config.dtype, trust_remote_code=config.trust_remote_code, four_bit=four_bit
         )
         self._checked = False
