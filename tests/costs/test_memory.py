@@ -184,7 +184,7 @@ def fake_model(method, dtype, checkpointing, fake, name="Qwen3", **options):
     ids=lambda value: getattr(value, "kind", None) or str(value),
 )
 def test_the_peak_of_layers_of_4b_is_predicted(logit_bytes, method, dtype, num_tokens, options, checkpointing):
-    logit_bytes(1 << 30)
+    logit_bytes(1 << (30 if num_tokens >= 2048 else 28))  # less than all tokens: a single chunk is kept as it is
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     model, shape = fake_model(method, getattr(torch, dtype), checkpointing, fake, **options)
     with fake:
