@@ -143,7 +143,7 @@ def test_a_teacher_that_knows_of_no_thinking(place, cli, demo):
 def test_a_prompt_longer_than_the_context(place, cli):
     override = place.questions(GOOD, {"uid": "long one", "prompt": "far too long " * 500})
     ended = cli("check", "run.toml", override, "evaluate={}", cwd=place.folder)
-    assert_told(ended, "prompt long one has", "tokens, over the context of", "shorten it or leave it out", lines=2)
+    assert_told(ended, "prompt long one has", "tokens, but the context of", "shorten it or leave it out", lines=2)
     assert "dasd-lite: student: " in ended.stderr and "dasd-lite: teacher: " in ended.stderr
     ended = cli("run", "run.toml", override, "evaluate={}", "teacher.batch_size=1", cwd=place.folder)
     assert_told(

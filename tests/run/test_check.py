@@ -29,8 +29,8 @@ def test_more_rows_per_step_than_answers_that_are_kept(overrides, most, small_re
     result = cli("check", "run.toml", *overrides, f"{low}{most + 1}", cwd=tmp_path)
     assert result.rc == 2
     assert result.stderr == (
-        f"dasd-lite: phase 'low': train.micro_batch_size × train.grad_accum_steps = {most + 1} rows a step, but of 8"
-        f" prompts at most {most} answers are kept; lower train.grad_accum_steps\n"
+        f"dasd-lite: phase 'low': train.micro_batch_size × train.grad_accum_steps = {most + 1} rows per step, but"
+        f" at most {most} answers of 8 prompts are kept; lower train.grad_accum_steps\n"
     )
 
 

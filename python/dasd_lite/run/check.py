@@ -1,8 +1,8 @@
 """Check a recipe before it costs anything, in levels; each level reports all of its faults at once.
 
 Levels: `config` (what load_recipe does), `models` (prompts readable, models and tokenizers present, servers probed,
-packages installed, enough memory and disk), `trial` (the first 16 prompts through the whole chain). Printed beside the
-faults: what the run will cost.
+packages installed, enough memory and disk), `trial` (the first 16 prompts through the whole chain). If there are no
+faults, what the run will cost is printed.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _samples(phases: Sequence[Phase]) -> bool:
 
 
 def _prompt_files(recipe: RecipeConfig, questions: Questions) -> Iterator[str]:
-    """Read every file of prompts whole."""
+    """Read every file of prompts to its end."""
     system = recipe.prompts.system
     files = {("prompts.path", recipe.prompts.path)} if recipe.prompts.path and _samples(recipe.phase) else set()
     files |= {("evaluate.prompts", p.evaluate.prompts) for p in recipe.phase if p.evaluate.prompts is not None}
@@ -165,17 +165,17 @@ def _budgets(phases: Sequence[Phase], prompts: Prompts | None) -> Iterator[str]:
     for phase in phases if domains else ():
         for domain in sorted(phase.select.budget.keys() - domains if phase.source == "sample" else ()):
             known = ", ".join(sorted(domains))
-            yield f"phase {phase.name!r}: select.budget: no prompt is of domain {domain!r}; domains are {known}"
+            yield f"phase {phase.name!r}: select.budget: no prompt has the domain {domain!r}; the domains are {known}"
 
 
 def _student(student: Student, phases: Sequence[Phase], prompts: Prompts | None) -> Iterator[str]:
-    """Open the student's tokenizer and template; hold the prompts against its context."""
+    """Open the student's tokenizer and template, and check that the prompts fit its context."""
     try:
         chat = Chat(model_folder(student.model))
         stops = configured_stop_ids(chat.folder)
         if stops and chat.eos_id not in stops:
             say(
-                f"note: the student's template ends an answer with token {chat.eos_id}, but engines stop it at"
+                f"note: the student's template ends an answer with token {chat.eos_id}, but engines stop at"
                 f" {', '.join(map(str, sorted(stops)))}; trained models get both in their generation_config.json"
             )
         if max(phase.pack.seq_len for phase in phases) > chat.context:
@@ -187,7 +187,7 @@ def _student(student: Student, phases: Sequence[Phase], prompts: Prompts | None)
 
 
 def _teacher(teacher: Teacher, phases: Sequence[Phase], prompts: Prompts | None) -> Iterator[str]:
-    """Open the teacher's tokenizer and template, or probe its servers; hold the prompts against its context."""
+    """Open the teacher's tokenizer and template, or probe its servers; check that the prompts fit its context."""
     try:
         if isinstance(teacher, Endpoint):
             yield from _servers(teacher, phases, prompts)
@@ -206,7 +206,7 @@ def _teacher(teacher: Teacher, phases: Sequence[Phase], prompts: Prompts | None)
 
 def _servers(teacher: Endpoint, phases: Sequence[Phase], prompts: Prompts | None) -> Iterator[str]:
     if not os.environ.get(teacher.api_key_env):
-        say(f"note: the environment variable {teacher.api_key_env} is not set; servers are asked without a key")
+        say(f"note: the environment variable {teacher.api_key_env} is not set; requests are sent without a key")
     if teacher.tokenizer and (too_long := _too_long(prompts, Chat(model_folder(teacher.tokenizer)))):
         yield f"teacher: {too_long}"
     yield from probe_teacher(teacher, phases, prompts)
@@ -218,7 +218,7 @@ def _too_long(prompts: Prompts | None, chat: Chat) -> str:
         length = len(chat.prompt_ids(prompt.messages))
         if length >= chat.context:
             return (
-                f"prompt {prompt.uid} has {length} tokens, over the context of {chat.folder}, which is {chat.context};"
+                f"prompt {prompt.uid} has {length} tokens, but the context of {chat.folder} is {chat.context} tokens;"
                 " shorten it or leave it out"
             )
     return ""
@@ -246,7 +246,7 @@ def _packages(recipe: RecipeConfig) -> Iterator[str]:
 
 
 def _gpus(name: str, model: Vllm) -> Iterator[str]:
-    """Report too few GPUs for vLLM, or none when it is not built for CPUs."""
+    """Report too few GPUs for vLLM, or none if it is not built for CPUs."""
     from dasd_lite.inference.vllm.sampler import gpu_groups, visible_gpus
 
     visible = visible_gpus()
@@ -265,7 +265,7 @@ def _is_cpu_build() -> bool:
 
 
 def _training(recipe: RecipeConfig, num_prompts: int) -> Iterator[str]:
-    """Report options of train, memory and disk that this machine does not have."""
+    """Report what training needs and this machine does not have: options, memory, disk."""
     if importlib.util.find_spec("torch") is not None:
         yield from dict.fromkeys(line for phase in recipe.phase for line in conflicts(phase.train))
     yield from missing_layers((phase.train.method for phase in recipe.phase), Path(recipe.student.model))
@@ -278,20 +278,20 @@ def _training(recipe: RecipeConfig, num_prompts: int) -> Iterator[str]:
 
 
 def _too_few_rows(phase: Phase, num_prompts: int) -> Iterator[str]:
-    """Report a step that reads more rows than all kept answers could fill, even with one answer a row."""
+    """Report a step that reads more rows than all kept answers could fill, even with one answer per row."""
     train, select = phase.train, phase.select
     wanted = train.micro_batch_size * train.grad_accum_steps
     each = phase.sample.num_samples if select.rule == "all" else min(select.keep, phase.sample.num_samples)
     most = num_prompts * each + round(phase.pack.replay * num_prompts * each)
     if phase.source == "sample" and 0 < most < wanted:
         yield (
-            f"phase {phase.name!r}: train.micro_batch_size × train.grad_accum_steps = {wanted} rows a step, but of"
-            f" {num_prompts:,} prompts at most {most:,} answers are kept; lower train.grad_accum_steps"
+            f"phase {phase.name!r}: train.micro_batch_size × train.grad_accum_steps = {wanted} rows per step,"
+            f" but at most {most:,} answers of {num_prompts:,} prompts are kept; lower train.grad_accum_steps"
         )
 
 
 def _say_costs(recipe: RecipeConfig, prompts: Prompts | None) -> None:
-    """Print what the run will cost: answers, money, disk, memory, hours."""
+    """Print what the run will cost: answers, money, disk, memory, and hours."""
     num_prompts = len(prompts or ())
     for phase in recipe.phase:
         if phase.source == "sample":

@@ -1,4 +1,4 @@
-"""The probe of the teacher's servers: what it asks for, its table, and the findings that end a run."""
+"""The probe of the teacher's servers: what a recipe requires, the table of findings, and those that end a run."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _ANY_QUESTION: tuple[Message, ...] = ({"role": "user", "content": "Is 97 a prime
 
 
 def probe_teacher(teacher: Endpoint, phases: Sequence[Phase], prompts: Prompts | None) -> list[str]:
-    """Probe each of the teacher's servers with the first prompt, print a table, and return what makes a run impossible.
+    """Probe each of the teacher's servers with the first prompt, print a table, and return the fatal findings.
 
-    A few hundred tokens for each server.
+    It costs a few hundred tokens per server.
     """
     from dasd_lite.inference.endpoint.probe import probe_servers
 
@@ -48,7 +48,7 @@ def probe_teacher(teacher: Endpoint, phases: Sequence[Phase], prompts: Prompts |
 
 
 def requirements_of(phases: Sequence[Phase]) -> Requirements:
-    """Return what the phases ask of their teacher."""
+    """Return what the phases require of their teacher."""
     from dasd_lite.inference.endpoint.probe import Requirements
 
     asking = [phase for phase in phases if phase.source in ASKING]
@@ -77,10 +77,10 @@ def _print(results: Sequence[ProbeResult]) -> None:
         table.add_row(server.base_url, *cells)
     Console(width=max(out().width, _WIDTH), highlight=False).print(table)
     if not any(server.answers for server in results):
-        return  # the error has all of it
+        return  # the error lists it all
     for server in results:
         for item in server.items:
-            if item.remedy and not item.fatal:  # fatal ones are lines of the error
+            if item.remedy and not item.fatal:  # the error lists the fatal ones
                 say(f"note: {server.base_url}: {item.name}: {item.value}: {item.remedy}")
 
 

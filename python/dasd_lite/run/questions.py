@@ -1,4 +1,4 @@
-"""The files of prompts that a recipe names: each is read once per command and handed on."""
+"""The files of prompts that a recipe names; each is read once per command."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dasd_lite.errors import ConfigError
 
 
 class Questions:
-    """Reads a file when it is first needed."""
+    """Prompts by file; a file is read when it is first needed."""
 
     def __init__(self) -> None:
-        """Read nothing yet."""
-        self._read: dict[tuple[Path, str | None], Prompts] = {}
+        """Start without any file."""
+        self._files: dict[tuple[Path, str | None], Prompts] = {}
 
     def to_sample(self, config: PromptsConfig) -> Prompts:
         """Return the prompts that the teacher is sampled on."""
@@ -30,7 +30,7 @@ class Questions:
 
     def read(self, path: Path, limit: int | None, system: str | None) -> Prompts:
         """Return the first `limit` prompts of a file, or all."""
-        read = self._read.get((path, system))
-        if read is None or (read.limit is not None and (limit is None or limit > read.limit)):
-            read = self._read[path, system] = read_prompts(path, limit=limit, system=system)
-        return read if limit == read.limit or limit is None else read.first(limit)
+        prompts = self._files.get((path, system))
+        if prompts is None or (prompts.limit is not None and (limit is None or limit > prompts.limit)):
+            prompts = self._files[path, system] = read_prompts(path, limit=limit, system=system)
+        return prompts if limit == prompts.limit or limit is None else prompts.first(limit)

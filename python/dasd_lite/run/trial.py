@@ -2,7 +2,7 @@
 
 Input: a recipe. Output: a table of what each server can do, and a trial whose answers the run takes over, so that
 nothing is paid for twice. Invariant: a fatal finding, or a stage that fails on the first prompts, ends the command
-before the rest is asked.
+before the other prompts are sent.
 """
 
 from __future__ import annotations
@@ -34,9 +34,12 @@ def before_paying(
     only_stage: str | None = None,
     only_phase: str | None = None,
 ) -> None:
-    """Probe the teacher, and send the first prompts through the chain, unless its answers are under way already.
+    """Probe the teacher's servers, then run the trial, unless sampling has begun already.
 
-    A single stage or phase gets the probe alone. Raises EndpointError for a fatal finding.
+    A single stage or phase gets only the probe.
+
+    Raises:
+        EndpointError: The probe has fatal findings.
     """
     teacher = recipe.teacher
     if not isinstance(teacher, Endpoint):
@@ -55,7 +58,7 @@ def before_paying(
     probed = _probed(recipe.phase, teacher)
     if has_begun and run.probed.exists() and run.probed.read_text(encoding="utf-8") == probed:
         return
-    plan(recipe)  # a student that is missing should cost nothing
+    plan(recipe)  # raises for a missing student, before anything is paid
     prompts = questions.to_sample(recipe.prompts) if recipe.prompts.path is not None else None
     faults = probe_teacher(teacher, recipe.phase, prompts)
     if faults:
@@ -69,29 +72,29 @@ def before_paying(
 
 
 def _probed(phases: list[Phase], teacher: Endpoint) -> str:
-    """Hash what a probe depends on: with another hash it is repeated."""
-    needs = repr(requirements_of(phases))
-    return digest(needs, teacher.base_urls, teacher.model, teacher.tokenizer, teacher.logprobs)
+    """Return a hash of what a probe depends on; if it changes, the probe is repeated."""
+    requirements = repr(requirements_of(phases))
+    return digest(requirements, teacher.base_urls, teacher.model, teacher.tokenizer, teacher.logprobs)
 
 
 def run_trial(recipe: RecipeConfig, questions: Questions) -> None:
     """Send the first prompts through every stage.
 
-    Answers of an endpoint are kept for the run in its folder `trial`; everything else is thrown away.
+    Answers of an endpoint are kept for the run, in its folder `trial`; everything else is deleted.
     """
     if not isinstance(recipe.teacher, Endpoint):
         with tempfile.TemporaryDirectory(prefix="dasd-trial-") as temporary:
             _run_small(recipe, questions, Path(temporary))
         return
     folder = RunFolder(recipe.out).trial.path
-    mark, wanted = folder / "passed", digest(recipe.model_dump(mode="json"))
-    if mark.exists() and mark.read_text(encoding="utf-8") == wanted:
+    passed, fingerprint = folder / "passed", digest(recipe.model_dump(mode="json"))
+    if passed.exists() and passed.read_text(encoding="utf-8") == fingerprint:
         return
     _run_small(recipe, questions, folder)
     for path in folder.glob("*/*"):
         if path.is_dir() and path.name != "sample":
             shutil.rmtree(path)
-    write_atomic(mark, wanted)
+    write_atomic(passed, fingerprint)
 
 
 def _run_small(recipe: RecipeConfig, questions: Questions, folder: Path) -> None:
