@@ -92,7 +92,7 @@ def _run_all(config: RecipeConfig, *, force: bool = False) -> None:
     from dasd_lite.report.page import write_report
     from dasd_lite.run.recipe import run_resolved
 
-    ran = run_resolved(config, force=force, announce=_announce)
+    ran = run_resolved(config, force=force, announce=_announce).ran
     page = write_report(config.out, quiet=not ran)
     if not ran:
         _say("Nothing to do.")
@@ -106,14 +106,13 @@ def _stage_command(stage: str, text: str) -> None:
     @click.option("--phase", help="Only this phase; without it, every phase that has this stage.")
     @_force
     def command(recipe: Path, overrides: tuple[str, ...], phase: str | None, force: bool) -> None:
-        from dasd_lite.data.run_folder import RunFolder
         from dasd_lite.run.recipe import run_resolved
 
         config = _load(recipe, overrides)
-        if not run_resolved(config, only_stage=stage, only_phase=phase, force=force, announce=_announce):
+        outcome = run_resolved(config, only_stage=stage, only_phase=phase, force=force, announce=_announce)
+        if not outcome.ran:
             _say("Nothing to do.")
-        last = [p.name for p in config.phase if stage in p.stages and phase in (None, p.name)][-1]
-        folder = RunFolder(config.out).stage(last, stage)
+        folder = outcome.steps[-1].folder
         _say(f"Next: dasd-lite run {_quoted(recipe, overrides)}, or see the results: dasd-lite show {folder}")
 
 

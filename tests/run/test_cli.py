@@ -67,6 +67,12 @@ def test_a_stage_command_runs_that_stage_of_the_recipe(finished, cli):
         assert cli("show", folder, cwd=finished).rc == 0, folder
 
 
+def test_the_student_before_training_is_a_phase_of_its_own(finished, cli):
+    result = cli("evaluate", "run.toml", "--phase", "base", cwd=finished)
+    assert (result.rc, result.stdout.splitlines()[0]) == (0, "Nothing to do.")
+    assert result.stdout.splitlines()[-1].endswith("dasd-lite show run/base/evaluate")
+
+
 def test_the_same_seed_gives_the_same_bytes(finished, small_recipe, tmp_path, cli):
     small_recipe(tmp_path)
     result = cli("run", "run.toml", cwd=tmp_path)

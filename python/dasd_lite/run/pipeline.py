@@ -67,6 +67,16 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What a call of `run_steps` did."""
+
+    steps: tuple[Step, ...]
+    """The steps that were asked for, in order; at least one."""
+    ran: int
+    """How many of them were not finished before."""
+
+
+@dataclass(frozen=True)
 class _Before:
     """What a phase takes over from those before it."""
 
@@ -338,8 +348,8 @@ def run_steps(
     questions: Questions | None = None,
     max_steps: int | None = None,
     announce: Callable[[Step, dict[str, Any] | None], None] = lambda step, manifest: None,
-) -> int:
-    """Run what is missing, in order, and return how many steps ran.
+) -> Outcome:
+    """Run what is missing, in order.
 
     Args:
         recipe: The resolved recipe.
@@ -349,6 +359,13 @@ def run_steps(
         questions: Prompt files that have been read already.
         max_steps: End every training after this many optimizer steps.
         announce: Called with each step and None before it runs, and with its manifest afterwards.
+
+    Returns:
+        The steps that were asked for, and how many of them ran.
+
+    Raises:
+        ConfigError: The recipe has no such step.
+        CheckpointError: A folder was made with other options.
     """
     every = plan(recipe, questions, max_steps)
     steps = [step for step in every if only_stage in (None, step.stage) and (only_phase in (None, step.phase))]
@@ -377,4 +394,4 @@ def run_steps(
                     RunFolder(recipe.out).write_recipe(recipe)
                 ran += 1
                 announce(step, handle.manifest)
-    return ran
+    return Outcome(tuple(steps), ran)

@@ -10,7 +10,7 @@ from typing import Any
 from dasd_lite.config.load import load_recipe
 from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.data.run_folder import RunFolder
-from dasd_lite.run.pipeline import Step, run_steps
+from dasd_lite.run.pipeline import Outcome, Step, run_steps
 from dasd_lite.run.questions import Questions
 from dasd_lite.run.trial import before_paying
 
@@ -43,8 +43,8 @@ def run_resolved(
     only_phase: str | None = None,
     force: bool = False,
     announce: Announce = lambda step, manifest: None,
-) -> int:
-    """Run what is missing of a resolved recipe, or of one stage or phase; return how many steps ran."""
+) -> Outcome:
+    """Run what is missing of a resolved recipe, or of one stage or phase."""
     questions = Questions()
     before_paying(recipe, questions, only_stage=only_stage, only_phase=only_phase)
     return run_steps(
