@@ -73,6 +73,20 @@ def test_missing_recipe(place, cli, command):
     assert not place.run.exists()
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["run", "gone.toml"], "gone.toml: no such file"),
+        (["check", "run.toml", "prompts.path=gone.jsonl", "evaluate={}"], "gone.jsonl: no such file"),
+        (["show", "run/low/sample"], "run/low/sample: "),
+    ],
+)
+def test_in_a_process_of_its_own(place, cli_process, args, words):
+    ended = cli_process(*args, cwd=place.folder)
+    assert_told(ended, words, run=place.run)
+    assert ended.stdout == ""
+
+
 def test_faults_of_the_recipe_all_at_once(place, cli):
     place.edit("num_samples = 2", "num_sample = 2")
     place.edit("max_tokens = 192", 'max_tokens = "many"')
