@@ -54,7 +54,7 @@ bench: .venv/.dev .venv/.built  ## every benchmark, as ratios to what one would 
 	cargo bench --quiet
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
-docs: .venv/.built  ## write docs/options.md and the table in docs/training.md anew from the code
+docs: .venv/.built  ## write docs/options.md and the table in docs/training.md from the code
 	$(BIN)/python docs/make_options.py
 	$(BIN)/python docs/make_training_table.py
 

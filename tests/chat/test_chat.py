@@ -360,7 +360,7 @@ def test_tokenizers_whose_pieces_do_not_spell_the_text_are_refused(tmp_path):
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.add_special_tokens(list(SPECIAL))
     with pytest.raises(
-        ConfigError, match=r"tokenizer\.json: the decoder none is not supported; use a model with byte-level"
+        ConfigError, match=r"tokenizer\.json: the decoder \(missing\) is not supported; use a model with byte-level"
     ):
         Chat(write_model(tmp_path / "m", tokenizer=tokenizer))
     lower = byte_level(normalizers.Replace("→", "->"))

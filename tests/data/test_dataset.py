@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dasd_lite.config.models import EXECUTION, EndpointModel, Table, result_options
+from dasd_lite.config.models import EXECUTION, Endpoint, Table, result_options
 from dasd_lite.config.stages import PackConfig, SampleConfig, ScoreConfig
 from dasd_lite.config.train import TrainConfig
 from dasd_lite.data import dataset, files
@@ -176,9 +176,7 @@ def test_execution_options_are_not_part_of_the_identity():
     assert result_options(TrainConfig(epochs=1)) != result_options(TrainConfig())
     assert result_options(SampleConfig(temperature=1)) == result_options(SampleConfig(temperature=1.0))
     assert result_options(PackConfig(seq_len=8)) != result_options(PackConfig(seq_len=9))
-    urls = [
-        EndpointModel(kind="endpoint", model="m", base_urls=[url], concurrency=n) for url, n in (("a", 1), ("b", 2))
-    ]
+    urls = [Endpoint(kind="endpoint", model="m", base_urls=[url], concurrency=n) for url, n in (("a", 1), ("b", 2))]
     assert result_options(urls[0]) == result_options(urls[1])
 
 

@@ -58,7 +58,7 @@ def piece_reader(tokenizer: dict[str, Any], path: Path) -> Callable[[str], bytes
 
         return sentencepiece
     raise ConfigError(
-        f"{path}: the decoder {', '.join(sorted(kinds)) or 'none'} is not supported; use a model with"
+        f"{path}: the decoder {', '.join(sorted(kinds)) or '(missing)'} is not supported; use a model with"
         " byte-level BPE or SentencePiece"
     )
 

@@ -282,7 +282,7 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
     `job` is None when even the model did not fit.
     """
     name, total = _gpu()
-    message = f"{name}: its {total / 1e9:.1f} GB are full"
+    message = f"out of GPU memory: {name} has {total / 1e9:.1f} GB"
     if job is None or job.cost is None:
         return TrainError(f"{message}; try train.method qlora, train.offload_activations = true or shorter rows")
     longest = int(job.rows.num_tokens.max())
