@@ -20,6 +20,7 @@ from dasd_lite.data.records import GRADED, KEPT, REJECTED, ROLLOUT, ROW, SCORE
 from dasd_lite.data.run_folder import RunFolder
 from dasd_lite.data.writer import ShardWriter, begin
 from dasd_lite.errors import DataError
+from dasd_lite.grading import open_grader
 from dasd_lite.method.sentences import sentence_ends
 from dasd_lite.report import results, tables
 from dasd_lite.report.page import write_report
@@ -284,6 +285,22 @@ def test_selection_and_classes_by_hand(reported):
     assert rest == ["rest", "2", "50.0 %", "50.0 %", "0.0 %", "10.0", "5.0", "0.50 (10.0 %)"]
 
 
+def test_a_grader_that_cannot_be_imported_leaves_out_what_is_right(run_folder, capsys):
+    recipe = json.loads((run_folder / "recipe.json").read_text())
+    for phase in recipe["phase"]:
+        phase["evaluate"]["grader"] = "graders_gone:strict"
+    (run_folder / "recipe.json").write_text(json.dumps(recipe))
+    text, page = shown(run_folder)
+    assert page.exists()
+    chosen, rest = table_rows(text, "What the rule “count” prefers in low")
+    assert chosen == ["chosen", "2", "–", "–", "–", "11.0", "5.5", "1.50 (27.3 %)"]
+    assert rest == ["rest", "2", "–", "–", "–", "10.0", "5.0", "0.50 (10.0 %)"]
+    assert table_rows(text, "Mixed policy") == [["mixed", "2", "1 (50.0 %)", "–", "–", "–", "50.0 %"]]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: evaluate.grader = 'graders_gone:strict': the grader cannot be imported")
+    assert line.endswith("the report leaves out which rollouts are right")
+
+
 def test_rollouts_packing_time_by_hand(reported):
     text, _ = reported
     assert table_rows(text, "Rollouts") == [
@@ -301,7 +318,7 @@ def test_rollouts_packing_time_by_hand(reported):
 
 def test_classes_add_up_over_positions(whole):
     run = RunFolder(whole)
-    measured = read_phase(run, results.read_recipe(run).phase[0], None)
+    measured = read_phase(run, results.read_recipe(run).phase[0], None, open_grader("math"))
     assert measured.candidates.totals.tolist() == [17, 4, 1, 1]
     shared, teacher, student, none = measured.candidates.by_position[:6].T.tolist()
     assert (shared, teacher) == ([5, 5, 0, 3, 3, 1], [0, 0, 3, 1, 0, 0])

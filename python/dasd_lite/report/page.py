@@ -18,6 +18,8 @@ from dasd_lite import console
 from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.data.files import disk_errors, write_atomic
 from dasd_lite.data.run_folder import RunFolder, StageFolder
+from dasd_lite.errors import ConfigError
+from dasd_lite.grading import CheckedGrader, open_grader
 from dasd_lite.report import figures, results, tables
 from dasd_lite.report.rollouts import DIFFERENCE_EDGES, PhaseRollouts, read_phase
 from dasd_lite.report.tables import ReportTable
@@ -94,13 +96,23 @@ def _measure(run: RunFolder) -> _Run:
     finished = [results.read_figures(stage.path) for stage in stages if stage.is_finished]
     phases: list[PhaseRollouts] = []
     earlier: Path | None = None  # what the last phase without mixing kept: a mixed phase takes its questions from it
+    graders = {name: _open_grader(name) for name in dict.fromkeys(phase.evaluate.grader for phase in recipe.phase)}
     for phase in recipe.phase:
-        measured = read_phase(run, phase, earlier)
+        measured = read_phase(run, phase, earlier, graders[phase.evaluate.grader])
         phases += [measured] if measured else []
         earlier = run.stage(phase.name, "select") if phase.source != "mix" else earlier
     accuracies = [results.read_accuracy(own.folder) for own in finished if own.stage == "evaluate"]
     curves = [curve for stage in stages if stage.stage == "train" and (curve := results.read_curve(stage.path))]
     return _Run(run.path, recipe, stages, finished, accuracies, phases, curves)
+
+
+def _open_grader(name: str) -> CheckedGrader | None:
+    """Open a grader; None, with a note, if it cannot be imported: a finished run may outlive the user's code."""
+    try:
+        return open_grader(name)
+    except ConfigError as error:
+        console.note(f"{error}; the report leaves out which rollouts are right")
+        return None
 
 
 # --- sections ---------------------------------------------------------------------------------------

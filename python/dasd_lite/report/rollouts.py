@@ -26,7 +26,7 @@ from dasd_lite.data.dataset import batches, num_rows
 from dasd_lite.data.manifest import read_manifest
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.errors import DataError
-from dasd_lite.grading import CheckedGrader, open_grader
+from dasd_lite.grading import CheckedGrader
 from dasd_lite.method.divergence import SentenceClass, classify_sentences, mean_logprob
 from dasd_lite.method.ragged import from_arrow
 from dasd_lite.method.sentences import sentence_ends
@@ -70,7 +70,7 @@ class RankedAnswers:
     grades: Counter[str] = field(default_factory=Counter)
 
     def add(self, tokens: int, sentences: int, teacher: int, verdict: str | None) -> None:
-        """Count one more answer with its teacher sentences; `verdict` is None if the right answer is unknown."""
+        """Count one more answer with its teacher sentences; `verdict` is None if it was not graded."""
         self.answers += 1
         self.tokens += tokens
         self.sentences += sentences
@@ -181,13 +181,16 @@ class PhaseRollouts:
     mixed: Mixed | None = None
 
 
-def read_phase(run: RunFolder, phase: Phase, earlier: Path | None) -> PhaseRollouts | None:
+def read_phase(
+    run: RunFolder, phase: Phase, earlier: Path | None, grader: CheckedGrader | None
+) -> PhaseRollouts | None:
     """Measure the rollouts of one phase; None if it has none yet.
 
     Args:
         run: The run.
         phase: Its phase.
         earlier: The `select` folder that a mixed-policy phase took its questions from.
+        grader: The grader of the phase; None: nothing is graded.
     """
     source, score, select = (
         StageFolder(phase.name, stage, run.stage(phase.name, stage)) for stage in (phase.source, "score", "select")
@@ -198,7 +201,6 @@ def read_phase(run: RunFolder, phase: Phase, earlier: Path | None) -> PhaseRollo
     measured = PhaseRollouts(phase.name, phase.source, temperature, phase.select.rule, phase.select.beta)
     chosen = _read_selection(measured, select.path) if select.is_finished else None
     scores = score.path if phase.is_scored and score.is_finished else None
-    grader = open_grader(phase.evaluate.grader)
     _Pass(measured, chosen, grader, scored=scores is not None).run(source.path, scores)
     if phase.source == "mix":
         measured.mixed = _read_mixed(source, earlier, grader)
@@ -235,7 +237,7 @@ class _Pass:
         self,
         measured: PhaseRollouts,
         chosen: dict[str, tuple[str, int]] | None,
-        grader: CheckedGrader,
+        grader: CheckedGrader | None,
         *,
         scored: bool,
     ) -> None:
@@ -302,7 +304,9 @@ class _Pass:
                 continue
             reason, tokens = self.chosen[uid]
             if reason in ("", "rank"):
-                verdict = self.grader(text, answer).verdict if answer is not None else None
+                verdict = None
+                if self.grader is not None and answer is not None:
+                    verdict = self.grader(text, answer).verdict
                 side = preference.rest if reason else preference.chosen
                 side.add(tokens, len(own), num_teacher, verdict)
                 if counted:
@@ -358,7 +362,7 @@ def opening_of(sentence: str) -> str:
     return _NUMBER.sub("#", " ".join(words)).rstrip(".,;:!?")[:40]
 
 
-def _read_mixed(mix: StageFolder, earlier: Path | None, grader: CheckedGrader) -> Mixed:
+def _read_mixed(mix: StageFolder, earlier: Path | None, grader: CheckedGrader | None) -> Mixed:
     """Measure how many of the student's answers were cut off, by length, and how the teacher's endings are graded."""
     lengths: dict[str, float] = {}
     if earlier is not None and StageFolder.at(earlier).is_finished:
@@ -376,7 +380,7 @@ def _read_mixed(mix: StageFolder, earlier: Path | None, grader: CheckedGrader) -
     for batch in batches(mix.path, "rollouts", ("completion", "answer", "prefix_bytes")):
         for row in batch.to_pylist():
             prefix, total = prefix + row["prefix_bytes"], total + len(row["completion"].encode())
-            if row["answer"] is not None:
+            if grader is not None and row["answer"] is not None:
                 grades[grader(row["completion"], row["answer"]).verdict] += 1
     counts = read_manifest(mix.path)["counts"]
     share = prefix / total if total else math.nan
