@@ -77,10 +77,10 @@ struct Match {
 }
 
 impl GramFinder {
-    /// One pass is nearly always all: the longest match that it finds is as long as its longest run of repeated grams.
-    /// Where a span is made of parts that occurred first in different places, the two differ, and a pass over the
-    /// grams of one id more than the match decides. Only on sequences with very much structure does that find a longer
-    /// one; then bisection bounds the number of passes.
+    /// One pass is nearly always enough: the longest match that it finds is as long as its longest run of repeated
+    /// grams. The two differ where the parts of a span first occurred in different places; then a pass over grams that
+    /// are longer than the match by one id decides. Where even that finds a longer match, the steps double, and at last
+    /// halve, so that the number of passes is logarithmic.
     fn repetition<I: Copy + Eq + Into<i64>>(
         &mut self,
         ids: &[I],
@@ -88,13 +88,13 @@ impl GramFinder {
         interrupt: &Interrupt,
     ) -> Result<Repetition> {
         let Pass { num_repeated, mut longest, mut at_most } = self.pass(ids, n, interrupt)?;
-        let mut next = longest + 1;
+        let mut step = 1;
         while longest < at_most {
+            let next = (longest + step).min((longest + 1).midpoint(at_most + 1));
             match self.pass(ids, next, interrupt)?.longest {
                 0 => at_most = next - 1,
-                longer => longest = longer,
+                longer => (longest, step) = (longer, 2 * step),
             }
-            next = (longest + 1).midpoint(at_most + 1);
         }
         Ok(Repetition { num_repeated: to_offset(num_repeated), longest: to_offset(longest) })
     }

@@ -5,8 +5,7 @@ use dasd_lite_core::balance::{self, Options};
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
 
-use crate::boundary::{copied, detached};
-use crate::pack::Lengths;
+use crate::boundary::{Integers, copied, detached};
 
 type Order<'py> = (Bound<'py, PyArray2<u32>>, Bound<'py, PyArray1<u32>>);
 
@@ -16,7 +15,7 @@ type Order<'py> = (Bound<'py, PyArray2<u32>>, Bound<'py, PyArray1<u32>>);
 pub fn balance_rows<'py>(
     items: PyReadonlyArray1<'py, u32>,
     offsets: PyReadonlyArray1<'py, i64>,
-    lengths: Lengths<'py>,
+    lengths: Integers<'py>,
     num_ranks: usize,
     micro_steps: usize,
     window: usize,
@@ -27,9 +26,9 @@ pub fn balance_rows<'py>(
     let options = Options { num_ranks, micro_steps, window, linear: cost.0, quadratic: cost.1, seed };
     let (items, offsets) = (items.as_slice()?, copied(&offsets)?);
     let order = match &lengths {
-        Lengths::I32(lengths) => run(py, items, &offsets, lengths.as_slice()?, options),
-        Lengths::U32(lengths) => run(py, items, &offsets, lengths.as_slice()?, options),
-        Lengths::I64(lengths) => run(py, items, &offsets, lengths.as_slice()?, options),
+        Integers::I32(lengths) => run(py, items, &offsets, lengths.as_slice()?, options),
+        Integers::U32(lengths) => run(py, items, &offsets, lengths.as_slice()?, options),
+        Integers::I64(lengths) => run(py, items, &offsets, lengths.as_slice()?, options),
     }?;
     let num_micro_steps = order.rows.len() / num_ranks;
     Ok((order.rows.into_pyarray(py).reshape([num_micro_steps, num_ranks])?, order.left_over.into_pyarray(py)))

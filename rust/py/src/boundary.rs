@@ -27,6 +27,31 @@ const SMALL: usize = 1 << 16;
 /// How often a waiting call checks for signals.
 const POLL: Duration = Duration::from_millis(50);
 
+/// A column of integers as the caller has it.
+pub enum Integers<'py> {
+    /// int32.
+    I32(PyReadonlyArray1<'py, i32>),
+    /// uint32.
+    U32(PyReadonlyArray1<'py, u32>),
+    /// int64.
+    I64(PyReadonlyArray1<'py, i64>),
+}
+
+// By hand, because the derived one describes each failed attempt, and what describes a dtype handles signals.
+impl<'py> FromPyObject<'_, 'py> for Integers<'py> {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(array) = object.extract() {
+            return Ok(Self::I32(array));
+        }
+        if let Ok(array) = object.extract() {
+            return Ok(Self::U32(array));
+        }
+        Ok(Self::I64(object.extract()?))
+    }
+}
+
 /// Copies offsets, of which there are few compared with the values.
 pub fn copied<T: Element + Copy>(array: &PyReadonlyArray1<'_, T>) -> PyResult<Vec<T>> {
     Ok(array.as_slice()?.to_vec())

@@ -3,9 +3,10 @@
 use dasd_lite_core::Ragged;
 use dasd_lite_core::gather::{self, Buffers, Source, TokenId};
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, PyReadwriteArray1};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
-use crate::boundary::{copied, detached};
+use crate::boundary::{Integers, copied, detached};
 
 type Layout<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<i64>>);
 
@@ -29,18 +30,12 @@ pub fn gather_layout<'py>(
     Ok((layout.sequences.into_pyarray(py), layout.cu_seqlens.into_pyarray(py), layout.row_offsets.into_pyarray(py)))
 }
 
-#[derive(FromPyObject)]
-pub enum Tokens<'py> {
-    I32(PyReadonlyArray1<'py, i32>),
-    U32(PyReadonlyArray1<'py, u32>),
-}
-
 #[pyfunction]
 #[pyo3(signature = (tokens, offsets, loss_mask, sequences, cu_seqlens, *, pad_id, ids, position_ids, labels, reused))]
 #[expect(clippy::too_many_arguments, reason = "they are named")]
 pub fn gather_rows<'py>(
     py: Python<'py>,
-    tokens: Tokens<'py>,
+    tokens: Integers<'py>,
     offsets: PyReadonlyArray1<'py, i64>,
     loss_mask: Option<PyReadonlyArray1<'py, u8>>,
     sequences: PyReadonlyArray1<'py, u32>,
@@ -59,8 +54,9 @@ pub fn gather_rows<'py>(
     let labels = labels.as_mut().map(PyReadwriteArray1::as_slice_mut).transpose()?;
     let buffers = Buffers { ids, position_ids, labels, reused };
     match &tokens {
-        Tokens::I32(tokens) => run(py, tokens.as_slice()?, &offsets, loss_mask, layout, pad_id, buffers),
-        Tokens::U32(tokens) => run(py, tokens.as_slice()?, &offsets, loss_mask, layout, pad_id, buffers),
+        Integers::I32(tokens) => run(py, tokens.as_slice()?, &offsets, loss_mask, layout, pad_id, buffers),
+        Integers::U32(tokens) => run(py, tokens.as_slice()?, &offsets, loss_mask, layout, pad_id, buffers),
+        Integers::I64(_) => Err(PyTypeError::new_err("tokens must be int32 or uint32")),
     }
 }
 

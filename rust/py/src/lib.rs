@@ -16,6 +16,9 @@ mod toml;
 /// The Rust core; use `dasd_lite.method`.
 #[pyo3::pymodule]
 mod _rust {
+    use numpy::PyArray1;
+    use pyo3::prelude::*;
+
     #[pymodule_export]
     use crate::balance::balance_rows;
     #[pymodule_export]
@@ -30,4 +33,12 @@ mod _rust {
     use crate::stats::{class_counts, classify, sentence_spans, sentence_stats};
     #[pymodule_export]
     use crate::toml::parse_toml;
+
+    /// Loads numpy's C API now: a signal handler that raises while a call loads it would be a panic.
+    #[pymodule_init]
+    #[expect(clippy::unnecessary_wraps, reason = "the form that pyo3 asks for")]
+    fn load_numpy(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        drop(PyArray1::<u8>::zeros(module.py(), 0, false));
+        Ok(())
+    }
 }

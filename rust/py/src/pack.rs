@@ -1,18 +1,11 @@
 //! Front of `dasd_lite_core::pack`.
 
 use dasd_lite_core::pack::{Method, Options, Overlong};
-use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::boundary::detached;
-
-#[derive(FromPyObject)]
-pub enum Lengths<'py> {
-    I32(PyReadonlyArray1<'py, i32>),
-    U32(PyReadonlyArray1<'py, u32>),
-    I64(PyReadonlyArray1<'py, i64>),
-}
+use crate::boundary::{Integers, detached};
 
 type PackedArrays<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<u32>>, u64);
 
@@ -20,7 +13,7 @@ type PackedArrays<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>, 
 #[pyo3(signature = (lengths, *, seq_len, alignment, method, drop_overlong))]
 pub fn pack<'py>(
     py: Python<'py>,
-    lengths: Lengths<'py>,
+    lengths: Integers<'py>,
     seq_len: u32,
     alignment: u32,
     method: &str,
@@ -37,9 +30,9 @@ pub fn pack<'py>(
     let overlong = if drop_overlong { Overlong::Drop } else { Overlong::Error };
     let options = Options { seq_len, alignment, method, overlong };
     let plan = match &lengths {
-        Lengths::I32(lengths) => run(py, lengths.as_slice()?, options),
-        Lengths::U32(lengths) => run(py, lengths.as_slice()?, options),
-        Lengths::I64(lengths) => run(py, lengths.as_slice()?, options),
+        Integers::I32(lengths) => run(py, lengths.as_slice()?, options),
+        Integers::U32(lengths) => run(py, lengths.as_slice()?, options),
+        Integers::I64(lengths) => run(py, lengths.as_slice()?, options),
     }?;
     Ok((plan.items.into_pyarray(py), plan.offsets.into_pyarray(py), plan.dropped.into_pyarray(py), plan.num_tokens))
 }

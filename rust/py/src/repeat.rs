@@ -3,15 +3,10 @@
 use dasd_lite_core::Ragged;
 use dasd_lite_core::repeat::{self, Repetition};
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
-use crate::boundary::{copied, detached};
-
-#[derive(FromPyObject)]
-pub enum Ids<'py> {
-    I32(PyReadonlyArray1<'py, i32>),
-    U32(PyReadonlyArray1<'py, u32>),
-}
+use crate::boundary::{Integers, copied, detached};
 
 type Counts<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>);
 type Shares<'py> = (Bound<'py, PyArray1<f64>>, Bound<'py, PyArray1<f64>>);
@@ -19,14 +14,15 @@ type Shares<'py> = (Bound<'py, PyArray1<f64>>, Bound<'py, PyArray1<f64>>);
 #[pyfunction]
 pub fn repeated_ngrams<'py>(
     py: Python<'py>,
-    ids: Ids<'py>,
+    ids: Integers<'py>,
     offsets: PyReadonlyArray1<'py, i64>,
     n: usize,
 ) -> PyResult<Counts<'py>> {
     let offsets = copied(&offsets)?;
     let repetition = match &ids {
-        Ids::I32(ids) => run(py, ids.as_slice()?, &offsets, n),
-        Ids::U32(ids) => run(py, ids.as_slice()?, &offsets, n),
+        Integers::I32(ids) => run(py, ids.as_slice()?, &offsets, n),
+        Integers::U32(ids) => run(py, ids.as_slice()?, &offsets, n),
+        Integers::I64(_) => Err(PyTypeError::new_err("ids must be int32 or uint32")),
     }?;
     let (num_repeated, longest): (Vec<_>, Vec<_>) =
         repetition.iter().map(|one| (one.num_repeated, one.longest)).unzip();
