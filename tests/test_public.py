@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import dasd_lite as dl
+from dasd_lite.config.stages import Phase
 
 STAGES = ("sample", "ingest", "score", "select", "pack", "train", "mix", "evaluate")
 
@@ -138,3 +139,34 @@ def test_stage_functions_have_like_signatures():
         assert parameters["config"].default is None
         assert parameters["options"].kind is inspect.Parameter.VAR_KEYWORD
         assert "seed" not in parameters or parameters["seed"].default == 0
+
+
+# Parameters that have the name of an option because they are the option, also as an object.
+SAME_THING = {
+    ("ingest", "paths"),
+    ("select", "rule"),
+    ("train", "objective"),
+    ("evaluate", "prompts"),
+    ("evaluate", "grader"),
+}
+
+
+def test_no_parameter_hides_an_option():
+    import inspect
+
+    hidden = {
+        (stage, name)
+        for stage in STAGES
+        for name in inspect.signature(getattr(dl, stage)).parameters
+        if name in Phase.model_fields[stage].annotation.model_fields
+    }
+    assert hidden <= SAME_THING
+
+
+def test_replay_is_an_option_like_any_other(chain, tmp_path):
+    with pytest.raises(
+        dl.DasdError, match=r"pack\.replay = 1\.0 adds rollouts of an earlier phase; pass .* `earlier`$"
+    ):
+        dl.pack(chain["kept"], replay=1.0, out=tmp_path / "pack")
+    rows = dl.pack(chain["kept"], replay=1.0, earlier=chain["kept"], seq_len=256, out=tmp_path / "pack")
+    assert rows.counts["replayed"] == rows.counts["rollouts"] / 2

@@ -89,7 +89,7 @@ def test_the_same_input_gives_the_same_bytes(source, tmp_path):
 def test_replay_adds_this_many_of_the_phase_before(tmp_path, replay, joined):
     own, before = selected(tmp_path / "own", [(5, 2)] * 6), selected(tmp_path / "before", [(7, 3)] * 12, offset=5000)
     manifest = pack.pack(
-        own, PackConfig(seq_len=32, replay=replay), out=tmp_path / "pack", seed=0, replay=before
+        own, PackConfig(seq_len=32, replay=replay), out=tmp_path / "pack", seed=0, earlier=before
     ).manifest
     packed = documents(tmp_path / "pack")
     assert sum(uid.startswith("before") for uid in packed) == joined
@@ -103,7 +103,7 @@ def test_the_seed_draws_what_is_replayed(tmp_path):
     drawn = []
     for seed in (0, 0, 1):
         out = tmp_path / f"pack{len(drawn)}"
-        pack.pack(own, PackConfig(seq_len=32, replay=4.0), out=out, seed=seed, replay=before)
+        pack.pack(own, PackConfig(seq_len=32, replay=4.0), out=out, seed=seed, earlier=before)
         drawn.append({uid for uid in documents(out) if uid.startswith("before")})
     assert drawn[0] == drawn[1] != drawn[2]
 
@@ -140,7 +140,7 @@ def test_where_nothing_has_a_weight_the_column_is_null(source, tmp_path):
 def test_those_without_a_weight_count_1_beside_those_with(tmp_path, own_weights, before_weights):
     own = selected(tmp_path / "own", [(5, 2)] * 2, weights=own_weights)
     before = selected(tmp_path / "before", [(7, 3)] * 2, weights=before_weights)
-    pack.pack(own, PackConfig(seq_len=32, replay=1.0), out=tmp_path / "pack", seed=0, replay=before)
+    pack.pack(own, PackConfig(seq_len=32, replay=1.0), out=tmp_path / "pack", seed=0, earlier=before)
     expected = dict(zip(("own0", "own1"), own_weights or [1.0, 1.0], strict=True))
     assert weights_of(tmp_path / "pack") == expected | dict(
         zip(("before0", "before1"), before_weights or [1.0, 1.0], strict=True)
@@ -246,9 +246,9 @@ def test_columns_of_replayed_rollouts_and_of_one_that_is_there_twice(tmp_path):
     kept = [row for folder in (own, before) for row in read_table(folder, "kept").to_pylist()]
     wanted = side_table(tmp_path / "columns.parquet", kept)
     config = PackConfig(seq_len=32, replay=1.0, columns=tmp_path / "columns.parquet")
-    rows = pack.pack(own, config, out=tmp_path / "pack", replay=before, objective=Objective("old", "reward"))
+    rows = pack.pack(own, config, out=tmp_path / "pack", earlier=before, objective=Objective("old", "reward"))
     assert columns_of(rows.folder) == {uid: {n: row[n] for n in ("old", "reward")} for uid, row in wanted.items()}
-    twice = pack.pack(own, config, out=tmp_path / "twice", replay=own, objective=Objective("reward"))
+    twice = pack.pack(own, config, out=tmp_path / "twice", earlier=own, objective=Objective("reward"))
     rewards = [x for row in twice.to_table().to_pylist() for x in zip(row["uids"], row["doc:reward"], strict=True)]
     assert sorted(rewards) == sorted(2 * [(f"own{i}", wanted[f"own{i}"]["reward"]) for i in range(2)])
 
@@ -284,9 +284,9 @@ def test_teacher_logprobs_come_from_the_rollouts(tmp_path):
         own,
         PackConfig(seq_len=32, replay=1.0),
         out=tmp_path / "pack",
-        replay=before,
+        earlier=before,
         rollouts=tmp_path / "own-sample",
-        replay_rollouts=tmp_path / "before-sample",
+        earlier_rollouts=tmp_path / "before-sample",
         objective=Objective("teacher_logprobs"),
     )
     assert {uid: row["teacher_logprobs"] for uid, row in columns_of(rows.folder).items()} == wanted
@@ -295,7 +295,7 @@ def test_teacher_logprobs_come_from_the_rollouts(tmp_path):
             own,
             PackConfig(seq_len=32, replay=1.0),
             out=tmp_path / "other",
-            replay=before,
+            earlier=before,
             rollouts=tmp_path / "own-sample",
             objective=Objective("teacher_logprobs"),
         )
@@ -409,7 +409,7 @@ def grouped(folder, seed=0, prompts=9, longest=15):
 def test_all_answers_of_a_prompt_are_in_one_row(tmp_path, method):
     own, before = grouped(tmp_path / "own"), grouped(tmp_path / "before", seed=1, prompts=3)
     config = PackConfig(seq_len=110, method=method, replay=0.5)
-    rows = pack.pack(own, config, out=tmp_path / "pack", replay=before, objective=Objective(groups=True))
+    rows = pack.pack(own, config, out=tmp_path / "pack", earlier=before, objective=Objective(groups=True))
     prompt_of = {r["uid"]: r["prompt_uid"] for f in (own, before) for r in read_table(f, "kept").to_pylist()}
     row_of, seen = {}, []
     for r, row in enumerate(rows.to_table().to_pylist()):
@@ -425,7 +425,7 @@ def test_all_answers_of_a_prompt_are_in_one_row(tmp_path, method):
     assert sorted(seen) == sorted(uid for uid in documents(rows.folder)) and len(seen) == counts["rollouts"]
     assert counts["fill"] == pytest.approx(counts["tokens"] / (110 * counts["rows"]))
     with pytest.raises(CheckpointError, match="groups: True there, not set now"):
-        pack.pack(own, config, out=tmp_path / "pack", replay=before)
+        pack.pack(own, config, out=tmp_path / "pack", earlier=before)
 
 
 def test_answers_of_a_prompt_that_are_longer_than_a_row_together_are_refused(tmp_path):
@@ -470,7 +470,7 @@ def test_a_rollout_longer_than_a_row_is_refused_with_its_numbers(tmp_path):
 
 
 def test_replay_without_a_phase_before(source, tmp_path):
-    with pytest.raises(DataError, match=r"pack\.replay = 1\.0 needs the folder of a phase before"):
+    with pytest.raises(DataError, match=r"pack\.replay = 1\.0 adds rollouts of an earlier phase"):
         pack.pack(source, PackConfig(replay=1.0), out=tmp_path / "pack", seed=0)
 
 

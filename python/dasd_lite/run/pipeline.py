@@ -246,9 +246,9 @@ def _pack(recipe: RecipeConfig, phase: Phase, before: _Before) -> Step:
             phase.pack,
             out=folder,
             seed=recipe.seed,
-            replay=before.kept,
+            earlier=before.kept,
             rollouts=run.stage(phase.name, phase.source),
-            replay_rollouts=before.sampled,
+            earlier_rollouts=before.sampled,
             objective=phase.train.objective,
             force=force,
         )

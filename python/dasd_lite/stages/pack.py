@@ -67,9 +67,9 @@ def pack(
     *,
     out: str | PathLike[str],
     seed: int = 0,
-    replay: Kept | str | PathLike[str] | None = None,
+    earlier: Kept | str | PathLike[str] | None = None,
     rollouts: Rollouts | str | PathLike[str] | None = None,
-    replay_rollouts: Rollouts | str | PathLike[str] | None = None,
+    earlier_rollouts: Rollouts | str | PathLike[str] | None = None,
     objective: Any = "sft",
     force: bool = False,
     **options: Any,
@@ -81,9 +81,9 @@ def pack(
         config: Options of the stage.
         out: Folder to write.
         seed: Seed of the draw of replayed rollouts.
-        replay: What select wrote in the phase before; `config.replay` r draws r of them for each one of `kept`.
+        earlier: What select wrote in the phase before; `config.replay` r draws r of them for each one of `kept`.
         rollouts: The rollouts that `kept` was selected from, for "teacher_logprobs".
-        replay_rollouts: Those that `replay` was selected from, likewise.
+        earlier_rollouts: Those that `earlier` was selected from, likewise.
         objective: What the rows will be trained with, as its name or object. The columns it needs are packed too, and
             with `groups` all answers of a prompt share a row.
         force: Replace a folder that was made with other options.
@@ -101,13 +101,15 @@ def pack(
     selected, wanted = Kept.of(kept).folder, objectives.load(objective)
     sources = [(selected, np.ones(num_rows(selected, "kept"), dtype=bool))]
     if config.replay:
-        if replay is None:
-            raise DataError(f"pack.replay = {config.replay} needs the folder of a phase before to draw from")
-        before, own = Kept.of(replay).folder, len(sources[0][1])
+        if earlier is None:
+            raise DataError(
+                f"pack.replay = {config.replay} adds rollouts of an earlier phase; pass their folder as `earlier`"
+            )
+        before, own = Kept.of(earlier).folder, len(sources[0][1])
         sources.append((before, _drawn(num_rows(before, "kept"), round(config.replay * own), seed)))
     needs = [name for name in wanted.needs if name != "weight"]  # weights are always packed
     needs += ["prompt"] if wanted.groups and "prompt" not in needs else []
-    teachers = [Rollouts.of(source).folder for source in (rollouts, replay_rollouts) if source is not None]
+    teachers = [Rollouts.of(source).folder for source in (rollouts, earlier_rollouts) if source is not None]
 
     inputs: dict[str, Path | str] = {"selected": fingerprint(selected)}
     inputs |= {"replay": sources[1][0]} if config.replay else {}
