@@ -40,7 +40,7 @@ check: .venv/.dev .venv/.built  ## ruff, mypy --strict, stubtest, rustfmt, clipp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest dasd_lite._rust
+	$(BIN)/python -m mypy.stubtest --mypy-config-file rust/py/stubtest.ini dasd_lite._rust
 	cargo fmt --all --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 
