@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from functools import partial
 
 import pytest
 
@@ -108,6 +109,7 @@ def test_an_answer_that_was_cut_off_is_never_right():
 
 
 MY_GRADERS = """
+import functools
 from dasd_lite.grading import Grade
 
 def last_line(completion, answer):
@@ -121,6 +123,9 @@ class Contains:
 contains = Contains()
 three = lambda completion, answer, language: None
 number = 3
+in_english = functools.partial(three, language="en")
+english, german = Contains(), Contains()
+english.language, german.language = "en", "de"
 """
 
 
@@ -150,6 +155,13 @@ def test_a_grader_may_be_an_object(my_graders):
     assert grader("It is 6.", "5") == Grade("unparseable", None)
 
 
+def test_what_a_grader_was_made_with_is_part_of_its_code(my_graders):
+    first, second = open_grader("my_graders:english"), open_grader("my_graders:german")
+    assert (first.name, second.name) == ("my_graders:english", "my_graders:german")
+    assert first.code != second.code == open_grader(my_graders.german).code
+    assert open_grader(partial(my_graders.three, language="de")).code != open_grader(my_graders.in_english).code
+
+
 def test_a_built_in_grader_is_known_by_its_name():
     grader = open_grader("math")
     assert (grader.name, grader.code) == ("math", None)
@@ -164,6 +176,7 @@ def test_a_built_in_grader_is_known_by_its_name():
         ("gone_module:grade", r"evaluate.grader = 'gone_module:grade': the grader cannot be imported"),
         ("my_graders:gone", r"evaluate.grader = 'my_graders:gone': module 'my_graders' has no attribute 'gone'"),
         ("my_graders:number", r"a grader is called with \(completion, answer\)"),
+        ("my_graders:Contains", r"my_graders:Contains is a class; a grader is an instance or a function"),
         ("my_graders:three", r"\(completion, answer, language\) cannot be a grader"),
     ],
 )

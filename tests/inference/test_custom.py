@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -150,13 +151,30 @@ def test_code_and_options_are_part_of_the_fingerprint(module: ModuleType, tmp_pa
     assert source(table(tmp_path, suffix="!")) != before
     teacher = module.Canned(tmp_path / "answers.json")
     as_object = source(teacher)
+    assert source(module.Canned(tmp_path / "answers.json")) == as_object
+    assert source(module.Canned(tmp_path / "answers.json", suffix="!")) != as_object
     teacher.fingerprint = "other answers"
     assert source(teacher) != as_object
     (tmp_path / "my_teacher.py").write_text(MODULE.replace("-0.5", "-0.7"))
     assert source(table(tmp_path)) != before
     teacher.fingerprint = 3
-    with pytest.raises(ConfigError, match=r"my_teacher:Canned\.fingerprint is a int; it must be a string"):
+    with pytest.raises(ConfigError, match=r"my_teacher:Canned\.fingerprint has the type int; it must be a string"):
         source(teacher)
+
+
+def test_an_object_with_state_that_cannot_be_hashed_needs_a_fingerprint(module: ModuleType, tmp_path: Path) -> None:
+    teacher = module.Canned(tmp_path / "answers.json")
+    teacher.lock = threading.Lock()
+    with pytest.raises(ConfigError) as caught:
+        source(teacher)
+    assert str(caught.value) == (
+        "my_teacher:Canned: lock is of type _thread:lock, which cannot be hashed, so a change in it would go unnoticed;"
+        " give my_teacher:Canned an attribute `fingerprint`, a string that changes with its results"
+    )
+    teacher.fingerprint = "a"
+    first = source(teacher)
+    teacher.fingerprint = "b"
+    assert source(teacher) != first
 
 
 def test_a_class_that_scores(module: ModuleType, tmp_path: Path) -> None:
@@ -183,7 +201,7 @@ def test_a_class_that_scores(module: ModuleType, tmp_path: Path) -> None:
         (
             "my_teacher:a_function",
             {},
-            "teacher.kind = 'my_teacher:a_function' is a function; a sampler is named by its",
+            "teacher.kind = 'my_teacher:a_function' is not a class; a sampler is named by its",
         ),
         (
             "my_teacher:NoClose",
@@ -197,6 +215,11 @@ def test_a_class_that_scores(module: ModuleType, tmp_path: Path) -> None:
             "my_teacher:Canned",
             {"path": "no/file"},
             "teacher.options: my_teacher:Canned does not accept {'path': 'no/fil",
+        ),
+        (
+            "my_teacher:Canned",
+            {"path": "/"},
+            "teacher.options: my_teacher:Canned does not accept {'path': '/'}: [Errno 21] Is a directory: '/'",
         ),
     ],
 )

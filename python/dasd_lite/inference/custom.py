@@ -80,17 +80,12 @@ def sampler_name(sampler: Sampler) -> str:
 
 
 def custom_source(model: CustomTeacher | Sampler) -> str:
-    """Return the fingerprint of a custom sampler: of its code, and of its options or its `fingerprint` attribute."""
+    """Return the fingerprint of a custom sampler: of its code, and of its options or its state."""
     from dasd_lite.config.models import Table
 
     if isinstance(model, Table):
         return digest(code_hash(load_custom(model)), model.options)
-    fingerprint = getattr(model, "fingerprint", "")
-    if not isinstance(fingerprint, str):
-        raise ConfigError(
-            f"teacher: {name_of(type(model))}.fingerprint is a {type(fingerprint).__name__}; it must be a string"
-        )
-    return digest(code_hash(type(model)), fingerprint)
+    return code_hash(model)
 
 
 def load_custom(model: CustomTeacher, *, scoring: bool = False) -> type[Any]:
@@ -105,8 +100,7 @@ def load_custom(model: CustomTeacher, *, scoring: bool = False) -> type[Any]:
     """
     sampler_class = load_extension(model.kind, kind="sampler", key=_KEY)
     if not inspect.isclass(sampler_class):
-        kind = type(sampler_class).__name__
-        raise ConfigError(f"{_KEY} = {model.kind!r} is a {kind}; a sampler is named by its class")
+        raise ConfigError(f"{_KEY} = {model.kind!r} is not a class; a sampler is named by its class")
     _check_methods(sampler_class, _KEY, scoring=scoring)
     try:
         inspect.signature(sampler_class).bind(**model.options)
@@ -119,7 +113,8 @@ def open_custom(model: CustomTeacher | Sampler, *, scoring: bool = False) -> Cus
     """Create the sampler that the recipe names, or wrap the object that was passed in.
 
     Raises:
-        ConfigError: As `load_custom` does, or the class rejects the values of its options (ValueError).
+        ConfigError: As `load_custom` does, or the class rejects the values of its options (ValueError or
+            OSError).
     """
     from dasd_lite.config.models import Table
 
@@ -130,8 +125,9 @@ def open_custom(model: CustomTeacher | Sampler, *, scoring: bool = False) -> Cus
         return CustomSampler(load_custom(model, scoring=scoring)(**model.options), owned=True)
     except DasdError:
         raise
-    except ValueError as error:
-        raise ConfigError(f"teacher.options: {model.kind} does not accept {model.options}: {error}") from error
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"teacher.options: {model.kind} does not accept {model.options}: {reason}") from error
 
 
 def open_custom_scorer(model: CustomTeacher | Sampler) -> tuple[Scorer, str]:

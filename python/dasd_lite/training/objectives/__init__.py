@@ -30,7 +30,6 @@ import numpy.typing as npt
 
 from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of
 from dasd_lite.config.train import OBJECTIVES
-from dasd_lite.data.seeds import digest
 from dasd_lite.errors import ConfigError, TrainError
 from dasd_lite.model.row import Row
 
@@ -191,10 +190,8 @@ def load(objective: str | Any) -> CheckedObjective:
         )
     code = None if name in OBJECTIVES else code_hash(thing)
     if inspect.isclass(thing):
-        check_callable(thing, (), kind="class of an objective", key=_KEY)
+        check_callable(thing, (), kind="class of an objective", key=_KEY, accepts_class=True)
         thing = thing()
-    elif hasattr(thing, "loss") and not inspect.ismodule(thing):  # results depend on the attributes of an object
-        name, code = f"{name}()", digest(code, repr(sorted(vars(thing).items())))
     for function, parameters in (
         ("per_token", ("logits_CV", "target_ids_C", "tokens")),
         ("loss", ("per_token_N", "targets")),
