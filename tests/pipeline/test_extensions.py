@@ -6,6 +6,8 @@ import pytest
 
 import dasd_lite as dl
 from dasd_lite.data.dataset import read_table
+from dasd_lite.errors import CheckpointError
+from dasd_lite.inference import Completion
 
 CODE = '''
 import torch
@@ -34,6 +36,17 @@ def longest(candidates):
     return candidates.num_tokens
 
 
+class ByLength:
+    def __init__(self, sign):
+        self.sign = sign
+
+    def __call__(self, candidates):
+        return self.sign * candidates.num_tokens
+
+
+short, long = ByLength(-1), ByLength(1)
+
+
 class Sft:
     def per_token(self, logits_CV, target_ids_C, tokens):
         return -torch.log_softmax(logits_CV.float(), -1).gather(-1, target_ids_C[:, None])[:, 0]
@@ -41,6 +54,9 @@ class Sft:
     def loss(self, per_token_N, targets):
         total = per_token_N.sum()
         return total / targets.num_step, {"loss": total.detach()}
+
+
+sft = Sft()
 
 
 def generous(completion, answer):
@@ -129,6 +145,58 @@ def test_changed_code_is_another_configuration(folder, cli):
     assert "low/sample: made with another configuration (inputs.teacher: " in ended.stderr
 
 
+def test_instances_are_known_by_the_name_in_the_recipe_and_by_their_attributes(folder, cli):
+    """Each stage alone accepts what `run` made with them, also in two processes; another instance is other code."""
+    path, code = folder
+
+    def run(command, rule="short"):
+        names = [f"select.rule='{code}:{rule}'", f"train.objective='{code}:sft'", "train.num_processes=2"]
+        return cli(command, "run.toml", *names, cwd=path)
+
+    ran = run("run")
+    assert ran.rc == 0, ran.stderr
+    folder = dl.RunFolder(path / "run").stage("low", "select")
+    kept, rejected = (longest_answers(folder, table) for table in ("kept", "rejected"))
+    assert all(kept[prompt] <= rejected[prompt] for prompt in kept)
+    assert dl.Kept(folder).manifest["config"]["rule"] == f"{code}:short"
+    for command in ("run", "select", "pack", "train", "evaluate"):
+        again = run(command)
+        assert again.rc == 0, again.stderr
+        assert again.stdout.startswith("Nothing to do."), again.stdout
+    other = run("select", "long")
+    assert other.rc == 2 and "low/select: made with another configuration" in other.stderr
+    assert "inputs.rule: " in other.stderr
+
+
+class Echo:
+    """A sampler that is handed over."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def complete(self, requests, params):
+        for request in requests:
+            yield Completion(request.position, self.text)
+
+    def status(self):
+        return ""
+
+    def close(self):
+        """Do nothing."""
+
+
+def test_another_sampler_of_the_same_class_is_another_configuration(tmp_path, demo):
+    prompts = dl.read_prompts(demo / "train.jsonl", limit=2)
+
+    def answers(text):
+        made = dl.sample(prompts, Echo(text), out=tmp_path / "sample", num_samples=1)
+        return made.to_table(["completion"])["completion"].to_pylist()
+
+    assert answers("a") == ["a", "a"] == answers("a")
+    with pytest.raises(CheckpointError, match=r"inputs\.teacher"):
+        answers("b")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -136,10 +204,10 @@ def test_changed_code_is_another_configuration(folder, cli):
         (["select.rule='CODE:nothing'"], "select.rule = 'CODE:nothing': module 'CODE' has no attribute 'nothing'"),
         (["select.rule='CODE:wrong_signature'"], "select.rule: CODE:wrong_signature(candidates, more) cannot be a"),
         (["train.objective='CODE:longest'"], "train.objective: CODE:longest has no function per_token("),
-        (["evaluate.grader='CODE:Sft'"], "evaluate.grader: CODE:Sft() cannot be a grader; it is called with"),
+        (["evaluate.grader='CODE:Sft'"], "evaluate.grader: CODE:Sft is a class; a grader is an instance or a function"),
         (
             ["teacher.kind='CODE:longest'"],
-            "teacher.kind = 'CODE:longest' is a function; a sampler is named by its class",
+            "teacher.kind = 'CODE:longest' is not a class; a sampler is named by its class",
         ),
         (["teacher.kind='CODE:Sft'"], "teacher.kind: CODE:Sft has no method `complete`"),
         (["teacher.options={ folders = 'x' }"], "teacher.options: CODE:Teacher does not accept {'folders': 'x'}"),

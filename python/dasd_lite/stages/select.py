@@ -115,8 +115,8 @@ def select(
     options |= {"rule": rule} if isinstance(rule, str) else {}
     config = with_options(SelectConfig, config, options, "select")
     chosen = open_rule(config.rule if rule is None or isinstance(rule, str) else rule)
-    if callable(chosen):
-        config = config.model_copy(update={"rule": name_of(chosen)})
+    if rule is not None and not isinstance(rule, str):
+        config = config.model_copy(update={"rule": name_of(rule)})
     chat = Chat(model_folder(student.model if isinstance(student, Table) else str(student)))
     rollouts, out = Rollouts.of(rollouts).folder, Path(out)
     scores = None if scores is None else Scores.of(scores).folder

@@ -91,7 +91,8 @@ def train(
     else:
         source = model_path(model)
     minimized = objectives.load(objective if objective is not None else config.objective)
-    config = config.model_copy(update={"objective": minimized.name})
+    if objective is not None:
+        config = config.model_copy(update={"objective": minimized.name})
     folder = Rows.of(rows).folder
     inputs: dict[str, Path | str] = {"rows": folder, "model": source, "seed": str(seed)}
     inputs |= {"max_steps": str(max_steps)} if max_steps is not None else {}
