@@ -4,15 +4,15 @@ import math
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
-import dasd_lite
 from dasd_lite import grading
 from dasd_lite.config import models, stages, train
 from dasd_lite.config.chain import SOURCES, STAGES
 from dasd_lite.config.models import CustomTeacher, Endpoint, Transformers, Vllm
 from dasd_lite.config.stages import Phase, RecipeConfig, SelectConfig, Weighting
 from dasd_lite.config.train import Full, Lora, TrainConfig
+from dasd_lite.errors import ConfigError
+from dasd_lite.training import objectives
 
 
 def test_every_option_is_documented():
@@ -45,8 +45,7 @@ def test_every_stage_has_a_table():
 
 
 def test_built_in_names_are_those_that_exist():
-    folder = Path(dasd_lite.__file__).parent / "training" / "objectives"
-    assert set(train.OBJECTIVES) == {path.stem for path in folder.glob("[a-z]*.py")}
+    assert set(train.OBJECTIVES) == set(objectives.OBJECTIVES)
     assert set(stages.GRADERS) == set(grading.GRADERS)
 
 
@@ -125,11 +124,11 @@ def test_names_of_the_users_own_code(kind):
 
 @pytest.mark.parametrize("kind", ["a", "a:", ":a", "a.b", "a b:c", "a:b:c", "1:b", "a..b:c", "a:b\n"])
 def test_names_that_are_not_of_the_form(kind):
-    with pytest.raises(ValidationError, match=r"package\.module:Class"):
+    with pytest.raises(ConfigError, match=r"package\.module:Class"):
         CustomTeacher(kind=kind)
     for options in ({"select": {"rule": kind}}, {"train": {"objective": kind}}, {"evaluate": {"grader": kind}}):
-        with pytest.raises(ValidationError, match=r"'package\.module:attribute'"):
-            phase(**options)
+        with pytest.raises(ConfigError, match=r"'package\.module:attribute'"):
+            Phase(name="x", **options)
 
 
 def test_code_that_a_recipe_names():
@@ -146,7 +145,7 @@ def test_code_that_a_recipe_names():
 
 
 def test_only_a_teacher_may_be_of_the_users_own():
-    with pytest.raises(ValidationError, match="tag"):
+    with pytest.raises(ConfigError, match=r"student\.kind = 'a:b': should be one of 'transformers', 'vllm'"):
         RecipeConfig(out="run", student={"kind": "a:b"}, phase=[{"name": "a"}])
 
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
-
-from dasd_lite.config.chain import STAGES
-from dasd_lite.config.stages import Phase, RecipeConfig
 
 Location = tuple[str | int, ...]
 
@@ -23,17 +20,21 @@ _NO_KIND = ("union_tag_not_found", "union_tag_invalid")
 
 @dataclass(frozen=True)
 class Places:
-    """Where the keys of a recipe are written.
+    """Where the keys of a recipe, or of a table that Python code makes, are written.
 
     Attributes:
+        root: The type of the whole, in which locations begin.
         file: The recipe's file; empty for options that Python code gives.
         written: `file:line` or `command line` of each key that is written.
         phases: The names of the phases, as written.
+        table: What stands before the names of keys; empty for a recipe.
     """
 
-    file: str
-    written: Mapping[Location, str]
+    root: type[BaseModel]
+    file: str = ""
+    written: Mapping[Location, str] = field(default_factory=dict)
     phases: Sequence[Any] = ()
+    table: str = ""
 
     def of(self, keys: Location) -> str:
         """Return the place of a key, or of the innermost table around it that is written."""
@@ -50,6 +51,7 @@ class Places:
         phase = self.phases[int(keys[1])] if len(keys) > 1 and keys[0] == "phase" else None
         if isinstance(phase, str) and re.fullmatch(r"[a-z0-9][a-z0-9_-]*", phase):
             parts = [_key(phase), *parts[2:]] if len(keys) > 2 else [f"phase {_value(phase)}"]
+        parts = [self.table, *parts] if self.table else parts
         return ".".join(parts).replace(".[", "[")
 
 
@@ -57,7 +59,7 @@ def explain(error: ValidationError, at: Location, places: Places) -> Iterator[tu
     """Yield each mistake that pydantic reports for the table at `at`: its keys and its line."""
     for fault in error.errors(include_url=False):
         location = (*at, *fault["loc"])
-        keys, types = _walk(location)
+        keys, types = _walk(location, places.root)
         written, text = _describe(fault, location, keys, types, places)
         place = places.of(written)
         yield keys, f"{place}: {text}" if place else text
@@ -74,9 +76,9 @@ def _describe(
     """Return the keys whose line is to be named, and what is wrong there."""
     kind, value, name = fault["type"], fault["input"], places.name(keys)
     if kind == "missing":
-        return keys[:-1], f"{name} is missing: {_doc(location)}"
+        return keys[:-1], f"{name} is missing: {_doc(location, places)}"
     if kind == "extra_forbidden":
-        return keys, f"{name}: unknown key{_hint(location, places.name(keys[:-1]))}"
+        return keys, f"{name}: unknown key{_hint(location, keys, places)}"
     if kind in _NO_KIND and isinstance(value, Mapping):
         known = ", ".join(sorted(known for model in _tables(types) for known in _kinds(model)))
         if "kind" not in value:
@@ -101,39 +103,41 @@ def _value(value: Any) -> str:
     return shorten(repr(value))
 
 
-def _hint(location: Location, table: str) -> str:
+def _hint(location: Location, keys: Location, places: Places) -> str:
     """Suggest a key instead of an unknown one: a similar key of the table, or the table that has this key."""
     key = str(location[-1])
-    tables = _tables(_walk(location[:-1])[1])
-    options = sorted({name for model in tables for name in _fields(model)})
+    tables = _tables(_walk(location[:-1], places.root)[1])
+    options = sorted({name for model in tables for name in model.model_fields})
     if near := difflib.get_close_matches(key, options, n=1, cutoff=0.6):
         return f"; did you mean {near[0]!r}?"
-    around = _tables(_walk(location[:-2])[1]) if len(location) > 2 else []
+    around = _tables(_walk(location[:-2], places.root)[1]) if len(location) > 2 else []
     if tables and set(tables) < set(around):  # `location[-2]` says which table of a union
         others = sorted(kind for model in around if key in model.model_fields for kind in _kinds(model))
         if others:
             return f" of kind {' or '.join(_kinds(tables[0]))}; kind {' or '.join(others)} has it"
-    return f"; {table or 'the top level'} has {', '.join(options)}"
+    return f"; {places.name(keys[:-1]) or 'the top level'} has {', '.join(options)}"
 
 
-def _doc(location: Location) -> str:
+def _doc(location: Location, places: Places) -> str:
     """Return the sentences that document an option."""
-    fields = [_fields(model).get(str(location[-1])) for model in _tables(_walk(location[:-1])[1])]
-    return next((field.description for field in fields if field is not None and field.description), "it has no default")
+    fields = [model.model_fields.get(str(location[-1])) for model in _tables(_walk(location[:-1], places.root)[1])]
+    return next(
+        (option.description for option in fields if option is not None and option.description), "it has no default"
+    )
 
 
 # --- the types behind a location ----------------------------------------------------------------------
 
 
-def _walk(location: Location) -> tuple[Location, list[Any]]:
-    """Follow pydantic's location of a mistake through the tables of a recipe.
+def _walk(location: Location, root: type[BaseModel]) -> tuple[Location, list[Any]]:
+    """Follow pydantic's location of a mistake through the tables below `root`.
 
     Returns:
         The keys, without the tags by which pydantic says which type of a union it took, and the types that the value
         there may have.
     """
     keys: list[str | int] = []
-    branches: list[tuple[str | None, Any]] = [(None, RecipeConfig)]
+    branches: list[tuple[str | None, Any]] = [(None, root)]
     for part in location:
         if any(tag is not None for tag, _ in branches):
             branches = [(None, kind) for tag, kind in branches if tag == part]
@@ -157,19 +161,13 @@ def _branches(annotation: Any, tag: str | None = None) -> list[tuple[str | None,
 def _below(kind: Any, key: str | int) -> Any:
     """Return the type of the values under `key` in a table, list or dictionary; None if there is none."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        field = _fields(kind).get(str(key))
-        return None if field is None else field.annotation
+        option = kind.model_fields.get(str(key))
+        return None if option is None else option.annotation
     return get_args(kind)[-1] if get_origin(kind) in (list, dict) else None
 
 
 def _tables(types: Sequence[Any]) -> list[type[BaseModel]]:
     return [kind for kind in types if isinstance(kind, type) and issubclass(kind, BaseModel)]
-
-
-def _fields(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the options of a table; at the top level, the tables of the stages hold for all phases."""
-    fields = dict(model.model_fields)
-    return fields | {stage: Phase.model_fields[stage] for stage in STAGES} if model is RecipeConfig else fields
 
 
 def _kinds(model: type[BaseModel]) -> list[str]:

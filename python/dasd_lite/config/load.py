@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
 from dasd_lite import _rust
 from dasd_lite.config.chain import STAGES
@@ -23,6 +23,11 @@ from dasd_lite.errors import ConfigError
 
 _DEMO = Path(__file__).parents[1] / "demo"
 _MAX_BYTES = 1 << 20
+
+
+_stages: dict[str, Any] = {stage: (Phase.model_fields[stage].annotation, None) for stage in STAGES}
+_AsWritten = create_model("_AsWritten", __base__=RecipeConfig, **_stages)
+"""A recipe as files write it: the tables of the stages at the top level hold for all phases."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeConfig:
@@ -124,7 +129,7 @@ class _Draft:
         """
         names = [phase.get("name") for phase in self.phases]
         base = {stage: self.values[stage] for stage in STAGES if stage in self.values}
-        places = Places(str(self.path), self.written, names)
+        places = Places(_AsWritten, str(self.path), self.written, names)
         mistakes: dict[Location, str] = {}
         for stage, table in base.items():
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -20,10 +20,13 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    ValidationError,
     model_validator,
 )
 
+from dasd_lite.config.explain import Places, explain
 from dasd_lite.config.extensions import is_extension
+from dasd_lite.errors import ConfigError
 
 
 class _Execution:
@@ -50,6 +53,24 @@ class Table(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    if not TYPE_CHECKING:  # type checkers derive the arguments from the fields
+
+        def __init__(self, /, **options: Any) -> None:
+            """Take the options by keyword; a wrong one is a ConfigError."""
+            self._set(options)
+
+        # So marked, it is not called for the tables inside others, whose errors pydantic collects.
+        __init__.__pydantic_base_init__ = True
+
+    def _set(self, options: dict[str, Any]) -> None:
+        try:
+            BaseModel.__init__(self, **options)
+        except ValidationError as error:
+            own = type(self)
+            raise ConfigError(
+                "\n".join(line for _, line in explain(error, (), Places(own, table=own.__name__)))
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -88,7 +109,9 @@ class _ModelTable(Table):
 
     def __init__(self, model: str | None = None, /, **options: Any) -> None:
         """Take the model's name and the options by keyword."""
-        super().__init__(**(options if model is None else {"model": model, **options}))
+        self._set(options if model is None else {"model": model, **options})
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 class Transformers(_ModelTable):

@@ -32,5 +32,5 @@ def with_options(table: type[T], config: T | None, options: Mapping[str, Any], n
     try:
         return table.model_validate({**values, **options})
     except ValidationError as error:
-        mistakes = explain(error, (name,), Places(file="", written={}))
+        mistakes = explain(error, (), Places(table, table=name))
         raise ConfigError("\n".join(line for _, line in mistakes)) from None
