@@ -31,7 +31,7 @@ _MODULES = {
     "data.records": ("Prompt",),
     "data.run_folder": ("RunFolder",),
     "errors": ("DasdError",),
-    "grading": ("Grade", "Grader"),
+    "grading.grade": ("Grade", "Grader"),
     "inference": ("Completion", "Request", "Sampler", "SamplingParams"),
     "method.divergence": ("SentenceClass", "classify_sentences", "sentence_spans", "sentence_stats"),
     "method.packing": ("balance_rows", "gather_rows", "pack_rows"),
@@ -47,7 +47,7 @@ _MODULES = {
     "stages.score": ("score",),
     "stages.select": ("select",),
     "stages.train": ("train",),
-    "training.objectives": ("Objective", "Targets"),
+    "training.objectives.objective": ("Objective", "Targets"),
 }
 _HOMES = {name: f"dasd_lite.{module}" for module, names in _MODULES.items() for name in names}
 

@@ -21,8 +21,8 @@ from dasd_lite.data.prompts import read_prompts as read_prompts
 from dasd_lite.data.records import Prompt as Prompt
 from dasd_lite.data.run_folder import RunFolder as RunFolder
 from dasd_lite.errors import DasdError as DasdError
-from dasd_lite.grading import Grade as Grade
-from dasd_lite.grading import Grader as Grader
+from dasd_lite.grading.grade import Grade as Grade
+from dasd_lite.grading.grade import Grader as Grader
 from dasd_lite.inference import Completion as Completion
 from dasd_lite.inference import Request as Request
 from dasd_lite.inference import Sampler as Sampler
@@ -49,5 +49,5 @@ from dasd_lite.stages.sample import sample as sample
 from dasd_lite.stages.score import score as score
 from dasd_lite.stages.select import select as select
 from dasd_lite.stages.train import train as train
-from dasd_lite.training.objectives import Objective as Objective
-from dasd_lite.training.objectives import Targets as Targets
+from dasd_lite.training.objectives.objective import Objective as Objective
+from dasd_lite.training.objectives.objective import Targets as Targets

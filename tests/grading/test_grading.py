@@ -9,7 +9,8 @@ import pytest
 from dasd_lite.config.extensions import code_hash
 from dasd_lite.data.records import Prompt
 from dasd_lite.errors import ConfigError, DataError
-from dasd_lite.grading import Grade, open_grader
+from dasd_lite.grading import open_grader
+from dasd_lite.grading.grade import Grade
 from dasd_lite.grading.math import extract, grade
 from dasd_lite.inference import Completion
 from dasd_lite.stages.evaluate import _graded
@@ -110,7 +111,7 @@ def test_an_answer_that_was_cut_off_is_never_right():
 
 MY_GRADERS = """
 import functools
-from dasd_lite.grading import Grade
+from dasd_lite import Grade
 
 def last_line(completion, answer):
     said = completion.splitlines()[-1]

@@ -12,7 +12,7 @@ from dasd_lite.inference import Completion
 CODE = '''
 import torch
 from dasd_lite.config.models import Transformers
-from dasd_lite.grading import Grade
+from dasd_lite.grading.grade import Grade
 from dasd_lite.inference.local import TransformersSampler
 
 

@@ -23,7 +23,7 @@ from dasd_lite.model.row import Row
 from dasd_lite.stages.pack import pack
 from dasd_lite.stages.train import train
 from dasd_lite.training import objectives, trainable
-from dasd_lite.training.objectives import Targets
+from dasd_lite.training.objectives.objective import Targets
 
 QUICK = {"epochs": 2, "learning_rate": 1e-2, "min_learning_rate": 1e-3, "micro_batch_size": 2, "grad_accum_steps": 2}
 
@@ -42,7 +42,7 @@ def row(*lengths, weights=None):
 
 def gradient(tiny, objective, data, num_step, chunk_tokens=None):
     model = trainable.load_trainable(tiny, Full(), device="cpu")
-    targets, objective = Targets.of(data, num_step, "cpu"), objectives.load(objective)
+    targets, objective = Targets.of(data, num_step, "cpu"), objectives.open_objective(objective)
     terms = target_terms(
         model, data.ids, targets.positions, data.doc_lengths, objective.terms(targets), chunk_tokens=chunk_tokens
     )
@@ -388,17 +388,17 @@ def test_an_objective_is_the_same_with_the_logits_in_chunks(tiny, objective):
 
 def test_an_objective_is_a_module_a_class_or_an_object(outside):
     outside("plain", "needs = ['a', 'b']\ndef per_token(logits, ids, tokens): ...\ndef loss(per_token, targets): ...")
-    module = objectives.load(importlib.import_module("plain"))
+    module = objectives.open_objective(importlib.import_module("plain"))
     assert (module.name, module.needs, module.groups) == ("plain", ("a", "b"), False)
     outside("grouped", GROUPED)
-    by_name = objectives.load("grouped:GroupRelative")
+    by_name = objectives.open_objective("grouped:GroupRelative")
     assert (by_name.name, by_name.groups, len(by_name.needs)) == ("grouped:GroupRelative", True, 4)
-    assert objectives.load(importlib.import_module("grouped").GroupRelative).code == by_name.code
-    assert objectives.load(by_name) is by_name
-    assert objectives.load("sft").code is None
+    assert objectives.open_objective(importlib.import_module("grouped").GroupRelative).code == by_name.code
+    assert objectives.open_objective(by_name) is by_name
+    assert objectives.open_objective("sft").code is None
     # What an object was made with changes what it trains.
-    three, four = objectives.load(Tail(3)), objectives.load(Tail(4))
-    assert three.code != four.code and four.code == objectives.load(Tail()).code
+    three, four = objectives.open_objective(Tail(3)), objectives.open_objective(Tail(4))
+    assert three.code != four.code and four.code == objectives.open_objective(Tail()).code
     assert three.name == f"{__name__}:Tail"
 
 
@@ -453,7 +453,7 @@ def test_what_is_no_objective_is_refused_when_it_is_loaded(outside, name, code, 
     if code is not None:
         outside("mine", code)
     with pytest.raises(ConfigError, match=message) as error:
-        objectives.load(name)
+        objectives.open_objective(name)
     assert "\n" not in str(error.value)
 
 

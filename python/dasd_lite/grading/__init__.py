@@ -3,9 +3,10 @@
 Input: a completion and the reference answer, as text. Output: a `Grade`: right, wrong, or unparseable if the completion
 states no answer. Invariant: unparseable is counted on its own and never as right.
 
-A grader of your own is any function like this, named in the recipe as `evaluate.grader = "package.module:attribute"`:
+A grader of your own is any function like this, or an instance whose class has such a `__call__`. The recipe names it as
+`evaluate.grader = "package.module:attribute"`:
 
-    from dasd_lite.grading import Grade
+    from dasd_lite import Grade
 
     def grade(completion: str, answer: str) -> Grade:
         stated = completion.splitlines()[-1]
@@ -16,35 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, get_args
 
 from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of
-from dasd_lite.config.stages import GRADERS
 from dasd_lite.errors import ConfigError, DataError
+from dasd_lite.grading import math
+from dasd_lite.grading.grade import Grade, Grader, Verdict
 
-Verdict = Literal["right", "wrong", "unparseable"]
+GRADERS: dict[str, Grader] = {"math": math.grade}
+"""The built-in graders."""
 
 _KEY = "evaluate.grader"
-
-
-@dataclass(frozen=True)
-class Grade:
-    """The verdict on a completion, and the answer that it states."""
-
-    verdict: Verdict
-    extracted: str | None
-
-    def is_valid(self) -> bool:
-        """Return whether both fields have a value that they may have."""
-        return self.verdict in get_args(Verdict) and isinstance(self.extracted, str | None)
-
-
-class Grader(Protocol):
-    """Decides whether a completion is right."""
-
-    def __call__(self, completion: str, answer: str) -> Grade:
-        """Compare the final answer of `completion` with `answer`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -83,8 +66,7 @@ def open_grader(grader: str | Grader) -> CheckedGrader:
         ConfigError: There is no such grader, or it cannot be called with a completion and an answer.
     """
     if isinstance(grader, str) and grader in GRADERS:
-        built_in = load_extension(f"dasd_lite.grading.{grader}:grade", kind="grader", key=_KEY)
-        return CheckedGrader(built_in, grader)
+        return CheckedGrader(GRADERS[grader], grader)
     if isinstance(grader, str) and not is_extension(grader):
         raise ConfigError(f"{_KEY} = {grader!r}: use {' or '.join(map(repr, GRADERS))}, or package.module:attribute")
     function = load_extension(grader, kind="grader", key=_KEY) if isinstance(grader, str) else grader

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from dasd_lite.grading import Grade
+from dasd_lite.grading.grade import Grade
 
 _MARKED = re.compile(r"answer\**(?:\s*(?:\bis\b|:|=))+\s*\**\s*(.+)", re.IGNORECASE)
 _MAX_EXPONENT = 4  # digits; the value of 1e999999999 would take a gigabyte

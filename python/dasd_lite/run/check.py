@@ -119,7 +119,7 @@ def _unread_starts(phases: Sequence[Phase]) -> Iterator[str]:
 
 def _extensions(recipe: RecipeConfig, named: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Import the recipe's own code, and check that it is what it should be."""
-    from dasd_lite.training.objectives import load as load_objective
+    from dasd_lite.training.objectives import open_objective
 
     for key, name in named:
         try:
@@ -129,7 +129,7 @@ def _extensions(recipe: RecipeConfig, named: Iterable[tuple[str, str]]) -> Itera
                 case "select.rule":
                     open_rule(name)
                 case "train.objective" if importlib.util.find_spec("torch") is not None:
-                    load_objective(name)
+                    open_objective(name)
                 case "evaluate.grader":
                     open_grader(name)
         except DasdError as error:

@@ -21,12 +21,13 @@ from dasd_lite.data.handles import Evaluation, Model, model_path
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.journal import Journal
 from dasd_lite.data.manifest import identify
-from dasd_lite.data.prompts import Prompts, read_prompts
+from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import GRADED, Prompt
 from dasd_lite.data.seeds import derive_seed, digest
 from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
-from dasd_lite.grading import Grade, Grader, open_grader
+from dasd_lite.grading import open_grader
+from dasd_lite.grading.grade import Grade, Grader
 from dasd_lite.inference import Completion, Request, SamplingParams
 from dasd_lite.inference.backends import open_sampler
 from dasd_lite.inference.collect import collect
@@ -73,12 +74,10 @@ def evaluate(
     Source: arXiv 2601.09088, section 7.
     """
     config, out = with_options(EvaluateConfig, config, options, "evaluate"), Path(out)
-    if prompts is None and config.prompts is None:
-        raise DataError("evaluate.prompts is not set; name a file of questions with answers")
     prompts = config.prompts if prompts is None else prompts
-    if isinstance(prompts, str | PathLike):
-        prompts = read_prompts(prompts, limit=config.limit, system=system)
-    prompts = Prompts.of(prompts or ())
+    if prompts is None:
+        raise DataError("evaluate.prompts is not set; name a file of questions with answers")
+    questions = Prompts.of(prompts, limit=config.limit, system=system)
     if isinstance(model, Table):
         student, weights = student or model, model_folder(model.model, weights=True)
     else:
@@ -86,20 +85,17 @@ def evaluate(
         student = student or Transformers(model=str(weights))
     grade = open_grader(grader or config.grader)
     asked = {k: v for k, v in result_options(config).items() if k not in ("prompts", "grader")}
-    asked |= {"seed": seed, "system": prompts.system, "limit": prompts.limit, "student": engine_options(student)}
-    inputs: dict[str, Path | str] = {"prompts": prompts.fingerprint, "model": weights}
-    if grade.code is not None:
-        inputs["grader"] = grade.code
-    elif grade.name != "math":
-        asked["grader"] = grade.name
+    asked |= {"seed": seed, "system": questions.system, "limit": questions.limit}
+    asked |= {"student": engine_options(student), "grader": grade.name}
+    inputs: dict[str, Path | str] = {"prompts": questions.fingerprint, "model": weights}
+    inputs |= {"grader": grade.code} if grade.code is not None else {}
     identity = identify("evaluate", VERSION, asked, inputs)
     if is_finished(out, identity, force=force):
         return Evaluation(out)
 
-    questions = prompts
     for question in questions:
         if question.answer is None:
-            where = prompts.path or "prompts"
+            where = questions.path or "prompts"
             raise DataError(f"{where}: question {question.uid} has no answer to grade by; give it `answer`")
     plan = [(question, index) for question in questions for index in range(config.num_samples)]
     with Journal(out, identity, GRADED, len(plan), table="graded", config=config) as journal:

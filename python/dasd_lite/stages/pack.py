@@ -33,12 +33,12 @@ from dasd_lite.data.writer import ShardWriter, is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.method.packing import Plan, gather_rows, pack_rows
 from dasd_lite.method.ragged import offsets_of
-from dasd_lite.training import objectives
+from dasd_lite.training.objectives import CheckedObjective, open_objective
+from dasd_lite.training.objectives.objective import BUILT_IN_COLUMNS
 
 VERSION = 2  # 1 had no weights
 _ID = np.dtype(np.int32)
 _BATCH_TOKENS = 4 << 20  # written at once
-_OWN_COLUMNS = ("weight", "prompt", TEACHER_LOGPROBS)  # what an objective may need without pack.columns
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def pack(
         CheckpointError: `out` was made with other options.
     """
     config, out = with_options(PackConfig, config, options, "pack"), Path(out)
-    selected, wanted = Kept.of(kept).folder, objectives.load(objective)
+    selected, wanted = Kept.of(kept).folder, open_objective(objective)
     sources = [(selected, np.ones(num_rows(selected, "kept"), dtype=bool))]
     if config.replay:
         if earlier is None:
@@ -117,7 +117,7 @@ def pack(
     inputs |= {"tokenizer": tokenizer} if tokenizer else {}  # train compares it with the model's
     asked = {key: value for key, value in result_options(config).items() if key != "columns"} | {"seed": seed}
     asked |= ({"needs": sorted(needs)} if needs else {}) | ({"groups": True} if wanted.groups else {})
-    if config.columns is not None and not set(needs) <= set(_OWN_COLUMNS):
+    if config.columns is not None and not set(needs) <= set(BUILT_IN_COLUMNS):
         inputs["columns"] = config.columns
     if TEACHER_LOGPROBS in needs:
         inputs |= {f"rollouts.{i}": folder for i, folder in enumerate(teachers)}
@@ -192,7 +192,7 @@ def _flatten(sources: list[tuple[Path, npt.NDArray[np.bool_]]], flat: BinaryIO) 
     )
 
 
-def _check(documents: _Documents, selected: Path, objective: objectives.CheckedObjective) -> None:
+def _check(documents: _Documents, selected: Path, objective: CheckedObjective) -> None:
     uids, lengths, contexts = documents.uids, documents.lengths, documents.contexts
     empty = np.flatnonzero(contexts >= lengths)
     if len(empty):
@@ -245,7 +245,7 @@ def _columns(
         columns[TEACHER_LOGPROBS] = read_teacher_logprobs(
             rollouts, uids, lambda d: tokens[ends[d] - num_targets[d] : ends[d]], num_targets, scratch
         )
-    if given := [name for name in needs if name not in _OWN_COLUMNS]:
+    if given := [name for name in needs if name not in BUILT_IN_COLUMNS]:
         if path is None:
             raise DataError(
                 f"the objective needs the column {given[0]!r}; set pack.columns to a Parquet file with uid and"

@@ -23,13 +23,13 @@ from dasd_lite.console import note
 from dasd_lite.data.handles import Model, Rows, model_path
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.manifest import identify
-from dasd_lite.data.prompts import Prompts, read_prompts
+from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import Prompt
 from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import ConfigError
-from dasd_lite.training import objectives
 from dasd_lite.training.environment import is_rank, num_ranks
 from dasd_lite.training.launch import launch
+from dasd_lite.training.objectives import open_objective
 from dasd_lite.training.requirements import conflicts, num_processes
 from dasd_lite.training.task import TrainTask, remove_checkpoints
 
@@ -47,6 +47,7 @@ def train(
     adapter: str | PathLike[str] | None = None,
     prompts: Prompts | Iterable[Prompt] | str | PathLike[str] | None = None,
     system: str | None = None,
+    grader: str = "math",
     max_tokens: int | None = None,
     max_steps: int | None = None,
     trust_remote_code: bool = False,
@@ -68,6 +69,7 @@ def train(
         prompts: Questions with answers, or their file. The model answers a few of them before, during and after
             training, so that a collapse is noticed early.
         system: System message for questions of a file that have none.
+        grader: Name of the grader of these answers.
         max_tokens: Longest answer to them; None: `config.monitor_tokens`.
         max_steps: Stop after this many optimizer steps.
         trust_remote_code: Run code that comes with the model.
@@ -90,7 +92,7 @@ def train(
         source, trust_remote_code = model_folder(model.model, weights=True), model.trust_remote_code
     else:
         source = model_path(model)
-    minimized = objectives.load(objective if objective is not None else config.objective)
+    minimized = open_objective(objective if objective is not None else config.objective)
     if objective is not None:
         config = config.model_copy(update={"objective": minimized.name})
     folder = Rows.of(rows).folder
@@ -116,6 +118,7 @@ def train(
         adapter=Path(adapter) if adapter is not None else None,
         questions=_questions(prompts, system, config.monitor_questions),
         max_answer_tokens=min(config.monitor_tokens, max_tokens or config.monitor_tokens),
+        grader=grader,
         import_folders=import_folders(),
     )
     if is_rank():  # torchrun has decided how many processes there are
@@ -149,9 +152,7 @@ def _questions(
     """Return the first questions with an answer."""
     if prompts is None or number == 0:
         return ()
-    if isinstance(prompts, str | PathLike):
-        prompts = read_prompts(prompts, system=system)
-    prompts = Prompts.of(prompts)
+    prompts = Prompts.of(prompts, system=system)
     questions = [prompt for prompt in prompts if prompt.answer is not None]
     if not questions:
         note(f"{prompts.path or 'prompts'}: no question has an answer, so training is not monitored")

@@ -18,7 +18,7 @@ from dasd_lite.model.row import Row
 from dasd_lite.training.environment import stop_numbers
 
 if TYPE_CHECKING:
-    from dasd_lite.training.objectives import Metrics
+    from dasd_lite.training.objectives.objective import Metrics
 
 _HISTORY = 32  # steps whose median a loss is compared with
 _MIN_HISTORY = 8

@@ -29,9 +29,10 @@ from dasd_lite.model.load import model_spec, pick_device, pick_dtype
 from dasd_lite.model.logprobs import target_terms
 from dasd_lite.model.packed_check import check_packing, documents_of, probe_row
 from dasd_lite.model.row import Row
-from dasd_lite.training import objectives, trainable
+from dasd_lite.training import trainable
 from dasd_lite.training.checks import check_tokenizer, new_end_ids
-from dasd_lite.training.objectives import CheckedObjective, Targets
+from dasd_lite.training.objectives import CheckedObjective, open_objective
+from dasd_lite.training.objectives.objective import Targets
 from dasd_lite.training.ranks import Ranks, full_tensor, shard
 from dasd_lite.training.rows import Rows, copy_rows
 from dasd_lite.training.schedule import Schedule
@@ -44,7 +45,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from dasd_lite.model.logprobs import LanguageModel
-    from dasd_lite.training.objectives import Metrics
+    from dasd_lite.training.objectives.objective import Metrics
 
 _PROBE_TOKENS = 128  # of each document on which the exported model is compared with the trained one
 
@@ -158,7 +159,7 @@ def load_job(task: TrainTask, ranks: Ranks, objective: CheckedObjective | None =
         ConfigError: There is no such model, or an option does not fit it.
     """
     config = task.config
-    objective = objective or objectives.load(config.objective)
+    objective = objective or open_objective(config.objective)
     spec = model_spec(task.model, trust_remote_code=task.trust_remote_code)
     vocab_size = check_tokenizer(task.rows, task.model, spec.vocab_size)
     rows = _open_rows(task, objective, ranks, vocab_size, spec.max_positions)

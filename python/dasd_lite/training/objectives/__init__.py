@@ -18,94 +18,27 @@ metric that is shown and monitored.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeGuard
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of
-from dasd_lite.config.train import OBJECTIVES
 from dasd_lite.errors import ConfigError, TrainError
-from dasd_lite.model.row import Row
+from dasd_lite.training.objectives import sft, weighted
+from dasd_lite.training.objectives.objective import Objective, Targets
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from dasd_lite.model.logprobs import Terms
+    from dasd_lite.training.objectives.objective import Metrics
 
-    Metrics: TypeAlias = Mapping[str, Tensor | float]
-    """Sums over the target tokens of a micro-batch; "loss" is one of them."""
+OBJECTIVES: dict[str, Objective] = {"sft": sft, "weighted": weighted}
+"""The built-in objectives."""
 
 _KEY = "train.objective"
-
-
-@dataclass(frozen=True)
-class Targets:
-    """The target tokens of one micro-batch: N tokens in D documents.
-
-    Attributes:
-        positions: Where they are in the row; int64 numpy [N].
-        document: Which document each one is in; int64 tensor [N].
-        num_documents: D.
-        num_step: Target tokens of the whole optimizer step, over all micro-batches and processes.
-        tokens: The needed columns with one value per target token; tensors [N] or [N, M], float32 or int64.
-        documents: The needed columns with one value per document; tensors [D], float32 or int64. "weight" has mean 1
-            over the target tokens of all rows.
-        prompt: Which documents answer the same prompt, counted from 0 in this micro-batch; int64 tensor [D]. None
-            unless the objective sets `groups`.
-    """
-
-    positions: npt.NDArray[np.int64]
-    document: Tensor
-    num_documents: int
-    num_step: int
-    tokens: dict[str, Tensor]
-    documents: dict[str, Tensor]
-    prompt: Tensor | None
-
-    @classmethod
-    def of(cls, row: Row, num_step: int, device: torch.device | str) -> Self:
-        """Find the targets of a micro-batch."""
-        import torch
-
-        from dasd_lite.model.logprobs import target_positions
-
-        positions = target_positions(row.loss_mask, row.doc_lengths)
-        document = np.searchsorted(np.cumsum(row.doc_lengths), positions, side="right")
-        prompt = row.documents.get("prompt")
-        return cls(
-            positions=positions,
-            document=torch.from_numpy(document).to(device),
-            num_documents=len(row.doc_lengths),
-            num_step=num_step,
-            tokens={name: torch.tensor(values, device=device) for name, values in row.tokens.items()},
-            documents={name: torch.tensor(values, device=device) for name, values in row.documents.items()},
-            prompt=None if prompt is None else torch.tensor(np.unique(prompt, return_inverse=True)[1], device=device),
-        )
-
-
-class Objective(Protocol):
-    """What a module, object or class must have to be minimized; `needs` and `groups` may be left out."""
-
-    @property
-    def needs(self) -> Sequence[str]:
-        """Columns of the rows that it reads: "weight", "teacher_logprobs", or columns of `pack.columns`."""
-
-    @property
-    def groups(self) -> bool:
-        """Whether all answers of a prompt must be in one micro-batch."""
-
-    def per_token(self, logits_CV: Tensor, target_ids_C: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:
-        """Return what the loss needs to know about each target token of a chunk: [C] or [C, …]."""
-
-    def loss(self, per_token_N: Tensor, targets: Targets) -> tuple[Tensor, Metrics]:
-        """Return the loss of a micro-batch, and sums over its tokens to report, "loss" among them."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +98,7 @@ class CheckedObjective:
         return loss, dict(metrics)
 
 
-def load(objective: str | Any) -> CheckedObjective:
+def open_objective(objective: str | Any) -> CheckedObjective:
     """Return the objective of this name, or the one handed over, ready to be used.
 
     Args:
@@ -182,7 +115,7 @@ def load(objective: str | Any) -> CheckedObjective:
     elif is_extension(objective):
         thing, name = load_extension(objective, kind="objective", key=_KEY), objective
     elif objective in OBJECTIVES:
-        thing, name = importlib.import_module(f"{__name__}.{objective}"), objective
+        thing, name = OBJECTIVES[objective], objective
     else:
         raise ConfigError(
             f"{_KEY} = {objective!r}: it must be {', '.join(OBJECTIVES)}, or code of your own as"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from dasd_lite.training.objectives import Targets
+from dasd_lite.training.objectives.objective import Targets
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dasd_lite.training.objectives import Metrics
+    from dasd_lite.training.objectives.objective import Metrics
 
 
 def per_token(logits_CV: Tensor, target_ids_C: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dasd_lite.training.objectives import Targets
+from dasd_lite.training.objectives.objective import Targets
 from dasd_lite.training.objectives.sft import per_token
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dasd_lite.training.objectives import Metrics
+    from dasd_lite.training.objectives.objective import Metrics
 
 __all__ = ["loss", "needs", "per_token"]
 
