@@ -128,6 +128,13 @@ def test_prompts_from_a_list(demo, tmp_path):
         dl.sample(prompts[:1], teacher, num_samples=1, max_tokens=16, out=tmp_path / "sample")
 
 
+def test_a_limit_holds_for_prompts_that_have_been_read(demo, tmp_path):
+    prompts, student = dl.read_prompts(demo / "heldout.jsonl"), dl.Transformers(str(demo / "student"))
+    evaluation = dl.evaluate(student, prompts, limit=1, num_samples=1, max_tokens=4, out=tmp_path / "evaluate")
+    assert (evaluation.counts["questions"], evaluation.manifest["config"]["limit"]) == (1, 1)
+    assert evaluation.manifest["config"]["grader"] == "math"
+
+
 def test_stage_functions_have_like_signatures():
     import inspect
 

@@ -11,6 +11,8 @@ from tests.rows import QUICK, make_rows, write_rows
 
 from dasd_lite.config.train import Full, TrainConfig
 from dasd_lite.data.prompts import read_prompts
+from dasd_lite.grading.grade import Grade
+from dasd_lite.grading.math import grade
 from dasd_lite.stages.train import train
 from dasd_lite.training.monitor import Snapshot, has_collapsed, read_snapshots, take_snapshot
 from dasd_lite.training.trainable import load_trainable
@@ -20,17 +22,17 @@ def test_a_snapshot_grades_answers_and_leaves_the_model_as_it_was(demo):
     model = load_trainable(demo / "student", Full(), device="cpu")
     before = model.config._attn_implementation
     questions = read_prompts(demo / "validation.jsonl", limit=12)
-    snapshot = take_snapshot(model, demo / "student", questions, 7, max_tokens=160)
+    snapshot = take_snapshot(model, demo / "student", questions, 7, grader=grade, max_tokens=160)
     assert model.training and model.config._attn_implementation == before
     assert (snapshot.step, snapshot.questions) == (7, 12)
     assert 2 <= snapshot.right <= snapshot.finished <= 12 and snapshot.mean_tokens > 10
-    short = take_snapshot(model, demo / "student", questions, 7, max_tokens=8)
+    short = take_snapshot(model, demo / "student", questions, 7, grader=grade, max_tokens=8)
     assert (short.finished, short.right, short.mean_tokens) == (0, 0, 8.0)
     with torch.no_grad():  # one that repeats itself forever
         model.lm_head.weight.zero_()
         model.lm_head.weight[100] = 1
         model.base_model.norm.weight.fill_(1.0)
-    looping = take_snapshot(model, demo / "student", questions, 9, max_tokens=160)
+    looping = take_snapshot(model, demo / "student", questions, 9, grader=grade, max_tokens=160)
     assert looping.looping >= 6 or looping.finished == 12
 
 
@@ -47,13 +49,28 @@ def test_a_collapse_is_distinguished_from_learning_to_think_at_length():
     assert has_collapsed(Snapshot(0, 16, 16, 1, 0, 80.0), Snapshot(2, 16, 16, 0, 0, 80.0)) is None
 
 
+def always(completion, answer):
+    return Grade("right", answer)
+
+
 def test_training_is_monitored_before_early_and_at_the_end(demo, tmp_path):
     rows = write_rows(tmp_path / "rows", make_rows(16))
-    config = TrainConfig(**QUICK | {"epochs": 4, "monitor_questions": 3, "monitor_tokens": 4, "max_loss_jump": 50.0})
+    config = TrainConfig(**QUICK | {"epochs": 4, "monitor_questions": 3, "monitor_tokens": 160, "max_loss_jump": 50.0})
     out = tmp_path / "out"
     monitored = train(rows, demo / "student", config, out=out, prompts=demo / "validation.jsonl")
     assert sorted(read_snapshots(out / "monitor.jsonl")) == [0, 1, 16]
     assert [each["questions"] for each in monitored.counts["monitored"]] == [3, 3, 3]
+    graded = train(
+        rows,
+        demo / "student",
+        config,
+        out=tmp_path / "graded",
+        prompts=demo / "validation.jsonl",
+        grader=f"{__name__}:always",
+    )
+    assert [(each["finished"], each["right"]) for each in graded.counts["monitored"]] == [
+        (each["finished"], each["finished"]) for each in monitored.counts["monitored"]
+    ]
     # Snapshots do not change the weights.
     plain = train(rows, demo / "student", config, out=tmp_path / "plain")
     assert "monitored" not in plain.counts and plain.counts["final_loss"] == monitored.counts["final_loss"]

@@ -42,16 +42,36 @@ class Prompts(Sequence[Prompt]):
     system: str | None = None
 
     @classmethod
-    def of(cls, source: Prompts | Iterable[Prompt] | str | PathLike[str]) -> Prompts:
-        """Return `Prompts` unchanged, or make them from a file or any other list of prompts."""
-        if isinstance(source, cls):
-            return source
+    def of(
+        cls,
+        source: Prompts | Iterable[Prompt] | str | PathLike[str],
+        *,
+        limit: int | None = None,
+        system: str | None = None,
+    ) -> Prompts:
+        """Return the first `limit` prompts of `source`.
+
+        Args:
+            source: Prompts, which may have been read before, or their file.
+            limit: How many at most; None: all.
+            system: System message for prompts of a file that have none.
+
+        Raises:
+            DataError: `source` has no prompts, or holds something else.
+        """
         if isinstance(source, str | PathLike):
-            return read_prompts(Path(source))
-        items = tuple(source)
-        if not items:
-            raise DataError("prompts: the list is empty; give at least one prompt")
-        return cls(items, digest([(prompt.uid, prompt.columns()) for prompt in items]))
+            return read_prompts(source, limit=limit, system=system)
+        if not isinstance(source, cls):
+            if not isinstance(source, Iterable):
+                raise DataError(f"prompts: {str(source)[:60]!r} is neither a list of Prompt nor a path")
+            items = tuple(source)
+            for item in items:
+                if not isinstance(item, Prompt):
+                    raise DataError(f"prompts: {str(item)[:60]!r} is not a Prompt; pass Prompt objects, or a path")
+            if not items:
+                raise DataError("prompts: the list is empty; give at least one prompt")
+            source = cls(items, digest([(prompt.uid, prompt.columns()) for prompt in items]))
+        return source if limit is None or limit == source.limit else source.first(limit)
 
     def first(self, number: int) -> Prompts:
         """Return the first `number` prompts, as if read with that limit."""

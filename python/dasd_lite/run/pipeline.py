@@ -272,6 +272,7 @@ def _train(recipe: RecipeConfig, phase: Phase, before: _Before, questions: Quest
             seed=recipe.seed,
             adapter=before.adapter,
             prompts=None if path is None else questions.read(path, None, recipe.prompts.system),
+            grader=phase.evaluate.grader,
             max_tokens=phase.evaluate.max_tokens,
             max_steps=max_steps,
             trust_remote_code=recipe.student.trust_remote_code,

@@ -20,6 +20,7 @@ from dasd_lite.data.metrics import read_metrics
 from dasd_lite.data.seeds import derive_seed
 from dasd_lite.data.writer import begin, is_finished, publish
 from dasd_lite.errors import MissingExtraError, TrainError
+from dasd_lite.grading import open_grader
 from dasd_lite.training import checkpoint, export
 from dasd_lite.training.guard import StepStats, check_step, means, stop_signals, worst_rollouts
 from dasd_lite.training.job import Job, load_job, out_of_memory
@@ -160,6 +161,7 @@ def monitor(job: Job, num_steps: int) -> None:
                 task.model,
                 task.questions,
                 num_steps,
+                grader=open_grader(task.grader),
                 max_tokens=task.max_answer_tokens,
                 broadcast=ranks.broadcast,
             )

@@ -19,7 +19,6 @@ import numpy as np
 from dasd_lite.config.models import Transformers
 from dasd_lite.data.files import write_atomic
 from dasd_lite.data.records import Prompt
-from dasd_lite.grading.math import grade
 from dasd_lite.inference import Request, SamplingParams
 from dasd_lite.inference.local import GROUPED, TransformersSampler
 from dasd_lite.method.sentences import repeated_ngrams
@@ -28,6 +27,7 @@ from dasd_lite.model.logprobs import causal_model
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dasd_lite.grading.grade import Grader
     from dasd_lite.model.logprobs import LanguageModel
 
 _NGRAM = 20
@@ -62,6 +62,7 @@ def take_snapshot(
     questions: Sequence[Prompt],
     step: int,
     *,
+    grader: Grader,
     max_tokens: int,
     batch_size: int = 16,
     broadcast: Callable[[Tensor], Tensor] | None = None,
@@ -73,6 +74,7 @@ def take_snapshot(
         folder: Where its tokenizer is.
         questions: With answers.
         step: Finished optimizer steps.
+        grader: Decides which answers are right.
         max_tokens: Longest answer.
         batch_size: Questions answered at the same time.
         broadcast: Makes the drawn tokens of all processes those of the first one; None: there is one process.
@@ -89,7 +91,7 @@ def take_snapshot(
         causal.set_attn_implementation(packed)
         model.train(training)
     finished = [answer for answer in answers if answer.finish_reason == "stop"]
-    right = [a for a in finished if grade(a.text, questions[a.position].answer or "").verdict == "right"]
+    right = [a for a in finished if grader(a.text, questions[a.position].answer or "").verdict == "right"]
     lengths = np.array([len(answer.token_ids) for answer in answers], dtype=np.int64)
     token_ids = np.concatenate([answer.token_ids for answer in answers]).astype(np.int32)
     repeats = repeated_ngrams(token_ids, np.append(0, lengths.cumsum()), _NGRAM).num_repeated

@@ -34,6 +34,7 @@ class TrainTask:
         adapter: Adapter of an earlier training to continue; None: start a new one.
         questions: What the monitor asks the model during training.
         max_answer_tokens: Longest answer to one of them.
+        grader: Name of the grader that decides which of these are right.
         import_folders: Folders that extensions are imported from.
     """
 
@@ -49,6 +50,7 @@ class TrainTask:
     adapter: Path | None = None
     questions: tuple[Prompt, ...] = ()
     max_answer_tokens: int = 1024
+    grader: str = "math"
     import_folders: tuple[str, ...] = ()
 
     def to_json(self) -> str:
