@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 
-/// Steps of a loop between two checks: about a millisecond even if every step misses the cache.
-pub(crate) const INTERVAL: usize = 1 << 13;
+/// Steps of a loop between two checks: a few milliseconds even if every step misses the cache.
+pub(crate) const INTERVAL: usize = 1 << 16;
 
 /// Once raised, the next check fails on all threads.
 #[derive(Debug, Default)]
