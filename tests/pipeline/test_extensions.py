@@ -2,6 +2,8 @@
 
 import textwrap
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import dasd_lite as dl
@@ -57,6 +59,14 @@ class Sft:
 
 
 sft = Sft()
+
+
+class Rewarded(Sft):
+    needs = ("rewards", "weight")
+
+
+class Distilled(Sft):
+    needs = ("teacher_logprobs",)
 
 
 def generous(completion, answer):
@@ -203,6 +213,7 @@ def test_another_sampler_of_the_same_class_is_another_configuration(tmp_path, de
         (["select.rule='gone.module:rule'"], "select.rule = 'gone.module:rule': the selection rule cannot be imported"),
         (["select.rule='CODE:nothing'"], "select.rule = 'CODE:nothing': module 'CODE' has no attribute 'nothing'"),
         (["select.rule='CODE:wrong_signature'"], "select.rule: CODE:wrong_signature(candidates, more) cannot be a"),
+        (["select.rule='CODE:ByLength'"], "select.rule: CODE:ByLength is a class; a selection rule is an instance or"),
         (["train.objective='CODE:longest'"], "train.objective: CODE:longest has no function per_token("),
         (["evaluate.grader='CODE:Sft'"], "evaluate.grader: CODE:Sft is a class; a grader is an instance or a function"),
         (
@@ -221,6 +232,38 @@ def test_code_that_is_not_what_its_key_asks_for_is_one_line(folder, cli, overrid
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert message.replace("CODE", code) in ended.stderr
     assert not (path / "run").exists(), "nothing half-written"
+
+
+def test_columns_that_an_objective_needs_are_checked(folder, cli):
+    path, code = folder
+
+    def check(*overrides, objective="Rewarded"):
+        names = [f"train.objective='{code}:{objective}'", "select.keep=2", *overrides]
+        return cli("check", "run.toml", *names, cwd=path)
+
+    key = f"phase 'low': train.objective = '{code}:Rewarded'"
+    assert check().stderr.splitlines() == [
+        f"dasd-lite: {key} needs weights; set select.weighting, e.g. {{ effective_sample_size = 0.7 }}",
+        f"dasd-lite: {key} needs the column 'rewards'; set pack.columns to a Parquet file with uid and rewards",
+    ]
+    given = ["select.weighting={}", "pack.columns='columns.parquet'"]
+    waiting = check(*given)
+    assert waiting.rc == 0, waiting.stderr
+    assert "columns.parquet: no such file yet; before pack runs it must be a Parquet file with uid and rewards" in (
+        waiting.stdout
+    )
+    columns = path / "columns.parquet"
+    columns.write_text("uid,rewards")
+    assert f"{key}: pack.columns = columns.parquet: not a Parquet file (" in check(*given).stderr
+    pq.write_table(pa.table({"uid": ["a"], "reward": [1.0]}), columns)
+    lacking = check(*given)
+    assert lacking.rc == 2
+    assert lacking.stderr == (
+        f"dasd-lite: {key}: pack.columns = columns.parquet: has no column 'rewards'; it has uid, reward\n"
+    )
+    pq.write_table(pa.table({"uid": ["a"], "rewards": [1.0]}), columns)
+    assert check(*given).rc == 0
+    assert check(objective="Distilled").rc == 0
 
 
 def test_results_of_the_wrong_shape_are_one_line(folder, cli):

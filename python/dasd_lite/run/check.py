@@ -13,8 +13,12 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from dasd_lite.chat.chat import Chat
 from dasd_lite.config.chain import SOURCES
+from dasd_lite.config.extensions import is_extension
 from dasd_lite.config.models import CustomTeacher, Endpoint, Student, Teacher, Transformers, Vllm
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.config.train import Lora
@@ -56,6 +60,7 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
     if until == "config":
         return
     questions, faults = Questions(), list(_extensions(recipe, extensions))
+    faults += [] if faults else _columns(recipe)
     prompts: Prompts | None = None
     faults += _prompt_files(recipe, questions)
     if not faults and _samples(recipe.phase):
@@ -134,6 +139,44 @@ def _extensions(recipe: RecipeConfig, named: Iterable[tuple[str, str]]) -> Itera
                     open_grader(name)
         except DasdError as error:
             yield str(error)
+
+
+def _columns(recipe: RecipeConfig) -> Iterator[str]:
+    """Name columns that a phase's own objective needs and that nothing gives."""
+    from dasd_lite.training.objectives import open_objective
+    from dasd_lite.training.objectives.objective import BUILT_IN_COLUMNS
+
+    for phase in recipe.phase if importlib.util.find_spec("torch") is not None else ():
+        name, path = phase.train.objective, phase.pack.columns
+        needs = open_objective(name).needs if is_extension(name) else ()
+        key = f"phase {phase.name!r}: train.objective = {name!r}"
+        if "weight" in needs and phase.select.weighting is None and not phase.pack.replay:
+            yield f"{key} needs weights; set select.weighting, e.g. {{ effective_sample_size = 0.7 }}"
+        has_logprobs = not isinstance(recipe.teacher, Endpoint) or recipe.teacher.logprobs
+        if "teacher_logprobs" in needs and phase.source == "sample" and not has_logprobs:
+            yield f"{key} needs teacher_logprobs, but teacher.logprobs = false; set it to true"
+        columns = [need for need in needs if need not in BUILT_IN_COLUMNS]
+        if not columns:
+            continue
+        wanted = f"a Parquet file with uid and {', '.join(columns)}"
+        if path is None:
+            yield f"{key} needs the column {columns[0]!r}; set pack.columns to {wanted}"
+        elif not path.exists():  # it may be made from the rollouts, between sample and pack
+            say(f"note: pack.columns = {path}: no such file yet; before pack runs it must be {wanted}")
+        else:
+            yield from (f"{key}: {problem}" for problem in _missing_columns(path, ("uid", *columns)))
+
+
+def _missing_columns(path: Path, names: Iterable[str]) -> Iterator[str]:
+    """Name the columns that a Parquet file does not have, or say that it is none."""
+    try:
+        present = pq.read_schema(path).names
+    except (pa.ArrowInvalid, OSError) as error:
+        yield f"pack.columns = {path}: not a Parquet file ({' '.join(str(error).split())})"
+        return
+    for name in names:
+        if name not in present:
+            yield f"pack.columns = {path}: has no column {name!r}; it has {', '.join(present)}"
 
 
 def _samples(phases: Sequence[Phase]) -> bool:
