@@ -34,7 +34,7 @@ demo: .venv/.built  ## a tiny student learns from a tiny teacher through every s
 
 test: check  ## all tests, the linters included, in ten minutes on two cores
 	cargo test --quiet
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations 15
+	$(BIN)/pytest --numprocesses 2 --durations 15
 
 check: .venv/.dev .venv/.built  ## ruff, mypy --strict, stubtest, rustfmt, clippy
 	$(BIN)/ruff check

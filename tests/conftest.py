@@ -35,6 +35,8 @@ ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",  # or vLLM's first token costs 20 s
 }
 os.environ.update(ENVIRONMENT)
+ONE_ENGINE = {"test_vllm.py", "test_vllm_server.py", "test_score.py"}
+"""Files that share the fixture `engine`."""
 # A run that a script starts with `&` or nohup inherits SIGINT as ignored, and so would every process of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes is no matter of right or wrong.
@@ -42,18 +44,23 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Know the mark of pytest-xdist also where it is not installed."""
-    config.addinivalue_line("markers", "xdist_group(name): tests that one process of pytest-xdist runs")
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what takes long first, and keep the tests of a file in one process unless they name another group."""
-    items.sort(key=lambda item: item.path.parent.name != "pipeline")
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    """Put what takes long first, so that two processes end at the same time."""
+    items.sort(key=lambda item: (item.path.name not in ONE_ENGINE, item.path.parent.name != "pipeline"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give all tests of a file, or of the files that share `engine`, to the same process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "engine" if Path(path).name in ONE_ENGINE else path
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def test_what_the_terminal_says(demo_run: tuple[Path, str]) -> None:
     run, printed = demo_run
     for name in ("base", "low", "high", "mixed"):
         accuracy = counts(run / name / "evaluate")["accuracy"]
-        assert f"{accuracy:.3f}" in printed
+        assert re.search(rf"{name}/evaluate +accuracy {100 * accuracy:.1f} ±", printed)
     sampled = counts(run / "low" / "sample")["rollouts"]
     assert re.search(rf"low/sample +{sampled:,} rollouts of 400 prompts, [\d,]+ tokens/s", printed)
     fill = counts(run / "high" / "pack")["fill"]

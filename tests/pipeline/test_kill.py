@@ -10,8 +10,8 @@ import pytest
 from tests.kills import KILLS, Commands, Moment, kill_again_and_again
 from tests.recipes import write_recipe
 
-# Moments of each long stage, in the order of the run: in the middle of a transaction, around a commit, and between the
-# steps by which a shard, a checkpoint, a model or the whole stage comes to be there.
+# Moments of each long stage, in the order of the run: inside a transaction, around a commit, and between the steps that
+# write a shard, a checkpoint, a model, or the end of the stage.
 JOURNAL = ["INSERT .*{}/", "COMMIT .*{}/", "rename .*{}/.*parquet", "DELETE .*{}/", "remove .*{}/.*journal"]
 TRAIN = ["open .*{}/.*shard", "rename .*{}/.*state", r"rename .*{}/.*step-\d+$", "rename .*{}/model"]
 END = ["rename .*{}/manifest"]
@@ -65,8 +65,8 @@ def commands(tmp_path):
 @pytest.mark.kills
 @pytest.mark.timeout(7200)
 def test_killed_at_any_moment_nothing_is_lost_or_twice(tmp_path, commands):
-    whole, log = tmp_path / "whole", tmp_path / "events"
-    assert commands.run("run", "run.toml", "out=whole", events=log) == 0, commands.stderr
+    reference, log = tmp_path / "reference", tmp_path / "events"
+    assert commands.run("run", "run.toml", "out=reference", events=log) == 0, commands.stderr
     events = [line.split(" ", 1) for line in log.read_text().splitlines()]
     rng, deaths = random.Random(0), dict.fromkeys(NAMED, 0)
     number = compared = 0
@@ -81,8 +81,8 @@ def test_killed_at_any_moment_nothing_is_lost_or_twice(tmp_path, commands):
             return code
 
         kill_again_and_again(attempt, list(moments(events, rng)))
-        check_data(whole, killed)
-        compared += same_weights(whole, killed)
+        check_data(reference, killed)
+        compared += same_weights(reference, killed)
     assert compared, "no killed run trained on the very rows of the one that was not"
 
 
@@ -101,8 +101,8 @@ def moments(events, rng):
 
 def unfinished(folder: Path) -> str | None:
     """Return the stage that was under way when the process died."""
-    found = (str(path.parent.relative_to(folder)) for path in folder.rglob("unfinished.json"))
-    return next((name.removesuffix("/student") for name in found), None)
+    stages = (str(path.parent.relative_to(folder)) for path in folder.rglob("unfinished.json"))
+    return next((name.removesuffix("/student") for name in stages), None)
 
 
 def files(folder: Path, pattern: str) -> dict[str, bytes]:
@@ -113,9 +113,9 @@ def steps(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def check_data(whole: Path, killed: Path) -> None:
+def check_data(reference: Path, killed: Path) -> None:
     for name, table in TABLES.items():
-        expected, rows = (read_rows(folder / name, table) for folder in (whole, killed))
+        expected, rows = (read_rows(folder / name, table) for folder in (reference, killed))
         assert [row["uid"] for row in rows] == [row["uid"] for row in expected], name
         # Batches differ after a kill, so sums may be rounded otherwise; the seeds make the text the same.
         same = sum(a.get("completion") == b.get("completion") for a, b in zip(rows, expected, strict=True))
@@ -124,12 +124,12 @@ def check_data(whole: Path, killed: Path) -> None:
         assert steps(killed / phase / "train") == list(range(1, len(steps(killed / phase / "train")) + 1))
 
 
-def same_weights(whole: Path, killed: Path) -> bool:
+def same_weights(reference: Path, killed: Path) -> bool:
     """Hold the weights of the first phase against each other, to the bit; False when the rows differ by rounding."""
-    if files(whole / "high" / "pack", "*.parquet") != files(killed / "high" / "pack", "*.parquet"):
+    if files(reference / "high" / "pack", "*.parquet") != files(killed / "high" / "pack", "*.parquet"):
         return False
     model = Path("high") / "train" / "model"
-    assert files(whole / model, "*.safetensors") == files(killed / model, "*.safetensors")
+    assert files(reference / model, "*.safetensors") == files(killed / model, "*.safetensors")
     return True
 
 

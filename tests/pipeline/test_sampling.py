@@ -20,8 +20,8 @@ FAULTS = ["429 0.1", "500", "503", "cut", "garbage", "empty", "twice", "hang"]
 
 
 def thinks(body):
-    """A thought and an answer that depend on question and seed alone; half a thought to who asks for half."""
-    if "seed" not in body:  # what asks whether a prefix is continued
+    """Return a thought and an answer that depend on the question and the seed alone."""
+    if "seed" not in body:  # the probe checks whether a prefix is continued
         return Answer("x", [b"x"])
     question = body["messages"][-1]["content"]
     rng = random.Random(f"{question} {body['seed']}")
@@ -60,7 +60,7 @@ def write(folder, num, *servers):
 
 
 def rollouts(folder):
-    """Every row of the finished folder, after a look at what it names."""
+    """Return every row of a finished folder, whose files must be those of its manifest."""
     manifest = json.loads((folder / "manifest.json").read_text())
     names = [shard["file"] for shard in manifest["tables"]["rollouts"]]
     assert sorted(names) == sorted(p.name for p in folder.glob("rollouts-*"))
@@ -79,7 +79,7 @@ def assert_all_once(rows, num):
 
 
 def of_the_run(bodies, temperature=0.6, max_tokens=192):
-    """The requests that are no part of the probe."""
+    """Return the requests that are not part of the probe."""
     return [b for b in bodies if b["temperature"] == temperature and b["max_tokens"] == max_tokens]
 
 
@@ -111,8 +111,8 @@ def test_probe_trial_run_and_nothing_paid_twice(tmp_path, cli):
     assert timing["cost"] == pytest.approx((timing["prompt_tokens"] + 10 * tokens) / 1e6)
 
 
-def test_a_fatal_finding_stops_before_the_first_answer(tmp_path, cli):
-    for habit, words in (("no logprobs", "switch `logprobs` on"), ("tempered", "--logprobs-mode raw_logprobs")):
+def test_a_fatal_result_of_the_probe_stops_before_the_first_answer(tmp_path, cli):
+    for habit, words in (("no logprobs", "enable `logprobs` on"), ("tempered", "--logprobs-mode raw_logprobs")):
         with ChatServer(answer=thinks, habits=[habit]) as server:
             write(tmp_path, 40, server)
             for command in ("run", "sample", "check"):
@@ -124,7 +124,7 @@ def test_a_fatal_finding_stops_before_the_first_answer(tmp_path, cli):
         assert not (tmp_path / "run/low").exists()
 
 
-def test_the_probe_is_made_again_when_it_would_find_something_else(tmp_path, cli):
+def test_another_server_is_probed_again(tmp_path, cli):
     with ChatServer(answer=thinks) as good, ChatServer(answer=thinks, habits=["tempered"]) as tempered:
         write(tmp_path, 40, good)
         assert cli("sample", "run.toml", "teacher.budget={ max_tokens = 3000 }", cwd=tmp_path).rc == 2
@@ -136,10 +136,10 @@ def test_the_probe_is_made_again_when_it_would_find_something_else(tmp_path, cli
     assert_all_once(rollouts(tmp_path / "run/low/sample"), 40)
 
 
-def test_a_budget_is_one_for_the_whole_run_and_raising_it_goes_on(tmp_path, cli):
+def test_a_budget_is_for_the_whole_run_and_raising_it_resumes(tmp_path, cli):
     with ChatServer(answer=thinks) as server:
         write(tmp_path, 60, server)
-        # One at a time, so that none is under way when the budget is met, which is another message.
+        # One at a time: with requests in flight the message is another.
         one = "teacher.concurrency=1"
         ended = cli("sample", "run.toml", "teacher.budget={ max_tokens = 3000 }", one, cwd=tmp_path)
         assert ended.rc == 2
@@ -153,7 +153,7 @@ def test_a_budget_is_one_for_the_whole_run_and_raising_it_goes_on(tmp_path, cli)
 
 
 def test_faults_on_30_percent_of_the_requests(tmp_path, cli):
-    """Every answer once, none twice, and one more request for each fault."""
+    """Every answer comes once, and each fault costs one more request."""
     num, rng = 100, random.Random(1)
     faults = {i: rng.choice(FAULTS) for i in range(20, 4 * num) if rng.random() < 0.3} | {100: "big", 200: "big"}
     with ChatServer(faults, answer=thinks) as server:
@@ -169,7 +169,7 @@ def test_faults_on_30_percent_of_the_requests(tmp_path, cli):
 @pytest.mark.kills
 @pytest.mark.timeout(3600)
 def test_killed_again_and_again_nothing_is_lost_twice_or_paid_twice(tmp_path, cli):
-    """kill -9 in the middle of 400 prompts: at most `concurrency` requests are paid for again per kill."""
+    """kill -9 in the middle of 400 prompts: each kill costs at most `concurrency` requests again."""
     rng = random.Random(2)
     with ChatServer(answer=thinks, delay_s=0.02) as server:
         write(tmp_path, 400, server)
@@ -193,7 +193,7 @@ def test_killed_again_and_again_nothing_is_lost_twice_or_paid_twice(tmp_path, cl
 
 def test_two_servers_one_of_them_dead(tmp_path, cli):
     with socket.socket() as taken, ChatServer(answer=thinks) as server:
-        taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))  # bound, but nothing listens
         dead = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         write(tmp_path, 20, server)
         urls = f"teacher.base_urls={json.dumps([server.url, dead])}"

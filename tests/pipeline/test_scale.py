@@ -35,7 +35,7 @@ def test_more_tokens_are_not_more_lines_of_python(bench, tmp_path):
 
 
 def lines_of_python(bench, folder, tokens):
-    """Return how many lines of Python select and pack run for 40 rollouts of so many tokens."""
+    """Return how many lines of Python select and pack run for 40 rollouts of `tokens` tokens."""
     num = 0
 
     def trace(frame, event, argument):

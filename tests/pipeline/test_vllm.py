@@ -24,7 +24,6 @@ from dasd_lite.inference.vllm.sampler import VllmSampler, gpu_groups, visible_gp
 
 CONTEXT, MAX_TOKENS, NUM = 256, 120, 24
 PARAMS = SamplingParams(temperature=0.6)
-pytestmark = pytest.mark.xdist_group("vllm")
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -32,7 +31,7 @@ TEMPLATE = (
 
 
 def make_model(folder: Path) -> None:
-    """Write a byte-level BPE tokenizer of 300 tokens, and a model of two layers whose guesses are uneven."""
+    """Write a byte-level BPE tokenizer of 300 tokens, and a model of two layers with uneven probabilities."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -61,12 +60,12 @@ def make_model(folder: Path) -> None:
     )
     model = Qwen3ForCausalLM(config)
     with torch.no_grad():
-        model.lm_head.weight[wrapped.eos_token_id] *= 1.8  # now and then it is likely: some answers end, some do not
+        model.lm_head.weight[wrapped.eos_token_id] *= 1.8  # sometimes likely: some answers end, some do not
     model.save_pretrained(folder)
 
 
 def requests() -> list[Request]:
-    """Make questions of different lengths; every third has its answer begun."""
+    """Make questions of different lengths; every third has a prefix."""
     return [
         Request(
             position=i,
@@ -90,26 +89,26 @@ def reference(folder: Path, sequences: list[np.ndarray[Any, Any]]) -> list[np.nd
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    found = []
+    scores = []
     for sequence in sequences:
         ids = torch.from_numpy(sequence).long()
         with torch.inference_mode():
             logprobs = model(ids[None]).logits[0].float().log_softmax(-1)
-        found.append(logprobs[torch.arange(len(ids) - 1), ids[1:]].numpy())
-    return found
+        scores.append(logprobs[torch.arange(len(ids) - 1), ids[1:]].numpy())
+    return scores
 
 
 def engines(parent: int) -> list[int]:
     """Return the engines that are children of a process, the oldest first."""
-    found = []
+    pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             ppid = int(stat.read_text().rpartition(")")[2].split()[1])
             if ppid == parent and b"dasd_lite.inference.vllm.engine" in (stat.parent / "cmdline").read_bytes():
-                found.append(int(stat.parent.name))
+                pids.append(int(stat.parent.name))
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended
-    return sorted(found)
+    return sorted(pids)
 
 
 def is_gone(pid: int) -> bool:
@@ -141,13 +140,13 @@ def sampler(options: dict[str, Any]) -> Iterator[VllmSampler]:
 
 @pytest.fixture(scope="module")
 def sampled(sampler: VllmSampler) -> list[Completion]:
-    """An answer to every request, in the order in which they came."""
+    """A completion of every request, in the order of arrival."""
     return list(sampler.complete(requests(), PARAMS))
 
 
 @pytest.fixture(scope="module")
 def others(sampler: VllmSampler) -> list[int]:
-    """The engines that are not those of `pair`."""
+    """The engines of other fixtures than `pair`."""
     return engines(os.getpid())
 
 
@@ -167,7 +166,7 @@ def test_every_request_once_as_it_finishes(sampled: list[Completion]) -> None:
     assert lengths == sorted(lengths)
 
 
-def test_this_process_knows_nothing_of_vllm(sampled: list[Completion]) -> None:
+def test_this_process_does_not_import_vllm(sampled: list[Completion]) -> None:
     assert "vllm" not in sys.modules
 
 
@@ -176,8 +175,8 @@ def test_logprobs_are_those_of_transformers_at_temperature_1(
 ) -> None:
     asked = requests()
     prompts = [sampler.chat.prompt_ids(asked[c.position].messages, asked[c.position].prefix) for c in sampled]
-    whole = [np.concatenate([prompt, c.token_ids]) for prompt, c in zip(prompts, sampled, strict=True)]
-    for completion, prompt, wanted in zip(sampled, prompts, reference(folder, whole), strict=True):
+    sequences = [np.concatenate([prompt, c.token_ids]) for prompt, c in zip(prompts, sampled, strict=True)]
+    for completion, prompt, wanted in zip(sampled, prompts, reference(folder, sequences), strict=True):
         assert completion.logprobs.dtype == np.float32
         np.testing.assert_allclose(completion.logprobs, wanted[len(prompt) - 1 :], rtol=0, atol=1e-4)
 
@@ -212,7 +211,7 @@ def test_what_leaves_one_token_is_greedy(sampler: VllmSampler, one: SamplingPara
     assert by_position(list(sampler.complete(requests(), one))) == by_position(greedy)
 
 
-def test_leaving_early_leaves_nothing_behind(sampler: VllmSampler, sampled: list[Completion]) -> None:
+def test_leaving_early_leaves_the_engine_usable(sampler: VllmSampler, sampled: list[Completion]) -> None:
     left: Any = sampler.complete(requests(), SamplingParams())
     next(left)
     with pytest.raises(RuntimeError, match="already running jobs"):
@@ -222,7 +221,7 @@ def test_leaving_early_leaves_nothing_behind(sampler: VllmSampler, sampled: list
     assert by_position(again) == by_position(sampled)[:2]
 
 
-def test_a_prompt_that_is_too_long_is_named(sampler: VllmSampler) -> None:
+def test_a_prompt_over_the_context_is_named(sampler: VllmSampler) -> None:
     long = Request(7, ({"role": "user", "content": "one " * 300},), 5, seed=0)
     with pytest.raises(DataError, match=f"request 7: the prompt of .* the model's context of {CONTEXT} tokens"):
         next(sampler.complete([*requests()[:1], long], SamplingParams()))
@@ -231,17 +230,17 @@ def test_a_prompt_that_is_too_long_is_named(sampler: VllmSampler) -> None:
 def test_scores_are_those_of_transformers_in_any_order(sampler: VllmSampler, folder: Path) -> None:
     rng = np.random.default_rng(0)
     sequences = [rng.integers(1, 282, size=num).astype(np.int32) for num in (1, 2, 40, 200, CONTEXT, 17, 90)]
-    found = {}
+    scores = {}
     for position, logprobs, ranks in sampler.score(enumerate(sequences)):
         assert ranks is None
         assert logprobs.dtype == np.float32
-        found[position] = logprobs
+        scores[position] = logprobs
     for position, wanted in enumerate(reference(folder, sequences)):
-        assert np.isnan(found[position][0])
-        np.testing.assert_allclose(found[position][1:], wanted, rtol=0, atol=1e-4)
+        assert np.isnan(scores[position][0])
+        np.testing.assert_allclose(scores[position][1:], wanted, rtol=0, atol=1e-4)
     for position, logprobs, _ in sampler.score(reversed(list(enumerate(sequences)))):
-        np.testing.assert_allclose(logprobs, found.pop(position), rtol=0, atol=1e-5)
-    assert not found
+        np.testing.assert_allclose(logprobs, scores.pop(position), rtol=0, atol=1e-5)
+    assert not scores
 
 
 def test_what_cannot_be_scored_is_named(sampler: VllmSampler) -> None:
@@ -260,23 +259,23 @@ def test_two_engines_give_the_same_answers(pair: VllmSampler, others: list[int],
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("number", "how_it_ended"),
     [(signal.SIGKILL, "was killed by SIGKILL"), (signal.SIGSTOP, "made no step for 5 s and was killed")],
 )
-def test_a_child_that_dies_or_hangs_is_started_again(
+def test_an_engine_that_dies_or_hangs_is_restarted(
     pair: VllmSampler,
     others: list[int],
     sampled: list[Completion],
     capsys: pytest.CaptureFixture[str],
-    how: signal.Signals,
-    said: str,
+    number: signal.Signals,
+    how_it_ended: str,
 ) -> None:
     running = pair.complete(requests(), PARAMS)
     done = [next(running)]
-    os.kill(next(pid for pid in engines(os.getpid()) if pid not in others), how)
+    os.kill(next(pid for pid in engines(os.getpid()) if pid not in others), number)
     assert by_position([*done, *running]) == by_position(sampled)
-    told = capsys.readouterr().err
-    assert said in told and "restarting it and its " in told
+    notes = capsys.readouterr().err
+    assert how_it_ended in notes and "restarting it and its " in notes
 
 
 def test_scoring_in_small_steps_and_nothing_is_left_of_a_sampler_that_is_closed(
@@ -301,7 +300,7 @@ def test_scoring_in_small_steps_and_nothing_is_left_of_a_sampler_that_is_closed(
         list(short.complete(requests()[:1], SamplingParams()))
 
 
-def test_children_end_with_a_parent_that_is_killed(options: dict[str, Any]) -> None:
+def test_engines_end_with_a_parent_that_is_killed(options: dict[str, Any]) -> None:
     program = (
         "import json, sys; from dasd_lite.config.models import Vllm\n"
         "from dasd_lite.inference.vllm.sampler import VllmSampler\n"
@@ -319,11 +318,11 @@ def test_children_end_with_a_parent_that_is_killed(options: dict[str, Any]) -> N
         time.sleep(0.1)
 
 
-def test_an_engine_that_ends_again_and_again_is_an_error_with_its_last_words(
+def test_an_engine_that_keeps_failing_is_an_error_with_the_end_of_its_log(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "vllm.py").write_text("raise RuntimeError('the card has fallen off the bus')\n")
-    monkeypatch.syspath_prepend(tmp_path)  # children find modules where their parent does
+    monkeypatch.syspath_prepend(tmp_path)  # engines import from the same places as their parent
     with pytest.raises(
         EngineError, match=r"3 times .* exited with code 1; .* the card has fallen off the bus$"
     ) as error:
@@ -331,7 +330,7 @@ def test_an_engine_that_ends_again_and_again_is_an_error_with_its_last_words(
     assert "\n" not in str(error.value)
 
 
-def test_what_the_engine_refuses_is_one_error(options: dict[str, Any]) -> None:
+def test_options_that_vllm_rejects_are_one_error(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="vLLM cannot start") as error:
         open_sampler(Vllm(**options, max_model_len=10 * CONTEXT))
     assert str(10 * CONTEXT) in str(error.value)
@@ -344,7 +343,7 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         open_sampler(Vllm(kind="vllm", model="nowhere"))
 
 
-def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_divided_among_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu_groups(["0", "1", "2", "3", "4"], 2, None) == ["0,1", "2,3"]
     assert gpu_groups(["GPU-a", "GPU-b"], 1, 1) == ["GPU-a"]
     assert gpu_groups([], 1, None) == [None]

@@ -22,8 +22,6 @@ from dasd_lite.inference.endpoint.probe import Requirements, probe_servers
 
 NUM = 24
 
-pytestmark = pytest.mark.xdist_group("vllm")
-
 
 def free_port():
     with socket.socket() as taken:
@@ -48,7 +46,7 @@ def urls(vllm_installed, demo, tmp_path_factory):
     command += ["--host", "127.0.0.1", "--port", str(port), "--distributed-executor-backend", "uni"]
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("wb") as file:
-        # A session of its own: the engine is a process beside the server and must end with it.
+        # In a session of its own: the engine is another process, which must end with the server.
         server = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{port}/v1"
@@ -89,18 +87,18 @@ def sampled(urls, demo, questions):
 
 
 @pytest.mark.parametrize("by_ids", [True, False])
-def test_the_probe_finds_nothing_to_mend(urls, demo, questions, by_ids):
+def test_the_probe_reports_no_problem(urls, demo, questions, by_ids):
     teacher = model(urls, tokenizer=str(demo / "teacher") if by_ids else None)
     for server in probe_servers(
         teacher, ({"role": "user", "content": questions[0]},), Requirements(prefix=True, scoring=by_ids)
     ):
-        found = {item.name: item.value for item in server.items}
+        values = {item.name: item.value for item in server.items}
         assert not [item for item in server.items if item.fatal]
-        assert found["raw"] == found["logprobs"] == "yes"
-        assert found["bytes"] == ("token ids" if by_ids else "add up")
-        assert found["seed"] == "works"
-        assert found.get("scores") == ("yes" if by_ids else None)
-        assert found["continues"] == ("token ids" if by_ids else "chat: continue_final_message")
+        assert values["raw"] == values["logprobs"] == "yes"
+        assert values["bytes"] == ("token ids" if by_ids else "add up")
+        assert values["seed"] == "works"
+        assert values.get("scores") == ("yes" if by_ids else None)
+        assert values["continues"] == ("token ids" if by_ids else "chat: continue_final_message")
 
 
 def test_token_ids_give_what_chat_gives(urls, questions, sampled):
@@ -123,7 +121,7 @@ def test_a_stream_gives_the_same(urls, demo, questions, sampled):
     assert [c.text for c in through_chat] == [c.text for c in sampled]
 
 
-def test_logprobs_are_raw_and_reading_gives_the_same(urls, demo, questions, sampled):
+def test_logprobs_are_raw_and_scoring_gives_the_same(urls, demo, questions, sampled):
     from dasd_lite.model.load import load_model
     from dasd_lite.model.logprobs import plain_logprobs
 
@@ -194,10 +192,10 @@ def test_the_example_is_one_command_and_a_url(urls, tmp_path):
     assert "40 rollouts of 20 prompts" in done.stdout and "cost 0.00" in done.stdout
 
 
-def test_a_served_teacher_reads_answers_that_came_without_logprobs(
+def test_a_served_teacher_scores_answers_without_log_probabilities(
     urls, demo, sampled, questions, small_recipe, tmp_path, cli
 ):
-    """Ingested text, read by the teacher behind the server: its p is that of the tokens as they were sampled."""
+    """The teacher behind the server scores ingested text: p is that of the tokens as they were sampled."""
     rows = [
         {"input": question, "output": c.text, "domain": "x"} for question, c in zip(questions, sampled, strict=True)
     ]

@@ -308,7 +308,6 @@ def test_a_server_without_a_tokenizer_is_refused(texts, models, tmp_path):
 # --- vLLM ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xdist_group("vllm")
 def test_vllm_agrees_and_reports_the_noise(vllm_teacher, sampled, models, tmp_path, capsys):
     score.score(sampled, models[1], ScoreConfig(), out=tmp_path / "transformers")
     score.score(sampled, Vllm(**vllm_teacher), ScoreConfig(engine="vllm"), out=tmp_path / "score")
@@ -327,7 +326,6 @@ def test_vllm_agrees_and_reports_the_noise(vllm_teacher, sampled, models, tmp_pa
     assert "warning" not in printed.err
 
 
-@pytest.mark.xdist_group("vllm")
 def test_a_teacher_in_vllm_gives_the_same_scores_as_in_transformers(vllm_teacher, texts, models, tmp_path):
     for name, teacher in (("transformers", models[1]), ("vllm", Vllm(**vllm_teacher))):
         score.score(texts, models[0], BY_TEACHER, out=tmp_path / name, teacher=teacher)
