@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ _AsWritten = create_model("_AsWritten", __base__=RecipeConfig, **_stages)
 """A recipe as files write it: the tables of the stages at the top level hold for all phases."""
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeConfig:
+def load_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> RecipeConfig:
     """Read the recipe at `path`, with `overrides` like `select.keep=2` applied.
 
     An override of a stage's key holds for every phase, even if the phase sets the key itself; `low.select.keep=2` holds
@@ -40,6 +41,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeConfig:
     Raises:
         ConfigError: The file cannot be read, or its recipe has mistakes; a line for each.
     """
+    path = Path(path)
     draft = _read(path)
     for override in overrides:
         draft.override(override)

@@ -7,6 +7,7 @@ own. Options marked `EXECUTION` change how fast the work is done but not its res
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -230,6 +231,17 @@ class CustomTeacher(Table):
     def model(self) -> str:
         """What reports and errors call the model."""
         return self.kind
+
+
+def student_table(student: Transformers | Vllm | str | PathLike[str]) -> Transformers | Vllm:
+    """Return the table of a student; transformers runs one that is given by its name or folder alone."""
+    if isinstance(student, Transformers | Vllm):
+        return student
+    if isinstance(student, str | PathLike):
+        return Transformers(model=str(student))
+    raise ConfigError(
+        f"student = {str(student)[:60]!r}: should be a Transformers or Vllm table, a folder or a hub name"
+    )
 
 
 def kind_of(table: Any) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from dasd_lite.config.explain import Places, explain
+from dasd_lite.config.explain import Places, explain, shorten
 from dasd_lite.config.models import Table
 from dasd_lite.errors import ConfigError
 
@@ -26,6 +26,8 @@ def with_options(table: type[T], config: T | None, options: Mapping[str, Any], n
     Raises:
         ConfigError: An option that the table does not have, or a wrong value; a line for each.
     """
+    if not isinstance(config, table | None):
+        raise ConfigError(f"{name}: config = {shorten(repr(config))}: should be a {table.__name__}")
     if config is not None and not options:
         return config
     values = {field: getattr(config, field) for field in config.model_fields_set} if config is not None else {}

@@ -17,7 +17,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from dasd_lite.config.models import Transformers, Vllm
 from dasd_lite.data.dataset import batches, read_table
+from dasd_lite.data.hub import model_folder
 from dasd_lite.data.manifest import read_manifest, read_timing
 from dasd_lite.errors import DataError
 
@@ -150,9 +152,11 @@ class Model(_Handle):
         return path if path.is_dir() else None
 
 
-def model_path(model: Model | str | PathLike[str]) -> Path:
-    """Return the folder of weights: that of a trained model, or the path itself."""
-    return model.path if isinstance(model, Model) else Path(model)
+def model_path(model: Model | Transformers | Vllm | str | PathLike[str]) -> Path:
+    """Return the folder of weights: of a trained model, a table, a folder, or the name of a model on the hub."""
+    if isinstance(model, Model):
+        return model.path
+    return model_folder(model.model if isinstance(model, Transformers | Vllm) else str(model), weights=True)
 
 
 @dataclass(frozen=True)

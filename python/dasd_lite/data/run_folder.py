@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dasd_lite.config.chain import BASE, STAGES
 from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.data.files import write_atomic
 from dasd_lite.errors import DataError
@@ -61,6 +59,14 @@ class RunFolder:
     """The results of one recipe."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        """Take text as a path."""
+        object.__setattr__(self, "path", Path(self.path))
+
+    def __fspath__(self) -> str:
+        """Let it stand for its path."""
+        return str(self.path)
 
     @classmethod
     def containing(cls, path: Path) -> RunFolder | None:
@@ -122,11 +128,3 @@ class RunFolder:
         if not phases:
             raise DataError(f"{self.recipe_file}: names no phase; `dasd-lite run` writes it again")
         return dict(recipe)
-
-    def stages(self) -> Iterator[StageFolder]:
-        """Iterate over the stage folders that exist, phases in the recipe's order, stages in the chain's."""
-        for phase in (BASE, *(phase["name"] for phase in self.recipe()["phase"])):
-            for stage in STAGES:
-                folder = StageFolder(phase, stage, self.stage(phase, stage))
-                if folder.path.is_dir():
-                    yield folder

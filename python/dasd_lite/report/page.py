@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from importlib import resources
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,11 +63,11 @@ class _Run:
     curves: list[results.Curve]
 
 
-def write_report(run: str | Path, out: str | Path | None = None, *, quiet: bool = False) -> Path:
+def write_report(run: str | PathLike[str], out: str | PathLike[str] | None = None, *, quiet: bool = False) -> Path:
     """Report a run in the terminal and as an HTML page.
 
     Args:
-        run: The run folder, the `out` of a recipe.
+        run: The run folder, the `out` of a recipe, or what `run_recipe` returned.
         out: Folder for report.html; `report` inside the run folder by default.
         quiet: Print nothing.
 

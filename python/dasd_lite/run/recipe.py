@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from dasd_lite.config.load import load_recipe
@@ -18,7 +17,7 @@ Announce = Callable[[Step, dict[str, Any] | None], None]
 
 
 def run_recipe(path: str | PathLike[str], *overrides: str, force: bool = False) -> RunFolder:
-    """Run a recipe file, as `dasd-lite run` does.
+    """Run what is missing of a recipe file. `write_report` reports the results.
 
     Args:
         path: TOML file of the recipe.
@@ -31,7 +30,7 @@ def run_recipe(path: str | PathLike[str], *overrides: str, force: bool = False) 
     Raises:
         ConfigError: The recipe cannot be run as written; a line for each mistake.
     """
-    recipe = load_recipe(Path(path), overrides)
+    recipe = load_recipe(path, overrides)
     run_resolved(recipe, force=force)
     return RunFolder(recipe.out)
 

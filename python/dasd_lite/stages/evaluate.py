@@ -18,7 +18,6 @@ from dasd_lite.config.models import Student, Table, Transformers, engine_options
 from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import EvaluateConfig
 from dasd_lite.data.handles import Evaluation, Model, model_path
-from dasd_lite.data.hub import model_folder
 from dasd_lite.data.journal import Journal
 from dasd_lite.data.manifest import identify
 from dasd_lite.data.prompts import Prompts
@@ -51,7 +50,7 @@ def evaluate(
     """Let a model answer questions, and grade its answers.
 
     Args:
-        model: What train returned, a model table, or a folder of weights.
+        model: What train returned, a model table, a folder of weights, or a name on the hub.
         prompts: Questions with answers, or their file; None: the file `config.prompts`.
         config: Options of the stage.
         out: Folder to write.
@@ -78,11 +77,9 @@ def evaluate(
     if prompts is None:
         raise DataError("evaluate.prompts is not set; name a file of questions with answers")
     questions = Prompts.of(prompts, limit=config.limit, system=system)
-    if isinstance(model, Table):
-        student, weights = student or model, model_folder(model.model, weights=True)
-    else:
-        weights = model_path(model)
-        student = student or Transformers(model=str(weights))
+    weights = model_path(model)
+    if student is None:
+        student = model if isinstance(model, Table) else Transformers(model=str(weights))
     grade = open_grader(grader or config.grader)
     asked = {k: v for k, v in result_options(config).items() if k not in ("prompts", "grader")}
     asked |= {"seed": seed, "system": questions.system, "limit": questions.limit}

@@ -34,13 +34,13 @@ from dasd_lite.config.models import (
     Vllm,
     engine_options,
     result_options,
+    student_table,
 )
 from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import ScoreConfig
 from dasd_lite.console import note, progress, say
 from dasd_lite.data.dataset import batches, num_rows
-from dasd_lite.data.handles import Rollouts, Scores
-from dasd_lite.data.hub import model_folder
+from dasd_lite.data.handles import Rollouts, Scores, model_path
 from dasd_lite.data.journal import Journal
 from dasd_lite.data.manifest import Identity, identify, read_manifest
 from dasd_lite.data.records import SCORE, TEACHER_TOKENS
@@ -78,7 +78,7 @@ class _Item:
 
 def score(
     rollouts: Rollouts | str | PathLike[str],
-    student: Student,
+    student: Student | str | PathLike[str],
     config: ScoreConfig | None = None,
     *,
     out: str | PathLike[str],
@@ -91,7 +91,7 @@ def score(
 
     Args:
         rollouts: What sample, ingest or mix wrote.
-        student: The student before training.
+        student: The student before training: its table, folder or name on the hub.
         config: Options of the stage.
         out: Folder to write.
         teacher: Scores the answers if `config.by` is "teacher"; otherwise their own log-probabilities count.
@@ -111,7 +111,8 @@ def score(
     """
     config = with_options(ScoreConfig, config, options, "score")
     rollouts, out = Rollouts.of(rollouts).folder, Path(out)
-    folder = model_folder(student.model, weights=True)
+    student = student_table(student)
+    folder = model_path(student)
     asked: dict[str, Any] = {**result_options(config), "dtype": student.dtype}
     inputs: dict[str, Path | str] = {"rollouts": rollouts, "student": folder}
     if config.by == "teacher":

@@ -24,7 +24,7 @@ import pyarrow as pa
 from dasd_lite.chat.chat import Chat
 from dasd_lite.chat.spelling import TokenIds
 from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of
-from dasd_lite.config.models import Student, Table, result_options
+from dasd_lite.config.models import Student, result_options, student_table
 from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import SelectConfig
 from dasd_lite.console import note, progress
@@ -117,7 +117,7 @@ def select(
     chosen = open_rule(config.rule if rule is None or isinstance(rule, str) else rule)
     if rule is not None and not isinstance(rule, str):
         config = config.model_copy(update={"rule": name_of(rule)})
-    chat = Chat(model_folder(student.model if isinstance(student, Table) else str(student)))
+    chat = Chat(model_folder(student_table(student).model))
     rollouts, out = Rollouts.of(rollouts).folder, Path(out)
     scores = None if scores is None else Scores.of(scores).folder
     limit = min(config.max_tokens or seq_len or chat.context, chat.context)

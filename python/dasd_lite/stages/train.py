@@ -21,7 +21,6 @@ from dasd_lite.config.options import with_options
 from dasd_lite.config.train import TrainConfig
 from dasd_lite.console import note
 from dasd_lite.data.handles import Model, Rows, model_path
-from dasd_lite.data.hub import model_folder
 from dasd_lite.data.manifest import identify
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import Prompt
@@ -60,7 +59,8 @@ def train(
 
     Args:
         rows: What pack returned, or its folder.
-        model: What to start from: what train returned, a model table, or a folder of weights.
+        model: What to start from: what train returned, a model table, a folder of weights, or a
+            name on the hub.
         config: Options of the stage.
         out: Folder to write.
         objective: An objective of your own; None: the one that `config.objective` names.
@@ -88,10 +88,8 @@ def train(
     Source: arXiv 2601.09088, section 6.4.
     """
     config, out = with_options(TrainConfig, config, options, "train"), Path(out)
-    if isinstance(model, Table):
-        source, trust_remote_code = model_folder(model.model, weights=True), model.trust_remote_code
-    else:
-        source = model_path(model)
+    source = model_path(model)
+    trust_remote_code = model.trust_remote_code if isinstance(model, Table) else trust_remote_code
     minimized = open_objective(objective if objective is not None else config.objective)
     if objective is not None:
         config = config.model_copy(update={"objective": minimized.name})
