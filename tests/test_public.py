@@ -135,6 +135,47 @@ def test_a_limit_holds_for_prompts_that_have_been_read(demo, tmp_path):
     assert evaluation.manifest["config"]["grader"] == "math"
 
 
+def test_unknown_columns_are_one_line(chain):
+    kept, message = chain["kept"], r"\.parquet: has no column 'nope'; it has uid, prompt_uid, messages, [a-z_, ]+$"
+    with pytest.raises(dl.DasdError, match=message):
+        kept.to_table(["uid", "nope"])
+    with pytest.raises(dl.DasdError, match=message):
+        next(kept.batches(["nope"]))
+
+
+def test_wrong_arguments_are_one_line_before_anything_is_written(chain, demo, tmp_path):
+    student = dl.Transformers(str(demo / "student"))
+    calls = {
+        r"ingest\.paths is not set": lambda out: dl.ingest(out=out),
+        r"prompts: '1' is not a Prompt": lambda out: dl.sample([1, 2], student, out=out),
+        r"prompts: '5' is neither a list": lambda out: dl.sample(5, student, out=out),
+        r"sample: config = \{'keep': 1\}: should be a SampleConfig": lambda out: dl.sample(
+            demo / "train.jsonl", student, config={"keep": 1}, out=out
+        ),
+        r"student = '3': should be a Transformers or Vllm table": lambda out: dl.score(chain["rollouts"], 3, out=out),
+        r"model = 'nowhere': no such folder, and not the name": lambda out: dl.evaluate(
+            "nowhere", demo / "heldout.jsonl", out=out
+        ),
+    }
+    for message, call in calls.items():
+        with pytest.raises(dl.DasdError, match=message) as error:
+            call(tmp_path / "out")
+        assert len(str(error.value).splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_student_and_a_path_have_several_spellings(chain, demo, tmp_path):
+    for student in (dl.Transformers(str(demo / "student")), str(demo / "student"), demo / "student"):
+        scored = dl.score(str(chain["rollouts"].folder), student, out=chain["scores"].folder)
+        assert scored == chain["scores"]
+    with pytest.raises(dl.DasdError, match=r"holds no run \(no recipe\.json\)"):
+        dl.RunFolder(str(tmp_path)).recipe()
+    with pytest.raises(dl.DasdError, match=r"holds no run \(no recipe\.json\)"):
+        dl.write_report(dl.RunFolder(tmp_path))
+    with pytest.raises(dl.DasdError, match=r"r\.toml: no such file"):
+        dl.load_recipe(str(tmp_path / "r.toml"))
+
+
 def test_stage_functions_have_like_signatures():
     import inspect
 

@@ -48,10 +48,14 @@ def batches(
 
     Memory stays at a few row groups, whatever the size of the table. The batches of two tables of the same length
     cover the same rows.
+
+    Raises:
+        DataError: A column that the table does not have, or what `shards` raises.
     """
     pending: list[pa.RecordBatch] = []
     for path in shards(folder, table):
         with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+            _check_columns(path, file.schema_arrow, columns)
             for batch in file.iter_batches(batch_size=batch_size, columns=list(columns) if columns else None):
                 pending.append(batch)
                 if sum(part.num_rows for part in pending) >= batch_size:
@@ -64,7 +68,15 @@ def batches(
 
 def read_table(folder: Path, table: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a table, or some of its columns, into memory."""
-    parts = [pq.read_table(path, columns=list(columns) if columns else None) for path in shards(folder, table)]
+    parts = []
+    for path in shards(folder, table):
+        _check_columns(path, pq.read_schema(path), columns)
+        parts.append(pq.read_table(path, columns=list(columns) if columns else None))
     if not parts:
         raise DataError(f"{folder}: table {table!r} is empty")
     return pa.concat_tables(parts)
+
+
+def _check_columns(path: Path, schema: pa.Schema, columns: Sequence[str] | None) -> None:
+    if unknown := [name for name in columns or () if name not in schema.names]:
+        raise DataError(f"{path}: has no column {', '.join(map(repr, unknown))}; it has {', '.join(schema.names)}")

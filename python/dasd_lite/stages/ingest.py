@@ -61,6 +61,8 @@ def ingest(
     if paths is not None:
         options["paths"] = [Path(p) for p in ([paths] if isinstance(paths, str | PathLike) else paths)]
     config, out = with_options(IngestConfig, config, options, "ingest"), Path(out)
+    if not config.paths:
+        raise DataError("ingest.paths is not set; name files of rows with prompt and answer")
     for path in config.paths:
         if not path.is_file():
             raise DataError(f"ingest.paths: {path}: no such file")

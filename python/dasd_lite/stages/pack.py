@@ -170,8 +170,6 @@ def _flatten(sources: list[tuple[Path, npt.NDArray[np.bool_]]], flat: BinaryIO) 
     for folder, mask in sources:
         first = 0
         for batch in batches(folder, "kept", ("uid", "prompt_uid", "ids", "num_context_tokens", "weight")):
-            if "weight" not in batch.schema.names:
-                raise DataError(f"{folder}: selected by an older version, without the column weight; run select again")
             chosen = batch.filter(pa.array(mask[first : first + batch.num_rows]))
             first += batch.num_rows
             ids = chosen["ids"]
