@@ -178,19 +178,15 @@ def test_a_killed_process_ends_the_others_and_the_same_command_resumes(trainer):
     assert len(metrics(out)) > done
 
 
-def test_torchrun_on_the_command_line(tmp_path):
+def test_torchrun_on_the_command_line(tmp_path, cli):
     """As on several machines: each process runs the command, and the first one writes and prints."""
     demo = Path(dasd_lite.__file__).parent / "demo"
     write_rows(tmp_path / "run" / "low" / "pack", make_rows(12))
     (tmp_path / "run.toml").write_text(RECIPE.format(demo=demo))
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "python"), "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-    def run(*arguments):
-        command = [*torchrun, "-m", "dasd_lite", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-
-    done = run("train", "run.toml")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "dasd_lite", "train", "run.toml"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("low/train        6 steps, loss ") and lines[1].startswith("Next: dasd-lite run"), lines
@@ -198,8 +194,8 @@ def test_torchrun_on_the_command_line(tmp_path):
     assert (tmp_path / "run" / "low" / "train" / "model" / "model.safetensors").exists()
     snapshots = (tmp_path / "run" / "low" / "train" / "monitor.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in snapshots] == [0, 1, 6]
-    done = run("sample", "run.toml")
-    assert done.returncode != 0 and "dasd-lite: torchrun can start only the stage train" in done.stderr
+    ended = cli("sample", "run.toml", cwd=tmp_path, RANK="0", WORLD_SIZE="2")
+    assert ended.rc == 2 and "dasd-lite: torchrun can start only the stage train" in ended.stderr
 
 
 def test_processes_do_not_outlive_the_command(trainer):
