@@ -61,7 +61,10 @@ class Candidates:
 
 
 class SelectionRule(Protocol):
-    """Scores candidates; called by position. The best-scored of each prompt are kept; of equal scores the earlier is better."""
+    """Scores candidates; called by position.
+
+    The best-scored of each prompt are kept; of equal scores the earlier is better.
+    """
 
     def __call__(self, candidates: Candidates, /) -> ArrayLike:
         """Return one finite number for each candidate, higher is better."""
