@@ -99,3 +99,7 @@ def test_lines_are_printed_as_they_are(capsys, monkeypatch):
 )
 def test_durations_are_written_as_people_say_them(seconds, text):
     assert console.duration(seconds) == text
+
+
+def test_work_without_a_phase_has_no_name_for_it():
+    assert (console.label("low", "pack"), console.label("", "pack")) == ("low: pack", "pack")

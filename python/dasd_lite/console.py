@@ -53,6 +53,11 @@ def note(text: str) -> None:
     err().print(f"note: {text}", markup=False, soft_wrap=True)
 
 
+def label(phase: str, work: str) -> str:
+    """Return what progress calls some work; a folder or call without a phase has no name for it."""
+    return f"{phase}: {work}" if phase else work
+
+
 @contextmanager
 def progress(
     description: str, total: float, unit: str, done: float = 0, status: Callable[[], str] = str

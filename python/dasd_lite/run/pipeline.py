@@ -310,12 +310,11 @@ def _used_elsewhere(recipe: RecipeConfig, step: Step) -> Usage:
     """Return what the run's other stages have asked of the teacher: all of them share one budget."""
     run, usage = RunFolder(recipe.out), Usage()
     for phase in recipe.phase:
-        asking = [phase.source] if phase.source in ASKING else []
-        for stage in (*asking, "score/teacher"):
-            folder = run.stage(phase.name, stage)
+        asked = [r.stage(phase.name, phase.source) for r in (run, run.trial)]
+        scored = [r.stage(phase.name, "score") / "teacher" for r in (run, run.trial)]
+        for folder, of_trial in (asked, scored) if phase.source in ASKING else (scored,):
             if step.folder not in (folder, folder.parent):
-                counted = read_timing(folder) or read_counts(folder)
-                counted = counted or read_timing(run.trial.stage(phase.name, stage))
+                counted = read_timing(folder) or read_counts(folder) or read_timing(of_trial)
                 usage += Usage(int(counted.get("prompt_tokens", 0)), int(counted.get("completion_tokens", 0)))
     return usage
 

@@ -16,7 +16,7 @@ from dasd_lite.config.models import Endpoint
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.console import say
 from dasd_lite.data.files import write_atomic
-from dasd_lite.data.run_folder import RunFolder
+from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.data.seeds import digest
 from dasd_lite.errors import EndpointError
 from dasd_lite.run.endpoint_check import probe_teacher, requirements_of
@@ -52,9 +52,9 @@ def before_paying(
         for phase, stage in stages
         if only_phase in (None, phase) and only_stage in (None, stage)
     ]
-    if all((folder / "manifest.json").exists() for folder in asking):
+    if all(StageFolder.at(folder).is_finished for folder in asking):
         return
-    has_begun = any((folder / name).exists() for folder in asking for name in ("manifest.json", "journal.sqlite"))
+    has_begun = any(StageFolder.at(folder).is_finished or (folder / "journal.sqlite").exists() for folder in asking)
     probed = _probed(recipe.phase, teacher)
     if has_begun and run.probed.exists() and run.probed.read_text(encoding="utf-8") == probed:
         return

@@ -17,6 +17,7 @@ import numpy as np
 from dasd_lite.config.models import Student, Table, Transformers, engine_options, result_options
 from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import EvaluateConfig
+from dasd_lite.console import label
 from dasd_lite.data.handles import Evaluation, Model, model_path
 from dasd_lite.data.journal import Journal
 from dasd_lite.data.manifest import identify
@@ -108,8 +109,9 @@ def evaluate(
             return _graded(completion, question, index, identity.fingerprint, grade)
 
         params = SamplingParams(config.temperature, config.top_p)
-        label = f"{out.parent.name}: evaluate"
-        timing = collect(journal, request, row, lambda _: open_sampler(student, weights), params, label)
+        timing = collect(
+            journal, request, row, lambda _: open_sampler(student, weights), params, label(out.parent.name, "evaluate")
+        )
         journal.publish(_accuracy(journal, len(questions), config.num_samples), **timing)
     return Evaluation(out)
 

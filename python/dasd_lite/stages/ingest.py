@@ -18,7 +18,7 @@ import pyarrow as pa
 from dasd_lite.config.models import result_options
 from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import IngestConfig
-from dasd_lite.console import progress
+from dasd_lite.console import label, progress
 from dasd_lite.data.handles import Rollouts
 from dasd_lite.data.manifest import identify
 from dasd_lite.data.prompts import read_rows, to_prompt
@@ -76,7 +76,7 @@ def ingest(
     rows: list[dict[str, Any]] = []
     with (
         ShardWriter(out, identity, {"rollouts": ROLLOUT}, config) as writer,
-        progress(f"{out.parent.name}: ingest", len(config.paths), "files") as bar,
+        progress(label(out.parent.name, "ingest"), len(config.paths), "files") as bar,
     ):
         for path in config.paths:
             for where, row in islice(read_rows(path), None if config.limit is None else config.limit - len(seen)):

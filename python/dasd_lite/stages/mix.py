@@ -31,6 +31,7 @@ from dasd_lite.config.models import (
 )
 from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import MixConfig
+from dasd_lite.console import label
 from dasd_lite.data.dataset import batches
 from dasd_lite.data.files import write_atomic
 from dasd_lite.data.handles import Kept, Model, Rollouts, model_path
@@ -164,7 +165,7 @@ def _teacher_ends(
         row,
         lambda usage: open_sampler(teacher, used=usage),
         SamplingParams(config.temperature, config.top_p),
-        f"{phase}: teacher finishes",
+        label(phase, "teacher finishes"),
         prices=teacher.prices if isinstance(teacher, Endpoint) else None,
         used=used,
     )
@@ -220,8 +221,9 @@ def _student_answers(
                 }
 
             params = SamplingParams(config.temperature, config.top_p)
-            label = f"{phase}: student starts"
-            timing = collect(journal, request, row, lambda _: open_sampler(student, model), params, label)
+            timing = collect(
+                journal, request, row, lambda _: open_sampler(student, model), params, label(phase, "student starts")
+            )
             journal.publish({"prompts": len(questions)}, **timing)
     cut = (batch.filter(pc.field("finish_reason") == "length") for batch in batches(folder, "rollouts", columns))
     return [row for batch in cut for row in batch.to_pylist()]

@@ -21,7 +21,7 @@ import pyarrow as pa
 from dasd_lite.config.models import result_options
 from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import PackConfig
-from dasd_lite.console import progress
+from dasd_lite.console import label, progress
 from dasd_lite.data.columns import TEACHER_LOGPROBS, Column, read_columns, read_teacher_logprobs
 from dasd_lite.data.dataset import batches, num_rows
 from dasd_lite.data.files import disk_errors
@@ -135,7 +135,7 @@ def pack(
         columns = _columns(needs, documents, tokens, config.columns, teachers, out.parent)
         schema = pa.schema([*ROW, *(_field(column) for column in columns)])
         with ShardWriter(out, identity, {"rows": schema}, config, shard_rows=4096) as writer:
-            with progress(f"{out.parent.name}: pack", plan.num_rows, "rows") as bar:
+            with progress(label(out.parent.name, "pack"), plan.num_rows, "rows") as bar:
                 for batch in _rows(plan, tokens, documents, columns, schema):
                     writer.write("rows", batch)
                     bar.advance(batch.num_rows)

@@ -15,12 +15,14 @@ from typing import Any
 from dasd_lite.config.models import Endpoint, Table, Teacher, engine_options, result_options
 from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import SampleConfig
+from dasd_lite.console import label
 from dasd_lite.data.dataset import batches
 from dasd_lite.data.handles import Rollouts
 from dasd_lite.data.journal import Journal
 from dasd_lite.data.manifest import Identity, identify, read_manifest, read_timing
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import ROLLOUT, Prompt
+from dasd_lite.data.run_folder import StageFolder
 from dasd_lite.data.seeds import derive_seed, digest
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import is_finished
@@ -105,7 +107,7 @@ def sample(
             row,
             lambda usage: open_sampler(teacher, used=usage),
             SamplingParams(config.temperature, config.top_p, config.top_k, config.min_p),
-            f"{phase}: sample" if phase else "sample",
+            label(phase, "sample"),
             prices=teacher.prices if isinstance(teacher, Endpoint) else None,
             used=used,
         )
@@ -115,7 +117,7 @@ def sample(
 
 def _take_over(journal: Journal, trial: Path, identity: Identity, plan: list[tuple[Prompt, int]]) -> None:
     """Commit the answers of a finished trial with the same options, all at once and before any other."""
-    if journal.done() or not (trial / "manifest.json").exists():
+    if journal.done() or not StageFolder.at(trial).is_finished:
         return
     manifest = read_manifest(trial)
     is_same = {**manifest["config"], "limit": None} == {**identity.config, "limit": None}

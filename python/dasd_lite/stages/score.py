@@ -38,7 +38,7 @@ from dasd_lite.config.models import (
 )
 from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import ScoreConfig
-from dasd_lite.console import note, progress, say
+from dasd_lite.console import label, note, progress, say
 from dasd_lite.data.dataset import batches, num_rows
 from dasd_lite.data.handles import Rollouts, Scores, model_path
 from dasd_lite.data.journal import Journal
@@ -142,7 +142,7 @@ def score(
                 by_student.scorer,
                 by_student.remember_first(pending),
                 by_student.row,
-                f"{phase}: score",
+                label(phase, "score"),
             )
             timing |= by_student.noise_of_engines()
         counts = {"rollouts": total, "over_context": journal.counts().get("over_context", 0)}
@@ -237,7 +237,7 @@ def _score_by_teacher(
                 return {"uid": item.row["uid"], **tokens}
 
             items = _teacher_items(rollouts, chat, context_of(teacher, chat), done)
-            timing = _fill(journal, scorer, items, row, f"{phase}: teacher scores")
+            timing = _fill(journal, scorer, items, row, label(phase, "teacher scores"))
         counted = journal.counts()
         counts = {"rollouts": total, "over_context": counted.get("over_context", 0)}
         journal.publish(counts, **timing, prompt_tokens=counted.get("prompt_tokens", 0))

@@ -27,7 +27,7 @@ from dasd_lite.config.extensions import check_callable, code_hash, is_extension,
 from dasd_lite.config.models import Student, result_options, student_table
 from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import SelectConfig
-from dasd_lite.console import note, progress
+from dasd_lite.console import label, note, progress
 from dasd_lite.data.dataset import batches, num_rows, read_table
 from dasd_lite.data.handles import Kept, Rollouts, Scores
 from dasd_lite.data.hub import model_folder
@@ -139,7 +139,7 @@ def select(
     total = num_rows(rollouts, "rollouts")
     candidates = _Candidates()
     tokenize = partial(_tokenize, chat, mask_prefix)
-    with progress(f"{out.parent.name}: select", 2 * total, "rollouts") as bar:
+    with progress(label(out.parent.name, "select"), 2 * total, "rollouts") as bar:
         for batch in _read(rollouts, scores, _measured_columns(scores, config), tokenize, bar):
             _measure(candidates, batch, config, limit, chat.answer_end_ids)
         _name_unknown_domains(candidates, config)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from dasd_lite import errors
+from dasd_lite.data.run_folder import StageFolder
 from dasd_lite.errors import DasdError, TrainError, remote_error
 from dasd_lite.training.environment import LAUNCHED
 
@@ -58,7 +59,7 @@ def launch(num_processes: int, task: TrainTask) -> None:
                 _forward(folder, requests, forwarded)
         if failures and not (requests and _was_only_stopped(failures[0], folder)):
             _raise(failures[0], folder, num_processes)
-        if requests and (failures or not (task.out / "manifest.json").exists()):
+        if requests and (failures or not StageFolder.at(task.out).is_finished):
             raise KeyboardInterrupt
 
 
