@@ -192,10 +192,14 @@ def _main(folder: Path, parent: int) -> None:
 
     try:
         record(run_task)(task)
+        return
     except KeyboardInterrupt:
-        return  # the parent sees that the folder is not finished
+        code = 0  # the parent sees that the folder is not finished
     except Exception as error:
-        sys.exit(2 if isinstance(error, DasdError) else 1)  # recorded; the parent raises it
+        code = 2 if isinstance(error, DasdError) else 1  # recorded; the parent raises it
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # the process group is still open, and its threads may abort an orderly exit
 
 
 if __name__ == "__main__":
