@@ -18,7 +18,7 @@ def test_every_function_that_takes_arrays_is_here() -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_arrays_changed_during_a_call(name: str) -> None:
+def test_arrays_changed_during_a_call(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     arguments, options = CALLS[name](NUM)
     call = getattr(_rust, name)
     call(*arguments, **options)
@@ -50,3 +50,4 @@ def test_arrays_changed_during_a_call(name: str) -> None:
         stop.set()
         thread.join()
     call(*arguments, **options)  # as if nothing had happened
+    assert capfd.readouterr() == ("", "")

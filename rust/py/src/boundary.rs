@@ -2,9 +2,9 @@
 //! into Python's.
 //!
 //! Without the GIL, other threads may write to the arrays of a call. So what the core uses as an index is either a copy
-//! ([`copied`]) or checked where it is used, and whatever panics nevertheless is reported as [`Error::Changed`].
+//! ([`copied`]) or checked where it is used, and whatever panics nevertheless becomes an exception with one line.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -52,6 +52,24 @@ impl<'py> FromPyObject<'_, 'py> for Integers<'py> {
     }
 }
 
+/// What the last panic said, on whichever thread.
+static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
+
+/// Keeps what Rust writes to standard error about a panic for the exception that it becomes. The hook is that of this
+/// library alone.
+pub fn keep_panics() {
+    panic::set_hook(Box::new(|info| {
+        let line = info.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = line;
+    }));
+}
+
+/// Runs `work`; if it panics, returns what the panic said. Nothing that a panic may leave half done is used afterwards.
+pub fn caught<T>(work: impl FnOnce() -> T) -> std::result::Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work))
+        .map_err(|_| LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).clone())
+}
+
 /// Copies offsets, of which there are few compared with the values.
 pub fn copied<T: Element + Copy>(array: &PyReadonlyArray1<'_, T>) -> PyResult<Vec<T>> {
     Ok(array.as_slice()?.to_vec())
@@ -65,10 +83,9 @@ pub fn detached<T: Send>(
     work: impl FnOnce(&Interrupt) -> Result<T> + Send,
 ) -> PyResult<T> {
     let interrupt = Interrupt::new();
-    // Nothing that a panic may leave half done is used afterwards.
-    let work = || catch_unwind(AssertUnwindSafe(|| work(&interrupt))).unwrap_or(Err(Error::Changed));
+    let work = || caught(|| work(&interrupt)).map_err(panicked)?.map_err(to_python);
     if num_elements < SMALL {
-        return py.detach(work).map_err(to_python);
+        return py.detach(work);
     }
     py.detach(|| {
         let (done, waiting) = channel();
@@ -76,8 +93,8 @@ pub fn detached<T: Send>(
             scope.spawn(move |_| drop(done.send(work())));
             loop {
                 match waiting.recv_timeout(POLL) {
-                    Ok(result) => return result.map_err(to_python),
-                    Err(RecvTimeoutError::Disconnected) => return Err(to_python(Error::Changed)),
+                    Ok(result) => return result,
+                    Err(RecvTimeoutError::Disconnected) => return Err(panicked("a thread ended".to_owned())),
                     Err(RecvTimeoutError::Timeout) => {
                         #[expect(clippy::redundant_closure_for_method_calls, reason = "the method is of one lifetime")]
                         Python::attach(|py| py.check_signals()).inspect_err(|_| interrupt.raise())?;
@@ -102,6 +119,14 @@ fn pool() -> PyResult<&'static ThreadPool> {
             Ok(pool.insert((process, Box::leak(Box::new(threads)))).1)
         }
     }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn panicked(what: String) -> PyErr {
+    errors::DataError::new_err(format!(
+        "an array changed during the call, or this is a defect of dasd-lite ({what}); do not write to arrays that \
+         another thread is reading"
+    ))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]

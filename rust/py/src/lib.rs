@@ -34,10 +34,12 @@ mod _rust {
     #[pymodule_export]
     use crate::toml::parse_toml;
 
-    /// Loads numpy's C API now: a signal handler that raises while a call loads it would be a panic.
+    /// Keeps panics off standard error, and loads numpy's C API now: a signal handler that raises while a call loads it
+    /// would be a panic.
     #[pymodule_init]
     #[expect(clippy::unnecessary_wraps, reason = "the form that pyo3 asks for")]
-    fn load_numpy(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    fn prepare(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::boundary::keep_panics();
         drop(PyArray1::<u8>::zeros(module.py(), 0, false));
         Ok(())
     }

@@ -4,6 +4,7 @@ use dasd_lite_core::toml::{self, Node, Table, Value};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
+use crate::boundary::caught;
 use crate::boundary::errors::ConfigError;
 
 #[pyfunction]
@@ -14,7 +15,9 @@ pub fn parse_toml<'py>(
     let Ok(text) = text.to_str() else {
         return Err(ConfigError::new_err("1:1: the text has a character that is not Unicode (a lone surrogate)"));
     };
-    let table = toml::parse(text).map_err(|error| ConfigError::new_err(error.to_string()))?;
+    let table = caught(|| toml::parse(text))
+        .map_err(|what| ConfigError::new_err(format!("1:1: cannot be parsed; this is a defect of dasd-lite ({what})")))?
+        .map_err(|error| ConfigError::new_err(error.to_string()))?;
     let mut converter = Converter { py, path: vec![], lines: PyDict::new(py) };
     let values = converter.table(table)?;
     Ok((values, converter.lines))
