@@ -127,6 +127,17 @@ def test_a_mistake_is_one_line_with_file_line_key_value_and_remedy(mistakes, old
             "pack.replay adds answers of the previous phase, but it is the first",
         ),
         ('"high"\n', '"high"\nsource = "mix"\n', "select.rule = 'count' needs scores, which mixed answers do not have"),
+        (
+            '"high"\n',
+            '"high"\nsource = "mix"\nselect.rule = "all"\nscore.when = "always"\n',
+            "score.when = 'always', but mixed answers have no scores",
+        ),
+        ('"high"\n', '"high"\nscore.when = "never"\n', "score.when = 'never', but select.rule = 'count' needs scores"),
+        (
+            '"high"\n',
+            '"high"\nselect.rule = "all"\nselect.weighting = {}\nscore = { when = "never", by = "teacher" }\n',
+            "score.when = 'never', but select.weighting needs what score.by = 'teacher' scores",
+        ),
         ('"high"\n', '"high"\nsource = "ingest"\n', "source = 'ingest' needs ingest.paths, a list of files"),
         ('"high"\n', '"high"\ntrain.objective = "weighted"\n', "'weighted' needs select.weighting, e.g. {"),
         (

@@ -63,6 +63,8 @@ def phase(**options):
         ({"evaluate": {"prompts": "q.jsonl"}}, "sample score select pack train evaluate"),
         ({"select": {"rule": "random"}}, "sample select pack train"),
         ({"select": {"rule": "mine:rule"}}, "sample score select pack train"),
+        ({"select": {"rule": "mine:rule"}, "score": {"when": "never"}}, "sample select pack train"),
+        ({"select": {"rule": "random"}, "score": {"when": "always"}}, "sample score select pack train"),
         ({"source": "mix", "select": {"rule": "all"}}, "mix select pack train"),
         ({"source": "mix", "select": {"rule": "mine:rule"}}, "mix select pack train"),
         ({"source": "ingest", "ingest": {"paths": ["a.jsonl"]}}, "ingest score select pack train"),

@@ -81,6 +81,10 @@ class ScoreConfig(Table):
     by: Literal["student", "teacher"] = "student"
     """student: only the student scores; the teacher's log-probabilities are those that came with the answers (paper
     section 4). teacher: the teacher also scores answers that came without log-probabilities."""
+    when: Annotated[Literal["needed", "always", "never"], EXECUTION] = "needed"
+    """needed: not before the rules random and all, which do not use scores. always: before these too, so that the
+    report counts the classes of their sentences. never: a rule of your own does not use scores. Mixed answers have
+    none."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that runs the student. With vllm, transformers scores a few answers too, and the difference is
     reported."""
@@ -224,21 +228,20 @@ class Phase(Table):
     @property
     def needs_logprobs(self) -> bool:
         """Whether the teacher's log-probabilities decide which answers are kept, or how much each counts."""
-        return self._rule_is_scored or self.select.uses_weights
+        return self.is_scored or self.select.uses_weights
 
     @property
     def is_scored(self) -> bool:
-        """Whether score runs: the rule uses scores, or the teacher must score answers that will be weighted."""
-        return self._rule_is_scored or (self.select.uses_weights and self.score.by == "teacher")
+        """Whether score runs: the rule or the report wants scores, or the teacher must score what will be weighted."""
+        if self.source == "mix" or self.score.when == "never":
+            return False
+        needed = self.select.uses_scores or (self.select.uses_weights and self.score.by == "teacher")
+        return needed or self.score.when == "always"
 
     @property
     def is_scored_by_teacher(self) -> bool:
         """Whether the teacher scores answers that came without log-probabilities."""
         return self.is_scored and self.score.by == "teacher"
-
-    @property
-    def _rule_is_scored(self) -> bool:
-        return self.select.uses_scores and self.source != "mix"
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -257,6 +260,16 @@ class Phase(Table):
                 f"select.rule = {self.select.rule!r} needs scores, which mixed answers do not have;"
                 " use 'all' or 'random'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _score_runs_where_it_must(self) -> Phase:
+        if self.score.when == "always" and self.source == "mix":
+            raise ValueError("score.when = 'always', but mixed answers have no scores; use 'needed' for this phase")
+        if self.score.when == "never" and self.select.needs_scores:
+            raise ValueError(f"score.when = 'never', but select.rule = {self.select.rule!r} needs scores")
+        if self.score.when == "never" and self.select.uses_weights and self.score.by == "teacher":
+            raise ValueError("score.when = 'never', but select.weighting needs what score.by = 'teacher' scores")
         return self
 
     @model_validator(mode="after")
@@ -362,9 +375,10 @@ class RecipeConfig(Table):
             return self
         for phase in self.phase:
             if phase.source == "sample" and phase.needs_logprobs and phase.score.by == "student":
-                what = f"rule = {phase.select.rule!r}" if phase.select.uses_scores else "weighting"
+                what = f"select.rule = {phase.select.rule!r}" if phase.select.uses_scores else "select.weighting"
+                what = "score.when = 'always'" if phase.score.when == "always" else what
                 raise ValueError(
-                    f"phase {phase.name!r}: select.{what} needs log-probabilities, but teacher.logprobs = false;"
+                    f"phase {phase.name!r}: {what} needs log-probabilities, but teacher.logprobs = false;"
                     " use 'random' or 'all', without weighting"
                 )
         return self
