@@ -50,6 +50,8 @@ def test_adapter_trains_and_merges_into_the_same_logits(random, tmp_path, method
 
     gap = export.export(model, method, random, tmp_path, data)
     assert gap < 1e-3
+    modules = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert len(modules) > 1 and modules == sorted(modules)  # a set's order differs from process to process
     base = load_model(random, device="cpu", attention="sdpa", four_bit=method.kind == "qlora")
     base = base.dequantize() if method.kind == "qlora" else base
     adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()

@@ -97,6 +97,7 @@ def export(
         shutil.rmtree(temporary, ignore_errors=True)
         with saving(out), quiet():
             model.save_pretrained(temporary)
+            _sort_modules(temporary / "adapter_config.json")
             _put(temporary, out / "adapter")
         # Quantized from the same format as in training, or the 4-bit codes would differ.
         loaded = _name(dtype) if method.kind == "qlora" and dtype is not None else stored
@@ -115,6 +116,14 @@ def export(
 
 def _name(dtype: torch.dtype) -> Dtype:
     return cast(Dtype, str(dtype).removeprefix("torch."))
+
+
+def _sort_modules(path: Path) -> None:
+    """Sort what peft keeps in a set, so that the same run writes the same bytes."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _merge(source: Path, adapter: Path, method: Lora, *, dtype: Dtype, trust_remote_code: bool) -> PreTrainedModel:
