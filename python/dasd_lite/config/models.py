@@ -233,7 +233,7 @@ class CustomTeacher(Table):
         return self.kind
 
 
-def student_table(student: Transformers | Vllm | str | PathLike[str]) -> Transformers | Vllm:
+def student_table(student: Student | str | PathLike[str]) -> Student:
     """Return the table of a student; transformers runs one that is given by its name or folder alone."""
     if isinstance(student, Transformers | Vllm):
         return student

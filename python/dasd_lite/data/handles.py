@@ -17,7 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from dasd_lite.config.models import Transformers, Vllm
+from dasd_lite.config.models import Student, Transformers, Vllm
 from dasd_lite.data.dataset import batches, read_table
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.manifest import read_manifest, read_timing
@@ -152,7 +152,7 @@ class Model(_Handle):
         return path if path.is_dir() else None
 
 
-def model_path(model: Model | Transformers | Vllm | str | PathLike[str]) -> Path:
+def model_path(model: Model | Student | str | PathLike[str]) -> Path:
     """Return the folder of weights: of a trained model, a table, a folder, or the name of a model on the hub."""
     if isinstance(model, Model):
         return model.path

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dasd_lite.config.models import Endpoint, Transformers, Vllm
+from dasd_lite.config.models import Endpoint, Table, Teacher, Transformers, Vllm
+from dasd_lite.data.manifest import Identity, read_manifest
 from dasd_lite.data.seeds import digest
 from dasd_lite.data.usage import Usage
+from dasd_lite.errors import DataError
 from dasd_lite.inference import Sampler
 
-if TYPE_CHECKING:
-    from dasd_lite.config.models import CustomTeacher
 
-
-def source(model: Transformers | Vllm | Endpoint | CustomTeacher | Sampler) -> Path | str:
+def source(model: Teacher | Sampler) -> Path | str:
     """Return what identifies a model in fingerprints.
 
     This is its folder; behind an endpoint a hash of its name and, if known, its tokenizer and template; of a custom
@@ -33,8 +31,25 @@ def source(model: Transformers | Vllm | Endpoint | CustomTeacher | Sampler) -> P
     return custom_source(model)
 
 
+def check_same_teacher(rollouts: Path, teacher: Teacher | Sampler, identity: Identity) -> None:
+    """Refuse to combine the rollouts of one teacher with answers or scores of another.
+
+    Args:
+        rollouts: Folder of the rollouts.
+        teacher: The teacher that is used now.
+        identity: The stage that uses it, with `teacher` among its inputs.
+
+    Raises:
+        DataError: They are not the same. What was ingested has no teacher, so any may follow.
+    """
+    sampled_from = read_manifest(rollouts)["inputs"].get("teacher")
+    if sampled_from not in (None, "", identity.inputs["teacher"]):
+        name = teacher.model if isinstance(teacher, Table) else type(teacher).__name__
+        raise DataError(f"{rollouts}: sampled from another teacher than {name}; {identity.stage} must use the same one")
+
+
 def open_sampler(
-    model: Transformers | Vllm | Endpoint | CustomTeacher | Sampler,
+    model: Teacher | Sampler,
     folder: Path | None = None,
     used: Usage | None = None,
 ) -> Sampler:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from dasd_lite.config.extensions import check_callable, code_hash, load_extension, name_of
 from dasd_lite.data.seeds import digest
 from dasd_lite.errors import ConfigError, DasdError, DataError
+from dasd_lite.method.divergence import TOLERANCE
 
 if TYPE_CHECKING:
     from dasd_lite.chat.spelling import TokenIds
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 _KEY = "teacher.kind"
 _SAMPLER = {"complete": ("requests", "params"), "status": (), "close": ()}
 _SCORER = {"score": ("sequences",), "status": (), "close": ()}
-_ROUNDING = 1e-4  # nats by which rounding may lift a log-probability above 0
 
 
 class CustomSampler:
@@ -158,7 +158,7 @@ def array_problem(name: str, value: object, dtype: npt.DTypeLike) -> str:
 
 def logprob_problem(logprobs: npt.NDArray[np.float32], first: int = 0) -> str:
     """Return which log-probability, counted from `first`, is impossible, or ""."""
-    wrong = ~np.isfinite(logprobs) | (logprobs > _ROUNDING)
+    wrong = ~np.isfinite(logprobs) | (logprobs > TOLERANCE)
     if not wrong.any():
         return ""
     index = int(wrong.argmax())

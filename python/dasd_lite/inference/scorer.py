@@ -15,20 +15,19 @@ import numpy as np
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.chat.spelling import TokenIds
-from dasd_lite.config.models import Endpoint, Transformers, Vllm
+from dasd_lite.config.models import Endpoint, Teacher, Transformers, Vllm
 from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import ConfigError
 from dasd_lite.inference import Sampler, Scorer, Scores
 
 if TYPE_CHECKING:
-    from dasd_lite.config.models import CustomTeacher
     from dasd_lite.data.usage import Usage
 
 _WINDOW = 16  # forward passes whose sequences are sorted by length together
 
 
 def open_scorer(
-    model: Transformers | Vllm | Endpoint | CustomTeacher | Sampler,
+    model: Teacher | Sampler,
     *,
     folder: Path | None = None,
     batch_tokens: int = 8192,
@@ -75,7 +74,7 @@ def open_scorer(
     return scorer, Chat(model_folder(tokenizer))
 
 
-def context_of(model: Transformers | Vllm | Endpoint | CustomTeacher | Sampler, chat: Chat) -> int:
+def context_of(model: Teacher | Sampler, chat: Chat) -> int:
     """Return the longest sequence that `model` can score, in tokens."""
     if isinstance(model, Endpoint):
         from dasd_lite.inference.endpoint.sampler import served_context

@@ -21,6 +21,9 @@ from dasd_lite.errors import DataError
 from dasd_lite.method.ragged import check_array
 from dasd_lite.method.sentences import sentence_ends
 
+TOLERANCE = 1e-4
+"""Nats by which rounding may lift a log-probability above 0."""
+
 
 class SentenceClass(IntEnum):
     """Which model finds a sentence more probable; int8 columns hold the values."""

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dasd_lite.errors import DataError
+from dasd_lite.method.divergence import TOLERANCE
 from dasd_lite.method.ragged import check_groups
 
 Favor: TypeAlias = Literal["likely", "unlikely"]
 
 _MAX_LAM = 1e6  # differences below its inverse, in nats per token, are noise
-_ROUNDING = 1e-4  # a log-probability may be this much above 0
 
 
 def answer_weights(mean_logprobs: ArrayLike, prompt_index: ArrayLike, lam: float) -> NDArray[np.float32]:
@@ -142,7 +142,7 @@ def _means(values: ArrayLike) -> NDArray[np.float64]:
     array = np.array(values, np.float64)
     if array.ndim != 1:
         raise DataError(f"mean_logprobs has shape {list(array.shape)}; it must be one-dimensional")
-    bad = np.flatnonzero(~(np.isfinite(array) & (array <= _ROUNDING)))
+    bad = np.flatnonzero(~(np.isfinite(array) & (array <= TOLERANCE)))
     if len(bad):
         raise DataError(f"mean_logprobs[{bad[0]}] is {array[bad[0]]}; it must be finite and at most 0")
     return array

@@ -48,8 +48,8 @@ def check_packing(model: LanguageModel, documents: Sequence[TokenIds], dtype: to
     """
     import torch
 
-    from dasd_lite.model import load as student
     from dasd_lite.model import logprobs
+    from dasd_lite.model.load import is_float32
 
     row = probe_row(documents)
     docs = documents_of([row])
@@ -63,7 +63,7 @@ def check_packing(model: LanguageModel, documents: Sequence[TokenIds], dtype: to
             "the model's log-probabilities are not finite before the first step; the checkpoint may be corrupt"
         )
     gap = float(np.nanmean(np.abs(packed - alone)))
-    exact = student.is_float32(model) and dtype in (None, torch.float32)
+    exact = is_float32(model) and dtype in (None, torch.float32)
     allowed = 1e-3 if exact else 5e-2  # nats; rounding of 16-bit weights is up to 0.02
     if not gap <= allowed:
         raise TrainError(

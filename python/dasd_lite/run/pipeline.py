@@ -7,7 +7,6 @@ phase starts from its model. A step whose folder is finished is skipped, so the 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from dasd_lite.data.run_folder import RunFolder
 from dasd_lite.data.usage import Usage
 from dasd_lite.errors import CheckpointError, ConfigError
 from dasd_lite.run.questions import Questions
+from dasd_lite.training.environment import is_rank
 
 Handle = Rollouts | Scores | Kept | Rows | Model | Evaluation
 
@@ -375,8 +375,7 @@ def run_steps(
             f"this recipe has no stage {only_stage or 'at all'} in phase {only_phase or 'any'}; its phases are {phases}"
         )
     first = is_first()
-    is_distributed = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if is_distributed and {step.stage for step in steps} != {"train"}:
+    if is_rank() and {step.stage for step in steps} != {"train"}:
         raise ConfigError(
             "torchrun can start only the stage train: torchrun … -m dasd_lite train run.toml --phase NAME"
         )

@@ -37,14 +37,14 @@ from dasd_lite.data.files import write_atomic
 from dasd_lite.data.handles import Kept, Model, Rollouts, model_path
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.journal import Journal
-from dasd_lite.data.manifest import Identity, identify, read_manifest
+from dasd_lite.data.manifest import Identity, identify
 from dasd_lite.data.records import ROLLOUT
 from dasd_lite.data.seeds import derive_seed, digest
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
-from dasd_lite.inference.backends import open_sampler, source
+from dasd_lite.inference.backends import check_same_teacher, open_sampler, source
 from dasd_lite.inference.collect import collect, token_columns
 from dasd_lite.inference.scorer import context_of
 
@@ -104,11 +104,8 @@ def mix(
     identity = identify("mix", VERSION, asked, inputs)
     if is_finished(out, identity, force=force):
         return Rollouts(out)
-    if sampled is not None and read_manifest(sampled)["inputs"].get("teacher", "") not in (
-        "",
-        identity.inputs["teacher"],
-    ):
-        raise DataError(f"{sampled}: sampled from another teacher than {_name(teacher)}; mix must use the same one")
+    if sampled is not None:
+        check_same_teacher(sampled, teacher, identity)
     begin(out, identity, config)
     questions = _questions(selected, config, phase, seed)
     started = _student_answers(questions, model, student, config, out / "student", identity, seed, phase)
@@ -227,10 +224,6 @@ def _student_answers(
             journal.publish({"prompts": len(questions)}, **timing)
     cut = (batch.filter(pc.field("finish_reason") == "length") for batch in batches(folder, "rollouts", columns))
     return [row for batch in cut for row in batch.to_pylist()]
-
-
-def _name(teacher: Teacher | Sampler) -> str:
-    return teacher.model if isinstance(teacher, Table) else type(teacher).__name__
 
 
 def _with_room(

@@ -42,13 +42,13 @@ from dasd_lite.console import label, note, progress, say
 from dasd_lite.data.dataset import batches, num_rows
 from dasd_lite.data.handles import Rollouts, Scores, model_path
 from dasd_lite.data.journal import Journal
-from dasd_lite.data.manifest import Identity, identify, read_manifest
+from dasd_lite.data.manifest import Identity, identify
 from dasd_lite.data.records import SCORE, TEACHER_TOKENS
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.inference import Sampler, Scorer
-from dasd_lite.inference.backends import source
+from dasd_lite.inference.backends import check_same_teacher, source
 from dasd_lite.inference.collect import journal_usage
 from dasd_lite.inference.scorer import context_of, open_scorer
 from dasd_lite.method.divergence import Tokens, sentence_scores
@@ -126,7 +126,7 @@ def score(
 
     phase, readings, noise = out.parent.name, None, {}
     if teacher is not None and config.by == "teacher":
-        _check_same_teacher(rollouts, teacher, identity)
+        check_same_teacher(rollouts, teacher, identity)
         begin(out, identity, config)
         readings = out / "teacher"
         _score_by_teacher(rollouts, teacher, config, readings, identity, phase, used or Usage())
@@ -194,14 +194,6 @@ def _fill(
 
 
 # --- the teacher --------------------------------------------------------------------------------------
-
-
-def _check_same_teacher(rollouts: Path, teacher: Teacher | Sampler, identity: Identity) -> None:
-    """Refuse to combine answers of one teacher with the probabilities of another."""
-    sampled_from = read_manifest(rollouts)["inputs"].get("teacher")
-    if sampled_from not in (None, "", identity.inputs["teacher"]):
-        name = teacher.model if isinstance(teacher, Table) else type(teacher).__name__
-        raise DataError(f"{rollouts}: sampled from another teacher than {name}; score must use the same one")
 
 
 def _score_by_teacher(
@@ -330,7 +322,7 @@ class _StudentScorer:
         model, dtype, trust = student.model, student.dtype, student.trust_remote_code
         self._plain = Transformers(model=model, dtype=dtype, trust_remote_code=trust)
         self._folder, self._config = folder, config
-        self._model: Transformers | Vllm = self._plain
+        self._model: Student = self._plain
         if config.engine == "vllm":
             other = Vllm(kind="vllm", model=model, dtype=dtype, trust_remote_code=trust)
             self._model = student if student.kind == "vllm" else other
@@ -339,7 +331,7 @@ class _StudentScorer:
         self._probe: dict[int, _Item] = {}
         self._scored: dict[int, tuple[Logprobs, dict[str, Any]]] = {}
 
-    def _open(self, model: Transformers | Vllm, four_bit: bool = False) -> tuple[Scorer, Chat]:
+    def _open(self, model: Student, four_bit: bool = False) -> tuple[Scorer, Chat]:
         return open_scorer(
             model,
             folder=self._folder,

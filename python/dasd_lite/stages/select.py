@@ -126,7 +126,7 @@ def select(
     inputs |= {"rule": code_hash(chosen)} if callable(chosen) else {}
     if config.needs_scores and scores is None:
         raise DataError(f"select.rule = {config.rule!r} needs scores; run score first, or use 'random' or 'all'")
-    if _uses_logprobs(config) and config.rule != "all" and config.keep == 1:
+    if config.uses_weights and config.rule != "all" and config.keep == 1:
         raise DataError("select.weighting weighs a prompt's kept answers, but select.keep = 1 keeps one; raise it")
     identity = identify("select", VERSION, asked, inputs | ({"scores": scores} if scores else {}))
     if scores is not None:
@@ -189,16 +189,11 @@ class _Batch:
         return join([ids[s:e] for s, e in zip(edges[:-1] + self.num_context, edges[1:], strict=True)])
 
 
-def _uses_logprobs(config: SelectConfig) -> bool:
-    """Return whether weights follow the teacher's log-probabilities: not without weighting, and not at λ = 0."""
-    return config.weighting is not None and config.weighting.lam != 0
-
-
 def _measured_columns(scores: Path | None, config: SelectConfig) -> tuple[str, ...]:
     """Return the columns that only the first pass reads: of the scores if there are any, else of the rollouts."""
     if scores is None:
-        return ("logprobs", "token_bytes") if _uses_logprobs(config) else ()
-    return ("p_teacher", "p_student", *(("teacher_mean_logprob",) if _uses_logprobs(config) else ()))
+        return ("logprobs", "token_bytes") if config.uses_weights else ()
+    return ("p_teacher", "p_student", *(("teacher_mean_logprob",) if config.uses_weights else ()))
 
 
 def _read(rollouts: Path, scores: Path | None, columns: tuple[str, ...], tokenize: Any, bar: Any) -> Iterator[_Batch]:
@@ -257,7 +252,7 @@ def _measure(
     num_sentences, counts = _count_classes(batch, config.beta)
     candidates.num_sentences += num_sentences
     candidates.counts += counts
-    if _uses_logprobs(config):
+    if config.uses_weights:
         candidates.mean_logprob += _mean_logprobs(batch).tolist()
     candidates.domain += rollouts["domain"].to_pylist()
     candidates.prompt += rollouts["prompt_uid"].to_pylist()
@@ -335,7 +330,7 @@ def _weigh(
     kept = np.flatnonzero([not reason for reason in candidates.reason])
     prompts = np.unique(np.asarray(candidates.prompt)[kept], return_inverse=True)[1]
     means, lam = np.zeros(len(kept)), config.weighting.lam
-    if _uses_logprobs(config):
+    if config.uses_weights:
         means = np.array(candidates.mean_logprob)[kept]
         if len(unknown := kept[~np.isfinite(means)]):
             uid = read_table(rollouts, "rollouts", ["uid"])["uid"][int(unknown[0])].as_py()

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dasd_lite.errors import EndpointError
+from dasd_lite.method.divergence import TOLERANCE
 
 Lengths = npt.NDArray[np.int32]
 LogprobColumn = npt.NDArray[np.float32]
@@ -25,7 +26,6 @@ _BAD = "\ufffd"  # what a decoder writes for bytes that are not UTF-8
 _SPACE = " \t\n\r\f\v"
 _OPENED = re.compile(rb"\s*(?:<think>\s*)?")
 _CLOSED = re.compile(rb"\s*(?:(</think>)\s*)?")
-_ROUNDING = 1e-4  # nats by which rounding may lift a log-probability above 0
 PLACEHOLDER = -9000.0  # some servers send -9999 for a value that they do not have
 
 
@@ -274,7 +274,7 @@ def check_logprobs(values: list[float | None], source: str, *, expected: bool) -
             f"{source} returns no log-probabilities, which the method needs; enable `logprobs` on the server, use a"
             " provider that supports it, or run the model on this machine with kind = 'vllm'"
         )
-    wrong = (logprobs > _ROUNDING) | (logprobs < PLACEHOLDER)
+    wrong = (logprobs > TOLERANCE) | (logprobs < PLACEHOLDER)
     if wrong.any():
         i = int(wrong.argmax())
         raise EndpointError(
