@@ -65,11 +65,11 @@ def write_kept(folder, rollouts, schema=KEPT):
 
 def open_rows(folder, mapped, *, vocab_size=VOCAB, max_positions=None, needs=(), groups=False):
     """The rows of a pack folder as training reads them, by way of the file `mapped`, which is gone afterwards."""
-    from dasd_lite.training.rows import Rows, copy_rows
+    from dasd_lite.training.rows import MappedRows, copy_rows
 
     try:
         options = {"vocab_size": vocab_size, "max_positions": max_positions, "needs": needs, "groups": groups}
-        return Rows(mapped, copy_rows(folder, mapped, **options))
+        return MappedRows(mapped, copy_rows(folder, mapped, **options))
     finally:
         mapped.unlink(missing_ok=True)
 

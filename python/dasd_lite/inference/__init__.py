@@ -108,14 +108,14 @@ class Sampler(Protocol):
         ...
 
 
-Scores = tuple[int, npt.NDArray[np.float32], npt.NDArray[np.int64] | None]
+TokenScores = tuple[int, npt.NDArray[np.float32], npt.NDArray[np.int64] | None]
 """Position, log-probabilities and ranks of one sequence; see `Scorer.score`."""
 
 
 class Scorer(Protocol):
     """Something that scores given answers."""
 
-    def score(self, sequences: Iterable[tuple[int, TokenIds]]) -> Iterator[Scores]:
+    def score(self, sequences: Iterable[tuple[int, TokenIds]]) -> Iterator[TokenScores]:
         """Score each sequence once.
 
         Args:

@@ -22,7 +22,7 @@ from dasd_lite.method.divergence import TOLERANCE
 if TYPE_CHECKING:
     from dasd_lite.chat.spelling import TokenIds
     from dasd_lite.config.models import CustomTeacher
-    from dasd_lite.inference import Completion, Request, Sampler, SamplingParams, Scorer, Scores
+    from dasd_lite.inference import Completion, Request, Sampler, SamplingParams, Scorer, TokenScores
 
 _KEY = "teacher.kind"
 _SAMPLER = {"complete": ("requests", "params"), "status": (), "close": ()}
@@ -42,7 +42,7 @@ class CustomSampler:
         completions: Iterator[Completion] = self.inner.complete(requests, params)
         return completions
 
-    def score(self, sequences: Iterable[tuple[int, TokenIds]]) -> Iterator[Scores]:
+    def score(self, sequences: Iterable[tuple[int, TokenIds]]) -> Iterator[TokenScores]:
         """Score each sequence once; raises DataError for scores that do not fit the sequences."""
         lengths: dict[int, int] = {}
 

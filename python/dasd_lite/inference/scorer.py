@@ -18,7 +18,7 @@ from dasd_lite.chat.spelling import TokenIds
 from dasd_lite.config.models import Endpoint, Teacher, Transformers, Vllm
 from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import ConfigError
-from dasd_lite.inference import Sampler, Scorer, Scores
+from dasd_lite.inference import Sampler, Scorer, TokenScores
 
 if TYPE_CHECKING:
     from dasd_lite.data.usage import Usage
@@ -108,7 +108,7 @@ class TransformersScorer:
         )
         self._checked = False
 
-    def score(self, sequences: Iterable[tuple[int, TokenIds]]) -> Iterator[Scores]:
+    def score(self, sequences: Iterable[tuple[int, TokenIds]]) -> Iterator[TokenScores]:
         """Score each sequence once; raises TrainError if packed sequences would attend to each other.
 
         Sequences are sorted by length within a window: a pass over sequences of similar length is full, and its
@@ -124,7 +124,7 @@ class TransformersScorer:
                 window, size = [], 0
         yield from self._score_window(window)
 
-    def _score_window(self, window: list[tuple[int, TokenIds]]) -> Iterator[Scores]:
+    def _score_window(self, window: list[tuple[int, TokenIds]]) -> Iterator[TokenScores]:
         from dasd_lite.model.logprobs import target_scores
         from dasd_lite.model.packed_check import check_packing
 

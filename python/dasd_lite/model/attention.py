@@ -16,7 +16,7 @@ the longest, H heads, W their width.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dasd_lite.errors import MissingExtraError, TrainError
+from dasd_lite.method.packing import Lengths
 
 try:
     import torch
@@ -33,7 +34,6 @@ try:
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
-Lengths: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 PACKED = "dasd_packed"
 # Cost of one more call, in query-key pairs: a document joins a group if the pairs that padding wastes cost less. On a
 # CPU a call costs 4,800 (8 heads of 64) to 9,300 pairs (4 of 16): forward and backward of 32 documents of 60 tokens

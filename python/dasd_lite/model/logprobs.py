@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dasd_lite.errors import MissingExtraError, TrainError
+from dasd_lite.method.packing import Lengths
 from dasd_lite.model import LOGIT_BYTES
-from dasd_lite.model.attention import PACKED, Documents, Lengths
+from dasd_lite.model.attention import PACKED, Documents
 
 try:
     import torch

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-Column: TypeAlias = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class Row:
     loss_mask: npt.NDArray[np.bool_]
     doc_lengths: npt.NDArray[np.int32]
     uids: tuple[str, ...]
-    tokens: Mapping[str, Column] = field(default_factory=dict)
-    documents: Mapping[str, Column] = field(default_factory=dict)
+    tokens: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    documents: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     @property
     def num_targets(self) -> int:

@@ -13,7 +13,7 @@ from dasd_lite.console import note
 from dasd_lite.data.hub import configured_stop_ids
 from dasd_lite.data.manifest import read_manifest
 from dasd_lite.errors import TrainError
-from dasd_lite.training.rows import Rows
+from dasd_lite.training.rows import MappedRows
 
 _MAX_END_IDS = 4  # tokens that end the answers of one chat template
 
@@ -42,7 +42,7 @@ def check_tokenizer(rows: Path, model: Path, num_embeddings: int) -> int:
     return chat.vocab_size
 
 
-def new_end_ids(model: Path, rows: Rows) -> frozenset[int]:
+def new_end_ids(model: Path, rows: MappedRows) -> frozenset[int]:
     """Return the tokens that end the answers and at which the model does not stop yet."""
     stops, ends = configured_stop_ids(model), rows.stats.end_ids
     if len(ends) > _MAX_END_IDS:

@@ -34,7 +34,7 @@ from dasd_lite.training.checks import check_tokenizer, new_end_ids
 from dasd_lite.training.objectives import CheckedObjective, open_objective
 from dasd_lite.training.objectives.objective import Targets
 from dasd_lite.training.ranks import Ranks, full_tensor, shard
-from dasd_lite.training.rows import Rows, copy_rows
+from dasd_lite.training.rows import MappedRows, copy_rows
 from dasd_lite.training.schedule import Schedule
 from dasd_lite.training.task import TrainTask
 
@@ -92,7 +92,7 @@ class Job:
     task: TrainTask
     ranks: Ranks
     objective: CheckedObjective
-    rows: Rows
+    rows: MappedRows
     schedule: Schedule
     model: LanguageModel
     dtype: torch.dtype
@@ -211,7 +211,7 @@ def load_job(task: TrainTask, ranks: Ranks, objective: CheckedObjective | None =
 
 def _open_rows(
     task: TrainTask, objective: CheckedObjective, ranks: Ranks, vocab_size: int, max_positions: int | None
-) -> Rows:
+) -> MappedRows:
     """Copy the rows once per machine to a file beside `task.out`, which is not there yet, and map it in every process.
 
     The file loses its name as soon as all have opened it, and its space when they end.
@@ -228,7 +228,7 @@ def _open_rows(
                 needs=objective.needs,
                 groups=objective.groups,
             )
-        rows = Rows(mapped, next(each for each in ranks.gather(stats) if each is not None))
+        rows = MappedRows(mapped, next(each for each in ranks.gather(stats) if each is not None))
         ranks.gather(None)
         return rows
     finally:
@@ -246,7 +246,7 @@ def _note_idle_ranks(schedule: Schedule, ranks: Ranks) -> None:
 # --- memory -----------------------------------------------------------------------------------------
 
 
-def _expected_cost(task: TrainTask, rows: Rows, ranks: Ranks, dtype: torch.dtype) -> ExpectedCost | None:
+def _expected_cost(task: TrainTask, rows: MappedRows, ranks: Ranks, dtype: torch.dtype) -> ExpectedCost | None:
     config, device = task.config, torch.device(ranks.device)
     try:
         shape = read_shape(task.model)
@@ -268,7 +268,7 @@ def _expected_cost(task: TrainTask, rows: Rows, ranks: Ranks, dtype: torch.dtype
     return ExpectedCost(shape, hardware, work, prediction.total - prediction.overhead, step.checkpointing)
 
 
-def _checkpointing(config: TrainConfig, rows: Rows, cost: ExpectedCost | None) -> bool:
+def _checkpointing(config: TrainConfig, rows: MappedRows, cost: ExpectedCost | None) -> bool:
     """Return whether layers compute their activations again in the backward pass."""
     if cost is not None:
         return cost.checkpointing

@@ -39,7 +39,7 @@ class RowStats:
     """Target tokens of each row."""
 
 
-class Rows:
+class MappedRows:
     """A checked table of rows; `rows[i]` is read from disk when it is asked for."""
 
     def __init__(self, mapped: Path, stats: RowStats) -> None:

@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from dasd_lite.chat.spelling import ByteLengths
 from dasd_lite.errors import EndpointError
 from dasd_lite.method.divergence import TOLERANCE
 
-Lengths = npt.NDArray[np.int32]
 LogprobColumn = npt.NDArray[np.float32]
 
 _BAD = "\ufffd"  # what a decoder writes for bytes that are not UTF-8
@@ -168,7 +168,7 @@ class ParsedAnswer(msgspec.Struct):
 
     text: str
     logprobs: LogprobColumn
-    token_bytes: Lengths
+    token_bytes: ByteLengths
     finish_reason: str
 
 
@@ -291,7 +291,7 @@ def _token_bytes(token: str) -> bytes:
     return token.encode()
 
 
-def _text_of_tokens(pieces: list[bytes], reasoning: str, content: str) -> tuple[str, Lengths | None]:
+def _text_of_tokens(pieces: list[bytes], reasoning: str, content: str) -> tuple[str, ByteLengths | None]:
     """Return the text of the tokens and their lengths, if it contains the text that the server returns."""
     pieces = _replace_invalid(pieces)
     raw = b"".join(pieces)
@@ -304,7 +304,7 @@ def _text_of_tokens(pieces: list[bytes], reasoning: str, content: str) -> tuple[
     return b"".join(pieces).decode(), np.array([len(p) for p in pieces], dtype=np.int32)
 
 
-def align(pieces: list[bytes], reasoning: str, content: str, *, ended: bool) -> tuple[str, Lengths | None]:
+def align(pieces: list[bytes], reasoning: str, content: str, *, ended: bool) -> tuple[str, ByteLengths | None]:
     """Join an answer that the server has split, and align its tokens with the text.
 
     The text is `<think>`, reasoning, `</think>`, content, with the usual line breaks between them. Tokens may spell
@@ -335,7 +335,7 @@ def align(pieces: list[bytes], reasoning: str, content: str, *, ended: bool) -> 
     return text, lengths
 
 
-def _align_exactly(pieces: list[bytes], reasoning: str, content: str, *, ended: bool) -> tuple[str, Lengths | None]:
+def _align_exactly(pieces: list[bytes], reasoning: str, content: str, *, ended: bool) -> tuple[str, ByteLengths | None]:
     pieces = _replace_invalid(pieces)
     raw = b"".join(pieces)
     think, answer = reasoning.encode(), content.encode()

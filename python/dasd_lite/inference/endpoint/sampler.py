@@ -17,7 +17,6 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.chat.spelling import TokenIds
@@ -26,7 +25,7 @@ from dasd_lite.console import note
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.usage import Usage
 from dasd_lite.errors import ConfigError, EndpointError
-from dasd_lite.inference import Completion, Request, SamplingParams
+from dasd_lite.inference import Completion, Request, SamplingParams, TokenScores
 from dasd_lite.inference.endpoint.client import (
     Client,
     RequestRejected,
@@ -41,8 +40,6 @@ from dasd_lite.inference.endpoint.replies import Reply, TokenCounts, check_logpr
 from dasd_lite.inference.endpoint.requests import Continuation, RequestBuilder
 
 _ADDRESS = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[^\s?#]*)?")
-
-Scores = tuple[int, npt.NDArray[np.float32], None]
 
 
 def api_key(config: Endpoint) -> str:
@@ -130,7 +127,7 @@ class EndpointSampler:
 
         yield from self._run(requests, prepare, send)
 
-    def score(self, sequences: Iterable[tuple[int, TokenIds]]) -> Iterator[Scores]:
+    def score(self, sequences: Iterable[tuple[int, TokenIds]]) -> Iterator[TokenScores]:
         """Score given sequences, in any order: servers echo a prompt with its log-probabilities (`echo`).
 
         Args:
@@ -147,7 +144,7 @@ class EndpointSampler:
                 f"{self._config.base_urls[0]}: servers score given answers by token ids; set teacher.tokenizer"
             )
 
-        async def send(client: Client, server: Server, job: tuple[int, TokenIds]) -> tuple[Reply, Scores]:
+        async def send(client: Client, server: Server, job: tuple[int, TokenIds]) -> tuple[Reply, TokenScores]:
             position, ids = job
             source = f"{server.base_url}/completions: {self._config.model!r}"
             room = 0 if server.context == len(ids) else 1  # 1 if it fits, because not every server accepts 0
