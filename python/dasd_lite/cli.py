@@ -112,7 +112,7 @@ def _stage_command(stage: str, text: str) -> None:
         outcome = run_resolved(config, only_stage=stage, only_phase=phase, force=force, announce=_announce)
         if not outcome.ran:
             _say("Nothing to do.")
-        folder = outcome.steps[-1].folder
+        folder = outcome.steps[-1].path
         _say(f"Next: dasd-lite run {_quoted(recipe, overrides)}, or see the results: dasd-lite show {folder}")
 
 
@@ -171,7 +171,7 @@ def _announce(step: Step, manifest: dict[str, Any] | None) -> None:
         if err().is_terminal:
             err().print(f"[dim]{step.name} …[/dim]", end="\r")
     else:
-        say(f"{step.name:<16} {summary(step.folder)}")
+        say(f"{step.name:<16} {summary(step.path)}")
         if (table := rejections(manifest)) is not None:
             out().print(table)
 

@@ -32,9 +32,15 @@ class StageFolder:
         return cls(path.parent.name, path.name, path)
 
     @property
+    def finished_at(self) -> int | None:
+        """When its manifest was written, in nanoseconds; None while it is not."""
+        manifest = self.path / "manifest.json"
+        return manifest.stat().st_mtime_ns if manifest.exists() else None
+
+    @property
     def is_finished(self) -> bool:
         """Whether its manifest has been written."""
-        return (self.path / "manifest.json").exists()
+        return self.finished_at is not None
 
     @property
     def state(self) -> str:

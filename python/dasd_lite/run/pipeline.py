@@ -22,7 +22,7 @@ from dasd_lite.data.handles import Evaluation, Kept, Model, Rollouts, Rows, Scor
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.journal import read_counts
 from dasd_lite.data.manifest import read_manifest, read_timing
-from dasd_lite.data.run_folder import RunFolder
+from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.data.usage import Usage
 from dasd_lite.errors import CheckpointError, ConfigError
 from dasd_lite.run.questions import Questions
@@ -40,12 +40,9 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True)
-class Step:
-    """One stage of one phase."""
+class Step(StageFolder):
+    """One stage of one phase, and how to run it."""
 
-    phase: str
-    stage: str
-    folder: Path
     config: Table
     """The table of the stage."""
     work: Work
@@ -53,17 +50,6 @@ class Step:
     """Whether it asks the teacher."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values that the phase gives to options that are left open."""
-
-    @property
-    def name(self) -> str:
-        """Phase and stage, as people call it."""
-        return f"{self.phase}/{self.stage}"
-
-    @property
-    def finished_at(self) -> int | None:
-        """When its folder was finished, in nanoseconds; None while it is not."""
-        path = self.folder / "manifest.json"
-        return path.stat().st_mtime_ns if path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -313,7 +299,7 @@ def _used_elsewhere(recipe: RecipeConfig, step: Step) -> Usage:
         asked = [r.stage(phase.name, phase.source) for r in (run, run.trial)]
         scored = [r.stage(phase.name, "score") / "teacher" for r in (run, run.trial)]
         for folder, of_trial in (asked, scored) if phase.source in ASKING else (scored,):
-            if step.folder not in (folder, folder.parent):
+            if step.path not in (folder, folder.parent):
                 counted = read_timing(folder) or read_counts(folder) or read_timing(of_trial)
                 usage += Usage(int(counted.get("prompt_tokens", 0)), int(counted.get("completion_tokens", 0)))
     return usage
@@ -324,7 +310,7 @@ def _refuse_stale(before: Sequence[Step]) -> None:
     for step in before:
         if step.finished_at is None:
             continue
-        manifest, wanted = read_manifest(step.folder), result_options(step.config)
+        manifest, wanted = read_manifest(step.path), result_options(step.config)
         written, used = manifest["resolved"], manifest["config"]
         changed = []
         for key in sorted(wanted.keys() & used.keys() & written.keys()):
@@ -334,7 +320,7 @@ def _refuse_stale(before: Sequence[Step]) -> None:
                 changed.append(f"{key}: {written[key]} there, {wanted[key]} now")
         if changed:
             raise CheckpointError(
-                f"{step.folder}: made with another configuration ({'; '.join(changed)}); run {step.stage} and what"
+                f"{step.path}: made with another configuration ({'; '.join(changed)}); run {step.stage} and what"
                 " follows it with --force, or use another out folder"
             )
 
