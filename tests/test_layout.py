@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import dasd_lite
+from dasd_lite.config.chain import STAGES
 
 PACKAGE = Path(dasd_lite.__file__).parent
 GROUND = {"errors", "console"}
@@ -179,9 +180,7 @@ def test_no_private_name_is_imported():
 
 def test_stages_never_import_each_other():
     stages = {name for name in MODULES if name.startswith("stages.")}
-    assert stages == {
-        f"stages.{name}" for name in ["sample", "ingest", "score", "select", "pack", "train", "mix", "evaluate"]
-    }
+    assert stages == {f"stages.{name}" for name in STAGES}
     for stage, source in sources("stages.").items():
         assert not imports_of(source) & stages, stage
 

@@ -456,6 +456,19 @@ def test_time_and_tokens_of_scores_by_the_teacher_are_those_of_both_models(run_f
     assert times[2] == ["score", "–", "5.0 (200)", "–"]
 
 
+def test_unknown_tokens_are_no_rate_and_skipped_questions_are_counted(tmp_path):
+    counts, timing = {"prompts": 3, "rollouts": 6}, {"sampled_tokens": 0, "tokens_per_second": 0.0}
+    dataset(tmp_path / "sample", "sample", {}, counts, seconds=2.0, skipped=1, **timing)
+    figures = results.read_figures(tmp_path / "sample")
+    assert (figures.tokens, figures.tokens_per_second) == (None, None)
+    assert summary(tmp_path / "sample") == "6 rollouts of 3 prompts, 1 skipped, 2.0 s"
+
+
+def test_a_stage_without_words_of_its_own_shows_its_counts(tmp_path):
+    dataset(tmp_path / "new", "new", {}, {"rollouts": 6, "share": 0.5, "why": {}}, seconds=2.0)
+    assert summary(tmp_path / "new") == "rollouts 6, share 0.5, 2.0 s"
+
+
 def test_a_part_that_an_earlier_command_finished_counts_no_tokens_of_this_one(run_folder):
     """The command that finished mix sampled nothing: the tokens of the student's part and both times remain."""
     (run_folder / "mixed" / "mix" / "timing.json").write_text('{"seconds": 0.5, "completion_tokens": 60}')

@@ -68,7 +68,7 @@ def collect(
                         "prompt_tokens": completion.prompt_tokens,
                         "completion_tokens": completion.completion_tokens or len(completion.logprobs),
                     }
-                    skipped = {"left_out": 1} if completion.finish_reason == "error" else {}
+                    skipped = {"skipped": 1} if completion.finish_reason == "error" else {}
                     journal.commit({completion.position: row(completion)}, tokens | skipped)
                     now.add(**tokens)
                     bar.advance()
@@ -80,8 +80,8 @@ def collect(
         "prompt_tokens": total.prompt_tokens,
         "completion_tokens": total.completion_tokens,
     }
-    if num_skipped := journal.counts().get("left_out"):
-        timing["left_out"] = num_skipped
+    if num_skipped := journal.counts().get("skipped"):
+        timing["skipped"] = num_skipped
     if (cost := total.cost(prices)) is not None:
         timing["cost"] = cost
     if requests:

@@ -83,7 +83,8 @@ def read_figures(folder: Path) -> StageFigures:
     rate = timings[0].get("tokens_per_second")
     if any(timings[1:]):
         rate = tokens / seconds if tokens and seconds else None
-    return StageFigures(folder.parent.name, stage, folder, manifest, timings[0], seconds, tokens, rate)
+    # A teacher that returns text alone has 0 tokens: their number is unknown.
+    return StageFigures(folder.parent.name, stage, folder, manifest, timings[0], seconds, tokens or None, rate or None)
 
 
 def _sum(timings: Iterable[Mapping[str, float]], *names: str) -> float | None:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def summary(folder: Path) -> str:
     """Describe in one line what a finished stage made and what it took."""
     figures = read_figures(folder)
-    parts = _PARTS[figures.stage](figures)
+    parts = _PARTS.get(figures.stage, _counts)(figures)
     parts += [f"{figures.tokens_per_second:,.0f} tokens/s"] if figures.tokens_per_second is not None else []
-    parts += [f"{figures.timing['left_out']:,.0f} left out"] if "left_out" in figures.timing else []
+    parts += [f"{figures.timing['skipped']:,.0f} skipped"] if "skipped" in figures.timing else []
     parts += [f"cost {figures.timing['cost']:,.2f}"] if "cost" in figures.timing else []
     parts += [f"{figures.seconds:.1f} s"] if figures.seconds is not None else []
     return ", ".join(parts)
@@ -47,6 +47,11 @@ def rejections(manifest: dict[str, Any]) -> Table | None:
 def _value(value: float) -> str:
     """Format a count of tokens as an integer and a share with three digits."""
     return f"{value:,.0f}" if value == round(value) else f"{value:.3g}"
+
+
+def _counts(figures: StageFigures) -> list[str]:
+    """Name the counts as they are: for a stage that has no words of its own."""
+    return [f"{name} {number:,}" for name, number in figures.counts.items() if isinstance(number, int | float)]
 
 
 def _sample(figures: StageFigures) -> list[str]:
