@@ -12,7 +12,7 @@ import dasd_lite as dl
 
 demo, out = Path(dl.__file__).parent / "demo", Path(sys.argv[1] if len(sys.argv) > 1 else "runs/from-python")
 
-teacher, student = dl.Transformers(str(demo / "teacher")), dl.Transformers(str(demo / "student"))
+teacher, student = dl.Transformers(model=str(demo / "teacher")), dl.Transformers(model=str(demo / "student"))
 prompts = dl.read_prompts(demo / "train.jsonl", limit=32)
 rollouts = dl.sample(prompts, teacher, temperature=1.0, num_samples=2, max_tokens=192, out=out / "sample")
 scores = dl.score(rollouts, student, out=out / "score")

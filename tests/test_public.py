@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 import dasd_lite as dl
+from dasd_lite.config.chain import STAGES
 from dasd_lite.config.stages import Phase
-
-STAGES = ("sample", "ingest", "score", "select", "pack", "train", "mix", "evaluate")
 
 
 def run_python(code: str) -> str:
@@ -58,7 +57,7 @@ def test_a_name_that_does_not_exist():
 def chain(demo, tmp_path_factory):
     """The whole chain from Python, on the demo's models."""
     out = tmp_path_factory.mktemp("chain")
-    teacher, student = dl.Transformers(str(demo / "teacher")), dl.Transformers(str(demo / "student"))
+    teacher, student = dl.Transformers(model=str(demo / "teacher")), dl.Transformers(model=str(demo / "student"))
     prompts = dl.read_prompts(demo / "train.jsonl", limit=6)
     rollouts = dl.sample(prompts, teacher, temperature=0.6, num_samples=2, max_tokens=160, out=out / "sample")
     scores = dl.score(rollouts, student, out=out / "score")
@@ -87,7 +86,7 @@ def test_handles_are_their_folders(chain):
 def test_the_same_call_again_finds_it_finished(chain, demo):
     out = chain["rollouts"].folder
     before = (out / "manifest.json").stat().st_mtime_ns
-    prompts, teacher = dl.read_prompts(demo / "train.jsonl", limit=6), dl.Transformers(str(demo / "teacher"))
+    prompts, teacher = dl.read_prompts(demo / "train.jsonl", limit=6), dl.Transformers(model=str(demo / "teacher"))
     dl.sample(prompts, teacher, temperature=0.6, num_samples=2, max_tokens=160, out=out)
     assert (out / "manifest.json").stat().st_mtime_ns == before
 
@@ -115,13 +114,13 @@ def test_wrong_options_are_one_line_each(chain, demo, tmp_path):
         "pack.seq_length: unknown key; did you mean 'seq_len'?",
     ]
     with pytest.raises(dl.DasdError, match=r"prompts: the list is empty"):
-        dl.sample([], dl.Transformers(str(demo / "teacher")), out=tmp_path / "sample")
+        dl.sample([], dl.Transformers(model=str(demo / "teacher")), out=tmp_path / "sample")
     assert not list(tmp_path.iterdir()), "nothing half-written"
 
 
 def test_prompts_from_a_list(demo, tmp_path):
     prompts = list(dl.read_prompts(demo / "train.jsonl", limit=2))
-    teacher = dl.Transformers(str(demo / "teacher"))
+    teacher = dl.Transformers(model=str(demo / "teacher"))
     rollouts = dl.sample(prompts, teacher, num_samples=1, max_tokens=16, out=tmp_path / "sample")
     assert rollouts.counts == {"prompts": 2, "rollouts": 2}
     with pytest.raises(dl.DasdError, match="made with another configuration"):
@@ -129,7 +128,7 @@ def test_prompts_from_a_list(demo, tmp_path):
 
 
 def test_a_limit_holds_for_prompts_that_have_been_read(demo, tmp_path):
-    prompts, student = dl.read_prompts(demo / "heldout.jsonl"), dl.Transformers(str(demo / "student"))
+    prompts, student = dl.read_prompts(demo / "heldout.jsonl"), dl.Transformers(model=str(demo / "student"))
     evaluation = dl.evaluate(student, prompts, limit=1, num_samples=1, max_tokens=4, out=tmp_path / "evaluate")
     assert (evaluation.counts["questions"], evaluation.manifest["config"]["limit"]) == (1, 1)
     assert evaluation.manifest["config"]["grader"] == "math"
@@ -144,7 +143,7 @@ def test_unknown_columns_are_one_line(chain):
 
 
 def test_wrong_arguments_are_one_line_before_anything_is_written(chain, demo, tmp_path):
-    student = dl.Transformers(str(demo / "student"))
+    student = dl.Transformers(model=str(demo / "student"))
     calls = {
         r"ingest\.paths is not set": lambda out: dl.ingest(out=out),
         r"prompts: '1' is not a Prompt": lambda out: dl.sample([1, 2], student, out=out),
@@ -165,7 +164,7 @@ def test_wrong_arguments_are_one_line_before_anything_is_written(chain, demo, tm
 
 
 def test_a_student_and_a_path_have_several_spellings(chain, demo, tmp_path):
-    for student in (dl.Transformers(str(demo / "student")), str(demo / "student"), demo / "student"):
+    for student in (dl.Transformers(model=str(demo / "student")), str(demo / "student"), demo / "student"):
         scored = dl.score(str(chain["rollouts"].folder), student, out=chain["scores"].folder)
         assert scored == chain["scores"]
     with pytest.raises(dl.DasdError, match=r"holds no run \(no recipe\.json\)"):
@@ -222,7 +221,7 @@ def test_replay_is_an_option_like_any_other(chain, tmp_path):
     "make, lines",
     [
         (
-            lambda: dl.Endpoint("x", base_url=["http://localhost"]),
+            lambda: dl.Endpoint(model="x", base_url=["http://localhost"]),
             [
                 "Endpoint.base_urls is missing: URLs of servers that all serve this model, each ending in /v1. Each"
                 " request goes to the least busy one.",
@@ -232,7 +231,7 @@ def test_replay_is_an_option_like_any_other(chain, tmp_path):
         (lambda: dl.Lora(rank=0), ["Lora.rank = 0: should be greater than 0"]),
         (lambda: dl.Weighting(lam="x"), ["Weighting.lam = 'x': should be a valid number"]),
         (
-            lambda: dl.Endpoint("x", base_urls=["u"], budget={"max_cost": -1.0}),
+            lambda: dl.Endpoint(model="x", base_urls=["u"], budget={"max_cost": -1.0}),
             ["Endpoint.budget.max_cost = -1.0: should be greater than 0"],
         ),
         (

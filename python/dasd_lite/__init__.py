@@ -2,8 +2,8 @@
 
     import dasd_lite as dl
 
-    teacher = dl.Endpoint("teacher-model", base_urls=["http://localhost:8000/v1"])
-    student = dl.Transformers("Qwen/Qwen3-4B-Instruct-2507")
+    teacher = dl.Endpoint(model="teacher-model", base_urls=["http://localhost:8000/v1"])
+    student = dl.Transformers(model="Qwen/Qwen3-4B-Instruct-2507")
     rollouts = dl.sample(dl.read_prompts("prompts.jsonl"), teacher, temperature=0.6, out="runs/low/sample")
     scores = dl.score(rollouts, student, out="runs/low/score")
     kept = dl.select(rollouts, student, scores=scores, rule="count", keep=1, out="runs/low/select")

@@ -22,7 +22,7 @@ class Teacher:
     """Hands everything on to transformers."""
 
     def __init__(self, folder, batch_size=8):
-        self.inner = TransformersSampler(Transformers(folder, batch_size=batch_size))
+        self.inner = TransformersSampler(Transformers(model=folder, batch_size=batch_size))
 
     def complete(self, requests, params):
         yield from self.inner.complete(requests, params)

@@ -105,17 +105,7 @@ def engine_options(model: BaseModel) -> dict[str, Any]:
     return {key: value for key, value in result_options(model).items() if key != "model"}
 
 
-class _ModelTable(Table):
-    """A table of one model, whose name may be given as the first argument."""
-
-    def __init__(self, model: str | None = None, /, **options: Any) -> None:
-        """Take the model's name and the options by keyword."""
-        self._set(options if model is None else {"model": model, **options})
-
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
-
-
-class Transformers(_ModelTable):
+class Transformers(Table):
     """A model that transformers runs in this process, on a CPU or one GPU."""
 
     kind: Literal["transformers"] = "transformers"
@@ -130,7 +120,7 @@ class Transformers(_ModelTable):
     """Run Python code that comes with the model."""
 
 
-class Vllm(_ModelTable):
+class Vllm(Table):
     """A model that vLLM runs in separate processes."""
 
     kind: Literal["vllm"] = "vllm"
@@ -172,7 +162,7 @@ class Budget(Table):
     """Maximum cost of the whole run, computed from `prices`."""
 
 
-class Endpoint(_ModelTable):
+class Endpoint(Table):
     """A model behind OpenAI-compatible servers."""
 
     kind: Literal["endpoint"] = "endpoint"
