@@ -132,11 +132,12 @@ def test_an_unfinished_short_stage_is_replaced_without_force(tmp_path):
     assert is_finished(make(tmp_path / "f", TWO), TWO)
 
 
-def test_a_folder_of_other_files_is_refused(tmp_path):
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_of_other_files_is_refused(tmp_path, force):
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "thesis.tex").write_text("years of work")
     with pytest.raises(DataError, match=r"f: has files that dasd-lite did not write"):
-        is_finished(tmp_path / "f", ONE)
+        is_finished(tmp_path / "f", ONE, force=force)
     assert (tmp_path / "f" / "thesis.tex").exists()
 
 

@@ -31,7 +31,7 @@ def is_finished(folder: Path, identity: Identity, *, force: bool = False, keep: 
     Args:
         folder: The folder, which need not exist.
         identity: What it should hold.
-        force: Delete a folder of another identity in any case.
+        force: Delete the folder of another identity in any case, but never one that no stage wrote.
         keep: Delete nothing yet. For a stage that may still fail before it begins, and then asks again.
 
     Raises:
@@ -40,7 +40,7 @@ def is_finished(folder: Path, identity: Identity, *, force: bool = False, keep: 
     """
     state_file = next((p for p in (folder / "manifest.json", folder / "unfinished.json") if p.exists()), None)
     if state_file is None:
-        if folder.is_dir() and any(p.suffix != ".tmp" for p in folder.iterdir()) and not force:
+        if folder.is_dir() and any(p.suffix != ".tmp" for p in folder.iterdir()):
             raise DataError(f"{folder}: has files that dasd-lite did not write; choose another folder or remove it")
     else:
         state, finished = read_state(state_file), state_file.name == "manifest.json"
