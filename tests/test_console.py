@@ -103,3 +103,21 @@ def test_durations_are_written_as_people_say_them(seconds, text):
 
 def test_work_without_a_phase_has_no_name_for_it():
     assert (console.label("low", "pack"), console.label("", "pack")) == ("low: pack", "pack")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, (False, True)),
+        ({"RANK": "1"}, (False, True)),  # left over in a shell: this process is the only one
+        ({"RANK": "0", "WORLD_SIZE": "2"}, (True, True)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, (True, False)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, (False, True)),
+    ],
+)
+def test_which_process_prints(monkeypatch, variables, expected):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert (console.is_rank(), console.is_first()) == expected

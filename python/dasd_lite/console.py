@@ -22,9 +22,14 @@ _BAR_AFTER = 2.0  # seconds, on a terminal
 _LINE_EVERY = 10.0  # seconds, in a log
 
 
+def is_rank() -> bool:
+    """Return whether torchrun, or our launcher, has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
 def is_first() -> bool:
-    """Return whether this process may print: it is the only one, or the first of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
+    """Return whether this process may print: it is the only one, or the first of several."""
+    return not is_rank() or os.environ["RANK"] == "0"
 
 
 @cache

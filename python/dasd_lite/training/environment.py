@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import signal
 
+from dasd_lite.console import is_rank
+
 LAUNCHED = "DASD_LITE_LAUNCHED"
 """Set in processes that our launcher starts, not in those of torchrun on the command line."""
-
-
-def is_rank() -> bool:
-    """Return whether torchrun, or `launch`, has started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
 def num_ranks() -> int:

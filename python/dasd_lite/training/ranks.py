@@ -1,4 +1,4 @@
-"""The processes of one training: which is the first, what they exchange, how weights are sharded.
+"""The processes of one training run: which is the first, what they exchange, how weights are sharded.
 
 Input: the environment that torchrun or `launch` sets. Invariant: every method but `is_first` has to be called by all
 processes, in the same order.
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dasd_lite.console import is_rank
 from dasd_lite.errors import DasdError, remote_error
 from dasd_lite.model.logprobs import causal_model, enable_run_inside
-from dasd_lite.training.environment import is_rank
 
 if TYPE_CHECKING:
     import torch
