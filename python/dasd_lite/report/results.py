@@ -25,6 +25,7 @@ from dasd_lite.data.manifest import read_manifest, read_timing
 from dasd_lite.data.metrics import read_metrics
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.errors import DataError
+from dasd_lite.method.accuracy import standard_error
 
 _CURVE_POINTS = 400  # per curve of the report; longer ones are averaged over equal spans of steps
 
@@ -125,7 +126,7 @@ class Accuracy:
     @property
     def error(self) -> float:
         """Standard error of the mean; NaN for a single question."""
-        return _standard_error(self._means)
+        return standard_error(self._means)
 
 
 @dataclass(frozen=True)
@@ -179,16 +180,12 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> Accuracy:
     )
 
 
-def _standard_error(values: npt.NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else float("nan")
-
-
 def accuracy_change(before: Accuracy, after: Accuracy) -> AccuracyChange:
     """Compare two accuracies: question by question if both have the same questions, which gives a smaller error."""
     difference = after.mean - before.mean
     if before.by_question.keys() == after.by_question.keys():
         pairs = np.array([after.by_question[uid] - mean for uid, mean in before.by_question.items()])
-        return AccuracyChange(difference, _standard_error(pairs))
+        return AccuracyChange(difference, standard_error(pairs))
     return AccuracyChange(difference, math.hypot(before.error, after.error))
 
 
@@ -213,7 +210,7 @@ class Curve:
 
 
 def read_curve(folder: Path) -> Curve | None:
-    """Read the metrics of a training, which may still be running; None if there are none."""
+    """Read the metrics of a training run, which may still be running; None if there are none."""
     columns = ("step", "loss", "learning_rate", "grad_norm")
     rows = np.array([[line[name] for name in columns] for line in read_metrics(folder / "metrics.jsonl")], np.float64)
     if not len(rows):

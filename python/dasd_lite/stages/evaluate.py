@@ -31,6 +31,7 @@ from dasd_lite.grading.grade import Grade, Grader
 from dasd_lite.inference import Completion, Request, SamplingParams
 from dasd_lite.inference.backends import open_sampler
 from dasd_lite.inference.collect import collect
+from dasd_lite.method.accuracy import standard_error
 
 VERSION = 1
 
@@ -42,7 +43,7 @@ def evaluate(
     *,
     out: str | PathLike[str],
     student: Student | None = None,
-    grader: Grader | None = None,
+    grader: str | Grader | None = None,
     seed: int = 0,
     system: str | None = None,
     force: bool = False,
@@ -56,7 +57,7 @@ def evaluate(
         config: Options of the stage.
         out: Folder to write.
         student: How the model is run (transformers or vLLM, its number format); None: by transformers.
-        grader: A grader of your own; None: the one that `config.grader` names.
+        grader: A grader by its name, or one of your own; None: the one that `config.grader` names.
         seed: Seed of every draw, with the question's uid and the number of the answer: models are compared on the
             same draws.
         system: System message for questions of a file that have none.
@@ -133,7 +134,7 @@ def _graded(completion: Completion, question: Prompt, index: int, fingerprint: s
 
 
 def _accuracy(journal: Journal, questions: int, num_samples: int) -> dict[str, Any]:
-    """Count the grades; the standard error is over questions, whose samples are not independent."""
+    """Count the grades."""
     grades: Counter[str] = Counter()
     right: list[bool] = []
     truncated = tokens = 0
@@ -144,13 +145,12 @@ def _accuracy(journal: Journal, questions: int, num_samples: int) -> dict[str, A
         truncated += batch["finish_reason"].to_pylist().count("length")
         tokens += sum(batch["num_tokens"].to_pylist())
     means = np.array(right, dtype=np.float64).reshape(questions, num_samples).mean(axis=1)
-    error = float(means.std(ddof=1) / np.sqrt(questions)) if questions > 1 else float("nan")
     return {
         "questions": questions,
         "samples": len(right),
         **{name: grades[name] for name in ("right", "wrong", "unparseable")},
         "truncated": truncated,
         "accuracy": float(means.mean()),
-        "standard_error": error,
+        "standard_error": standard_error(means),
         "mean_tokens": tokens / len(right),
     }
