@@ -10,6 +10,7 @@ use crate::interrupt::Interrupt;
 use crate::nontemporal;
 use crate::parallel::{self, GRAIN, take};
 use crate::ragged::{Ragged, to_index, to_offset};
+use crate::simd::{self, Level};
 
 /// The label of a token that is no target.
 pub const IGNORE: i32 = -100;
@@ -168,7 +169,8 @@ pub fn gather<'b, I: TokenId>(
     let documents = parallel::cut(&edges, GRAIN);
     let width = |range: &Range<usize>| to_index(edges[range.end]) - to_index(edges[range.start]);
     let num_tokens = buffers.ids.len();
-    let past_cache = buffers.reused && size_of_val(buffers.ids) >= nontemporal::MIN_BYTES;
+    let is_large = buffers.reused && size_of_val(buffers.ids) >= nontemporal::MIN_BYTES;
+    let past_cache = is_large.then(simd::level);
     let split = |name, values: Option<&'b mut [i32]>| match values {
         None => Ok(documents.iter().map(|_| None).collect::<Vec<_>>()),
         Some(values) => {
@@ -186,9 +188,9 @@ pub fn gather<'b, I: TokenId>(
             let range = source.document(sequences, document, length)?;
             let tokens = &source.tokens.values()[range.clone()];
             let (copy, padding) = take(&mut ids, length).split_at_mut(tokens.len());
-            if past_cache {
+            if past_cache.is_some() {
                 let line = |index| nontemporal::at(tokens, index).map(TokenId::to_i32);
-                nontemporal::fill(copy, true, |index| tokens[index].to_i32(), line);
+                nontemporal::fill(copy, past_cache, |index| tokens[index].to_i32(), line);
             } else {
                 TokenId::copy(tokens, copy);
             }
@@ -229,7 +231,7 @@ impl<I: TokenId> Source<'_, I> {
 }
 
 /// Labels of one document; those of its first token and of its padding are [`IGNORE`].
-fn label(labels: &mut [i32], tokens: &[impl TokenId], mask: &[u8], past_cache: bool) {
+fn label(labels: &mut [i32], tokens: &[impl TokenId], mask: &[u8], past_cache: Option<Level>) {
     let (labels, padding) = labels.split_at_mut(tokens.len());
     let label = |token, target| if target == 0 { IGNORE } else { token };
     let labels_at = |index| {
@@ -243,7 +245,7 @@ fn label(labels: &mut [i32], tokens: &[impl TokenId], mask: &[u8], past_cache: b
     }
 }
 
-fn count_up(position_ids: &mut [i32], past_cache: bool) {
+fn count_up(position_ids: &mut [i32], past_cache: Option<Level>) {
     #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "below 2^31, as cu_seqlens is")]
     let position = |index: usize| index as i32;
     let count = std::array::from_fn(position);

@@ -3,6 +3,8 @@
 //! cache.
 #![allow(unsafe_code, reason = "a view as lines and the stores, each with its argument; the portable twin is a loop")]
 
+use crate::simd::Level;
+
 /// Smaller buffers are written through the cache.
 pub(crate) const MIN_BYTES: usize = 32 << 20;
 
@@ -19,11 +21,12 @@ const STRIP: usize = 64;
 #[repr(C, align(64))]
 struct Line([i32; WIDTH]);
 
-/// Writes `value(i)` to `to[i]` for each `i`; `values(i)` are the [`WIDTH`] values from `i` on.
+/// Writes `value(i)` to `to[i]` for each `i`; `values(i)` are the [`WIDTH`] values from `i` on. With the instructions of
+/// a level it writes past the cache, with `None` through it.
 #[inline]
 pub(crate) fn fill(
     to: &mut [i32],
-    past_cache: bool,
+    past_cache: Option<Level>,
     value: impl Fn(usize) -> i32,
     values: impl Fn(usize) -> [i32; WIDTH],
 ) {
@@ -37,8 +40,8 @@ pub(crate) fn fill(
     }
     let first = head.len();
     let values = |line: usize| values(first + WIDTH * line);
-    if past_cache {
-        fill_past_cache(lines, values);
+    if let Some(level) = past_cache {
+        fill_past_cache(level, lines, values);
     } else {
         for (number, line) in lines.iter_mut().enumerate() {
             line.0 = values(number);
@@ -72,12 +75,12 @@ fn write_all(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH], write: 
 }
 
 #[cfg(target_arch = "x86_64")]
-fn fill_past_cache(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
+fn fill_past_cache(level: Level, lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
     use std::arch::x86_64::{
         __m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128, _mm512_loadu_si512, _mm512_stream_si512,
     };
 
-    use crate::simd::{Instructions, level};
+    use crate::simd::Instructions;
 
     #[target_feature(enable = "avx512f")]
     fn with_avx512(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
@@ -87,7 +90,7 @@ fn fill_past_cache(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
         });
     }
 
-    if level().instructions() == Instructions::Avx512 {
+    if level.instructions() == Instructions::Avx512 {
         // SAFETY: the processor has it.
         unsafe { with_avx512(lines, values) };
     } else {
@@ -107,23 +110,27 @@ fn fill_past_cache(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn fill_past_cache(lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
+fn fill_past_cache(level: Level, lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
     write_all(lines, values, |line, values| line.0 = values);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::levels;
 
     #[test]
     fn past_the_cache_the_same_is_written() {
         for (start, len) in [(0, 0), (0, 1), (3, 12), (0, 16), (1, 100), (15, 1000), (5, 4096), (1, 20_000)] {
-            let (mut plain, mut streamed) = (vec![0; start + len], vec![0; start + len]);
+            let mut plain = vec![0; start + len];
             let value = |index| i32::try_from(7 * index).unwrap() - 50;
             let values = |index| std::array::from_fn(|next| value(index + next));
-            fill(&mut plain[start..], false, value, values);
-            fill(&mut streamed[start..], true, value, values);
-            assert_eq!(plain, streamed);
+            fill(&mut plain[start..], None, value, values);
+            for level in levels() {
+                let mut streamed = vec![0; start + len];
+                fill(&mut streamed[start..], Some(level), value, values);
+                assert_eq!(plain, streamed, "{level:?}");
+            }
             assert!(plain[start..].iter().copied().eq((0..len).map(value)));
         }
     }

@@ -1,6 +1,7 @@
 //! Front of `dasd_lite_core::toml`.
 
 use dasd_lite_core::toml::{self, Node, Table, Value};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
@@ -16,7 +17,7 @@ pub fn parse_toml<'py>(
         return Err(ConfigError::new_err("1:1: the text has a character that is not Unicode (a lone surrogate)"));
     };
     let table = caught(|| toml::parse(text))
-        .map_err(|what| ConfigError::new_err(format!("1:1: cannot be parsed; this is a defect of dasd-lite ({what})")))?
+        .map_err(PyRuntimeError::new_err)?
         .map_err(|error| ConfigError::new_err(error.to_string()))?;
     let mut converter = Converter { py, path: vec![], lines: PyDict::new(py) };
     let values = converter.table(table)?;
