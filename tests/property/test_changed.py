@@ -1,5 +1,7 @@
 """Arrays that another thread writes to during a call: a result or a DataError, never a panic or a crash."""
 
+import mmap
+import os
 import threading
 
 import numpy as np
@@ -51,3 +53,16 @@ def test_arrays_changed_during_a_call(name: str, capfd: pytest.CaptureFixture[st
         thread.join()
     call(*arguments, **options)  # as if nothing had happened
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_index_that_changes_between_two_reads() -> None:
+    """The call itself overwrites the indices that it has yet to read: its output lies one element behind its input."""
+    num = 1_000
+    file = os.memfd_create("shared")
+    os.ftruncate(file, 4 * (num + 1))
+    sequences, ids = (np.frombuffer(mmap.mmap(file, 0), dtype) for dtype in (np.uint32, np.int32))
+    sequences[:] = np.arange(num + 1)
+    tokens, edges = np.full(num, 2_000_000_000, np.uint32), np.arange(num + 1)
+    arguments = [tokens, edges, np.ones(num, np.uint8), sequences[:-1], edges.astype(np.int32)]
+    with pytest.raises(DataError, match=r"sequences\[1\] is 2000000000; it must be from 0 and below 1000"):
+        _rust.gather_rows(*arguments, pad_id=0, reused=True, ids=ids[1:], position_ids=None, labels=None)
