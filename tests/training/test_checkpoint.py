@@ -23,7 +23,7 @@ CONFIG = TrainConfig(epochs=2, learning_rate=1e-2, min_learning_rate=1e-3, grad_
 
 @pytest.fixture
 def stopped(tmp_path, monkeypatch):
-    """The checkpoint of the fourth step of a training that failed in its sixth, and a function that resumes it."""
+    """The checkpoint of the fourth step of a training run that failed in its sixth, and a function that resumes it."""
     model = make_model(tmp_path / "model")
     rows = write_rows(tmp_path / "rows", make_rows(16))
 

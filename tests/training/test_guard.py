@@ -80,7 +80,7 @@ def test_weights_that_went_bad_are_not_kept(tiny, packed, tmp_path, monkeypatch)
     with pytest.raises(TrainError, match=r"step 7: the loss is nan.*the checkpoint of step 4 is kept"):
         train(packed, tiny, config, out=tmp_path / "out")
     monkeypatch.undo()
-    assert np.isfinite(train(packed, tiny, config, out=tmp_path / "out").counts["final_loss"])
+    assert np.isfinite(train(packed, tiny, config, out=tmp_path / "out").counts["last_step_loss"])
 
 
 def test_a_loss_that_is_nan_names_step_and_rollouts(tiny, packed, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A training from its task to the finished folder: what it learns, its loss, how it stops and resumes."""
+"""A training run from its task to the finished folder: what it learns, its loss, how it stops and resumes."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def test_full_training_learns_and_is_not_repeated(tiny, packed, tmp_path):
     assert counts["tokens"] == 8 * sum(len(row["ids"]) for row in rows)
     assert counts["target_tokens"] == 8 * sum(sum(row["loss_mask"]) for row in rows)
     assert (counts["steps"], counts["rows"], counts["rows_seen"]) == (32, 16, 128)
-    assert counts["final_loss"] == lines[-1]["loss"]
+    assert counts["last_step_loss"] == lines[-1]["loss"]
     assert json.loads((out / "timing.json").read_text())["tokens_per_second"] > 0
     assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "metrics.jsonl", "model", "timing.json"]
     assert (out / "model" / "tokenizer.json").exists()
@@ -88,7 +88,7 @@ def test_adapters_learn(tiny, packed, tmp_path, kind):
     config = TrainConfig(**QUICK | {"method": method, "epochs": 6, "learning_rate": 3e-2})
     counts = train(packed, tiny, config, out=tmp_path / "out").counts
     # Not more than this: the embeddings, drawn at random and tied to the head, stay as they are.
-    assert counts["final_loss"] < counts["first_loss"] - 0.15
+    assert counts["last_step_loss"] < counts["first_step_loss"] - 0.15
     assert counts["export_gap"] < 1e-3
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
 
@@ -97,7 +97,7 @@ def test_adapters_learn(tiny, packed, tmp_path, kind):
 def test_16_bit_computation_trains_float32_weights(tiny, packed, tmp_path, dtype):
     config = TrainConfig(**QUICK | {"dtype": dtype})
     counts = train(packed, tiny, config, out=tmp_path / "out").counts
-    assert counts["final_loss"] < counts["first_loss"]
+    assert counts["last_step_loss"] < counts["first_step_loss"]
     assert all(w.dtype == torch.float32 for w in weights(tmp_path / "out").values())
 
 
@@ -106,8 +106,8 @@ def test_training_continues_an_adapter(tiny, packed, tmp_path):
     first = train(packed, tiny, config, out=tmp_path / "first").counts
     adapter = tmp_path / "first" / "adapter"
     second = train(packed, tiny, config, out=tmp_path / "second", seed=1, adapter=adapter).counts
-    assert second["first_loss"] == pytest.approx(first["final_loss"], abs=0.3)
-    assert second["first_loss"] < first["first_loss"] - 0.1
+    assert second["first_step_loss"] == pytest.approx(first["last_step_loss"], abs=0.3)
+    assert second["first_step_loss"] < first["first_step_loss"] - 0.1
     start = second["start"]
     assert start["model"] == "tiny" and start["adapter"].endswith("/first/adapter")
     other = TrainConfig(**QUICK | {"method": ADAPTER | {"rank": 8}})

@@ -65,4 +65,4 @@ def test_the_twin_has_the_losses_of_the_real_training(twin, rows, tmp_path, micr
 def test_the_twin_leaves_a_model_that_can_be_trained_on(twin, rows, tmp_path):
     first = twin.train(rows.folder, tmp_path / "first", epochs=1.0)
     second = train(rows, tmp_path / "first" / "model", out=tmp_path / "second", epochs=1.0, max_steps=1, seed=0)
-    assert second.counts["first_loss"] < first[0]["loss"]
+    assert second.counts["first_step_loss"] < first[0]["loss"]

@@ -66,14 +66,14 @@ def test_training_is_monitored_before_early_and_at_the_end(demo, tmp_path):
         config,
         out=tmp_path / "graded",
         prompts=demo / "validation.jsonl",
-        grader=f"{__name__}:always",
+        grader=always,
     )
     assert [(each["finished"], each["right"]) for each in graded.counts["monitored"]] == [
         (each["finished"], each["finished"]) for each in monitored.counts["monitored"]
     ]
     # Snapshots do not change the weights.
     plain = train(rows, demo / "student", config, out=tmp_path / "plain")
-    assert "monitored" not in plain.counts and plain.counts["final_loss"] == monitored.counts["final_loss"]
+    assert "monitored" not in plain.counts and plain.counts["last_step_loss"] == monitored.counts["last_step_loss"]
 
 
 def test_questions_without_answers_are_a_note(demo, tmp_path, capsys):

@@ -257,7 +257,7 @@ def test_columns_and_groups_reach_an_objective_outside_the_package(tiny, tmp_pat
     assert first["target_tokens"] == num_targets == second["target_tokens"]
     assert second["loss"] != first["loss"] and 0 < first["top"] < 1
 
-    # The recipe's way of naming it is the same training; other code is not.
+    # The recipe's way of naming it is the same training run; other code is not.
     assert train(rows, tiny, TrainConfig(**options, objective=name), out=out, max_steps=2) == trained
     outside("grouped", GROUPED.replace("0.1 *", "0.2 *"))
     with pytest.raises(CheckpointError, match=r"inputs\.objective"):
@@ -282,7 +282,7 @@ def test_the_objective_in_the_documentation(tiny, tmp_path, outside):
         ratios = (logprobs - torch.tensor(row["old_logprobs"])).exp()
         total -= (row["reward"] - np.mean(rewards)) * float(ratios.sum())
         num_targets += len(ids) - context
-    assert done.counts["first_loss"] == pytest.approx(total / num_targets, rel=1e-4)
+    assert done.counts["first_step_loss"] == pytest.approx(total / num_targets, rel=1e-4)
 
 
 def test_rows_that_lack_what_the_objective_needs_are_refused(tiny, tmp_path, outside):

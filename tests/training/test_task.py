@@ -1,4 +1,4 @@
-"""The task of a training: the same value on both sides of a process boundary."""
+"""The task of a training run: the same value on both sides of a process boundary."""
 
 from pathlib import Path
 

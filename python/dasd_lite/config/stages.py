@@ -81,10 +81,10 @@ class ScoreConfig(Table):
     by: Literal["student", "teacher"] = "student"
     """student: only the student scores; the teacher's log-probabilities are those that came with the answers (paper
     section 4). teacher: the teacher also scores answers that came without log-probabilities."""
-    when: Annotated[Literal["needed", "always", "never"], EXECUTION] = "needed"
-    """needed: not before the rules random and all, which do not use scores. always: before these too, so that the
-    report counts the classes of their sentences. never: a rule of your own does not use scores. Mixed answers have
-    none."""
+    when: Literal["needed", "always", "never"] = "needed"
+    """needed: score runs unless select.rule is random or all, which use no scores. always: it runs for these too, so
+    that the report can count sentence classes. never: it does not run; for a rule of your own that uses no scores.
+    Mixed answers are never scored."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that runs the student. With vllm, transformers scores a few answers too, and the difference is
     reported."""

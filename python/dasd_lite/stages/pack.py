@@ -34,7 +34,7 @@ from dasd_lite.errors import DataError
 from dasd_lite.method.packing import Plan, gather_rows, pack_rows
 from dasd_lite.method.ragged import offsets_of
 from dasd_lite.training.objectives import CheckedObjective, open_objective
-from dasd_lite.training.objectives.objective import BUILT_IN_COLUMNS
+from dasd_lite.training.objectives.objective import BUILT_IN_COLUMNS, Objective
 
 VERSION = 2  # 1 had no weights
 _ID = np.dtype(np.int32)
@@ -70,7 +70,7 @@ def pack(
     earlier: Kept | str | PathLike[str] | None = None,
     rollouts: Rollouts | str | PathLike[str] | None = None,
     earlier_rollouts: Rollouts | str | PathLike[str] | None = None,
-    objective: Any = "sft",
+    objective: str | Objective | type[Objective] = "sft",
     force: bool = False,
     **options: Any,
 ) -> Rows:

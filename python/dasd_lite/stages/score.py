@@ -114,6 +114,7 @@ def score(
     student = student_table(student)
     folder = model_path(student)
     asked: dict[str, Any] = {**result_options(config), "dtype": student.dtype}
+    del asked["when"]  # whether, not how
     inputs: dict[str, Path | str] = {"rollouts": rollouts, "student": folder}
     if config.by == "teacher":
         if teacher is None:
@@ -306,7 +307,7 @@ def _student_items(
 def _why_unscored(row: dict[str, Any], readings: Path | None) -> str:
     if readings is not None:
         return (
-            f"has {len(row['token_ids'])} tokens, which with its prompt is over the teacher's context; raise the"
+            f"has {len(row['token_ids'])} tokens; with its prompt it exceeds the teacher's context; raise the"
             " teacher's max_model_len, or leave the rollout out"
         )
     return (

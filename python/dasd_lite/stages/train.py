@@ -2,7 +2,7 @@
 
 Input: rows and a model. Output: `out`/model, a folder that transformers and vLLM load, `out`/adapter for LoRA and
 QLoRA, and the curves. Invariants: documents of a row never see each other; learning rate, order and random numbers are
-pure functions of step and seed, so a training that was killed ends with the weights of one that was not.
+pure functions of step and seed, so a training run that was killed ends with the weights of one that was not.
 
 The training itself is in training/loop.py.
 """
@@ -19,16 +19,19 @@ from dasd_lite.config.extensions import import_folders, is_extension, name_of
 from dasd_lite.config.models import Student, Table
 from dasd_lite.config.options import with_options
 from dasd_lite.config.train import TrainConfig
-from dasd_lite.console import note
+from dasd_lite.console import is_rank, note
 from dasd_lite.data.handles import Model, Rows, model_path
 from dasd_lite.data.manifest import identify
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import Prompt
 from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import ConfigError
-from dasd_lite.training.environment import is_rank, num_ranks
+from dasd_lite.grading import open_grader
+from dasd_lite.grading.grade import Grader
+from dasd_lite.training.environment import num_ranks
 from dasd_lite.training.launch import launch
 from dasd_lite.training.objectives import open_objective
+from dasd_lite.training.objectives.objective import Objective
 from dasd_lite.training.requirements import conflicts, num_processes
 from dasd_lite.training.task import TrainTask, remove_checkpoints
 
@@ -41,12 +44,12 @@ def train(
     config: TrainConfig | None = None,
     *,
     out: str | PathLike[str],
-    objective: Any = None,
+    objective: str | Objective | type[Objective] | None = None,
     seed: int = 0,
     adapter: str | PathLike[str] | None = None,
     prompts: Prompts | Iterable[Prompt] | str | PathLike[str] | None = None,
     system: str | None = None,
-    grader: str = "math",
+    grader: str | Grader = "math",
     max_tokens: int | None = None,
     max_steps: int | None = None,
     trust_remote_code: bool = False,
@@ -63,13 +66,13 @@ def train(
             name on the hub.
         config: Options of the stage.
         out: Folder to write.
-        objective: An objective of your own; None: the one that `config.objective` names.
+        objective: An objective by its name, or one of your own; None: the one that `config.objective` names.
         seed: Seed of the order of the rows, of a new adapter and of dropout.
         adapter: Folder of the adapter to continue with, over `model`; None: a new one.
         prompts: Questions with answers, or their file. The model answers a few of them before, during and after
             training, so that a collapse is noticed early.
         system: System message for questions of a file that have none.
-        grader: Name of the grader of these answers.
+        grader: A grader of these answers by its name, or one of your own.
         max_tokens: Longest answer to them; None: `config.monitor_tokens`.
         max_steps: Stop after this many optimizer steps.
         trust_remote_code: Run code that comes with the model.
@@ -91,6 +94,7 @@ def train(
     source = model_path(model)
     trust_remote_code = model.trust_remote_code if isinstance(model, Table) else trust_remote_code
     minimized = open_objective(objective if objective is not None else config.objective)
+    own_grader = None if isinstance(grader, str) else open_grader(grader)
     if objective is not None:
         config = config.model_copy(update={"objective": minimized.name})
     folder = Rows.of(rows).folder
@@ -116,7 +120,7 @@ def train(
         adapter=Path(adapter) if adapter is not None else None,
         questions=_questions(prompts, system, config.monitor_questions),
         max_answer_tokens=min(config.monitor_tokens, max_tokens or config.monitor_tokens),
-        grader=grader,
+        grader=grader if isinstance(grader, str) else name_of(grader),
         import_folders=import_folders(),
     )
     if is_rank():  # torchrun has decided how many processes there are
@@ -126,22 +130,27 @@ def train(
     if faults:
         raise ConfigError("\n".join(faults))
     if number > 1 and not is_rank():
-        if not isinstance(objective, str | None) and not _is_importable(objective):
+        if not isinstance(objective, str | None) and not (inspect.isclass(objective) and _is_importable(objective)):
             raise ConfigError(
                 f"train.objective: {minimized.name} cannot be sent to {number} processes; make it a class in a module"
                 " that can be imported, or set train.num_processes = 1"
+            )
+        if not isinstance(grader, str) and not (inspect.isfunction(grader) and _is_importable(grader)):
+            raise ConfigError(
+                f"evaluate.grader: {name_of(grader)} cannot be sent to {number} processes; make it a function in a"
+                " module that can be imported, or set train.num_processes = 1"
             )
         launch(number, task)
     else:
         from dasd_lite.training.loop import run_task
 
-        run_task(task, minimized)
+        run_task(task, minimized, own_grader)
     return Model(out)
 
 
-def _is_importable(objective: Any) -> bool:
-    """Return whether another process gets the same objective by its name."""
-    return inspect.isclass(objective) and objective.__module__ != "__main__" and is_extension(name_of(objective))
+def _is_importable(definition: Any) -> bool:
+    """Return whether another process gets the same class or function by its name."""
+    return definition.__module__ != "__main__" and is_extension(name_of(definition))
 
 
 def _questions(

@@ -1,4 +1,4 @@
-"""One training, ready for its first step: the task, and everything that was loaded for it.
+"""One training run, ready for its first step: the task, and everything that was loaded for it.
 
 Input: a TrainTask and the processes that share it. Output: a `Job`. Invariant: whatever can be checked before the first
 step is checked here, before `task.out` is touched.
@@ -25,6 +25,7 @@ from dasd_lite.costs.hardware import Hardware, has_liger, peak_flops
 from dasd_lite.costs.shape import ModelShape, read_shape
 from dasd_lite.data.seeds import derive_seed
 from dasd_lite.errors import ConfigError, MissingExtraError, TrainError
+from dasd_lite.grading import CheckedGrader
 from dasd_lite.model.load import model_spec, pick_device, pick_dtype
 from dasd_lite.model.logprobs import target_terms
 from dasd_lite.model.packed_check import check_packing, documents_of, probe_row
@@ -77,6 +78,7 @@ class Job:
         task: What was asked for.
         ranks: The processes, and the device of this one.
         objective: What is minimized.
+        grader: Of the answers during training; None: the one that the task names.
         rows: All of the data.
         schedule: Which rows each step reads, and at which learning rate.
         model: In train mode, with an adapter if there is one.
@@ -92,6 +94,7 @@ class Job:
     task: TrainTask
     ranks: Ranks
     objective: CheckedObjective
+    grader: CheckedGrader | None
     rows: MappedRows
     schedule: Schedule
     model: LanguageModel
@@ -146,13 +149,16 @@ class Job:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def load_job(task: TrainTask, ranks: Ranks, objective: CheckedObjective | None = None) -> Job:
+def load_job(
+    task: TrainTask, ranks: Ranks, objective: CheckedObjective | None = None, grader: CheckedGrader | None = None
+) -> Job:
     """Check rows and model against each other, and load the model; all processes have to call it.
 
     Args:
         task: What to train.
         ranks: The processes.
         objective: The one that the task names, where it was handed over as an object.
+        grader: Likewise.
 
     Raises:
         TrainError: The rows cannot be trained on, or packed documents leak into each other.
@@ -193,6 +199,7 @@ def load_job(task: TrainTask, ranks: Ranks, objective: CheckedObjective | None =
         task=task,
         ranks=ranks,
         objective=objective,
+        grader=grader,
         rows=rows,
         schedule=schedule,
         model=model,
@@ -295,7 +302,7 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
         num_processes=job.ranks.size,
         hardware=job.cost.hardware,
     )
-    message += f", {job.cost.memory_bytes / 1e9:.1f} GB were predicted"
+    message += f"; the prediction was {job.cost.memory_bytes / 1e9:.1f} GB"
     if change is None:
         return TrainError(f"{message}; no option makes the training of this model smaller")
     resumes = result_options(change.config) == result_options(config) and change.seq_len == longest

@@ -1,9 +1,9 @@
-"""A training from its task to the finished folder, in one of its processes.
+"""A training run from its task to the finished folder, in one of its processes.
 
 Input: a TrainTask. Output: `out`/model, `out`/adapter, `out`/metrics.jsonl (one line per optimizer step),
 `out`/monitor.jsonl and the manifest. Invariants: the loss of a step is a sum over all its target tokens divided by
 their number, however they are cut into micro-batches and shared out over processes; a bad loss or gradient is caught
-before it reaches the weights; a training that was killed ends with the weights of one that was not.
+before it reaches the weights; a training run that was killed ends with the weights of one that was not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dasd_lite.data.metrics import read_metrics
 from dasd_lite.data.seeds import derive_seed
 from dasd_lite.data.writer import begin, is_finished, publish
 from dasd_lite.errors import MissingExtraError, TrainError
-from dasd_lite.grading import open_grader
+from dasd_lite.grading import CheckedGrader, open_grader
 from dasd_lite.training import checkpoint, export
 from dasd_lite.training.guard import StepStats, check_step, means, stop_signals, worst_rollouts
 from dasd_lite.training.job import Job, load_job, out_of_memory
@@ -37,10 +37,10 @@ except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
 
-def run_task(task: TrainTask, objective: CheckedObjective | None = None) -> None:
-    """Do a training in this process, together with its other processes if there are any.
+def run_task(task: TrainTask, objective: CheckedObjective | None = None, grader: CheckedGrader | None = None) -> None:
+    """Do a training run in this process, together with its other processes if there are any.
 
-    `objective` is the one that the task names, where it was handed over as an object.
+    `objective` and `grader` are those that the task names, where they were handed over as objects.
     """
     out, identity, config = task.out, task.identity, task.config
     with joined() as ranks:
@@ -49,7 +49,7 @@ def run_task(task: TrainTask, objective: CheckedObjective | None = None) -> None
             return
         job = None
         try:
-            job = load_job(task, ranks, objective)
+            job = load_job(task, ranks, objective, grader)
             with disk_errors(out):
                 ranks.from_first(lambda: is_finished(out, identity, force=task.force))
                 ranks.from_first(lambda: begin(out, identity, config))
@@ -161,7 +161,7 @@ def monitor(job: Job, num_steps: int) -> None:
                 task.model,
                 task.questions,
                 num_steps,
-                grader=open_grader(task.grader),
+                grader=job.grader or open_grader(task.grader),
                 max_tokens=task.max_answer_tokens,
                 broadcast=ranks.broadcast,
             )
@@ -196,8 +196,8 @@ def finish(job: Job, export_gap: float) -> None:
         "rows_seen": job.schedule.num_samples,
         "tokens": tokens,
         "target_tokens": sum(line["target_tokens"] for line in metrics),
-        "first_loss": metrics[0]["loss"],
-        "final_loss": metrics[-1]["loss"],
+        "first_step_loss": metrics[0]["loss"],
+        "last_step_loss": metrics[-1]["loss"],
         "export_gap": export_gap,
         "start": _start(task),
     }
