@@ -16,7 +16,7 @@ from dasd_lite.config.chain import ASKING, BASE
 from dasd_lite.config.models import Table, Teacher, result_options
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.config.train import Lora
-from dasd_lite.console import is_first
+from dasd_lite.console import is_first, is_rank
 from dasd_lite.data.files import disk_errors, run_lock
 from dasd_lite.data.handles import Evaluation, Kept, Model, Rollouts, Rows, Scores
 from dasd_lite.data.hub import model_folder
@@ -26,7 +26,6 @@ from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.data.usage import Usage
 from dasd_lite.errors import CheckpointError, ConfigError
 from dasd_lite.run.questions import Questions
-from dasd_lite.training.environment import is_rank
 
 Handle = Rollouts | Scores | Kept | Rows | Model | Evaluation
 
@@ -79,9 +78,9 @@ class _Before:
 
 
 def plan(recipe: RecipeConfig, questions: Questions | None = None, max_steps: int | None = None) -> list[Step]:
-    """Return the steps of a recipe in the order in which they run; only looks up where the student is.
+    """Return the steps of a recipe in the order in which they run; downloads the student if it is not here.
 
-    `max_steps` ends every training early, for a trial.
+    `max_steps` ends every training run early, for a trial.
     """
     questions = questions or Questions()
     base, out = model_folder(recipe.student.model, weights=True), RunFolder(recipe.out)
@@ -131,7 +130,7 @@ def _phase_steps(
 def _sample(recipe: RecipeConfig, phase: Phase, questions: Questions) -> Step:
     from dasd_lite.stages.sample import sample
 
-    run, teacher = RunFolder(recipe.out), _teacher(recipe)
+    run, teacher = RunFolder(recipe.out), _teacher(recipe.teacher)
     folder = run.stage(phase.name, "sample")
 
     def work(*, force: bool, used: Usage | None) -> Rollouts:
@@ -164,7 +163,7 @@ def _ingest(recipe: RecipeConfig, phase: Phase) -> Step:
 def _mix(recipe: RecipeConfig, phase: Phase, before: _Before) -> Step:
     from dasd_lite.stages.mix import mix
 
-    folder, teacher = RunFolder(recipe.out).stage(phase.name, "mix"), _teacher(recipe)
+    folder, teacher = RunFolder(recipe.out).stage(phase.name, "mix"), _teacher(recipe.teacher)
 
     def work(*, force: bool, used: Usage | None) -> Rollouts:
         assert before.kept is not None, "the recipe has a phase before"
@@ -257,7 +256,7 @@ def _train(recipe: RecipeConfig, phase: Phase, before: _Before, questions: Quest
             out=folder,
             seed=recipe.seed,
             adapter=before.adapter,
-            prompts=None if path is None else questions.read(path, None, recipe.prompts.system),
+            prompts=None if path is None else questions.read(path, phase.evaluate.limit, recipe.prompts.system),
             grader=phase.evaluate.grader,
             max_tokens=phase.evaluate.max_tokens,
             max_steps=max_steps,
@@ -287,9 +286,9 @@ def _evaluate(recipe: RecipeConfig, phase: Phase, name: str, model: Path, questi
     return Step(name, "evaluate", folder, phase.evaluate, work)
 
 
-def _teacher(recipe: RecipeConfig) -> Teacher:
-    assert recipe.teacher is not None, "a recipe whose phases ask a teacher has one"
-    return recipe.teacher
+def _teacher(teacher: Teacher | None) -> Teacher:
+    assert teacher is not None, "a recipe whose phases ask a teacher has one"
+    return teacher
 
 
 def _used_elsewhere(recipe: RecipeConfig, step: Step) -> Usage:
@@ -343,7 +342,7 @@ def run_steps(
         only_phase: Run this phase alone.
         force: Replace folders that were made with other options.
         questions: Prompt files that have been read already.
-        max_steps: End every training after this many optimizer steps.
+        max_steps: End every training run after this many optimizer steps.
         announce: Called with each step and None before it runs, and with its manifest afterwards.
 
     Returns:

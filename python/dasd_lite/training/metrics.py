@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
-from dasd_lite.console import Progress, progress
+from dasd_lite.console import Progress, label, progress
 from dasd_lite.data.files import disk_errors, sync_open_file
 from dasd_lite.data.metrics import read_metrics, truncate_metrics
 from dasd_lite.errors import ConfigError
@@ -48,14 +48,14 @@ class Log:
         self._tracker = Tracker()
         self._bar: Progress | None = None
         if self._is_first:
-            name, config = f"{job.task.out.parent.name}-{job.task.identity.fingerprint[:8]}", job.task.config
+            phase, config = job.task.out.parent.name, job.task.config
+            name = f"{phase or job.task.out.name}-{job.task.identity.fingerprint[:8]}"
             self._file = self._stack.enter_context(path.open("a", encoding="utf-8"))
             self._tracker = self._stack.enter_context(
                 open_tracker(config.tracker, name, job.task.out, config.model_dump(mode="json"))
             )
             total, done = sum(self._step_tokens), sum(self._step_tokens[:first])
-            label = f"{job.task.out.parent.name}: train"
-            self._bar = self._stack.enter_context(progress(label, total, "tokens", done=done))
+            self._bar = self._stack.enter_context(progress(label(phase, "train"), total, "tokens", done=done))
 
     def __enter__(self) -> Log:
         """Return itself."""
