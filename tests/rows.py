@@ -108,7 +108,7 @@ def schedule_of(rows, config, seed=0):
 
 
 def weights(out):
-    """The weights that a training has exported."""
+    """The weights that a training run has exported."""
     from safetensors.torch import load_file
 
     return load_file(out / "model" / "model.safetensors")

@@ -92,9 +92,9 @@ def test_the_same_call_again_finds_it_finished(chain, demo):
 
 
 def test_a_handle_of_another_stage_or_of_an_unfinished_folder_is_refused(chain, tmp_path):
-    with pytest.raises(dl.DasdError, match=r"sample: was written by sample; Scores needs a folder of score$"):
+    with pytest.raises(dl.DasdError, match=r"sample: written by sample, but Scores needs a folder of score$"):
         dl.Scores(chain["rollouts"].folder)
-    with pytest.raises(dl.DasdError, match=r"was written by sample; Kept needs a folder of select$"):
+    with pytest.raises(dl.DasdError, match=r"written by sample, but Kept needs a folder of select$"):
         dl.pack(chain["rollouts"], out=tmp_path / "pack")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "unfinished.json").write_text("{}")

@@ -143,7 +143,7 @@ def show(folder: Path, uid: str | None, rejected: bool, limit: int) -> None:
 
     show_folder(folder, uid, rejected=rejected, limit=limit)
     also = ", or --rejected for what select rejected" if folder.name == "select" else ""
-    _say(f"Next: name a uid to see one of them whole{also}")
+    _say(f"Next: pass a uid to see one rollout in full{also}")
 
 
 @app.command()

@@ -38,8 +38,8 @@ def raw(piece):
 def tokenizer_of(cases, special):
     """Return a byte-level tokenizer whose entries are single bytes and the tokens of these cases."""
     letters = {b: c for c, b in _letters().items()}
-    spelt = {raw(token) for case in cases for token, _ in case["tokens"]} - {s.encode() for s in special}
-    entries = [*(bytes([b]) for b in range(256)), *sorted(s for s in spelt if len(s) > 1)]
+    spelled = {raw(token) for case in cases for token, _ in case["tokens"]} - {s.encode() for s in special}
+    entries = [*(bytes([b]) for b in range(256)), *sorted(s for s in spelled if len(s) > 1)]
     vocab = {"".join(letters[b] for b in entry): i for i, entry in enumerate(entries)}
     tokenizer = Tokenizer(models.BPE(vocab, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -68,9 +68,9 @@ def test_harmony_channels_become_thinking_and_answer(channels, case):
     chat, ids = channels
     sampled = [ids[raw(token)] for token, _ in case["tokens"]]
     text, token_bytes, finish_reason = chat.decode_answer(sampled, case["ended"], case["prefix"])
-    expected = b"".join(raw(spelt) for _, spelt in case["tokens"])
+    expected = b"".join(raw(spelled) for _, spelled in case["tokens"])
     assert text == case.get("text", expected.decode())
-    assert token_bytes.tolist() == [len(raw(spelt)) for _, spelt in case["tokens"]]
+    assert token_bytes.tolist() == [len(raw(spelled)) for _, spelled in case["tokens"]]
     assert finish_reason == case["finish_reason"]
 
 
@@ -82,7 +82,7 @@ def test_thinking_that_the_model_or_the_template_opens(case, tmp_path):
     chat = Chat(write_model(tmp_path, template=template, tokenizer=tokenizer))
     text, token_bytes, finish_reason = chat.decode_answer([ids[raw(token)] for token, _ in case["tokens"]], "stop")
     assert text == case["text"]
-    assert token_bytes.tolist() == [len(raw(spelt)) for _, spelt in case["tokens"]]
+    assert token_bytes.tolist() == [len(raw(spelled)) for _, spelled in case["tokens"]]
     assert finish_reason == "stop"
 
 
@@ -108,9 +108,10 @@ def test_given_answers_are_written_in_channels_and_keep_their_bytes(channels, co
     assert target[-1] == ids[b"<|return|>"]
     token_bytes = chat.token_bytes(target[:-1], completion)
     assert token_bytes.sum() == len(completion.encode())
-    spelt = np.cumsum(token_bytes)
+    spelled = np.cumsum(token_bytes)
     message = [i for i, token_id in enumerate(target) if token_id == ids[b"<|message|>"]]
-    assert spelt[message[-1]] == len(completion.encode()) - len(completion.split("</think>")[-1].lstrip("\n").encode())
+    answer = completion.split("</think>")[-1].lstrip("\n")
+    assert spelled[message[-1]] == len(completion.encode()) - len(answer.encode())
 
 
 def test_a_channel_tag_in_the_text_cannot_be_written_in_channels(channels):

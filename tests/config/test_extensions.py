@@ -155,8 +155,8 @@ def test_code_without_source_is_one_line(thing):
 @pytest.mark.parametrize(
     ("name", "code", "message"),
     [
-        ("gone_module:rule", None, "No module named 'gone_module'); the module must be installed, or lie in the"),
-        ("own_module.gone:rule", "x = 1", "'own_module' is not a package); the module must be installed, or lie"),
+        ("gone_module:rule", None, "No module named 'gone_module'); the module must be installed, or be in the"),
+        ("own_module.gone:rule", "x = 1", "'own_module' is not a package); the module must be installed, or be"),
         ("own_module:rule", "import gone_module", "its module 'own_module' failed: ModuleNotFoundError: No module"),
         ("own_module:rule", "1 / 0", "its module 'own_module' failed: ZeroDivisionError: division by zero"),
         ("own_module:rule", "def rule(:", "its module 'own_module' failed: SyntaxError: invalid syntax"),

@@ -14,7 +14,7 @@ from dasd_lite.run.check import check_recipe
 
 @pytest.fixture
 def trainings(tmp_path, monkeypatch):
-    """Returns the trainings of three phases of a 4B student on a machine with this GPU; one has shorter rows."""
+    """Returns the training runs of three phases of a 4B student on a machine with this GPU; one has shorter rows."""
 
     def of_three_phases(gpu):
         (tmp_path / "config.json").write_text(json.dumps(QWEN3_4B | {"model_type": "qwen3"}))

@@ -1,4 +1,4 @@
-"""The smallest change of options with which a training fits a GPU."""
+"""The smallest change of options with which a training run fits a GPU."""
 
 from tests.costs.models import SHAPE_4B
 

@@ -163,7 +163,7 @@ def test_a_token_budget_stops_the_run_after_the_answers_in_flight() -> None:
         done: list[Completion] = []
         model = config(server.url, budget=Budget(max_tokens=everything // 2))
         asked = [Request(i, ({"role": "user", "content": f"question {i}"},), 50, i) for i in range(100)]
-        with pytest.raises(EndpointError, match=r"budget.max_tokens = [\d,]+: [\d,]+ are used.*; raise it"):
+        with pytest.raises(EndpointError, match=r"max_tokens = [\d,]+: [\d,]+ tokens have been used.*; raise it"):
             for completion in open_sampler(model).complete(asked, SamplingParams()):
                 done.append(completion)
     assert 0.8 * everything / 2 < used(done) <= everything / 2
@@ -175,7 +175,7 @@ def test_a_cost_budget_counts_earlier_spending() -> None:
     with ChatServer() as server:
         model = config(server.url, prices=prices, budget=Budget(max_cost=1.0))
         assert len(run(model)) == 12
-        with pytest.raises(EndpointError, match=r"teacher.budget.max_cost = 1: 1.005 is spent"):
+        with pytest.raises(EndpointError, match=r"teacher.budget.max_cost = 1: 1.005 has been spent"):
             run(model, used=Usage(5_000, 100_000))
     assert len(server.answered) == 12
 
@@ -275,7 +275,7 @@ def test_a_budget_that_just_suffices_and_one_without_an_estimate() -> None:
         everything = used(run(config(server.url), 20))
         assert len(run(config(server.url, budget=Budget(max_tokens=everything)), 20)) == 20
         before = len(server.asked)
-        with pytest.raises(EndpointError, match="are used"):
+        with pytest.raises(EndpointError, match="have been used"):
             run(config(server.url, concurrency=64, budget=Budget(max_tokens=everything // 4)), 100)
         assert len(server.asked) - before <= 6
 

@@ -143,7 +143,7 @@ def test_a_budget_is_for_the_whole_run_and_raising_it_resumes(tmp_path, cli):
         one = "teacher.concurrency=1"
         ended = cli("sample", "run.toml", "teacher.budget={ max_tokens = 3000 }", one, cwd=tmp_path)
         assert ended.rc == 2
-        assert re.search(r"teacher\.budget\.max_tokens = 3,000: [\d,]+ are used; raise it", ended.stderr)
+        assert re.search(r"teacher\.budget\.max_tokens = 3,000: [\d,]+ tokens have been used; raise it", ended.stderr)
         first = len(of_the_run(server.asked))
         assert 0 < first < 120
         ended = cli("sample", "run.toml", "teacher.budget={ max_cost = 100.0 }", cwd=tmp_path)

@@ -117,8 +117,8 @@ def check(chat: Chat, text: str, seed: int = 0) -> None:
     ids, lengths = tokens_of(chat, text)
     raw = text.encode()
     first = len(raw) - int(lengths.sum())
-    spelt = b"".join(chat.piece(i) for i in ids)
-    if spelt == raw[first:]:  # not so when the tokenizer composes
+    spelled = b"".join(chat.piece(i) for i in ids)
+    if spelled == raw[first:]:  # not so when the tokenizer composes
         assert lengths.tolist() == [len(chat.piece(i)) for i in ids]
     assert first == 0 or (text.startswith("<think>") and raw[:first].strip() == b"<think>")
     ends = sentence_ends(text).tolist()
@@ -158,9 +158,9 @@ def test_of_any_characters(chats: dict[str, Chat], text: str, kind: str) -> None
 
 def test_the_kinds_cut_otherwise(chats: dict[str, Chat]) -> None:
     text = "Cafe\u0301 👩‍👩‍👧. The word 漢字。\tSo\r\n"
-    spelt = {kind: [chat.piece(i) for i in tokens_of(chat, text)[0]] for kind, chat in chats.items()}
-    assert len({tuple(pieces) for pieces in spelt.values()}) == 4
-    for kind, pieces in spelt.items():
+    spelled = {kind: [chat.piece(i) for i in tokens_of(chat, text)[0]] for kind, chat in chats.items()}
+    assert len({tuple(pieces) for pieces in spelled.values()}) == 4
+    for kind, pieces in spelled.items():
         assert (b"".join(pieces) == text.encode()) == (kind != "normalizing")
         assert sum(tokens_of(chats[kind], text)[1]) == len(text.encode())
 

@@ -250,7 +250,7 @@ def test_accuracy_by_hand(reported):
     dial = table_rows(text, "Accuracy by domain")[:3]
     assert dial[0] == ["dial", "(before)", "2", "25.0 ± 25.0", "–", "25.0 %", "25.0 %"]
     assert dial[1] == ["low", "2", "100.0 ± 0.0", "+75.0 (3.0)", "0.0 %", "0.0 %"]
-    assert "Lower than the phase before: mixed (−33.3, 2.0 standard errors)" in text
+    assert "Lower than after the previous phase: mixed (−33.3, 2.0 standard errors)" in text
     assert "docs/evidence.md" in text
 
 

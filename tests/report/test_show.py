@@ -245,7 +245,7 @@ def test_the_middle_of_a_long_answer_is_left_out_unless_it_is_asked_for(monkeypa
     text = shown(monkeypatch, run_folder / "low" / "select")
     assert "Step 22 is done." in text and "Step 23 is done." not in text
     assert "Step 53 is done." in text and "Step 52 is done." not in text
-    assert "… 30 pieces, 510 bytes left out; name its uid to see all of it" in text
+    assert "… 30 pieces, 510 bytes left out; pass its uid to see it in full" in text
     whole = shown(monkeypatch, run_folder / "low" / "select", "long")
     assert all(sentence in whole for sentence in sentences)
 

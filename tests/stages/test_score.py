@@ -213,7 +213,7 @@ def rows_of_scores(sampled, models, folder):
 def test_an_answer_over_the_context_of_the_teacher_is_named(texts, models, tmp_path):
     small = shortened(models[1], tmp_path / "small", 60)
     with pytest.raises(
-        DataError, match=r"rollout \S+ has \d+ tokens, which with its prompt is over the teacher's context"
+        DataError, match=r"rollout \S+ has \d+ tokens; with its prompt it exceeds the teacher's context"
     ) as error:
         score.score(texts, models[0], BY_TEACHER, out=tmp_path / "score", teacher=small)
     assert "\n" not in str(error.value)

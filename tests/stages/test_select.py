@@ -444,7 +444,7 @@ def test_weights_need_more_than_one_answer_per_prompt(run):
 
 def test_token_columns_of_different_lengths_are_refused(run):
     rows = [with_logprobs("a", [-1.0]), with_logprobs("b", [-1.0, -2.0]) | {"token_bytes": [len(GOOD)]}]
-    with pytest.raises(DataError, match="rollout b has 2 logprobs and 1 token_bytes; right is one of each"):
+    with pytest.raises(DataError, match="rollout b has 2 logprobs and 1 token_bytes; every token needs one of each"):
         run(rows, weighting=Weighting())
 
 

@@ -63,8 +63,8 @@ def load_extension(name: str, *, kind: str, key: str) -> Any:
     except Exception as error:  # the user's code may raise anything while it is imported
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, ModuleNotFoundError) and _is_or_contains(error.name, module_name):
-            problem = f"cannot be imported ({reason}); the module must be installed, or lie in the recipe's or the"
-            problem += " current folder"
+            problem = f"cannot be imported ({reason}); the module must be installed, or be in the recipe's"
+            problem += " folder or the current folder"
         else:
             problem = f"cannot be imported, because its module {module_name!r} failed: {reason}"
         raise ConfigError(f"{key} = {name!r}: the {kind} {problem}") from error

@@ -143,7 +143,7 @@ def trainings_of(phases: Sequence[Phase], student: str) -> list[Training]:
 
 
 def too_big(trainings: list[Training]) -> Iterator[str]:
-    """Report each training that does not fit the GPU of this machine, and what would make it fit."""
+    """Report each training run that does not fit the GPU of this machine, and what would make it fit."""
     for training in trainings:
         gpu, needed = training.gpu, training.prediction.total
         if gpu is None or needed <= gpu.memory:
@@ -159,7 +159,7 @@ def too_big(trainings: list[Training]) -> Iterator[str]:
 
 
 def memory_line(training: Training) -> str:
-    """Say how much memory a training needs and, without a GPU here, which GPUs have it."""
+    """Say how much memory a training run needs and, without a GPU here, which GPUs have it."""
     prediction, names = training.prediction, ", ".join(phase.name for phase in training.phases)
     parts = {
         "weights": prediction.weights,

@@ -1,4 +1,4 @@
-"""The smallest change of options that makes a training fit a GPU.
+"""The smallest change of options that makes a training run fit a GPU.
 
 Input: a model's shape, the options of `train`, the length of a row, and a GPU's memory. Output: settings to change, as
 they are written in a recipe. Nothing here needs torch.
@@ -26,7 +26,7 @@ def sizes_that_fit(prediction: Prediction) -> list[int]:
 
 @dataclass(frozen=True)
 class OptionChange:
-    """Settings that make a training fit, and what it needs then."""
+    """Settings that make a training run fit, and what it needs then."""
 
     settings: dict[str, str]
     """Key and value as in a recipe; empty if it fits as it is."""

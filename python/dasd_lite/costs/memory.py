@@ -6,7 +6,7 @@ and in host memory. Nothing here needs torch. Invariant: every term follows from
 alive at the peak, and compare. What only a GPU can show is assumed: `_CONTEXT`, `_COMMUNICATION`, `_FRAGMENTATION`, and
 what Liger's kernels and FSDP keep, which is derived from their code.
 
-T: tokens of one forward pass. What makes a training fit is in fit.py.
+T: tokens of one forward pass. What makes a training run fit is in fit.py.
 """
 
 from __future__ import annotations

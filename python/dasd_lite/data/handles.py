@@ -4,8 +4,8 @@
     rollouts.counts["rollouts"]
     for batch in rollouts.batches(["completion"]): ...
 
-A handle is nothing but its folder, so the same one is had again by `Rollouts("runs/low/sample")`. Opening a folder
-that is unfinished, or that another stage wrote, raises DataError.
+A handle is only its folder, so `Rollouts("runs/low/sample")` opens it again. Opening a folder that is unfinished, or
+that another stage wrote, raises DataError.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Handle:
         stage = self.manifest["stage"]
         if stage not in self.stages:
             raise DataError(
-                f"{self.folder}: was written by {stage}; {type(self).__name__} needs a folder of"
+                f"{self.folder}: written by {stage}, but {type(self).__name__} needs a folder of"
                 f" {' or '.join(self.stages)}"
             )
 

@@ -1,7 +1,7 @@
-"""metrics.jsonl of a training: one line per step.
+"""metrics.jsonl of a training run: one line per step.
 
-Input: the file, which a training may be writing. Output: the figures of each step. Invariant: after a restart the file
-ends with the step that the checkpoint holds.
+Input: the file, which a training run may be writing. Output: the figures of each step. Invariant: after a restart the
+file ends with the step that the checkpoint holds.
 """
 
 from __future__ import annotations

@@ -208,8 +208,8 @@ def mean_logprob(
     """
     if not len(logprobs) == len(token_bytes) == offsets[-1]:
         raise DataError(
-            f"there are {len(logprobs)} logprobs and {len(token_bytes)} token_bytes for {offsets[-1]} tokens; each"
-            " token needs one of both"
+            f"there are {len(logprobs)} logprobs and {len(token_bytes)} token_bytes for {offsets[-1]} tokens; every"
+            " token needs one of each"
         )
     spelling = np.append(np.flatnonzero(token_bytes), -1)
     before = np.searchsorted(spelling[:-1], offsets)

@@ -122,8 +122,8 @@ def lowered(models: Sequence[ModelAccuracy]) -> list[str]:
     if not lower:
         return []
     return [
-        f"Lower than the phase before: {', '.join(lower)}. What is known: a small student takes on the sharpness of the"
-        " data it saw last (measured in docs/evidence.md). One run is no evidence for or against a phase or a rule."
+        f"Lower than after the previous phase: {', '.join(lower)}. Known cause: a small student adopts the sharpness of"
+        " the data it saw last (measured in docs/evidence.md). One run is no evidence for or against a phase or a rule."
     ]
 
 
@@ -282,8 +282,8 @@ def mixed(phases: Sequence[PhaseRollouts]) -> ReportTable | None:
             table.add(phase.name, number(own.prompts), cut, *_verdicts(own.grades), share)
     table.notes.append(
         "cut off: answers of the student that reached the length limit, a multiple of the teacher's length. The teacher"
-        " rewrote these from a point in their second half on. right after, wrong, unparseable: shares of the rewritten"
-        " answers before any filter, where the right answer is known. student's part: share of their bytes."
+        " rewrote these from a point in their second half onward. right after, wrong, unparseable: shares of the"
+        " rewritten answers before any filter, where the right answer is known. student's part: share of their bytes."
     )
     return table if table.rows else None
 
@@ -306,7 +306,7 @@ def packing(figures: Sequence[StageFigures]) -> ReportTable | None:
 
 
 def training(figures: Sequence[StageFigures], curves: Sequence[Curve]) -> ReportTable | None:
-    """Tabulate training, per phase; a training that is still running is included."""
+    """Tabulate training, per phase; a training run that is still running is included."""
     table = ReportTable("Training", ("phase", "steps", "loss", "largest gradient", "tokens/s", "monitored"))
     finished = {own.phase: own for own in figures if own.stage == "train"}
     for curve in curves:
@@ -322,8 +322,8 @@ def training(figures: Sequence[StageFigures], curves: Sequence[Curve]) -> Report
         )
     table.notes.append(
         "loss: means over the first and the last tenth of the steps. largest gradient: its norm before clipping."
-        " monitored: right ones of a few short greedy answers before and after training. They reveal a collapse and do"
-        " not measure quality."
+        " monitored: how many of a few short greedy answers were right before and after training. They reveal a"
+        " collapse and do not measure quality."
     )
     return table if table.rows else None
 

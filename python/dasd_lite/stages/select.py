@@ -45,7 +45,7 @@ VERSION = 3  # 2 had no weights
 _NGRAM = 20
 _REMEDIES = {  # what to do about a reason when nothing is left
     "truncated": " (raise max_tokens of sample or mix)",
-    "no thinking": " (no <think>…</think>; for data without: select.require_think = false)",
+    "no thinking": " (no <think>…</think>; for data without thinking, set select.require_think = false)",
     "no answer": " (nothing after </think>)",
     "structure": " (needs one <think> at the start and one </think>)",
     "function call": " (ask questions that need no tools)",
@@ -272,12 +272,12 @@ def _mean_logprobs(batch: _Batch) -> npt.NDArray[np.float64]:
     if batch.scores is not None:
         return np.asarray(batch.scores["teacher_mean_logprob"].to_numpy(zero_copy_only=False), np.float64)
     logprobs, token_bytes = from_arrow(batch.rollouts["logprobs"]), from_arrow(batch.rollouts["token_bytes"])
-    lengths, spelt = np.diff(logprobs.offsets), np.diff(token_bytes.offsets)
-    if len(wrong := np.flatnonzero(lengths != spelt)):
+    lengths, spelled = np.diff(logprobs.offsets), np.diff(token_bytes.offsets)
+    if len(wrong := np.flatnonzero(lengths != spelled)):
         first = int(wrong[0])
         raise DataError(
-            f"rollout {batch.rollouts['uid'][first]} has {lengths[first]} logprobs and {spelt[first]} token_bytes;"
-            " right is one of each for every token"
+            f"rollout {batch.rollouts['uid'][first]} has {lengths[first]} logprobs and {spelled[first]} token_bytes;"
+            " every token needs one of each"
         )
     return divergence.mean_logprob(logprobs.values, token_bytes.values, logprobs.offsets)
 

@@ -38,7 +38,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def launch(num_processes: int, task: TrainTask) -> None:
-    """Do a training in several processes of this machine; return when all have finished.
+    """Do a training run in several processes of this machine; return when all have finished.
 
     Raises:
         DasdError: What stopped the first process that raised one.

@@ -25,7 +25,7 @@ _MIN_GROUPS = 4  # groups in a step, so that a step still mixes short and long d
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The steps of one training.
+    """The steps of one training run.
 
     Attributes:
         lengths: Tokens of each document, row after row; int64 `[num_documents]`.

@@ -1,4 +1,4 @@
-"""What one training is asked to do: a value that is the same in all of its processes.
+"""What one training run is asked to do: a value that is the same in all of its processes.
 
 Input: the arguments of the stage. Output: a `TrainTask`, or its JSON for processes that `launch` starts.
 Invariant: `TrainTask.from_json(task.to_json()) == task`.
@@ -19,7 +19,7 @@ from dasd_lite.data.records import Prompt
 
 @dataclass(frozen=True)
 class TrainTask:
-    """One training.
+    """One training run.
 
     Attributes:
         rows: Finished folder of pack.
@@ -31,7 +31,7 @@ class TrainTask:
         max_steps: Stop after this many optimizer steps; None: after `config.epochs`.
         force: Replace a folder that holds something else.
         trust_remote_code: Run code that comes with the model.
-        adapter: Adapter of an earlier training to continue; None: start a new one.
+        adapter: Adapter of an earlier training run to continue; None: start a new one.
         questions: What the monitor asks the model during training.
         max_answer_tokens: Longest answer to one of them.
         grader: Name of the grader that decides which of these are right.

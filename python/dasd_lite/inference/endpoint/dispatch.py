@@ -262,10 +262,11 @@ class Dispatch(Generic[Job, Result]):
         flying = f", and {self._busy} answers in flight will be kept" if self._busy else ""
         remedy = "raise it and run the same command to resume; finished answers are kept"
         if budget.max_tokens is not None and expected.tokens > budget.max_tokens:
-            return f"teacher.budget.max_tokens = {budget.max_tokens:,}: {used.tokens:,} are used{flying}; {remedy}"
+            spent = f"{used.tokens:,} tokens have been used"
+            return f"teacher.budget.max_tokens = {budget.max_tokens:,}: {spent}{flying}; {remedy}"
         cost, expected_cost = used.cost(self._config.prices), expected.cost(self._config.prices)
         if budget.max_cost is not None and expected_cost is not None and expected_cost > budget.max_cost:
-            return f"teacher.budget.max_cost = {budget.max_cost:g}: {cost:.4g} is spent{flying}; {remedy}"
+            return f"teacher.budget.max_cost = {budget.max_cost:g}: {cost:.4g} has been spent{flying}; {remedy}"
         return ""
 
     def _end(self, error: DasdError) -> None:

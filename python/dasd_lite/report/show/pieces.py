@@ -115,7 +115,7 @@ def abridge(pieces: list[Piece]) -> list[Piece]:
         return pieces
     middle = pieces[_HEAD:-_TAIL]
     num_bytes = sum(len(piece.text.encode()) for piece in middle)
-    note = f"… {len(middle):,} pieces, {num_bytes:,} bytes left out; name its uid to see all of it"
+    note = f"… {len(middle):,} pieces, {num_bytes:,} bytes left out; pass its uid to see it in full"
     gap = Piece("", middle[0].start, note=note)
     return [*pieces[:_HEAD], gap, *pieces[-_TAIL:]]
 

@@ -28,7 +28,7 @@ _MARGIN = {  # letter, style, meaning
 _TRAINED, _MASKED = ("█", "green"), ("░", "bright_black")
 _CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 _WIDTHS = {"mask": 1, "class": 1, "p_T": 4, "p_S": 4, "author": 7}
-_NUM_STEPS = 8  # printed of a training, from the first to the last
+_NUM_STEPS = 8  # printed of a training run, from the first to the last
 
 
 @dataclass
@@ -148,7 +148,7 @@ def print_legend(terminal: Console, views: list[View], beta: float) -> None:
 
 
 def print_metrics(terminal: Console, metrics: Sequence[dict[str, Any]]) -> None:
-    """Print a few evenly spaced steps of a training, including the first and the last."""
+    """Print a few evenly spaced steps of a training run, including the first and the last."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")

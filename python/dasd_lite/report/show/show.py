@@ -42,7 +42,7 @@ class _Opened:
     chat: Chat | None = None
     notes: list[str] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
-    """Steps of a training."""
+    """Steps of a training run."""
 
     @property
     def folder(self) -> Path:
@@ -94,7 +94,7 @@ def show(folder: Path, uid: str | None, *, rejected: bool, limit: int = 3) -> No
 
 
 def _open(stage: StageFolder, *, rejected: bool) -> _Opened:
-    """Choose the tables to show: of scores, the rollouts that were scored; of a training, its rows."""
+    """Choose the tables to show: of scores, the rollouts that were scored; of a training run, its rows."""
     notes: list[str] = []
     metrics = list(read_metrics(stage.path / "metrics.jsonl"))
     if metrics or stage.stage == "train":
@@ -127,7 +127,7 @@ def _open(stage: StageFolder, *, rejected: bool) -> _Opened:
 
 
 def _training_rows(train: StageFolder, rows: StageFolder) -> list[str]:
-    """Name the rows of a training, and say so if they have been packed again since."""
+    """Name the rows of a training run, and say so if they have been packed again since."""
     notes = [f"Its training rows: {rows.path}"]
     if train.is_finished:
         read = read_manifest(train.path)["inputs"].get("rows")
