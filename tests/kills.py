@@ -45,7 +45,7 @@ class Moment:
     """What the process gets then; after processor time it is always SIGPROF, which ends it just as well."""
 
 
-def watch(happens: Callable[[str], None]) -> None:
+def monitor(happens: Callable[[str], None]) -> None:
     """Call `happens` with every event of this process from now on, just before it takes place."""
 
     def audit(name: str, arguments: tuple[Any, ...]) -> None:
@@ -76,7 +76,7 @@ def die_at(moment: Moment) -> None:
             elif not left:
                 os.kill(os.getpid(), moment.signal)
 
-    watch(happens)
+    monitor(happens)
 
 
 def kill_again_and_again(attempt: Callable[[Moment | None], int], moments: Iterable[Moment]) -> int:
@@ -172,7 +172,7 @@ def _run(args: list[str], moment: dict[str, Any] | None, events: str | None) -> 
         die_at(Moment(**moment))
     if events:
         file = Path(events).open("w", buffering=1)  # noqa: SIM115
-        watch(lambda event: print(f"{time.process_time():.4f} {event}", file=file))
+        monitor(lambda event: print(f"{time.process_time():.4f} {event}", file=file))
     sys.argv = ["dasd-lite", *args]
     try:
         cli.main()

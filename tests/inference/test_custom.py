@@ -21,7 +21,7 @@ from dasd_lite.data.records import ROLLOUT
 from dasd_lite.data.usage import Usage
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
-from dasd_lite.inference.backends import open_sampler, source
+from dasd_lite.inference.backends import model_identity, open_sampler
 from dasd_lite.inference.collect import collect, journal_usage, token_columns
 from dasd_lite.inference.scorer import context_of, open_scorer
 
@@ -105,7 +105,7 @@ def table(tmp_path: Path, name: str = "Canned", **options: Any) -> CustomTeacher
 
 def fill(folder: Path, teacher: CustomTeacher | Sampler, num: int = 5) -> list[dict[str, Any]]:
     """Collect `num` answers into a journal; return its rows."""
-    identity = identify("sample", 1, {}, {"teacher": source(teacher)})
+    identity = identify("sample", 1, {}, {"teacher": model_identity(teacher)})
     with Journal(folder, identity, ROLLOUT, num) as journal:
 
         def request(position: int) -> Request:
@@ -146,35 +146,35 @@ def test_the_documented_class(module: ModuleType, tmp_path: Path) -> None:
 
 
 def test_code_and_options_are_part_of_the_fingerprint(module: ModuleType, tmp_path: Path) -> None:
-    before = source(table(tmp_path))
-    assert source(table(tmp_path)) == before
-    assert source(table(tmp_path, suffix="!")) != before
+    before = model_identity(table(tmp_path))
+    assert model_identity(table(tmp_path)) == before
+    assert model_identity(table(tmp_path, suffix="!")) != before
     teacher = module.Canned(tmp_path / "answers.json")
-    as_object = source(teacher)
-    assert source(module.Canned(tmp_path / "answers.json")) == as_object
-    assert source(module.Canned(tmp_path / "answers.json", suffix="!")) != as_object
+    as_object = model_identity(teacher)
+    assert model_identity(module.Canned(tmp_path / "answers.json")) == as_object
+    assert model_identity(module.Canned(tmp_path / "answers.json", suffix="!")) != as_object
     teacher.fingerprint = "other answers"
-    assert source(teacher) != as_object
+    assert model_identity(teacher) != as_object
     (tmp_path / "my_teacher.py").write_text(MODULE.replace("-0.5", "-0.7"))
-    assert source(table(tmp_path)) != before
+    assert model_identity(table(tmp_path)) != before
     teacher.fingerprint = 3
     with pytest.raises(ConfigError, match=r"my_teacher:Canned\.fingerprint has the type int; it must be a string"):
-        source(teacher)
+        model_identity(teacher)
 
 
 def test_an_object_with_state_that_cannot_be_hashed_needs_a_fingerprint(module: ModuleType, tmp_path: Path) -> None:
     teacher = module.Canned(tmp_path / "answers.json")
     teacher.lock = threading.Lock()
     with pytest.raises(ConfigError) as caught:
-        source(teacher)
+        model_identity(teacher)
     assert str(caught.value) == (
         "my_teacher:Canned: lock is of type _thread:lock, which cannot be hashed, so a change in it would go unnoticed;"
         " give my_teacher:Canned an attribute `fingerprint`, a string that changes with its results"
     )
     teacher.fingerprint = "a"
-    first = source(teacher)
+    first = model_identity(teacher)
     teacher.fingerprint = "b"
-    assert source(teacher) != first
+    assert model_identity(teacher) != first
 
 
 def test_a_class_that_scores(module: ModuleType, tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_what_arrived_before_a_bad_completion_is_kept(tmp_path: Path) -> None:
     bad = Completion(1, **{**GOOD, "text": "other"})
     with pytest.raises(DataError, match="completion 1"):
         fill(tmp_path / "out", Returns(Completion(0, **GOOD), bad), 2)
-    identity = identify("sample", 1, {}, {"teacher": source(Returns())})
+    identity = identify("sample", 1, {}, {"teacher": model_identity(Returns())})
     with Journal(tmp_path / "out", identity, ROLLOUT, 2) as journal:
         assert journal.done() == {0}
         assert journal_usage(journal) == Usage(0, 2)

@@ -13,14 +13,14 @@ from tests.model.tiny import random_row
 from dasd_lite.config.train import Full
 from dasd_lite.errors import TrainError
 from dasd_lite.model import logprobs
-from dasd_lite.model.packed_check import check_packing, documents_of, probe_row
+from dasd_lite.model.packed_check import check_packing, comparison_row, documents_of
 from dasd_lite.training.trainable import load_trainable
 
 
-def test_the_probe_is_the_beginning_of_a_few_documents():
+def test_the_comparison_row_is_the_beginning_of_a_few_documents():
     lengths = [600, 30, 2, 700, 9]
     ids = np.arange(sum(lengths))
-    cut = probe_row(np.split(ids, np.cumsum(lengths)[:-1]))
+    cut = comparison_row(np.split(ids, np.cumsum(lengths)[:-1]))
     assert cut.doc_lengths.tolist() == [512, 30, 2, 512]
     assert cut.ids.tolist() == [*range(512), *range(600, 632), *range(632, 1144)]
 

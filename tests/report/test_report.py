@@ -439,7 +439,7 @@ def test_scores_of_other_rollouts_are_refused(run_folder):
 
 
 def test_time_and_tokens_of_mix_are_those_of_both_models(whole):
-    figures = results.read_figures(whole / "mixed" / "mix")
+    figures = results.read_result(whole / "mixed" / "mix")
     assert (figures.seconds, figures.tokens, figures.tokens_per_second) == (3.0, 150, 50.0)  # 90 + 60 in 2 s + 1 s
     line = "1 of 2 student answers cut off and finished by the teacher, 50 tokens/s, 3.0 s"
     assert summary(whole / "mixed" / "mix") == line
@@ -449,7 +449,7 @@ def test_time_and_tokens_of_scores_by_the_teacher_are_those_of_both_models(run_f
     score = run_folder / "low" / "score"
     timing = {"seconds": 4.0, "scored_tokens": 700, "tokens_per_second": 180.0}
     dataset(score / "teacher", "score.teacher", {}, {"rollouts": 5}, **timing)
-    figures = results.read_figures(score)
+    figures = results.read_result(score)
     assert (figures.seconds, figures.tokens, figures.tokens_per_second) == (5.0, 1000, 200.0)  # 300 + 700 in 1 s + 4 s
     assert summary(score) == "5 rollouts, 200 tokens/s, 5.0 s"
     times = table_rows(shown(run_folder)[0], "Seconds of each stage (tokens per second)")
@@ -459,7 +459,7 @@ def test_time_and_tokens_of_scores_by_the_teacher_are_those_of_both_models(run_f
 def test_unknown_tokens_are_no_rate_and_skipped_questions_are_counted(tmp_path):
     counts, timing = {"prompts": 3, "rollouts": 6}, {"sampled_tokens": 0, "tokens_per_second": 0.0}
     dataset(tmp_path / "sample", "sample", {}, counts, seconds=2.0, skipped=1, **timing)
-    figures = results.read_figures(tmp_path / "sample")
+    figures = results.read_result(tmp_path / "sample")
     assert (figures.tokens, figures.tokens_per_second) == (None, None)
     assert summary(tmp_path / "sample") == "6 rollouts of 3 prompts, 1 skipped, 2.0 s"
 
@@ -472,7 +472,7 @@ def test_a_stage_without_words_of_its_own_shows_its_counts(tmp_path):
 def test_a_part_that_an_earlier_command_finished_counts_no_tokens_of_this_one(run_folder):
     """The command that finished mix sampled nothing: the tokens of the student's part and both times remain."""
     (run_folder / "mixed" / "mix" / "timing.json").write_text('{"seconds": 0.5, "completion_tokens": 60}')
-    figures = results.read_figures(run_folder / "mixed" / "mix")
+    figures = results.read_result(run_folder / "mixed" / "mix")
     assert (figures.seconds, figures.tokens, figures.tokens_per_second) == (2.5, 90, 36.0)
 
 
@@ -519,7 +519,7 @@ def test_tokens_of_mix_are_all_that_were_sampled(finished):
     mix = finished / "run" / "mixed" / "mix"
     timings = [json.loads((folder / "timing.json").read_text()) for folder in (mix, mix / "student")]
     tokens, seconds = (sum(timing[name] for timing in timings) for name in ("completion_tokens", "seconds"))
-    assert results.read_figures(mix).tokens_per_second == pytest.approx(tokens / seconds)
+    assert results.read_result(mix).tokens_per_second == pytest.approx(tokens / seconds)
 
 
 # --- bad input --------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from dasd_lite.data.records import Message
 from dasd_lite.data.seeds import digest
 from dasd_lite.errors import ConfigError, DataError
 
-_PROBE = "x9Qz"
+_MARKER = "x9Qz"
 
 
 class Chat:
@@ -84,7 +84,7 @@ class Chat:
     @cached_property
     def think_prefix(self) -> str:
         """The beginning of the answer that the template already writes: `<think>` and white space, or ""."""
-        match = re.search(r"<think>\s*$", self.render([{"role": "user", "content": _PROBE}]))
+        match = re.search(r"<think>\s*$", self.render([{"role": "user", "content": _MARKER}]))
         return match.group() if match else ""
 
     def render(self, messages: Sequence[Message]) -> str:
@@ -234,7 +234,7 @@ class Chat:
                     f"{self.folder}: the chat template uses harmony channels, but the tokenizer has no <|{name}|>"
                 )
             tokens[token_id] = name
-        begun = self.render([{"role": "user", "content": _PROBE}]).rpartition(_PROBE)[2]
+        begun = self.render([{"role": "user", "content": _MARKER}]).rpartition(_MARKER)[2]
         if not begun.endswith("<|start|>assistant"):  # the model would write the header a second time
             raise ConfigError(
                 f"{self.folder}: the chat template uses harmony channels, but its prompt ends with {begun[-60:]!r}"
@@ -291,8 +291,8 @@ class Chat:
 
     def _find_eos(self) -> int:
         """Return the token that ends an answer: the special token that the template writes after it."""
-        turn = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
-        after = self._render(turn, add_generation_prompt=False).rpartition(_PROBE)[2].lstrip()
+        turn = [{"role": "user", "content": _MARKER}, {"role": "assistant", "content": _MARKER}]
+        after = self._render(turn, add_generation_prompt=False).rpartition(_MARKER)[2].lstrip()
         special = {t.content: i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
         for content in sorted(special, key=len, reverse=True):
             if after.startswith(content):

@@ -26,7 +26,7 @@ from dasd_lite.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-type_of_path = str | PathLike[str]
+PathName = str | PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Handle:
             )
 
     @classmethod
-    def of(cls, source: Self | type_of_path) -> Self:
+    def of(cls, source: Self | PathName) -> Self:
         """Return a handle as it is, and open a path."""
         return source if isinstance(source, cls) else cls(Path(_path_of(source)))
 

@@ -28,7 +28,7 @@ def read_counts(folder: Path) -> dict[str, float]:
     if not path.exists():
         return {}
     with contextlib.closing(sqlite3.connect(path)) as db, contextlib.suppress(sqlite3.OperationalError):
-        return dict(db.execute("SELECT name, amount FROM tally").fetchall())
+        return dict(db.execute("SELECT name, amount FROM usage").fetchall())
     return {}
 
 
@@ -62,7 +62,7 @@ class Journal(FolderWriter):
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS items (position INTEGER PRIMARY KEY, row BLOB)")
             self._db.execute("CREATE TABLE IF NOT EXISTS shards (number INTEGER PRIMARY KEY, file TEXT, rows INTEGER)")
-            self._db.execute("CREATE TABLE IF NOT EXISTS tally (name TEXT PRIMARY KEY, amount INTEGER)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS usage (name TEXT PRIMARY KEY, amount INTEGER)")
         for number, file in self._db.execute("SELECT number, file FROM shards").fetchall():
             if not (folder / file).exists():  # removed by hand: make its items again
                 self._db.execute("DELETE FROM shards WHERE number = ?", (number,))
@@ -86,7 +86,7 @@ class Journal(FolderWriter):
 
     def counts(self) -> dict[str, int]:
         """Return what `commit` has counted, over all runs that worked on this folder."""
-        return dict(self._db.execute("SELECT name, amount FROM tally").fetchall())
+        return dict(self._db.execute("SELECT name, amount FROM usage").fetchall())
 
     def commit(self, rows: Mapping[int, Mapping[str, Any]], counts: Mapping[str, int] | None = None) -> None:
         """Commit finished items (position → row) and add to the counts, in one transaction."""
@@ -98,8 +98,8 @@ class Journal(FolderWriter):
                     payload = batch.serialize().to_pybytes()
                     self._db.execute("INSERT INTO items VALUES (?, ?)", (position, payload))
                 for name, amount in (counts or {}).items():
-                    self._db.execute("INSERT OR IGNORE INTO tally VALUES (?, 0)", (name,))
-                    self._db.execute("UPDATE tally SET amount = amount + ? WHERE name = ?", (amount, name))
+                    self._db.execute("INSERT OR IGNORE INTO usage VALUES (?, 0)", (name,))
+                    self._db.execute("UPDATE usage SET amount = amount + ? WHERE name = ?", (amount, name))
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:

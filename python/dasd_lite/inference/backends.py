@@ -12,7 +12,7 @@ from dasd_lite.errors import DataError
 from dasd_lite.inference import Sampler
 
 
-def source(model: Teacher | Sampler) -> Path | str:
+def model_identity(model: Teacher | Sampler) -> Path | str:
     """Return what identifies a model in fingerprints.
 
     This is its folder; behind an endpoint a hash of its name and, if known, its tokenizer and template; of a custom

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from dasd_lite.model.logprobs import LanguageModel
 
-_PROBE_DOCS, _PROBE_TOKENS = 4, 512  # their full logits fit on any machine
+_COMPARISON_DOCS, _COMPARISON_TOKENS = 4, 512  # their full logits fit on any machine
 
 
-def probe_row(documents: Sequence[TokenIds], num_tokens: int = _PROBE_TOKENS) -> Row:
+def comparison_row(documents: Sequence[TokenIds], num_tokens: int = _COMPARISON_TOKENS) -> Row:
     """Return the first `num_tokens` of each of the first few documents as one row."""
-    cut = [document[:num_tokens] for document in documents[:_PROBE_DOCS]]
+    cut = [document[:num_tokens] for document in documents[:_COMPARISON_DOCS]]
     ids = np.concatenate(cut)
     return Row(ids, np.ones(len(ids), dtype=bool), np.array([len(d) for d in cut], dtype=np.int32), ())
 
@@ -51,7 +51,7 @@ def check_packing(model: LanguageModel, documents: Sequence[TokenIds], dtype: to
     from dasd_lite.model import logprobs
     from dasd_lite.model.load import is_float32
 
-    row = probe_row(documents)
+    row = comparison_row(documents)
     docs = documents_of([row])
     was_training = model.training
     model.eval()

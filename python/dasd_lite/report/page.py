@@ -57,7 +57,7 @@ class _Run:
     folder: Path
     recipe: RecipeConfig
     stages: list[StageFolder]
-    figures: list[results.StageFigures]
+    figures: list[results.StageResult]
     accuracies: list[results.ModelAccuracy]
     phases: list[PhaseRollouts]
     curves: list[results.Curve]
@@ -94,7 +94,7 @@ def write_report(run: str | PathLike[str], out: str | PathLike[str] | None = Non
 def _measure(run: RunFolder) -> _Run:
     recipe = results.read_recipe(run)
     stages = results.planned_stages(run, recipe)
-    finished = [results.read_figures(stage.path) for stage in stages if stage.is_finished]
+    finished = [results.read_result(stage.path) for stage in stages if stage.is_finished]
     phases: list[PhaseRollouts] = []
     earlier: Path | None = None  # what the last phase without mixing kept: a mixed phase takes its questions from it
     graders = {name: _open_grader(name) for name in dict.fromkeys(phase.evaluate.grader for phase in recipe.phase)}

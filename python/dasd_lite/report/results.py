@@ -51,7 +51,7 @@ def planned_stages(run: RunFolder, recipe: RecipeConfig) -> list[StageFolder]:
 
 
 @dataclass(frozen=True)
-class StageFigures:
+class StageResult:
     """What a finished stage counted, and the time and tokens of the call that finished it.
 
     In `mix`, and in `score` by the teacher, two models work in turn: time and tokens are those of both.
@@ -74,7 +74,7 @@ class StageFigures:
         return dict(self.manifest["counts"])
 
 
-def read_figures(folder: Path) -> StageFigures:
+def read_result(folder: Path) -> StageResult:
     """Read the figures of a finished stage; raises DataError if it is unfinished."""
     manifest = read_manifest(folder)
     stage = manifest["stage"]
@@ -85,7 +85,7 @@ def read_figures(folder: Path) -> StageFigures:
     if any(timings[1:]):
         rate = tokens / seconds if tokens and seconds else None
     # A teacher that returns text alone has 0 tokens: their number is unknown.
-    return StageFigures(folder.parent.name, stage, folder, manifest, timings[0], seconds, tokens or None, rate or None)
+    return StageResult(folder.parent.name, stage, folder, manifest, timings[0], seconds, tokens or None, rate or None)
 
 
 def _sum(timings: Iterable[Mapping[str, float]], *names: str) -> float | None:
@@ -237,7 +237,7 @@ def read_curve(folder: Path) -> Curve | None:
 # --- origin -----------------------------------------------------------------------------------------
 
 
-def packages(figures: Iterable[StageFigures]) -> dict[str, str]:
+def packages(figures: Iterable[StageResult]) -> dict[str, str]:
     """Return the package versions that the stages ran with; all of them if stages differ."""
     versions: dict[str, dict[str, None]] = defaultdict(dict)
     for stage in figures:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dasd_lite.report.results import StageFigures, read_accuracy, read_curve, read_figures
+from dasd_lite.report.results import StageResult, read_accuracy, read_curve, read_result
 from dasd_lite.report.tables import monitored, with_error
 
 if TYPE_CHECKING:
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 def summary(folder: Path) -> str:
     """Describe in one line what a finished stage made and what it took."""
-    figures = read_figures(folder)
-    parts = _PARTS.get(figures.stage, _counts)(figures)
-    parts += [f"{figures.tokens_per_second:,.0f} tokens/s"] if figures.tokens_per_second is not None else []
-    parts += [f"{figures.timing['skipped']:,.0f} skipped"] if "skipped" in figures.timing else []
-    parts += [f"cost {figures.timing['cost']:,.2f}"] if "cost" in figures.timing else []
-    parts += [f"{figures.seconds:.1f} s"] if figures.seconds is not None else []
+    result = read_result(folder)
+    parts = _PARTS.get(result.stage, _counts)(result)
+    parts += [f"{result.tokens_per_second:,.0f} tokens/s"] if result.tokens_per_second is not None else []
+    parts += [f"{result.timing['skipped']:,.0f} skipped"] if "skipped" in result.timing else []
+    parts += [f"cost {result.timing['cost']:,.2f}"] if "cost" in result.timing else []
+    parts += [f"{result.seconds:.1f} s"] if result.seconds is not None else []
     return ", ".join(parts)
 
 
@@ -49,23 +49,23 @@ def _value(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:.3g}"
 
 
-def _counts(figures: StageFigures) -> list[str]:
+def _counts(result: StageResult) -> list[str]:
     """Name the counts as they are: for a stage that has no words of its own."""
-    return [f"{name} {number:,}" for name, number in figures.counts.items() if isinstance(number, int | float)]
+    return [f"{name} {number:,}" for name, number in result.counts.items() if isinstance(number, int | float)]
 
 
-def _sample(figures: StageFigures) -> list[str]:
-    return [f"{figures.counts['rollouts']:,} rollouts of {figures.counts['prompts']:,} prompts"]
+def _sample(result: StageResult) -> list[str]:
+    return [f"{result.counts['rollouts']:,} rollouts of {result.counts['prompts']:,} prompts"]
 
 
-def _score(figures: StageFigures) -> list[str]:
-    too_long = figures.counts.get("over_context")
+def _score(result: StageResult) -> list[str]:
+    too_long = result.counts.get("over_context")
     over = [f"{too_long:,} longer than the student's context"] if too_long else []
-    return [f"{figures.counts['rollouts']:,} rollouts", *over]
+    return [f"{result.counts['rollouts']:,} rollouts", *over]
 
 
-def _select(figures: StageFigures) -> list[str]:
-    counts = figures.counts
+def _select(result: StageResult) -> list[str]:
+    counts = result.counts
     reasons = [f"{name} {number:,}" for name, number in counts["rejected"].items()]
     kept = [f"kept {counts['kept']:,} of {counts['rollouts']:,} (rejected: {', '.join(reasons) or 'none'})"]
     if "lam" not in counts:
@@ -75,13 +75,13 @@ def _select(figures: StageFigures) -> list[str]:
     return [*kept, f"λ {counts['lam']:.3g}", size]
 
 
-def _pack(figures: StageFigures) -> list[str]:
-    counts = figures.counts
+def _pack(result: StageResult) -> list[str]:
+    counts = result.counts
     return [f"{counts['rollouts']:,} rollouts in {counts['rows']:,} rows, {counts['fill']:.1%} full"]
 
 
-def _train(figures: StageFigures) -> list[str]:
-    counts, timing, curve = figures.counts, figures.timing, read_curve(figures.folder)
+def _train(result: StageResult) -> list[str]:
+    counts, timing, curve = result.counts, result.timing, read_curve(result.folder)
     parts = [f"{counts['steps']:,} steps"]
     parts += [f"loss {curve.first_loss:.3f} → {curve.last_loss:.3f}"] if curve is not None else []
     parts += [f"monitored {monitored(counts['monitored'])}"] if counts.get("monitored") else []
@@ -92,18 +92,18 @@ def _train(figures: StageFigures) -> list[str]:
     elif "process_peak_bytes" in timing:
         parts.append(f"process peak {timing['process_peak_bytes'] / 1e9:,.1f} GB ({predicted} predicted for training)")
     parts += [f"MFU {timing['mfu']:.0%}"] if "mfu" in timing else []
-    if figures.manifest["config"]["method"]["kind"] != "full":
+    if result.manifest["config"]["method"]["kind"] != "full":
         parts.append(f"merged to within {counts['export_gap']:.1e} nat")
     return parts
 
 
-def _mix(figures: StageFigures) -> list[str]:
-    counts = figures.counts
+def _mix(result: StageResult) -> list[str]:
+    counts = result.counts
     return [f"{counts['cut_off']:,} of {counts['prompts']:,} student answers cut off and finished by the teacher"]
 
 
-def _evaluate(figures: StageFigures) -> list[str]:
-    accuracy = read_accuracy(figures.folder).overall
+def _evaluate(result: StageResult) -> list[str]:
+    accuracy = read_accuracy(result.folder).overall
     samples = accuracy.samples // accuracy.questions
     return [
         f"accuracy {with_error(accuracy)}% ({accuracy.questions:,} questions × {samples})",

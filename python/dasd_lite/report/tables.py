@@ -17,7 +17,7 @@ import numpy as np
 
 from dasd_lite.config.chain import STAGES
 from dasd_lite.data.run_folder import StageFolder
-from dasd_lite.report.results import Accuracy, Curve, ModelAccuracy, StageFigures, accuracy_change, phase_label
+from dasd_lite.report.results import Accuracy, Curve, ModelAccuracy, StageResult, accuracy_change, phase_label
 from dasd_lite.report.rollouts import CLASSES, Opening, PhaseRollouts, RankedAnswers, SentenceCounts
 
 DASH = "–"
@@ -291,7 +291,7 @@ def mixed(phases: Sequence[PhaseRollouts]) -> ReportTable | None:
 # --- packing, training, time ------------------------------------------------------------------------
 
 
-def packing(figures: Sequence[StageFigures]) -> ReportTable | None:
+def packing(figures: Sequence[StageResult]) -> ReportTable | None:
     """Tabulate how full the rows are, per phase."""
     table = ReportTable("Packing", ("phase", "rollouts", "replayed", "rows", "tokens", "targets", "fill"))
     for own in figures:
@@ -305,7 +305,7 @@ def packing(figures: Sequence[StageFigures]) -> ReportTable | None:
     return table if table.rows else None
 
 
-def training(figures: Sequence[StageFigures], curves: Sequence[Curve]) -> ReportTable | None:
+def training(figures: Sequence[StageResult], curves: Sequence[Curve]) -> ReportTable | None:
     """Tabulate training, per phase; a training run that is still running is included."""
     table = ReportTable("Training", ("phase", "steps", "loss", "largest gradient", "tokens/s", "monitored"))
     finished = {own.phase: own for own in figures if own.stage == "train"}
@@ -333,7 +333,7 @@ def monitored(snapshots: Sequence[Mapping[str, Any]]) -> str:
     return f"{snapshots[0]['right']} → {snapshots[-1]['right']} of {snapshots[-1]['questions']} right"
 
 
-def times(figures: Sequence[StageFigures]) -> ReportTable | None:
+def times(figures: Sequence[StageResult]) -> ReportTable | None:
     """Tabulate the seconds of each stage, and its tokens per second if it has any."""
     cells = {(own.phase, own.stage): own for own in figures}
     phases = list(dict.fromkeys(own.phase for own in figures))
@@ -352,7 +352,7 @@ def times(figures: Sequence[StageFigures]) -> ReportTable | None:
     return table if any(totals) else None
 
 
-def _time(own: StageFigures) -> str:
+def _time(own: StageResult) -> str:
     rate = own.tokens_per_second
     return number(own.seconds, 1) + (f" ({number(rate)})" if rate is not None else "")
 
@@ -366,7 +366,7 @@ def missing(stages: Sequence[StageFolder]) -> ReportTable | None:
     return table if table.rows else None
 
 
-def fingerprints(figures: Sequence[StageFigures]) -> ReportTable:
+def fingerprints(figures: Sequence[StageResult]) -> ReportTable:
     """Tabulate what identifies each result."""
     table = ReportTable("Fingerprints", ("phase", "stage", "version", "fingerprint"), left=4)
     for own in figures:

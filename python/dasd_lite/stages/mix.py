@@ -44,7 +44,7 @@ from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
-from dasd_lite.inference.backends import check_same_teacher, open_sampler, source
+from dasd_lite.inference.backends import check_same_teacher, model_identity, open_sampler
 from dasd_lite.inference.collect import collect, token_columns
 from dasd_lite.inference.scorer import context_of
 
@@ -98,7 +98,7 @@ def mix(
     config = with_options(MixConfig, config, options, "mix")
     selected, out, model = Kept.of(kept).folder, Path(out), model_path(model)
     student = student or Transformers(model=str(model))
-    inputs = {"selected": selected, "model": model, "teacher": source(teacher)}
+    inputs = {"selected": selected, "model": model, "teacher": model_identity(teacher)}
     asked = {**result_options(config), "phase": phase, "seed": seed, "student": engine_options(student)}
     asked["teacher"] = engine_options(teacher) if isinstance(teacher, Table) else {}
     identity = identify("mix", VERSION, asked, inputs)
@@ -202,9 +202,9 @@ def _student_answers(
 
             def request(position: int) -> Request:
                 question = questions[position]
-                cap = math.ceil(config.max_length_ratio * question["length"])
+                max_length = math.ceil(config.max_length_ratio * question["length"])
                 new_seed = derive_seed(seed, phase, "student", question["prompt_uid"])
-                return Request(position, tuple(question["messages"]), cap, new_seed)
+                return Request(position, tuple(question["messages"]), max_length, new_seed)
 
             def row(completion: Completion) -> dict[str, Any]:
                 question = {key: value for key, value in questions[completion.position].items() if key != "length"}

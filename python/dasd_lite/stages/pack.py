@@ -261,10 +261,10 @@ def _field(column: Column) -> pa.Field:
 
 
 def _rows(
-    plan: Plan, tokens: npt.NDArray[np.int32], rollouts: _Documents, extra: Sequence[Column], schema: pa.Schema
+    plan: Plan, tokens: npt.NDArray[np.int32], documents: _Documents, extra: Sequence[Column], schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
-    lengths, weights, num_targets = rollouts.lengths, rollouts.weights, rollouts.num_targets
-    offsets, names = offsets_of(lengths), pa.array(rollouts.uids)
+    lengths, weights, num_targets = documents.lengths, documents.weights, documents.num_targets
+    offsets, names = offsets_of(lengths), pa.array(documents.uids)
     ends = np.cumsum(lengths[plan.items])[plan.offsets[1:] - 1]  # tokens of all rows up to each
     numbers = 1 + sum(column.values[:1].size for column in extra if column.offsets is not None)  # per token
     first = 0
@@ -273,22 +273,22 @@ def _rows(
         last = int(np.searchsorted(ends, before + _BATCH_TOKENS // numbers)) + 1
         rows = np.arange(first, min(last, plan.num_rows))
         batch = gather_rows(tokens, offsets, plan, rows)
-        documents = plan.items[plan.offsets[first] : plan.offsets[rows[-1] + 1]]
+        chosen = plan.items[plan.offsets[first] : plan.offsets[rows[-1] + 1]]
         edges = plan.offsets[first : rows[-1] + 2] - plan.offsets[first]
         assert batch.position_ids is not None, "they are asked for"
-        is_target = batch.position_ids >= np.repeat(rollouts.contexts[documents], lengths[documents])
+        is_target = batch.position_ids >= np.repeat(documents.contexts[chosen], lengths[chosen])
         columns = [
             pa.LargeListArray.from_arrays(batch.row_offsets, batch.ids),
             pa.LargeListArray.from_arrays(batch.row_offsets, is_target),
-            pa.LargeListArray.from_arrays(edges, lengths[documents].astype(np.int32)),
-            pa.ListArray.from_arrays(edges.astype(np.int32), names.take(pa.array(documents))),
+            pa.LargeListArray.from_arrays(edges, lengths[chosen].astype(np.int32)),
+            pa.ListArray.from_arrays(edges.astype(np.int32), names.take(pa.array(chosen))),
             pa.nulls(len(rows), ROW.field("weights").type)
             if weights is None
-            else pa.ListArray.from_arrays(edges.astype(np.int32), weights[documents]),
+            else pa.ListArray.from_arrays(edges.astype(np.int32), weights[chosen]),
         ]
-        target_edges = offsets_of(num_targets[documents])[edges]
+        target_edges = offsets_of(num_targets[chosen])[edges]
         for column in extra:
-            values = column.take(documents)
+            values = column.take(chosen)
             entries = pa.array(values.ravel())
             if values.ndim == 2:
                 entries = pa.FixedSizeListArray.from_arrays(entries, values.shape[1])

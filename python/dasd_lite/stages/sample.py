@@ -27,7 +27,7 @@ from dasd_lite.data.seeds import derive_seed, digest
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import is_finished
 from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
-from dasd_lite.inference.backends import open_sampler, source
+from dasd_lite.inference.backends import model_identity, open_sampler
 from dasd_lite.inference.collect import collect, token_columns
 
 VERSION = 2
@@ -75,7 +75,7 @@ def sample(
     prompts, out = Prompts.of(prompts), Path(out)
     asked = {**result_options(config), "phase": phase, "seed": seed, "limit": prompts.limit, "system": prompts.system}
     asked["teacher"] = engine_options(teacher) if isinstance(teacher, Table) else {}
-    identity = identify("sample", VERSION, asked, {"prompts": prompts.fingerprint, "teacher": source(teacher)})
+    identity = identify("sample", VERSION, asked, {"prompts": prompts.fingerprint, "teacher": model_identity(teacher)})
     if is_finished(out, identity, force=force):
         return Rollouts(out)
 

@@ -48,7 +48,7 @@ from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.inference import Sampler, Scorer
-from dasd_lite.inference.backends import check_same_teacher, source
+from dasd_lite.inference.backends import check_same_teacher, model_identity
 from dasd_lite.inference.collect import journal_usage
 from dasd_lite.inference.scorer import context_of, open_scorer
 from dasd_lite.method.divergence import Tokens, sentence_scores
@@ -56,10 +56,10 @@ from dasd_lite.method.divergence import Tokens, sentence_scores
 VERSION = 3  # 1 rounded the mean to float32 before its exp; 2 had no ranks
 _COLUMNS = ("uid", "messages", "completion", "prefix_bytes", "token_ids", "logprobs", "token_bytes")
 _MAX_RANK = 100  # arXiv 2601.14249 clips there
-_PROBE_ITEMS, _PROBE_TOKENS = 8, 32768  # scored by a second engine as well, to measure the noise between the two
+_NOISE_ITEMS, _NOISE_TOKENS = 8, 32768  # scored by a second engine as well, to measure the noise between the two
 _NOISE_LIMIT = 0.05  # of a sentence's p: half the margin (select.beta) that makes a sentence a Teacher sentence
 
-Logprobs = npt.NDArray[np.float32]
+TokenLogprobs = npt.NDArray[np.float32]
 Ranks = npt.NDArray[np.int64]
 
 
@@ -120,7 +120,7 @@ def score(
         if teacher is None:
             raise ConfigError("score.by = 'teacher' needs a teacher, but there is no [teacher] table")
         asked["teacher"] = engine_options(teacher) if isinstance(teacher, Table) else {}
-        inputs["teacher"] = source(teacher)
+        inputs["teacher"] = model_identity(teacher)
     identity = identify("score", VERSION, asked, inputs)
     if is_finished(out, identity, force=force):
         return Scores(out)
@@ -155,7 +155,7 @@ def _fill(
     journal: Journal,
     scorer: Scorer,
     items: Iterator[_Item | tuple[int, dict[str, Any]]],
-    row: Callable[[_Item, Logprobs, Ranks | None], dict[str, Any]],
+    row: Callable[[_Item, TokenLogprobs, Ranks | None], dict[str, Any]],
     label: str,
 ) -> dict[str, float]:
     """Score the items and commit a row for each; a row among them is committed as it is.
@@ -220,7 +220,7 @@ def _score_by_teacher(
                 teacher, batch_tokens=config.batch_tokens, chunk_tokens=config.chunk_tokens, used=used
             )
 
-            def row(item: _Item, logprobs: Logprobs, ranks: Ranks | None) -> dict[str, Any]:
+            def row(item: _Item, logprobs: TokenLogprobs, ranks: Ranks | None) -> dict[str, Any]:
                 answer = slice(item.num_context, None)
                 token_bytes = item.row["token_bytes"]
                 if not _has_ids(item.row):
@@ -329,8 +329,8 @@ class _StudentScorer:
             self._model = student if student.kind == "vllm" else other
         self.scorer, self.chat = self._open(self._model, config.four_bit)
         self.context = context_of(self._model, self.chat)
-        self._probe: dict[int, _Item] = {}
-        self._scored: dict[int, tuple[Logprobs, dict[str, Any]]] = {}
+        self._noise_sample: dict[int, _Item] = {}
+        self._scored: dict[int, tuple[TokenLogprobs, dict[str, Any]]] = {}
 
     def _open(self, model: Student, four_bit: bool = False) -> tuple[Scorer, Chat]:
         return open_scorer(
@@ -343,17 +343,17 @@ class _StudentScorer:
 
     def remember_first(self, items: Iterator[_Item | tuple[int, dict[str, Any]]]) -> Iterator[Any]:
         """Yield the items, and remember the first few for noise_of_engines."""
-        room = _PROBE_TOKENS if self._model.kind == "vllm" else 0
+        room = _NOISE_TOKENS if self._model.kind == "vllm" else 0
         for item in items:
-            if isinstance(item, _Item) and len(item.ids) <= room and len(self._probe) < _PROBE_ITEMS:
-                self._probe[item.position] = item
+            if isinstance(item, _Item) and len(item.ids) <= room and len(self._noise_sample) < _NOISE_ITEMS:
+                self._noise_sample[item.position] = item
                 room -= len(item.ids)
             yield item
 
-    def row(self, item: _Item, logprobs: Logprobs, ranks: Ranks | None) -> dict[str, Any]:
+    def row(self, item: _Item, logprobs: TokenLogprobs, ranks: Ranks | None) -> dict[str, Any]:
         """Return the row of SCORE."""
         row = _score(item, self.chat, logprobs, ranks)
-        if item.position in self._probe:
+        if item.position in self._noise_sample:
             self._scored[item.position] = logprobs, row
         return row
 
@@ -364,10 +364,10 @@ class _StudentScorer:
         scorer, chat = self._open(self._plain)
         token_gaps, sentence_gaps = [], []
         try:
-            for position, logprobs, _ in scorer.score((p, self._probe[p].ids) for p in self._scored):
+            for position, logprobs, _ in scorer.score((p, self._noise_sample[p].ids) for p in self._scored):
                 before, row = self._scored[position]
                 token_gaps.append(np.abs(logprobs - before)[1:])
-                again = _score(self._probe[position], chat, logprobs, None)
+                again = _score(self._noise_sample[position], chat, logprobs, None)
                 sentence_gaps.append(np.abs(again["p_student"] - row["p_student"]))
         finally:
             scorer.close()
@@ -386,7 +386,7 @@ class _StudentScorer:
         return {"engine_noise_mean": mean, "engine_noise_largest": largest, "engine_noise_sentence": sentence}
 
 
-def _score(item: _Item, chat: Chat, logprobs: Logprobs | None, ranks: Ranks | None) -> dict[str, Any]:
+def _score(item: _Item, chat: Chat, logprobs: TokenLogprobs | None, ranks: Ranks | None) -> dict[str, Any]:
     """Return the row of SCORE; without `logprobs` that of a rollout over the student's context."""
     text, answer, targets = item.row["completion"], slice(item.num_context, -1), slice(item.num_context, None)
     try:

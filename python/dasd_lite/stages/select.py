@@ -60,7 +60,7 @@ _SCORE_COLUMNS = ("uid", "ids", "num_context_tokens")
 
 
 @dataclass
-class _Candidates:
+class _Measured:
     """A few numbers per rollout, in the order of the data."""
 
     prompt: list[int] = field(default_factory=list)
@@ -137,7 +137,7 @@ def select(
         return Kept(out)
 
     total = num_rows(rollouts, "rollouts")
-    candidates = _Candidates()
+    candidates = _Measured()
     tokenize = partial(_tokenize, chat, mask_prefix)
     with progress(label(out.parent.name, "select"), 2 * total, "rollouts") as bar:
         for batch in _read(rollouts, scores, _measured_columns(scores, config), tokenize, bar):
@@ -223,9 +223,7 @@ def _tokenize(chat: Chat, mask_prefix: bool, row: dict[str, Any]) -> tuple[Token
     return ids, num_context
 
 
-def _measure(
-    candidates: _Candidates, batch: _Batch, config: SelectConfig, limit: int, stop_ids: tuple[int, ...]
-) -> None:
+def _measure(candidates: _Measured, batch: _Batch, config: SelectConfig, limit: int, stop_ids: tuple[int, ...]) -> None:
     """Add each rollout's numbers, and the first filter that it fails."""
     rollouts, answers = batch.rollouts, batch.answers()
     num_ids, num_answer = batch.ids.value_lengths().to_numpy(), np.diff(answers.offsets)
@@ -282,14 +280,14 @@ def _mean_logprobs(batch: _Batch) -> npt.NDArray[np.float64]:
     return divergence.mean_logprob(logprobs.values, token_bytes.values, logprobs.offsets)
 
 
-def _name_unknown_domains(candidates: _Candidates, config: SelectConfig) -> None:
+def _name_unknown_domains(candidates: _Measured, config: SelectConfig) -> None:
     known = sorted(set(candidates.domain))
     for domain in config.budget.keys() - set(known):
         note(f"select.budget: no rollout is of domain {domain!r}; domains are {', '.join(known)}")
 
 
 def _rank(
-    candidates: _Candidates, rule: str | SelectionRule, config: SelectConfig, seed: int
+    candidates: _Measured, rule: str | SelectionRule, config: SelectConfig, seed: int
 ) -> npt.NDArray[np.float32] | None:
     """Mark what rank or budget reject among those that pass the filters; return their scores."""
     passed = np.flatnonzero([not reason for reason in candidates.reason])
@@ -322,7 +320,7 @@ def _rank(
 
 
 def _weigh(
-    candidates: _Candidates, config: SelectConfig, rollouts: Path
+    candidates: _Measured, config: SelectConfig, rollouts: Path
 ) -> tuple[npt.NDArray[np.float32] | None, dict[str, Any]]:
     """Return the weight of each candidate (NaN if rejected), and what the manifest says about weights."""
     if config.weighting is None:
@@ -361,7 +359,7 @@ def _weigh(
 def _write(
     writer: ShardWriter,
     batch: _Batch,
-    candidates: _Candidates,
+    candidates: _Measured,
     score: npt.NDArray[np.float32] | None,
     weight: npt.NDArray[np.float32] | None,
     first: int,
@@ -388,7 +386,7 @@ def _write(
     writer.write("rejected", table.filter(pa.array([bool(r) for r in reason])))
 
 
-def _counts(candidates: _Candidates, reasons: Counter[str]) -> dict[str, Any]:
+def _counts(candidates: _Measured, reasons: Counter[str]) -> dict[str, Any]:
     """Return the manifest's counts: how many, why not, and how long the kept answers are beside the rest."""
     kept = np.array([not reason for reason in candidates.reason])
     lengths = np.array(candidates.num_tokens)
@@ -404,7 +402,7 @@ def _counts(candidates: _Candidates, reasons: Counter[str]) -> dict[str, Any]:
     }
 
 
-def _range(candidates: _Candidates, reason: str) -> list[float]:
+def _range(candidates: _Measured, reason: str) -> list[float]:
     """Return the smallest and the largest value behind a reason."""
     values = [v for r, v in zip(candidates.reason, candidates.value, strict=True) if r == reason]
     return [min(values), max(values)]

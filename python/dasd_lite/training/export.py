@@ -45,7 +45,7 @@ def export(
     method: Full | Lora,
     source: Path,
     out: Path,
-    probe: Row,
+    comparison_row: Row,
     *,
     ranks: Ranks | None = None,
     dtype: torch.dtype | None = None,
@@ -59,23 +59,23 @@ def export(
         method: How.
         source: Folder of the model that training started from.
         out: Folder to write into.
-        probe: Row on which the saved model is compared with the trained one.
+        comparison_row: Row on which the saved model is compared with the trained one.
         ranks: The processes; only the first one saves.
         dtype: Format that the trained model computes in; None: that of its weights.
         end_ids: Tokens at which the saved model should stop too.
         trust_remote_code: Run code that comes with the model.
 
     Returns:
-        The gap of merging and rounding: the largest difference of a log-probability on `probe`, in nats, between the
-        model as it was trained and the saved one, loaded on the CPU in the number format of `source`. Rounding to 16
-        bits alone makes up to about 0.05. 0 in all processes but the first.
+        The gap of merging and rounding: the largest difference of a log-probability on `comparison_row`, in nats, between
+        the model as it was trained and the saved one, loaded on the CPU in the number format of `source`. Rounding to
+        16 bits alone makes up to about 0.05. 0 in all processes but the first.
     """
     first = ranks is None or ranks.is_first
     model.eval()
     device = ranks.device if ranks is not None else "cpu"
     casts = dtype is not None and dtype != torch.float32 and not runs_inside(causal_model(model))
     with torch.autocast(torch.device(device).type, dtype if casts else torch.bfloat16, enabled=casts):
-        before = target_logprobs(model, probe.ids, probe.doc_lengths)
+        before = target_logprobs(model, comparison_row.ids, comparison_row.doc_lengths)
     trained: dict[str, torch.Tensor] = {}
     if isinstance(method, Full):
         for name, p in model.named_parameters():  # one full weight at a time on the device
@@ -108,8 +108,8 @@ def export(
     del exported
     after = target_logprobs(
         load_model(out / "model", dtype=stored, device="cpu", trust_remote_code=trust_remote_code),
-        probe.ids,
-        probe.doc_lengths,
+        comparison_row.ids,
+        comparison_row.doc_lengths,
     )
     return float(np.nanmax(np.abs(after - before)))
 

@@ -28,7 +28,7 @@ from dasd_lite.errors import ConfigError, MissingExtraError, TrainError
 from dasd_lite.grading import CheckedGrader
 from dasd_lite.model.load import model_spec, pick_device, pick_dtype
 from dasd_lite.model.logprobs import target_terms
-from dasd_lite.model.packed_check import check_packing, documents_of, probe_row
+from dasd_lite.model.packed_check import check_packing, comparison_row, documents_of
 from dasd_lite.model.row import Row
 from dasd_lite.training import trainable
 from dasd_lite.training.checks import check_tokenizer, new_end_ids
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from dasd_lite.model.logprobs import LanguageModel
     from dasd_lite.training.objectives.objective import Metrics
 
-_PROBE_TOKENS = 128  # of each document on which the exported model is compared with the trained one
+_COMPARISON_TOKENS = 128  # of each document on which the exported model is compared with the trained one
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Job:
         is_sharded: Whether FSDP shards the weights over the processes; it casts them too.
         cost: None for an architecture whose costs are not known.
         peak_flops: Of all devices together, per second; None where it is not known.
-        probe: Beginnings of a few documents, to compare the exported model with the trained one.
+        comparison_row: Beginnings of a few documents, to compare the exported model with the trained one.
         end_ids: Tokens that end the answers and at which the model does not stop yet.
         is_monitored: Whether the model answers the task's questions during training.
     """
@@ -102,7 +102,7 @@ class Job:
     is_sharded: bool
     cost: ExpectedCost | None
     peak_flops: float | None
-    probe: Row
+    comparison_row: Row
     end_ids: frozenset[int]
     is_monitored: bool
 
@@ -207,7 +207,7 @@ def load_job(
         is_sharded=is_sharded,
         cost=cost,
         peak_flops=peak and peak * ranks.size,
-        probe=probe_row(documents, _PROBE_TOKENS),
+        comparison_row=comparison_row(documents, _COMPARISON_TOKENS),
         end_ids=end_ids,
         is_monitored=bool(task.questions),
     )

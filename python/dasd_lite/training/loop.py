@@ -59,7 +59,7 @@ def run_task(task: TrainTask, objective: CheckedObjective | None = None, grader:
                 config.method,
                 task.model,
                 out,
-                job.probe,
+                job.comparison_row,
                 ranks=job.ranks,
                 dtype=job.dtype,
                 end_ids=job.end_ids,

@@ -27,22 +27,22 @@ from dasd_lite.inference.endpoint.replies import Reply
 POLL_S = 0.1  # how soon an idle worker checks for work again
 _MAX_FAULTS = 8  # consecutive ones, after which a server gets a pause
 
-Job = TypeVar("Job")
+QueuedRequest = TypeVar("QueuedRequest")
 Result = TypeVar("Result")
 
 
 @dataclass(order=True)
-class _Attempt(Generic[Job]):
+class _Attempt(Generic[QueuedRequest]):
     """A job waiting for its next attempt."""
 
     not_before: float
     order: int
-    job: Job
+    job: QueuedRequest
     failures: int = 0
     tries: int = 0
 
 
-class Dispatch(Generic[Job, Result]):
+class Dispatch(Generic[QueuedRequest, Result]):
     """One run: an event loop in a thread, `concurrency` workers per server, one queue of jobs.
 
     Any free worker takes the next job, so the least busy server gets it, and a slow server gets fewer.
@@ -52,9 +52,9 @@ class Dispatch(Generic[Job, Result]):
         self,
         config: Endpoint,
         key: str,
-        jobs: Iterable[Job],
+        jobs: Iterable[QueuedRequest],
         prepare: Callable[[Client, list[Server]], Awaitable[None]],
-        send: Callable[[Client, Server, Job], Awaitable[tuple[Reply, Result]]],
+        send: Callable[[Client, Server, QueuedRequest], Awaitable[tuple[Reply, Result]]],
         used: Usage,
     ) -> None:
         """Prepare a run; nothing is sent before the first of `results` is requested.
@@ -70,7 +70,7 @@ class Dispatch(Generic[Job, Result]):
         self._config, self._key, self._prepare, self._send, self._used = config, key, prepare, send, used
         self._servers = [Server(url) for url in config.base_urls]
         self._new_jobs = enumerate(jobs)
-        self._retries: list[_Attempt[Job]] = []  # a heap
+        self._retries: list[_Attempt[QueuedRequest]] = []  # a heap
         self._num_started = self._num_delivered = self._num_retried = 0
         self._no_new_jobs = False
         self._used_now = Usage()  # by this run alone
@@ -144,7 +144,7 @@ class Dispatch(Generic[Job, Result]):
         finally:
             await client.close()
 
-    async def _try(self, client: Client, server: Server, attempt: _Attempt[Job]) -> None:
+    async def _try(self, client: Client, server: Server, attempt: _Attempt[QueuedRequest]) -> None:
         try:
             if not server.described and (problem := await client.describe(server)):
                 raise EndpointError(f"{server.base_url}: {problem}")
@@ -165,7 +165,7 @@ class Dispatch(Generic[Job, Result]):
             if self._no_new_jobs and self._num_delivered == self._num_started:
                 self._finish()
 
-    async def _next(self, server: Server) -> _Attempt[Job] | None:
+    async def _next(self, server: Server) -> _Attempt[QueuedRequest] | None:
         """Wait for a job that `server` may get now; None when the run is over."""
         await self._permits.acquire()
         while not self._stop.is_set():
@@ -182,7 +182,7 @@ class Dispatch(Generic[Job, Result]):
                 return attempt
         return None
 
-    def _pop(self, now: float) -> _Attempt[Job] | None:
+    def _pop(self, now: float) -> _Attempt[QueuedRequest] | None:
         """Take the next job that may be sent; end the run after the last one."""
         if self._retries and self._retries[0].not_before <= now:
             return heapq.heappop(self._retries)
@@ -207,7 +207,7 @@ class Dispatch(Generic[Job, Result]):
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
 
-    def _put_back(self, attempt: _Attempt[Job], server: Server, failure: TransientError) -> None:
+    def _put_back(self, attempt: _Attempt[QueuedRequest], server: Server, failure: TransientError) -> None:
         """Queue a job to be retried by whichever server is free; end the run after too many failures."""
         now = time.monotonic()
         server.reason = str(failure)

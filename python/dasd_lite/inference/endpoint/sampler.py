@@ -35,7 +35,7 @@ from dasd_lite.inference.endpoint.client import (
     trusted_certificates,
 )
 from dasd_lite.inference.endpoint.continuation import find_continuation
-from dasd_lite.inference.endpoint.dispatch import Dispatch, Job, Result
+from dasd_lite.inference.endpoint.dispatch import Dispatch, QueuedRequest, Result
 from dasd_lite.inference.endpoint.replies import Reply, TokenCounts, check_logprobs
 from dasd_lite.inference.endpoint.requests import Continuation, RequestBuilder
 
@@ -166,9 +166,9 @@ class EndpointSampler:
 
     def _run(
         self,
-        jobs: Iterable[Job],
+        jobs: Iterable[QueuedRequest],
         prepare: Callable[[Client, list[Server]], Awaitable[None]],
-        send: Callable[[Client, Server, Job], Awaitable[tuple[Reply, Result]]],
+        send: Callable[[Client, Server, QueuedRequest], Awaitable[tuple[Reply, Result]]],
     ) -> Iterator[Result]:
         waiting = iter(jobs)
         if (first := next(waiting, None)) is None:
