@@ -119,4 +119,7 @@ def loss_sum(model, ids, loss_mask, doc_lengths, chunk_tokens=None):
     from dasd_lite.model.logprobs import negative_logprobs, target_positions, target_terms
 
     positions = target_positions(loss_mask, doc_lengths)
-    return target_terms(model, ids, positions, doc_lengths, negative_logprobs, chunk_tokens=chunk_tokens).sum()
+    terms = target_terms(
+        model, ids, positions, doc_lengths, lambda x, ids, _: negative_logprobs(x, ids), chunk_tokens=chunk_tokens
+    )
+    return terms.sum()

@@ -53,6 +53,11 @@ def say(text: str) -> None:
     out().print(text, markup=False, soft_wrap=True)
 
 
+def say_note(text: str) -> None:
+    """Print a note among the results of `check`, which are read and kept together."""
+    say(f"note: {text}")
+
+
 def note(text: str) -> None:
     """Print a line that deserves attention but stops nothing."""
     err().print(f"note: {text}", markup=False, soft_wrap=True)

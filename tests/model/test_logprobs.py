@@ -91,7 +91,9 @@ def offloaded_gradients(tiny, *, offload, checkpointing):
     model = load_trainable(tiny, Full(), device="cpu", gradient_checkpointing=checkpointing)
     ids, lengths = np.arange(4000) % VOCAB, [60] * 66 + [40]
     positions = logprobs.target_positions(np.ones(4000, dtype=bool), lengths)
-    terms = logprobs.target_terms(model, ids, positions, lengths, logprobs.negative_logprobs, offload=offload)
+    terms = logprobs.target_terms(
+        model, ids, positions, lengths, lambda x, ids, _: logprobs.negative_logprobs(x, ids), offload=offload
+    )
     terms.sum().backward()
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 

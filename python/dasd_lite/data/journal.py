@@ -18,13 +18,13 @@ from pydantic import BaseModel
 
 from dasd_lite.data.files import disk_errors, sync_path
 from dasd_lite.data.manifest import Identity
-from dasd_lite.data.writer import FolderWriter
+from dasd_lite.data.writer import JOURNAL_FILE, FolderWriter
 from dasd_lite.errors import DataError
 
 
 def read_counts(folder: Path) -> dict[str, float]:
     """Read what the journal of an unfinished folder has counted so far; empty if there is no journal."""
-    path = folder / "journal.sqlite"
+    path = folder / JOURNAL_FILE
     if not path.exists():
         return {}
     with contextlib.closing(sqlite3.connect(path)) as db, contextlib.suppress(sqlite3.OperationalError):
@@ -56,7 +56,7 @@ class Journal(FolderWriter):
         super().__init__(folder, identity, config)
         self.total, self._schema, self._table, self._shard_items = total, schema, table, shard_items
         with disk_errors(folder):
-            self._db = sqlite3.connect(folder / "journal.sqlite", isolation_level=None)
+            self._db = sqlite3.connect(folder / JOURNAL_FILE, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
             # A commit survives a kill, a shard survives a power failure too.
             self._db.execute("PRAGMA synchronous = NORMAL")

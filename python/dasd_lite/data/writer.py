@@ -22,6 +22,9 @@ from dasd_lite.data.files import disk_errors, sync_path, write_atomic
 from dasd_lite.data.manifest import Identity, new_state, package_versions, read_state, to_json
 from dasd_lite.errors import CheckpointError, DataError
 
+JOURNAL_FILE = "journal.sqlite"
+"""Where journal.py keeps the items of an unfinished folder."""
+
 
 def is_finished(folder: Path, identity: Identity, *, force: bool = False, keep: bool = False) -> bool:
     """Return whether `folder` already holds the finished result of `identity`.
@@ -58,7 +61,7 @@ def is_finished(folder: Path, identity: Identity, *, force: bool = False, keep: 
 
 def _has_progress(folder: Path) -> bool:
     """Return whether an unfinished folder has a journal or checkpoints to resume from."""
-    return any(path.is_dir() or path.name == "journal.sqlite" for path in folder.iterdir())
+    return any(path.is_dir() or path.name == JOURNAL_FILE for path in folder.iterdir())
 
 
 def _delete(folder: Path) -> None:
@@ -68,7 +71,7 @@ def _delete(folder: Path) -> None:
     state_file = folder / "unfinished.json"
     if (folder / "manifest.json").exists():
         (folder / "manifest.json").rename(state_file)
-    for path in folder.glob("journal.sqlite*"):  # before the shards that it records
+    for path in folder.glob(f"{JOURNAL_FILE}*"):  # before the shards that it records
         path.unlink()
     for path in folder.iterdir():
         if path.is_dir():
@@ -113,7 +116,7 @@ def publish(
     }
     manifest = {**new_state(identity, config), "tables": sized, "counts": counts, "packages": package_versions()}
     write_atomic(folder / "manifest.json", to_json(manifest))
-    for name in ("unfinished.json", "journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"):
+    for name in ("unfinished.json", JOURNAL_FILE, f"{JOURNAL_FILE}-wal", f"{JOURNAL_FILE}-shm"):
         (folder / name).unlink(missing_ok=True)
     return manifest
 

@@ -186,7 +186,7 @@ def target_terms(
     return _run(causal, run)
 
 
-def negative_logprobs(logits_CV: Tensor, target_ids_C: Tensor, at: slice | None = None) -> Tensor:
+def negative_logprobs(logits_CV: Tensor, target_ids_C: Tensor) -> Tensor:
     """Return −log p of the target tokens, which most objectives build on; float32 [C]."""
     return F.cross_entropy(logits_CV.float(), target_ids_C, reduction="none")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dasd_lite.costs.estimate import format_bytes
 from dasd_lite.report.results import StageResult, read_accuracy, read_curve, read_result
 from dasd_lite.report.tables import monitored, with_error
 
@@ -86,11 +87,11 @@ def _train(result: StageResult) -> list[str]:
     parts += [f"loss {curve.first_loss:.3f} → {curve.last_loss:.3f}"] if curve is not None else []
     parts += [f"monitored {monitored(counts['monitored'])}"] if counts.get("monitored") else []
     # On a CPU the peak is that of the whole process, of which training is only a part.
-    predicted = f"{timing.get('memory_predicted_bytes', 0.0) / 1e9:,.1f}"
+    predicted = format_bytes(timing.get("memory_predicted_bytes", 0.0))
     if "memory_peak_bytes" in timing:
-        parts.append(f"peak {timing['memory_peak_bytes'] / 1e9:,.1f} GB ({predicted} predicted)")
+        parts.append(f"peak {format_bytes(timing['memory_peak_bytes'])} ({predicted} predicted)")
     elif "process_peak_bytes" in timing:
-        parts.append(f"process peak {timing['process_peak_bytes'] / 1e9:,.1f} GB ({predicted} predicted for training)")
+        parts.append(f"process peak {format_bytes(timing['process_peak_bytes'])} ({predicted} predicted for training)")
     parts += [f"MFU {timing['mfu']:.0%}"] if "mfu" in timing else []
     if result.manifest["config"]["method"]["kind"] != "full":
         parts.append(f"merged to within {counts['export_gap']:.1e} nat")

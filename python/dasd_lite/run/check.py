@@ -22,7 +22,7 @@ from dasd_lite.config.extensions import is_extension
 from dasd_lite.config.models import CustomTeacher, Endpoint, Student, Teacher, Transformers, Vllm
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.config.train import Lora
-from dasd_lite.console import say
+from dasd_lite.console import say, say_note
 from dasd_lite.costs.estimate import (
     answers_line,
     disk_bytes,
@@ -53,7 +53,7 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
         ConfigError: All faults of the first level that has any, a line for each.
     """
     for line in unread_settings(recipe):
-        say(f"note: {line}")
+        say_note(line)
     extensions = recipe.extensions
     for key, name in extensions:
         say(f"code: {key} = {name!r} will be imported and run")
@@ -89,8 +89,9 @@ def unread_settings(recipe: RecipeConfig) -> Iterator[str]:
             yield (
                 f"phase {phase.name!r}: select.keep = {phase.select.keep} has no effect: select.rule = 'all' keeps all"
             )
-        weighs = phase.select.weighting is not None and phase.select.weighting.lam != 0
-        if weighs and all(p.train.objective == "sft" for p in recipe.phase if p is phase or p.pack.replay):
+        if phase.select.uses_weights and all(
+            p.train.objective == "sft" for p in recipe.phase if p is phase or p.pack.replay
+        ):
             yield (
                 f"phase {phase.name!r}: select.weighting has no effect: train.objective = 'sft' weighs all tokens alike"
             )
@@ -162,7 +163,7 @@ def _columns(recipe: RecipeConfig) -> Iterator[str]:
         if path is None:
             yield f"{key} needs the column {columns[0]!r}; set pack.columns to {wanted}"
         elif not path.exists():  # it may be made from the rollouts, between sample and pack
-            say(f"note: pack.columns = {path}: no such file yet; before pack runs it must be {wanted}")
+            say_note(f"pack.columns = {path}: no such file yet; before pack runs it must be {wanted}")
         else:
             yield from (f"{key}: {problem}" for problem in _missing_columns(path, ("uid", *columns)))
 
@@ -217,12 +218,12 @@ def _student(student: Student, phases: Sequence[Phase], prompts: Prompts | None)
         chat = Chat(model_folder(student.model))
         stops = configured_stop_ids(chat.folder)
         if stops and chat.eos_id not in stops:
-            say(
-                f"note: the student's template ends an answer with token {chat.eos_id}, but engines stop at"
+            say_note(
+                f"the student's template ends an answer with token {chat.eos_id}, but engines stop at"
                 f" {', '.join(map(str, sorted(stops)))}; trained models get both in their generation_config.json"
             )
         if max(phase.pack.seq_len for phase in phases) > chat.context:
-            say(f"note: answers longer than the student's context of {chat.context} tokens will be rejected")
+            say_note(f"answers longer than the student's context of {chat.context} tokens will be rejected")
         if too_long := _too_long(prompts, chat):
             yield f"student: {too_long}"
     except DasdError as error:
@@ -249,7 +250,7 @@ def _teacher(teacher: Teacher, phases: Sequence[Phase], prompts: Prompts | None)
 
 def _servers(teacher: Endpoint, phases: Sequence[Phase], prompts: Prompts | None) -> Iterator[str]:
     if not os.environ.get(teacher.api_key_env):
-        say(f"note: the environment variable {teacher.api_key_env} is not set; requests are sent without a key")
+        say_note(f"the environment variable {teacher.api_key_env} is not set; requests are sent without a key")
     if teacher.tokenizer and (too_long := _too_long(prompts, Chat(model_folder(teacher.tokenizer)))):
         yield f"teacher: {too_long}"
     yield from probe_teacher(teacher, phases, prompts)

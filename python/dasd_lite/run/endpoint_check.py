@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dasd_lite.config.chain import ASKING
 from dasd_lite.config.models import Endpoint
 from dasd_lite.config.stages import Phase
-from dasd_lite.console import err, out, say
+from dasd_lite.console import err, out, say_note
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import Message
 
@@ -81,7 +81,7 @@ def _print(results: Sequence[ProbeResult]) -> None:
     for server in results:
         for item in server.items:
             if item.remedy and not item.fatal:  # the error lists the fatal ones
-                say(f"note: {server.base_url}: {item.name}: {item.value}: {item.remedy}")
+                say_note(f"{server.base_url}: {item.name}: {item.value}: {item.remedy}")
 
 
 def _cell(text: str, fatal: bool) -> str:

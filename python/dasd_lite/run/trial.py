@@ -18,6 +18,7 @@ from dasd_lite.console import say
 from dasd_lite.data.files import write_atomic
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.data.seeds import digest
+from dasd_lite.data.writer import JOURNAL_FILE
 from dasd_lite.errors import EndpointError
 from dasd_lite.run.endpoint_check import probe_teacher, requirements_of
 from dasd_lite.run.pipeline import Step, plan, run_steps
@@ -54,7 +55,7 @@ def before_paying(
     ]
     if all(StageFolder.at(folder).is_finished for folder in asking):
         return
-    has_begun = any(StageFolder.at(folder).is_finished or (folder / "journal.sqlite").exists() for folder in asking)
+    has_begun = any(StageFolder.at(folder).is_finished or (folder / JOURNAL_FILE).exists() for folder in asking)
     probed = _probed(recipe.phase, teacher)
     if has_begun and run.probed.exists() and run.probed.read_text(encoding="utf-8") == probed:
         return

@@ -66,9 +66,9 @@ def export(
         trust_remote_code: Run code that comes with the model.
 
     Returns:
-        The gap of merging and rounding: the largest difference of a log-probability on `comparison_row`, in nats, between
-        the model as it was trained and the saved one, loaded on the CPU in the number format of `source`. Rounding to
-        16 bits alone makes up to about 0.05. 0 in all processes but the first.
+        The gap of merging and rounding: the largest difference of a log-probability on `comparison_row`, in nats,
+        between the model as it was trained and the saved one, loaded on the CPU in the number format of `source`.
+        Rounding to 16 bits alone makes up to about 0.05. 0 in all processes but the first.
     """
     first = ranks is None or ranks.is_first
     model.eval()

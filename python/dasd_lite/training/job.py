@@ -20,6 +20,7 @@ from dasd_lite.config.models import result_options
 from dasd_lite.config.train import Full, TrainConfig
 from dasd_lite.console import note
 from dasd_lite.costs import flops, memory
+from dasd_lite.costs.estimate import format_bytes
 from dasd_lite.costs.fit import smallest_change
 from dasd_lite.costs.hardware import Hardware, has_liger, peak_flops
 from dasd_lite.costs.shape import ModelShape, read_shape
@@ -290,7 +291,7 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
     `job` is None when even the model did not fit.
     """
     name, total = _gpu()
-    message = f"out of GPU memory: {name} has {total / 1e9:.1f} GB"
+    message = f"out of GPU memory: {name} has {format_bytes(total)}"
     if job is None or job.cost is None:
         return TrainError(f"{message}; try train.method qlora, train.offload_activations = true or shorter rows")
     longest = int(job.rows.num_tokens.max())
@@ -302,7 +303,7 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
         num_processes=job.ranks.size,
         hardware=job.cost.hardware,
     )
-    message += f"; the prediction was {job.cost.memory_bytes / 1e9:.1f} GB"
+    message += f"; the prediction was {format_bytes(job.cost.memory_bytes)}"
     if change is None:
         return TrainError(f"{message}; no option makes the training of this model smaller")
     resumes = result_options(change.config) == result_options(config) and change.seq_len == longest

@@ -18,6 +18,7 @@ from types import ModuleType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
 from dasd_lite.console import Progress, label, progress
+from dasd_lite.costs.estimate import format_bytes
 from dasd_lite.data.files import disk_errors, sync_open_file
 from dasd_lite.data.metrics import read_metrics, truncate_metrics
 from dasd_lite.errors import ConfigError
@@ -91,7 +92,7 @@ class Log:
             self._file.flush()
         self._tracker.log(step + 1, {k: float(v) for k, v in line.items() if v is not None and k != "step"})
         mfu = f", MFU {line['mfu']:.0%}" if line["mfu"] is not None else ""
-        self._bar.advance(tokens, f"loss {figures['loss']:.3f}, {memory_bytes / 1e9:.1f} GB{mfu}")
+        self._bar.advance(tokens, f"loss {figures['loss']:.3f}, {format_bytes(memory_bytes)}{mfu}")
 
     def sync(self) -> None:
         """Make the lines so far survive a power cut."""

@@ -24,7 +24,7 @@ from dasd_lite.chat.spelling import TokenIds
 from dasd_lite.config.models import Vllm
 from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import ConfigError, DataError, MissingExtraError
-from dasd_lite.inference import Completion, Request, SamplingParams
+from dasd_lite.inference import Completion, Request, SamplingParams, TokenScores
 from dasd_lite.inference.vllm.engine import EngineJob, EngineReply
 from dasd_lite.inference.vllm.pool import Pool
 
@@ -99,9 +99,7 @@ class VllmSampler:
             _check_accepted(reply, f"request {request.position}")
             yield self._completion(request, reply, prompt_tokens.pop(reply.key))
 
-    def score(
-        self, sequences: Iterable[tuple[int, TokenIds]]
-    ) -> Iterator[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.int64] | None]]:
+    def score(self, sequences: Iterable[tuple[int, TokenIds]]) -> Iterator[TokenScores]:
         """Score given sequences; they come as they finish, in any order.
 
         Open the sampler with `scoring` for this: otherwise the logits of a step may not fit into memory.
