@@ -21,7 +21,7 @@ from pydantic import (
 from dasd_lite.config.models import EXECUTION, BuiltIn, Dtype, Fraction, Switch, Table, kind_of
 
 OBJECTIVES = ("sft", "weighted")
-"""The built-in objectives: the modules of training/objectives."""
+"""The built-in objectives: the files of training/objectives that hold one."""
 
 
 class Full(Table):

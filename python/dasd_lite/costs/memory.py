@@ -19,9 +19,9 @@ from dasd_lite.costs.hardware import Hardware
 from dasd_lite.costs.shape import ModelShape
 from dasd_lite.model import LOGIT_BYTES
 
-AUTO_CHECKPOINTING = 4096
-"""Tokens of a forward pass above which gradient_checkpointing = "auto" means on …"""
-_AUTO_KEPT = 4e9  # … or bytes that would be kept without it; every GPU has this much to spare
+# gradient_checkpointing = "auto" means on if a forward pass has more tokens than this, or if more bytes than this would
+# be kept without it; every GPU has that much to spare.
+AUTO_CHECKPOINTING, _AUTO_KEPT = 4096, 4e9
 _MOMENTS = {"adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03}  # bytes per trained weight; 256 share a scale
 _NF4 = 0.516  # bytes per weight: half a byte, an 8-bit scale for each 64, a float32 for each 256 of these
 _CONTEXT = 600e6  # CUDA's context and the workspaces of its libraries
