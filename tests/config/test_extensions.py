@@ -159,6 +159,7 @@ def test_code_without_source_is_one_line(thing):
         ("own_module.gone:rule", "x = 1", "'own_module' is not a package); the module must be installed, or be"),
         ("own_module:rule", "import gone_module", "its module 'own_module' failed: ModuleNotFoundError: No module"),
         ("own_module:rule", "1 / 0", "its module 'own_module' failed: ZeroDivisionError: division by zero"),
+        ("own_module:rule", "import sys\nsys.exit(0)", "its module 'own_module' failed: SystemExit: 0"),
         ("own_module:rule", "def rule(:", "its module 'own_module' failed: SyntaxError: invalid syntax"),
         ("own_module:rule", "raise ValueError('a\\nb')", "its module 'own_module' failed: ValueError: a b"),
         ("own_module:rule", "from own_module.x import y", "its module 'own_module' failed: ModuleNotFoundError"),

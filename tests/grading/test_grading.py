@@ -210,3 +210,14 @@ def test_a_grader_that_returns_anything_but_a_grade_is_named(returned):
     assert repr(returned)[:20] in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_an_exception_in_a_grader_is_one_line_with_its_place():
+    def mine(completion, answer):
+        return int(completion) == int(answer)
+
+    with pytest.raises(
+        DataError, match=r"mine failed: ValueError: invalid literal .* \(\S+test_grading\.py:\d+\)$"
+    ) as error:
+        open_grader(mine)("five", "5")
+    assert "\n" not in str(error.value)

@@ -229,10 +229,21 @@ def test_what_cannot_be_a_sampler(module: ModuleType, kind: str, options: dict[s
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("thing", ["teacher", 3, [], object()])
-def test_an_object_that_is_no_sampler(thing: Any) -> None:
-    with pytest.raises(ConfigError, match="has no method `complete`"):
-        open_sampler(thing)
+@pytest.mark.parametrize(
+    ("thing", "words"),
+    [
+        (3, "has no method `complete`"),
+        ([], "has no method `complete`"),
+        ("teacher", "teacher = 'teacher': a teacher is a table (Endpoint, Vllm, Transformers, CustomTeacher) or a"),
+        (Path, "teacher: pathlib:Path is a class; a sampler is an instance of it"),
+    ],
+)
+def test_an_object_that_is_no_sampler(thing: Any, words: str) -> None:
+    for use in (open_sampler, model_identity):
+        if use is open_sampler or not isinstance(thing, int | list):
+            with pytest.raises(ConfigError) as caught:
+                use(thing)
+            assert words in str(caught.value)
 
 
 # --- what it returns --------------------------------------------------------------------------------------
@@ -263,6 +274,19 @@ def floats(*values: float) -> Any:
 
 
 GOOD = {"text": "ok", "token_ids": ints(1, 2), "logprobs": floats(-1, 0), "token_bytes": ints(2, 0)}
+
+
+def test_an_exception_in_a_sampler_is_one_line_with_its_place() -> None:
+    class Offline(Returns):
+        def complete(self, requests: Any, params: Any) -> Iterator[Any]:
+            yield Completion(0, **GOOD)
+            raise ConnectionError("no route\nto host")
+
+    completions = iter(open_sampler(Offline()).complete([], SamplingParams()))
+    next(completions)
+    message = r"^sampler \S+Offline failed: ConnectionError: no route to host \(\S+custom\.py:\d+\)$"
+    with pytest.raises(DataError, match=message):
+        next(completions)
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,13 @@ def test_code_that_is_not_what_its_key_asks_for_is_one_line(folder, cli, overrid
     assert not (path / "run").exists(), "nothing half-written"
 
 
+def test_code_is_imported_before_the_first_step(folder, cli):
+    path, _ = folder
+    ended = cli("run", "run.toml", "select.rule='gone.module:rule'", cwd=path)
+    assert (ended.rc, ended.stderr.count("cannot be imported")) == (2, 1)
+    assert not (path / "run").exists(), "nothing sampled"
+
+
 def test_columns_that_an_objective_needs_are_checked(folder, cli):
     path, code = folder
 

@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers")
 from tests.rows import VOCAB, make_model, make_rows, open_rows, write_kept, write_rows
 
 from dasd_lite.config.train import Full, TrainConfig
-from dasd_lite.errors import CheckpointError, ConfigError, TrainError
+from dasd_lite.errors import CheckpointError, ConfigError, DasdError, TrainError
 from dasd_lite.model.logprobs import negative_logprobs, target_terms
 from dasd_lite.model.row import Row
 from dasd_lite.stages.pack import pack
@@ -493,6 +493,11 @@ def sums(per_token_N, targets):
             {"loss": lambda x, t: (0.5, {"loss": 0.0})},
             r"its loss is a float; it must be a tensor of shape \[\] with a grad",
         ),
+        (
+            {"loss": lambda x, t: (x.sum() / t.num_step, {"loss": 0.0, "step": 1.0})},
+            "its metric 'step' has the name of a figure of every step",
+        ),
+        ({"loss": lambda x, t: t.documents["reward"]}, r"failed: KeyError: 'reward' \(\S+test_objectives\.py:\d+\)"),
         ({"loss": lambda x, t: (x.sum(), {})}, r"its metrics are \[\]; they must be a mapping that has 'loss'"),
         ({"loss": lambda x, t: (x.sum(), {"kl": 0.0})}, r"its metrics are \['kl'\]; they must be a mapping that has"),
         ({"loss": lambda x, t: (x.sum(), [0.0])}, r"its metrics are a list; they must be a mapping that has"),
@@ -511,6 +516,6 @@ def test_what_an_objective_returns_is_checked(tiny, tmp_path, functions, message
     if message is None:
         assert train(rows, tiny, out=tmp_path / "out", objective=objective, **options).counts["steps"] == 1
         return
-    with pytest.raises(TrainError, match=f"objective types:SimpleNamespace: {message}") as error:
+    with pytest.raises(DasdError, match=f"objective types:SimpleNamespace:? {message}") as error:
         train(rows, tiny, out=tmp_path / "out", objective=objective, **options)
     assert "\n" not in str(error.value)

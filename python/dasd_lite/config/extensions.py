@@ -7,6 +7,7 @@ part of the fingerprint of what it makes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -15,12 +16,13 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any
 
-from dasd_lite.errors import ConfigError
+from dasd_lite.errors import ConfigError, DasdError, DataError
 
 _FORM = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _import_folders: list[str] = []
@@ -60,7 +62,7 @@ def load_extension(name: str, *, kind: str, key: str) -> Any:
     importlib.invalidate_caches()  # the file may be newer than the first look into its folder
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's code may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # the user's code may raise anything while it is imported
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, ModuleNotFoundError) and _is_or_contains(error.name, module_name):
             problem = f"cannot be imported ({reason}); the module must be installed, or be in the recipe's"
@@ -108,6 +110,32 @@ def check_callable(thing: Any, parameters: Sequence[str], *, kind: str, key: str
         return
     except TypeError:
         raise ConfigError(f"{key}: {name}{signature} cannot be a {kind}; it is called with {wanted}") from None
+
+
+@contextlib.contextmanager
+def running(thing: Any, what: str) -> Iterator[None]:
+    """Report an exception of the user's code as one line that names the place in that code.
+
+    Our own errors and torch's (out of memory, the signal that ends a recomputation) are left as they are.
+
+    Args:
+        thing: The extension.
+        what: Its kind and name, for the error.
+
+    Raises:
+        DataError: The code inside the `with` raised an exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DasdError) or type(error).__module__.partition(".")[0] == "torch":
+            raise
+        frames = list(traceback.extract_tb(error.__traceback__))
+        with contextlib.suppress(TypeError):
+            path = inspect.getsourcefile(inspect.unwrap(_definition(thing)))
+            frames = [frame for frame in frames if frame.filename == path] or frames
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"{what} failed: {reason} ({frames[-1].filename}:{frames[-1].lineno})") from error
 
 
 def name_of(thing: Any) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of
+from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of, running
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.grading import math
 from dasd_lite.grading.grade import Grade, Grader, Verdict
@@ -46,7 +46,8 @@ class CheckedGrader:
 
     def __call__(self, completion: str, answer: str) -> Grade:
         """Grade a completion. Raises DataError if the grader returns anything but a valid Grade."""
-        result = self.function(completion, answer)
+        with running(self.function, f"grader {self.name}"):
+            result = self.function(completion, answer)
         if not isinstance(result, Grade) or not result.is_valid():
             returned = " ".join(repr(result).split())[:80]
             raise DataError(

@@ -8,13 +8,15 @@ below checks scores.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from dasd_lite.config.extensions import check_callable, code_hash, load_extension, name_of
+from dasd_lite.config.extensions import check_callable, code_hash, load_extension, name_of, running
 from dasd_lite.data.seeds import digest
 from dasd_lite.errors import ConfigError, DasdError, DataError
 from dasd_lite.method.divergence import TOLERANCE
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from dasd_lite.inference import Completion, Request, Sampler, SamplingParams, Scorer, TokenScores
 
 _KEY = "teacher.kind"
+T = TypeVar("T")
 _SAMPLER = {"complete": ("requests", "params"), "status": (), "close": ()}
 _SCORER = {"score": ("sequences",), "status": (), "close": ()}
 
@@ -39,8 +42,9 @@ class CustomSampler:
 
     def complete(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
         """Sample every request once."""
-        completions: Iterator[Completion] = self.inner.complete(requests, params)
-        return completions
+        with self._running():
+            completions: Iterator[Completion] = self.inner.complete(requests, params)
+        return self._each(completions) if isinstance(completions, Iterable) else completions
 
     def score(self, sequences: Iterable[tuple[int, TokenIds]]) -> Iterator[TokenScores]:
         """Score each sequence once; raises DataError for scores that do not fit the sequences."""
@@ -51,10 +55,11 @@ class CustomSampler:
                 lengths[position] = len(ids)
                 yield position, ids
 
-        scores = self.inner.score(noted())
+        with self._running():
+            scores = self.inner.score(noted())
         if not isinstance(scores, Iterable):
             raise DataError(f"{self.name}.score returned {describe(scores)}, not an iterator of scores")
-        for item in scores:
+        for item in self._each(scores):
             if not isinstance(item, tuple) or len(item) != 3 or item[0] not in lengths:
                 raise DataError(f"{self.name}.score returned {describe(item)}, not (open position, logprobs, ranks)")
             position, logprobs, ranks = item
@@ -63,6 +68,13 @@ class CustomSampler:
             yield position, logprobs, ranks
         if lengths:
             raise DataError(f"{self.name}.score returned no scores for sequence {min(lengths)}")
+
+    def _each(self, items: Iterable[T]) -> Iterator[T]:
+        with self._running():
+            yield from items
+
+    def _running(self) -> AbstractContextManager[None]:
+        return running(type(self.inner), f"sampler {self.name}")
 
     def status(self) -> str:
         """Return a few words for the progress line."""
@@ -85,7 +97,19 @@ def custom_source(model: CustomTeacher | Sampler) -> str:
 
     if isinstance(model, Table):
         return digest(code_hash(load_custom(model)), model.options)
+    _check_instance(model)
     return code_hash(model)
+
+
+def _check_instance(model: object) -> None:
+    """Raise ConfigError for what cannot be a sampler, whatever methods it has."""
+    if inspect.isclass(model):
+        raise ConfigError(f"teacher: {name_of(model)} is a class; a sampler is an instance of it")
+    if isinstance(model, str | os.PathLike):
+        raise ConfigError(
+            f"teacher = {str(model)!r}: a teacher is a table (Endpoint, Vllm, Transformers, CustomTeacher) or a sampler"
+            " of your own"
+        )
 
 
 def load_custom(model: CustomTeacher, *, scoring: bool = False) -> type[Any]:
@@ -119,6 +143,7 @@ def open_custom(model: CustomTeacher | Sampler, *, scoring: bool = False) -> Cus
     from dasd_lite.config.models import Table
 
     if not isinstance(model, Table):
+        _check_instance(model)
         _check_methods(model, "teacher", scoring=scoring)
         return CustomSampler(model, owned=False)
     try:

@@ -54,12 +54,11 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
     """
     for line in unread_settings(recipe):
         say_note(line)
-    extensions = recipe.extensions
-    for key, name in extensions:
+    for key, name in recipe.extensions:
         say(f"code: {key} = {name!r} will be imported and run")
     if until == "config":
         return
-    questions, faults = Questions(), list(_extensions(recipe, extensions))
+    questions, faults = Questions(), list(extension_faults(recipe))
     faults += [] if faults else _columns(recipe)
     prompts: Prompts | None = None
     faults += _prompt_files(recipe, questions)
@@ -105,7 +104,7 @@ def _unread_tables(phase: Phase, phases: Sequence[Phase]) -> Iterator[str]:
     """Name the tables of stages that the phase does not run, if no other phase does either."""
     defaults = Phase(name=phase.name)
     for stage in (*SOURCES, "score"):
-        is_read = any(stage in other.stages for other in phases)
+        is_read = any(stage in other.stages or (stage == "score" and other.score.when == "never") for other in phases)
         if not is_read and getattr(phase, stage) != getattr(defaults, stage):
             yield f"phase {phase.name!r} has source = {phase.source!r}: its [{stage}] settings have no effect"
 
@@ -123,11 +122,11 @@ def _unread_starts(phases: Sequence[Phase]) -> Iterator[str]:
 # --- extensions, prompts, models ----------------------------------------------------------------------
 
 
-def _extensions(recipe: RecipeConfig, named: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Import the recipe's own code, and check that it is what it should be."""
+def extension_faults(recipe: RecipeConfig) -> Iterator[str]:
+    """Import the code that the recipe names, and yield what is wrong with it."""
     from dasd_lite.training.objectives import open_objective
 
-    for key, name in named:
+    for key, name in recipe.extensions:
         try:
             match key:
                 case "teacher.kind" if isinstance(recipe.teacher, CustomTeacher):

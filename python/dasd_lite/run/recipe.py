@@ -9,6 +9,8 @@ from typing import Any
 from dasd_lite.config.load import load_recipe
 from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.data.run_folder import RunFolder
+from dasd_lite.errors import ConfigError
+from dasd_lite.run.check import extension_faults
 from dasd_lite.run.pipeline import Outcome, Step, run_steps
 from dasd_lite.run.questions import Questions
 from dasd_lite.run.trial import before_paying
@@ -45,6 +47,8 @@ def run_resolved(
 ) -> Outcome:
     """Run what is missing of a resolved recipe, or of one stage or phase."""
     questions = Questions()
+    if only_stage is None and (faults := list(extension_faults(recipe))):
+        raise ConfigError("\n".join(faults))
     before_paying(recipe, questions, only_stage=only_stage, only_phase=only_phase)
     return run_steps(
         recipe, only_stage=only_stage, only_phase=only_phase, force=force, questions=questions, announce=announce

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.chat.spelling import TokenIds
-from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of
+from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of, running
 from dasd_lite.config.models import Student, result_options, student_table
 from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import SelectConfig
@@ -33,7 +33,7 @@ from dasd_lite.data.handles import Kept, Rollouts, Scores
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.manifest import fingerprint, identify, read_manifest
 from dasd_lite.data.records import KEPT, REJECTED, TOKENS
-from dasd_lite.data.seeds import derive_seed
+from dasd_lite.data.seeds import check_seed, derive_seed
 from dasd_lite.data.writer import ShardWriter, is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.method import divergence, filters, selection, weights
@@ -113,6 +113,7 @@ def select(
     Source: arXiv 2601.09088, sections 4 and 6.3.
     """
     options |= {"rule": rule} if isinstance(rule, str) else {}
+    check_seed(seed)
     config = with_options(SelectConfig, config, options, "select")
     chosen = open_rule(config.rule if rule is None or isinstance(rule, str) else rule)
     if rule is not None and not isinstance(rule, str):
@@ -307,7 +308,8 @@ def _rank(
             mean_logprob=np.array(known)[passed] if known else None,
         )
         score = np.full(len(candidates.reason), np.nan, dtype=np.float32)
-        score[passed] = selection.score_candidates(rule, ranked, config.rule)
+        with running(rule, f"selection rule {config.rule}"):
+            score[passed] = selection.score_candidates(rule, ranked, config.rule)
         keep = selection.rank_within_prompts(score[passed], prompts, config.keep)
         for i in passed[~keep]:
             candidates.reason[i], candidates.value[i] = "rank", float(score[i])

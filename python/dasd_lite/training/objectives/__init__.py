@@ -21,10 +21,11 @@ from __future__ import annotations
 import inspect
 import numbers
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of
+from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of, running
 from dasd_lite.errors import ConfigError, TrainError
 from dasd_lite.training.objectives import sft, weighted
 from dasd_lite.training.objectives.objective import Objective, Targets
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
 
 OBJECTIVES: dict[str, Objective] = {"sft": sft, "weighted": weighted}
 """The built-in objectives."""
+
+RESERVED_METRICS = {
+    *("step", "learning_rate", "grad_norm", "target_tokens", "tokens", "seconds", "tokens_per_second", "mfu"),
+    *("memory_bytes", "seconds_left"),
+}
+"""What metrics.jsonl says of each step beside the objective's metrics."""
 
 _KEY = "train.objective"
 
@@ -68,7 +75,8 @@ class CheckedObjective:
 
     def per_token(self, logits_CV: Tensor, target_ids_C: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:
         """See Objective; raises TrainError when the result does not have one entry per target token."""
-        result = self._objective.per_token(logits_CV, target_ids_C, tokens)
+        with self._running():
+            result = self._objective.per_token(logits_CV, target_ids_C, tokens)
         num = len(target_ids_C)
         if not _is_tensor(result) or result.ndim == 0 or len(result) != num:
             raise TrainError(
@@ -79,7 +87,8 @@ class CheckedObjective:
 
     def loss(self, per_token_N: Tensor, targets: Targets) -> tuple[Tensor, Metrics]:
         """See Objective; raises TrainError when the loss is no scalar with a gradient, or no metric is "loss"."""
-        result = self._objective.loss(per_token_N, targets)
+        with self._running():
+            result = self._objective.loss(per_token_N, targets)
         if not isinstance(result, tuple) or len(result) != 2:
             raise TrainError(f"objective {self.name}: loss returned {_describe(result)}; it must be (loss, metrics)")
         loss, metrics = result
@@ -95,7 +104,12 @@ class CheckedObjective:
                 raise TrainError(
                     f"objective {self.name}: its metric {name!r} is {_describe(value)}; it must be one number, a sum"
                 )
+        if taken := RESERVED_METRICS & metrics.keys():
+            raise TrainError(f"objective {self.name}: its metric {min(taken)!r} has the name of a figure of every step")
         return loss, dict(metrics)
+
+    def _running(self) -> AbstractContextManager[None]:
+        return running(self._objective, f"objective {self.name}")
 
 
 def open_objective(objective: str | Any) -> CheckedObjective:
