@@ -118,6 +118,24 @@ def test_wrong_options_are_one_line_each(chain, demo, tmp_path):
     assert not list(tmp_path.iterdir()), "nothing half-written"
 
 
+def test_arguments_in_the_wrong_place_are_one_line(chain, demo, tmp_path):
+    teacher = dl.Transformers(model="demo:teacher")
+    calls = {
+        "Rollouts or a folder is needed here, not a Transformers": lambda: dl.score(
+            teacher, chain["rollouts"], out="x"
+        ),
+        "model is a Kept; it must be a Model, a Transformers or Vllm": lambda: dl.train(
+            chain["rows"], chain["kept"], out="x"
+        ),
+        "seed = -1: it must be an integer of at least 0": lambda: dl.pack(chain["kept"], seed=-1, out=tmp_path / "x"),
+        "rollouts are longer than a row, the first is": lambda: dl.pack(chain["kept"], seq_len=9, out=tmp_path / "x"),
+    }
+    for message, call in calls.items():
+        with pytest.raises(dl.DasdError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
 def test_prompts_from_a_list(demo, tmp_path):
     prompts = list(dl.read_prompts(demo / "train.jsonl", limit=2))
     teacher = dl.Transformers(model=str(demo / "teacher"))

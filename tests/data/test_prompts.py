@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dasd_lite.data.prompts import read_prompts, read_rows
-from dasd_lite.errors import DataError
+from dasd_lite.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -129,6 +129,12 @@ def test_parquet_text_that_is_not_utf8_names_its_row(tmp_path):
     pq.write_table(pa.table({"prompt": text}), tmp_path / "q.parquet")
     message = refusal(tmp_path / "q.parquet")
     assert message.startswith(" row 1: not UTF-8")
+
+
+@pytest.mark.parametrize("limit", [0, -1, "3"])
+def test_a_limit_is_at_least_1(write, limit):
+    with pytest.raises(ConfigError, match=f"limit = {limit!r}: it must be an integer of at least 1"):
+        read_prompts(write("q.jsonl", '{"prompt": "a"}'), limit=limit)
 
 
 def test_reading_stops_at_the_limit(write):

@@ -18,11 +18,10 @@ from dasd_lite import _rust
 from dasd_lite.config.chain import STAGES
 from dasd_lite.config.explain import Location, Places, explain, shorten
 from dasd_lite.config.extensions import add_import_folder
-from dasd_lite.config.models import CustomTeacher
+from dasd_lite.config.models import DEMO, CustomTeacher
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.errors import ConfigError
 
-_DEMO = Path(__file__).parents[1] / "demo"
 _MAX_BYTES = 1 << 20
 
 
@@ -195,7 +194,7 @@ def _use_paths(recipe: RecipeConfig, folder: Path) -> RecipeConfig:
 
     def usable(path: Path) -> Path:
         if str(path).startswith("demo:"):
-            return _DEMO / str(path).removeprefix("demo:")
+            return DEMO / str(path).removeprefix("demo:")
         return folder / path if not path.is_absolute() and (folder / path).exists() else path
 
     def model(table: Any) -> Any:

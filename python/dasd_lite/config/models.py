@@ -35,6 +35,8 @@ class _Execution:
 
 
 EXECUTION = _Execution()
+DEMO = Path(__file__).parents[1] / "demo"
+"""The demo's files; `demo:NAME` is one of them."""
 Probability = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]

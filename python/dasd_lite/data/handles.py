@@ -21,7 +21,7 @@ from dasd_lite.config.models import Student, Transformers, Vllm
 from dasd_lite.data.dataset import batches, read_table
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.manifest import read_manifest, read_timing
-from dasd_lite.errors import DataError
+from dasd_lite.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,7 +52,11 @@ class _Handle:
     @classmethod
     def of(cls, source: Self | PathName) -> Self:
         """Return a handle as it is, and open a path."""
-        return source if isinstance(source, cls) else cls(Path(_path_of(source)))
+        if isinstance(source, cls):
+            return source
+        if not isinstance(source, _Handle | str | PathLike):
+            raise DataError(f"{cls.__name__} or a folder is needed here, not a {type(source).__name__}")
+        return cls(Path(_path_of(source)))
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -156,6 +160,11 @@ def model_path(model: Model | Student | str | PathLike[str]) -> Path:
     """Return the folder of weights: of a trained model, a table, a folder, or the name of a model on the hub."""
     if isinstance(model, Model):
         return model.path
+    if not isinstance(model, Transformers | Vllm | str | PathLike):
+        raise ConfigError(
+            f"model is a {type(model).__name__}; it must be a Model, a Transformers or Vllm table, a folder, or the"
+            " name of a model on the hub"
+        )
     return model_folder(model.model if isinstance(model, Transformers | Vllm) else str(model), weights=True)
 
 

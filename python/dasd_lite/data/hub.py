@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dasd_lite.config.models import DEMO
 from dasd_lite.errors import ConfigError
 
 _TOKENIZER_FILES = (
@@ -25,13 +26,13 @@ def model_folder(name: str, *, weights: bool = False) -> Path:
     """Return the local folder of a model, downloading it from the hub if needed.
 
     Args:
-        name: A folder, or a model on the hub, such as Qwen/Qwen3-4B.
+        name: A folder, a model on the hub, such as Qwen/Qwen3-4B, or one of the demo's: demo:teacher, demo:student.
         weights: Download the weights as well, not only the configuration and the tokenizer.
 
     Raises:
         ConfigError: There is no such model, or the hub cannot be reached.
     """
-    path = Path(name).expanduser()
+    path = DEMO / name.removeprefix("demo:") if name.startswith("demo:") else Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
             raise ConfigError(f"model = {name!r}: not a model folder: it has no config.json")

@@ -99,6 +99,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         what = "is unfinished; run its stage again" if folder.is_dir() else "does not exist; run its stage first"
         raise DataError(f"{folder}: the folder {what}")
     manifest = read_state(path)
+    if not isinstance(manifest.get("counts"), dict):
+        raise DataError(f"{path}: damaged (no counts); remove {folder} and run its stage again")
     if manifest.get("schema_version") != SCHEMA_VERSION:
         version = manifest.get("schema_version")
         raise DataError(f"{path}: schema_version is {version}; this version of dasd-lite reads {SCHEMA_VERSION}")

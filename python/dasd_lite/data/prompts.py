@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from dasd_lite.data.manifest import fingerprint
 from dasd_lite.data.records import Message, Prompt
 from dasd_lite.data.seeds import digest
-from dasd_lite.errors import DataError
+from dasd_lite.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,11 @@ def read_prompts(path: str | PathLike[str], *, limit: int | None = None, system:
         system: System message for prompts that have none.
 
     Raises:
+        ConfigError: `limit` is not at least 1.
         DataError: A bad row, an empty prompt, or a uid that occurs twice; names file and line.
     """
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ConfigError(f"limit = {limit!r}: it must be an integer of at least 1")
     path = Path(path)
     prompts: list[Prompt] = []
     seen: dict[str, str] = {}

@@ -5,11 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 
+from dasd_lite.errors import ConfigError
+
 
 def digest(*parts: object) -> str:
     """Return a 128-bit hash, in hex, of `parts`, which must be JSON values."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def check_seed(seed: int) -> None:
+    """Raise ConfigError unless `seed` is an integer of at least 0."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ConfigError(f"seed = {seed!r}: it must be an integer of at least 0")
 
 
 def derive_seed(seed: int, *parts: object) -> int:

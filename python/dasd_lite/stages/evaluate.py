@@ -23,7 +23,7 @@ from dasd_lite.data.journal import Journal
 from dasd_lite.data.manifest import identify
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import GRADED, Prompt
-from dasd_lite.data.seeds import derive_seed, digest
+from dasd_lite.data.seeds import check_seed, derive_seed, digest
 from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.grading import open_grader
@@ -74,6 +74,7 @@ def evaluate(
 
     Source: arXiv 2601.09088, section 7.
     """
+    check_seed(seed)
     config, out = with_options(EvaluateConfig, config, options, "evaluate"), Path(out)
     prompts = config.prompts if prompts is None else prompts
     if prompts is None:

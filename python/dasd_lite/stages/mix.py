@@ -39,7 +39,7 @@ from dasd_lite.data.hub import model_folder
 from dasd_lite.data.journal import Journal
 from dasd_lite.data.manifest import Identity, identify
 from dasd_lite.data.records import ROLLOUT
-from dasd_lite.data.seeds import derive_seed, digest
+from dasd_lite.data.seeds import check_seed, derive_seed, digest
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import DataError
@@ -95,6 +95,7 @@ def mix(
 
     Source: arXiv 2601.09088, section 5.
     """
+    check_seed(seed)
     config = with_options(MixConfig, config, options, "mix")
     selected, out, model = Kept.of(kept).folder, Path(out), model_path(model)
     student = student or Transformers(model=str(model))

@@ -28,7 +28,7 @@ from dasd_lite.data.files import disk_errors
 from dasd_lite.data.handles import Kept, Rollouts, Rows
 from dasd_lite.data.manifest import fingerprint, identify, read_manifest
 from dasd_lite.data.records import DOCUMENT, ROW, TOKEN
-from dasd_lite.data.seeds import derive_seed
+from dasd_lite.data.seeds import check_seed, derive_seed
 from dasd_lite.data.writer import ShardWriter, is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.method.packing import Plan, gather_rows, pack_rows
@@ -97,6 +97,7 @@ def pack(
         DataError: A rollout with nothing to train on, or without a column that the objective needs.
         CheckpointError: `out` was made with other options.
     """
+    check_seed(seed)
     config, out = with_options(PackConfig, config, options, "pack"), Path(out)
     selected, wanted = Kept.of(kept).folder, open_objective(objective)
     sources = [(selected, np.ones(num_rows(selected, "kept"), dtype=bool))]
@@ -128,7 +129,7 @@ def pack(
     out.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(out), tempfile.TemporaryFile(dir=out.parent) as flat:
         documents = _flatten(sources, flat)
-        _check(documents, selected, wanted)
+        _check(documents, selected, wanted, config.seq_len)
         flat.flush()
         tokens = np.memmap(flat, dtype=_ID, mode="r")
         plan = _plan(documents, config, wanted.groups)
@@ -190,8 +191,15 @@ def _flatten(sources: list[tuple[Path, npt.NDArray[np.bool_]]], flat: BinaryIO) 
     )
 
 
-def _check(documents: _Documents, selected: Path, objective: CheckedObjective) -> None:
+def _check(documents: _Documents, selected: Path, objective: CheckedObjective, seq_len: int) -> None:
     uids, lengths, contexts = documents.uids, documents.lengths, documents.contexts
+    too_long = np.flatnonzero(lengths > seq_len)
+    if len(too_long):
+        raise DataError(
+            f"{selected}: {len(too_long)} rollouts are longer than a row, the first is {uids[too_long[0]]}:"
+            f" {lengths[too_long[0]]} tokens, pack.seq_len = {seq_len}; select with seq_len = {seq_len}, which rejects"
+            " them with a count, or pack into longer rows"
+        )
     empty = np.flatnonzero(contexts >= lengths)
     if len(empty):
         raise DataError(

@@ -23,7 +23,7 @@ from dasd_lite.data.manifest import Identity, identify, read_manifest, read_timi
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import ROLLOUT, Prompt
 from dasd_lite.data.run_folder import StageFolder
-from dasd_lite.data.seeds import derive_seed, digest
+from dasd_lite.data.seeds import check_seed, derive_seed, digest
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import is_finished
 from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
@@ -71,6 +71,7 @@ def sample(
 
     Source: arXiv 2601.09088, section 3.
     """
+    check_seed(seed)
     config = with_options(SampleConfig, config, options, "sample")
     prompts, out = Prompts.of(prompts), Path(out)
     asked = {**result_options(config), "phase": phase, "seed": seed, "limit": prompts.limit, "system": prompts.system}

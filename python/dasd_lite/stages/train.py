@@ -24,6 +24,7 @@ from dasd_lite.data.handles import Model, Rows, model_path
 from dasd_lite.data.manifest import identify
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import Prompt
+from dasd_lite.data.seeds import check_seed
 from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import ConfigError
 from dasd_lite.grading import open_grader
@@ -90,6 +91,7 @@ def train(
 
     Source: arXiv 2601.09088, section 6.4.
     """
+    check_seed(seed)
     config, out = with_options(TrainConfig, config, options, "train"), Path(out)
     source = model_path(model)
     trust_remote_code = model.trust_remote_code if isinstance(model, Table) else trust_remote_code
