@@ -141,6 +141,28 @@ def test_a_folder_of_other_files_is_refused(tmp_path, force):
     assert (tmp_path / "f" / "thesis.tex").exists()
 
 
+def test_an_empty_journal_is_nothing_to_lose(tmp_path):
+    """A call that failed before its first answer does not block the corrected one."""
+    Journal(tmp_path / "f", ONE, NUMBERS, total=3, table="numbers").close()
+    assert not is_finished(tmp_path / "f", TWO)
+    assert not (tmp_path / "f").exists()
+    journal = Journal(tmp_path / "f", ONE, NUMBERS, total=3, table="numbers")
+    journal.commit({0: row(1)})
+    journal.close()
+    with pytest.raises(CheckpointError, match="made with another configuration"):
+        is_finished(tmp_path / "f", TWO)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("file", "a file"), ("file/below", "a file"), ("link", "a link to nothing")]
+)
+def test_a_place_where_no_folder_can_be(tmp_path, name, what):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=rf"{name}: \S+ is {what}; choose another folder"):
+        is_finished(tmp_path / name, ONE, force=True)
+
+
 def test_a_folder_killed_before_its_first_rename_is_ours(tmp_path):
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "unfinished.json.tmp").write_text('{"half')

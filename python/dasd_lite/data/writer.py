@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ def is_finished(folder: Path, identity: Identity, *, force: bool = False, keep: 
         CheckpointError: The folder is of another identity; names the differences.
         DataError: The folder holds files that no stage wrote.
     """
+    _check_place(folder)
     state_file = next((p for p in (folder / "manifest.json", folder / "unfinished.json") if p.exists()), None)
     if state_file is None:
         if folder.is_dir() and any(p.suffix != ".tmp" for p in folder.iterdir()):
@@ -61,7 +63,27 @@ def is_finished(folder: Path, identity: Identity, *, force: bool = False, keep: 
 
 def _has_progress(folder: Path) -> bool:
     """Return whether an unfinished folder has a journal or checkpoints to resume from."""
-    return any(path.is_dir() or path.name == JOURNAL_FILE for path in folder.iterdir())
+    return any(path.is_dir() for path in folder.iterdir()) or _has_items(folder / JOURNAL_FILE)
+
+
+def _has_items(journal: Path) -> bool:
+    """Return whether a journal holds anything, or cannot be read."""
+    if not journal.exists():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(journal)) as db:
+            tables = ("items", "shards", "usage")
+            return any(db.execute(f"SELECT EXISTS (SELECT 1 FROM {table})").fetchone()[0] for table in tables)
+    except sqlite3.DatabaseError:
+        return True
+
+
+def _check_place(folder: Path) -> None:
+    """Raise DataError if `folder` is no folder and cannot become one."""
+    there = next((path for path in (folder, *folder.parents) if path.exists() or path.is_symlink()), None)
+    if there is not None and not there.is_dir():
+        what = "a link to nothing" if there.is_symlink() and not there.exists() else "a file"
+        raise DataError(f"{folder}: {there} is {what}; choose another folder")
 
 
 def _delete(folder: Path) -> None:
