@@ -4,8 +4,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from dasd_lite.config.load import load_recipe
+from dasd_lite.grading import open_grader
+from dasd_lite.inference import Request, SamplingParams
+from dasd_lite.method.selection import Candidates, score_candidates
 from dasd_lite.run.pipeline import plan
 
 ROOT = Path(__file__).parents[1]
@@ -50,3 +56,20 @@ def test_the_readme_s_excerpt_is_of_a_demo_with_todays_words() -> None:
     steps = re.findall(r"^((?:base|low|high|mixed)/\w+) ", excerpt, re.MULTILINE)
     recipe = load_recipe(ROOT / "examples" / "demo.toml")
     assert steps == [step.name for step in plan(recipe)]
+
+
+def test_the_code_of_the_extensions_page_is_what_it_says(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extensions.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    path = tmp_path / "page.py"
+    path.write_text("\n".join(blocks))
+    exec(compile(path.read_text(), path, "exec"), names)
+    (tmp_path / "answers.json").write_text('{"2 + 2?": "4"}')
+    numbers = np.array([30, 10, 20])
+    candidates = Candidates(numbers, numbers, numbers, numbers, numbers, np.zeros(3, np.int64))
+    assert score_candidates(names["shortest"], candidates).tolist() == [-30, -10, -20]
+    grade = open_grader(names["last_line"])
+    assert [grade(text, "4").verdict for text in ("so\n4", "5", "")] == ["right", "wrong", "unparseable"]
+    request = Request(0, ({"role": "user", "content": "2 + 2?"},), 9, 0)
+    (completion,) = names["Recorded"](tmp_path / "answers.json").complete([request], SamplingParams())
+    assert completion.text == "4"
