@@ -66,8 +66,7 @@ pub fn keep_panics() {
 
 /// Runs `work`; if it panics, returns what the panic said. Nothing that a panic may leave half done is used afterwards.
 pub fn caught<T>(work: impl FnOnce() -> T) -> std::result::Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work))
-        .map_err(|_| LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).clone())
 }
 
 /// Copies offsets, of which there are few compared with the values.
