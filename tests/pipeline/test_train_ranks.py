@@ -58,7 +58,14 @@ from dasd_lite.training.objectives.sft import per_token
 class Loss:
     per_token = staticmethod(per_token)
     def loss(self, per_token_N, targets):
-        raise ZeroDivisionError("of the test")
+        raise ZeroDivisionError("of the user")
+"""
+DEFECT = """
+from dasd_lite.training import loop
+from dasd_lite.training.objectives.sft import loss, per_token
+def check_step(*arguments):
+    raise ZeroDivisionError("of ours")
+loop.check_step = check_step
 """
 
 
@@ -227,7 +234,14 @@ def test_errors_of_the_processes_come_through(trainer):
     assert errors.startswith("dasd-lite: there are only 12 rows, fewer than the 64") and errors.count("\n") == 1
 
     (trainer.base / "broken.py").write_text(BROKEN)
-    process = start(trainer, trainer.base / "defect", objective="broken:Loss")
+    process = start(trainer, trainer.base / "broken", objective="broken:Loss")
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors.startswith("dasd-lite: objective broken:Loss failed: ZeroDivisionError: of the user ("), errors
+    assert errors.count("\n") == 1
+
+    (trainer.base / "defect.py").write_text(DEFECT + "import sys\nLoss = sys.modules[__name__]\n")
+    process = start(trainer, trainer.base / "defect", objective="defect:Loss")
     _, errors = process.communicate()
     assert process.returncode == 1
-    assert "Traceback" in errors and "ZeroDivisionError: of the test" in errors, errors
+    assert "Traceback" in errors and "ZeroDivisionError: of ours" in errors, errors

@@ -134,7 +134,9 @@ def test_mean_log_probability_at_the_edges() -> None:
     assert mean([-math.inf, -1], [1, 1]) == -math.inf
     empty = divergence.mean_logprob(np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(1, np.int64))
     assert empty.tolist() == []
-    with pytest.raises(DataError, match="there are 2 logprobs and 1 token_bytes for 2 tokens; each token needs one of"):
+    with pytest.raises(
+        DataError, match="there are 2 logprobs and 1 token_bytes for 2 tokens; every token needs one of"
+    ):
         mean([-1, -1], [1])
 
 
