@@ -71,6 +71,8 @@ def repeated_ngrams(
     ids: NDArray[np.int32] | NDArray[np.uint32], offsets: NDArray[np.int64], n: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
 def sentence_spans(
+    text: NDArray[np.uint8],
+    text_offsets: NDArray[np.int64],
     token_bytes: NDArray[np.int32],
     token_offsets: NDArray[np.int64],
     ends: NDArray[np.int64],

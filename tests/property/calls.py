@@ -86,7 +86,9 @@ def spans(num: int) -> Arguments:
     edges = np.arange(0, num + 1, 100)
     ends = np.tile([20, 50, 100], len(edges) - 1)
     end_offsets = np.arange(0, len(ends) + 1, 3)
-    return [np.ones(edges[-1], np.int32), edges, ends, end_offsets, np.zeros(len(edges) - 1, np.int64)], {}
+    text, token_bytes = np.full(edges[-1], ord("a"), np.uint8), np.ones(edges[-1], np.int32)
+    first_bytes = np.zeros(len(edges) - 1, np.int64)
+    return [text, edges, token_bytes, edges, ends, end_offsets, first_bytes], {}
 
 
 def statistics(num: int) -> Arguments:

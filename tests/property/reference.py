@@ -227,14 +227,24 @@ def _is_spared(text: str, run: re.Match[str], closed: int) -> bool:
 # --- statistics --------------------------------------------------------------------------------
 
 
-def sentence_logprobs(logprobs: Sequence[float], token_bytes: Sequence[int], ends: Sequence[int]) -> list[list[float]]:
-    """Log-probabilities of the tokens that begin in each sentence of one response."""
-    inside: list[list[float]] = [[] for _ in ends]
-    at = 0
-    for logprob, num_bytes in zip(logprobs, token_bytes, strict=True):
-        sentence = next((index for index, end in enumerate(ends) if at < end), len(ends) - 1)
-        if ends:
-            inside[sentence].append(logprob)
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+
+
+def deciding_byte(raw: bytes, start: int, end: int) -> int:
+    """The first byte of a token that is not white space, or its first byte; half a character is no white space."""
+    text = raw[start:end].decode(errors="surrogateescape")
+    visible = text.lstrip(WHITE_SPACE)
+    return end - len(visible.encode(errors="surrogateescape")) if visible else start
+
+
+def tokens_of_sentences(raw: bytes, first: int, token_bytes: Sequence[int], ends: Sequence[int]) -> list[list[int]]:
+    """The tokens of each sentence of one response, whose first token begins at byte `first`."""
+    inside: list[list[int]] = [[] for _ in ends]
+    at = first
+    for token, num_bytes in enumerate(token_bytes):
+        byte = deciding_byte(raw, at, at + num_bytes)
+        sentence = next((index for index, end in enumerate(ends) if byte < end), len(ends) - 1)
+        inside[sentence].append(token)
         at += num_bytes
     return inside
 

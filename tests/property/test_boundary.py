@@ -152,7 +152,7 @@ ends = text.sentence_ends(texts)
 sizes = [len(one.as_py()) for one in texts]
 token_bytes = np.concatenate([np.diff(np.unique([0, *rng.integers(0, size, 300), size])) for size in sizes])
 token_edges = np.searchsorted(np.cumsum(token_bytes), np.cumsum(sizes)) + 1
-spans = divergence.sentence_spans(token_bytes.astype(np.int32), np.append(0, token_edges), *ends)
+spans = divergence.sentence_spans(texts, token_bytes.astype(np.int32), np.append(0, token_edges), *ends)
 logprobs = -rng.random(len(token_bytes), dtype=np.float32)
 stats = divergence.sentence_stats(logprobs, spans, logprobs * 2, spans, ends.offsets, 0.1)
 results = [plan.items, plan.offsets, order.rows, batch.ids, batch.position_ids, batch.labels, batch.cu_seqlens, *ends,

@@ -1,15 +1,18 @@
 """Sentence statistics and classes against the plain-Python reference; what bad columns get."""
 
+import itertools
 import math
 from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from dasd_lite import _rust
 from dasd_lite.errors import DataError
 from dasd_lite.method import divergence
 from dasd_lite.method.divergence import SentenceClass
@@ -19,17 +22,18 @@ LOGPROBS = st.floats(-30, 0, width=32)
 PROBABILITIES = st.one_of(st.floats(0, 1, width=32), st.just(math.nan))
 
 
-Response: TypeAlias = tuple[list[float], list[int], list[int]]
+Response: TypeAlias = tuple[bytes, list[float], list[int], list[int]]
 
 
 @st.composite
 def responses(draw: st.DrawFn) -> Response:
-    """Log-probabilities and byte lengths of tokens, and sentence ends over the same bytes."""
+    """A text with white space, log-probabilities and byte lengths of tokens, and sentence ends over the same bytes."""
     token_bytes = draw(st.lists(st.integers(0, 5), max_size=25).filter(lambda lengths: not lengths or sum(lengths)))
     logprobs = draw(st.lists(LOGPROBS, min_size=len(token_bytes), max_size=len(token_bytes)))
     length = sum(token_bytes)
+    raw = "".join(draw(st.lists(st.sampled_from(" \n\u3000\u2003a.é🎉"), min_size=length, max_size=length))).encode()
     ends = sorted({*draw(st.lists(st.integers(1, length), max_size=10)), length}) if length else []
-    return logprobs, token_bytes, ends
+    return raw[:length], logprobs, token_bytes, ends
 
 
 def flat(rows: list[Any], dtype: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -39,11 +43,16 @@ def flat(rows: list[Any], dtype: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
 @settings(max_examples=200, deadline=None)
 @given(rows=st.lists(responses(), max_size=4), beta=st.floats(0, 0.5))
 def test_stats_of_the_reference(rows: list[Response], beta: float) -> None:
-    logprobs, token_offsets = flat([row[0] for row in rows], np.float32)
-    token_bytes, _ = flat([row[1] for row in rows], np.int32)
-    ends, end_offsets = flat([row[2] for row in rows], np.int64)
-    spans = divergence.sentence_spans(token_bytes, token_offsets, ends, end_offsets)
-    inside = [tokens for row in rows for tokens in reference.sentence_logprobs(*row)]
+    text, text_offsets = flat([row[0] for row in rows], np.uint8)
+    logprobs, token_offsets = flat([row[1] for row in rows], np.float32)
+    token_bytes, _ = flat([row[2] for row in rows], np.int32)
+    ends, end_offsets = flat([row[3] for row in rows], np.int64)
+    spans = _rust.sentence_spans(text, text_offsets, token_bytes, token_offsets, ends, end_offsets, None)
+    inside = [
+        [values[token] for token in tokens]
+        for raw, values, lengths, edges in rows
+        for tokens in reference.tokens_of_sentences(raw, 0, lengths, edges)
+    ]
     assert np.diff(spans).tolist() == [len(tokens) for tokens in inside]
     assert spans[0] == 0 and spans.dtype == np.int64
 
@@ -59,12 +68,29 @@ def test_stats_of_the_reference(rows: list[Response], beta: float) -> None:
     assert stats.counts.tolist() == divergence.class_counts(stats.classes, end_offsets).tolist()
 
 
+def test_a_word_belongs_to_its_own_sentence() -> None:
+    """Byte-level BPE and SentencePiece write a word with the space before it, which ends the sentence before."""
+    text, tokens = "Ok. Wait, no.\n\n  So", ["Ok", ".", " Wait", ",", " no", ".\n\n", " ", " So"]
+    ends, token_bytes = sentence_ends(text), np.array([len(token) for token in tokens], np.int32)
+    assert ends.tolist() == [4, 17, 19]
+    edges = np.array([0, len(tokens)]), np.array([0, len(ends)])
+    spans = divergence.sentence_spans(text, token_bytes, edges[0], ends, edges[1])
+    assert [tokens[start:end] for start, end in itertools.pairwise(spans)] == [
+        ["Ok", "."],
+        [" Wait", ",", " no", ".\n\n", " "],  # white space alone is where it begins
+        [" So"],
+    ]
+    logprobs = np.log(np.array([1, 0.81, 0.1, 1, 1, 1, 0.1, 0.5], np.float32))
+    stats = divergence.sentence_stats(logprobs, spans, logprobs, spans, edges[1], 0.1)
+    np.testing.assert_allclose(stats.p_teacher, [0.9, 0.01**0.2, 0.5], rtol=1e-6)
+
+
 def test_tokens_that_cut_characters() -> None:
     text = "Ja 🎉! 好。ok"
     data = text.encode()
     ends = sentence_ends(text)
     token_bytes = np.ones(len(data), np.int32)  # a token per byte: most begin inside a character
-    spans = divergence.sentence_spans(token_bytes, np.array([0, len(data)]), ends, np.array([0, len(ends)]))
+    spans = divergence.sentence_spans(text, token_bytes, np.array([0, len(data)]), ends, np.array([0, len(ends)]))
     assert spans.tolist() == [0, *ends]
 
 
@@ -72,7 +98,7 @@ def test_a_text_that_the_template_opened() -> None:
     # "<think>\nA b.\nC." of which the first 8 bytes were written by no token.
     ends, token_bytes = np.array([8, 13, 15]), np.array([2, 3, 2, 0], np.int32)
     edges = np.array([0, 4]), np.array([0, 3])
-    spans = divergence.sentence_spans(token_bytes, edges[0], ends, edges[1], np.array([8]))
+    spans = divergence.sentence_spans("<think>\nA b.\nC.", token_bytes, edges[0], ends, edges[1], np.array([8]))
     assert spans.tolist() == [0, 0, 2, 4]
     logprobs = np.array([-1, -3, -0.5, -1.5], np.float32)
     stats = divergence.sentence_stats(logprobs, spans, logprobs[::-1], spans, edges[1], 0.1)
@@ -141,6 +167,7 @@ def test_mean_log_probability_at_the_edges() -> None:
 
 
 SPANS: dict[str, Any] = {  # of two responses of two tokens and two sentences each
+    "text": pa.array(["abcde", "ab"]),
     "token_bytes": np.array([2, 3, 1, 1], np.int32),
     "token_offsets": np.array([0, 2, 4]),
     "ends": np.array([2, 5, 1, 2]),
@@ -156,17 +183,18 @@ SPANS: dict[str, Any] = {  # of two responses of two tokens and two sentences ea
             {"token_bytes": [2, 3, 1]},
             r"token_offsets\[2\] is 4, but there are 3 values; the last offset is their number",
         ),
-        ({"token_bytes": [2, 3, 1, 7]}, "response 1: its tokens end at byte 8, its sentences at 2; they must agree"),
+        ({"token_bytes": [2, 3, 1, 7]}, "response 1: its tokens end at byte 8, its text at 2; they must agree"),
         ({"token_bytes": [2, 3, 3, -1]}, "response 1, token 1: its length is -1 bytes; lengths are at least 0"),
         ({"ends": [2, 5, 2, 2]}, "response 1: sentence end 1 is 2, after 2; ends strictly increase from 0"),
         ({"ends": [0, 5, 1, 2]}, "response 0: sentence end 0 is 0, after 0; ends strictly increase from 0"),
         ({"token_offsets": [0, 5, 4]}, r"token_offsets\[2\] is 4, less than the 5 before it; offsets never decrease"),
         ({"token_offsets": [0, 4]}, "token_offsets has 2 elements and end_offsets 3; they must be equally many"),
+        ({"ends": [2, 4, 1, 2]}, "response 0: the last sentence ends at byte 4, the text has 5 bytes"),
         ({"end_offsets": [0, 2, 9]}, r"end_offsets\[2\] is 9, but there are 4 values"),
         ({"end_offsets": []}, "end_offsets is empty; offsets of n rows have n . 1 elements, the first 0"),
         ({"first_bytes": [0]}, "first_bytes has 1 elements and responses 2; they must be equally many"),
         ({"first_bytes": [0, -1]}, r"first_bytes\[1\] is -1; it must be at least 0"),
-        ({"first_bytes": [1, 0]}, "response 0: its tokens end at byte 6, its sentences at 5; they must agree"),
+        ({"first_bytes": [1, 0]}, "response 0: its tokens end at byte 6, its text at 5; they must agree"),
     ],
 )
 def test_bad_spans(changes: dict[str, Any], message: str) -> None:

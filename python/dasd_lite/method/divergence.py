@@ -1,9 +1,8 @@
 """The method's formulas: probability and class of sentences, counts of classes, mean log-probability of answers.
 
 Input and output: flat numpy columns, with int64 offsets where rows are of unequal length. Nothing is changed in place,
-and the same input gives the same output. Invariant: the probability of a sentence is exp(mean log-probability of the
-tokens that begin in it), each model on its own tokens; a sentence in which no token begins has probability NaN, no
-class, and is not counted.
+and the same input gives the same output. Invariant: the probability of a sentence is exp(mean log-probability of its
+tokens), each model on its own tokens; a sentence without tokens has probability NaN, no class, and is not counted.
 
 The loops over tokens and sentences are in Rust (`rust/core/src/stats.rs`) and run without the GIL; Ctrl-C stops them.
 Log-probabilities are natural logarithms; token lengths and sentence ends are in bytes of the UTF-8 text.
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from dasd_lite import _rust
 from dasd_lite.errors import DataError
 from dasd_lite.method.ragged import check_array
-from dasd_lite.method.sentences import sentence_ends
+from dasd_lite.method.sentences import TextColumn, sentence_ends, text_column
 
 TOLERANCE = 1e-4
 """Nats by which rounding may lift a log-probability above 0."""
@@ -29,7 +28,7 @@ class SentenceClass(IntEnum):
     """Which model finds a sentence more probable; int8 columns hold the values."""
 
     NONE = -1
-    """One of the models has no token that begins in it."""
+    """One of the models has no token in it."""
     SHARED = 0
     """The two probabilities differ by at most β."""
     TEACHER = 1
@@ -42,7 +41,7 @@ class SentenceStats(NamedTuple):
     """Probability of each sentence under both models, and its class.
 
     Attributes:
-        p_teacher: exp(mean log-probability) under the teacher, NaN if no token begins in it; float32 `[num_sentences]`.
+        p_teacher: exp(mean log-probability) under the teacher, NaN without tokens; float32 `[num_sentences]`.
         p_student: The same under the student.
         classes: Values of `SentenceClass`; int8 `[num_sentences]`.
         counts: Sentences of each class in each response, as `class_counts` returns them; int64 `[num_responses, 3]`.
@@ -55,18 +54,22 @@ class SentenceStats(NamedTuple):
 
 
 def sentence_spans(
+    text: "str | bytes | TextColumn",
     token_bytes: NDArray[np.int32],
     token_offsets: NDArray[np.int64],
     ends: NDArray[np.int64],
     end_offsets: NDArray[np.int64],
     first_bytes: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Return which tokens of one model begin in which sentence.
+    """Return which tokens of one model belong to which sentence.
 
-    A token belongs to the sentence that contains its first byte. A token without bytes belongs to the sentence of the
-    next byte; one after the last byte (an end-of-text token, say) belongs to the last sentence.
+    A token belongs to the sentence of its first byte that is not white space: most tokenizers write a word with the
+    space before it (" Wait"), and that space is the last byte of the sentence before. A token of white space alone
+    belongs to the sentence of its first byte. A token without bytes belongs to the sentence of the next byte; one after
+    the last byte (an end-of-text token, say) belongs to the last sentence.
 
     Args:
+        text: One text, or a column with one text per response.
         token_bytes: Length of each token in bytes of the text; int32 `[num_tokens]`.
         token_offsets: Response r has tokens `token_offsets[r]` to `token_offsets[r + 1]`; int64 `[num_responses + 1]`.
         ends: Sentence ends in bytes from the response's start, as `sentence_ends` returns them; int64
@@ -79,8 +82,8 @@ def sentence_spans(
         Sentence s has the tokens `spans[s]` to `spans[s + 1]`; int64 `[num_sentences + 1]`.
 
     Raises:
-        DataError: The tokens of a response have more or fewer bytes than its text; ends do not increase; a response has
-            tokens but no sentence; offsets do not fit. Names response, index and value.
+        DataError: The tokens of a response have more or fewer bytes than its text; ends do not increase to the text's
+            length; a response has tokens but no sentence; offsets do not fit. Names response, index and value.
         TypeError: A wrong dtype.
         ValueError: An array is not one-dimensional.
 
@@ -88,6 +91,7 @@ def sentence_spans(
     vocabularies; byte offsets are what two tokenizers have in common.
     """
     return _rust.sentence_spans(
+        *text_column(text),
         check_array("token_bytes", token_bytes, np.int32),
         check_array("token_offsets", token_offsets, np.int64),
         check_array("ends", ends, np.int64),
@@ -106,7 +110,7 @@ def sentence_stats(
 ) -> SentenceStats:
     """Return the probability of each sentence under both models, its class, and the counts of each response.
 
-    The probability is exp(mean log-probability of the tokens that begin in the sentence), each model on its own tokens.
+    The probability is exp(mean log-probability of the tokens of the sentence), each model on its own tokens.
     Sums are kept in float64; a probability is within 1e-7 of the exact one. Every processor and every number of threads
     gives the same bytes.
 
@@ -268,9 +272,9 @@ def _mean(tokens: Tokens | None) -> float | None:
 
 
 def _spans(text: str, tokens: Tokens | None, ends: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the log-probabilities of the tokens that spell a text, and which of them begin in which sentence.
+    """Return the log-probabilities of the tokens that spell a text, and which of them belong to which sentence.
 
-    A `<think>` that the chat template wrote comes before all tokens, so no token begins in it.
+    A `<think>` that the chat template wrote comes before all tokens, so it has no tokens.
     """
     if tokens is None:
         return np.empty(0, dtype=np.float32), np.zeros(len(ends) + 1, dtype=np.int64)
@@ -283,4 +287,4 @@ def _spans(text: str, tokens: Tokens | None, ends: NDArray[np.int64]) -> tuple[N
     logprobs, token_bytes = tokens.logprobs[:num_tokens], tokens.token_bytes[:num_tokens]
     token_edges, sentence_edges = (np.array([0, len(rows)], dtype=np.int64) for rows in (token_bytes, ends))
     first = np.array([opened], dtype=np.int64)
-    return logprobs, sentence_spans(token_bytes, token_edges, ends, sentence_edges, first)
+    return logprobs, sentence_spans(raw, token_bytes, token_edges, ends, sentence_edges, first)

@@ -58,10 +58,8 @@ def sentence_ends(text: "str | bytes | TextColumn") -> NDArray[np.int64] | Ragge
 
     Source: the splitter is ours, since the DASD report (arXiv 2601.09088, §4) does not describe one.
     """
-    if isinstance(text, str | bytes):
-        values = _utf8(text)
-        return _rust.sentence_ends(values, np.array([0, len(values)], np.int64))[0]
-    return Ragged(*_rust.sentence_ends(*_column(text)))
+    ends, offsets = _rust.sentence_ends(*text_column(text))
+    return ends if isinstance(text, str | bytes) else Ragged(ends, offsets)
 
 
 def text_repetition(texts: TextColumn, sentences: Ragged | None = None) -> TextRepetition:
@@ -84,7 +82,7 @@ def text_repetition(texts: TextColumn, sentences: Ragged | None = None) -> TextR
     Source: duplicate-line fractions of Gopher (arXiv 2112.11446, table A1); the DASD report (arXiv 2601.09088, §6.3)
     filters repeated sentences and paragraphs.
     """
-    text, offsets = _column(texts)
+    text, offsets = text_column(texts)
     ends, end_offsets = _rust.sentence_ends(text, offsets) if sentences is None else sentences
     return TextRepetition(*_rust.text_repetition(text, offsets, ends, end_offsets))
 
@@ -133,16 +131,18 @@ def repeated_ngrams(ids: NDArray[np.integer[Any]], offsets: NDArray[np.int64], n
     return NgramRepetition(*_rust.repeated_ngrams(check_array("ids", ids, np.int32, np.uint32), offsets, n))
 
 
-def _utf8(text: str | bytes) -> NDArray[np.uint8]:
+def text_column(text: "str | bytes | TextColumn") -> Ragged:
+    """Return the bytes of one text or of a column, the latter without a copy, and their 64-bit offsets from 0."""
+    if not isinstance(text, str | bytes):
+        return _column(text)
     try:
         encoded = text.encode() if isinstance(text, str) else text
     except UnicodeEncodeError as error:
         raise DataError(f"the text is not UTF-8: a lone surrogate at character {error.start}") from None
-    return np.frombuffer(encoded, np.uint8)
+    return Ragged(np.frombuffer(encoded, np.uint8), np.array([0, len(encoded)], np.int64))
 
 
-def _column(texts: TextColumn) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the bytes of a column, without a copy, and their 64-bit offsets from 0."""
+def _column(texts: TextColumn) -> Ragged:
     array: Any = texts
     if isinstance(texts, pa.ChunkedArray):
         array = texts.chunk(0) if texts.num_chunks == 1 else texts.combine_chunks()
@@ -152,10 +152,10 @@ def _column(texts: TextColumn) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         index = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
         raise DataError(f"text {index} is missing (null)")
     if len(array) == 0:
-        return np.empty(0, np.uint8), np.zeros(1, np.int64)
+        return Ragged(np.empty(0, np.uint8), np.zeros(1, np.int64))
     _, offset_buffer, byte_buffer = (None if buffer is None else memoryview(buffer) for buffer in array.buffers())
     assert offset_buffer is not None, "an Arrow column with rows has offsets"
     dtype = np.dtype(np.int64 if isinstance(array, pa.LargeStringArray) else np.int32)
     offsets = np.frombuffer(offset_buffer, dtype)[array.offset : array.offset + len(array) + 1].astype(np.int64)
     text = np.empty(0, np.uint8) if byte_buffer is None else np.frombuffer(byte_buffer, np.uint8)
-    return text[offsets[0] : offsets[-1]], offsets - offsets[0]
+    return Ragged(text[offsets[0] : offsets[-1]], offsets - offsets[0])

@@ -165,15 +165,13 @@ pub enum Error {
         value: i64,
     },
     /// Tokens and text disagree about the number of bytes.
-    #[error(
-        "response {response}: its tokens end at byte {token_bytes}, its sentences at {text_bytes}; they must agree"
-    )]
+    #[error("response {response}: its tokens end at byte {token_bytes}, its text at {text_bytes}; they must agree")]
     TokenBytesMismatch {
         /// Which response.
         response: usize,
         /// Where the last token ends.
         token_bytes: i64,
-        /// The last sentence end.
+        /// Length of the text.
         text_bytes: i64,
     },
     /// Tokens of a response that has no sentence.

@@ -13,10 +13,10 @@
 //! let (ends, end_offsets) = segment::sentence_ends(texts, &interrupt)?;
 //! assert_eq!(ends, [13, 17]);
 //!
-//! // Both models have the same 4 tokens: `Is it`, ` prime`, `? `, `Yes.`
-//! let token_bytes = Ragged::new("token_offsets", &[5, 6, 2, 4], &[0, 4])?;
+//! // Both models have the same 4 tokens: `Is it`, ` prime`, `?`, ` Yes.`, whose space ends the first sentence.
+//! let token_bytes = Ragged::new("token_offsets", &[5, 6, 1, 5], &[0, 4])?;
 //! let ends = Ragged::new("end_offsets", &ends, &end_offsets)?;
-//! let spans = stats::sentence_spans(token_bytes, ends, None, &interrupt)?;
+//! let spans = stats::sentence_spans(texts, token_bytes, ends, None, &interrupt)?;
 //! assert_eq!(spans, [0, 3, 4]);
 //!
 //! let teacher = Ragged::new("teacher_spans", &[-0.1_f32, -0.2, -0.3, -0.1], &spans)?;

@@ -1,8 +1,9 @@
 //! Token log-probabilities × sentences → probabilities and class of each sentence, counts per response.
 //!
-//! The probability of a sentence is exp(mean log-probability of the tokens that begin in it). A token begins in the
-//! sentence that contains its first byte. A token without bytes (an end-of-text token, say) begins where it is written;
-//! at the end of the text that is the last sentence.
+//! The probability of a sentence is exp(mean log-probability of its tokens). A token belongs to the sentence of its
+//! first byte that is not white space: most tokenizers write a word with the space before it, which is the last byte of
+//! the sentence before. A token of white space alone belongs to the sentence of its first byte, and one without bytes
+//! (an end-of-text token, say) to that of the next byte; at the end of the text that is the last sentence.
 
 use std::ops::Range;
 
@@ -17,19 +18,21 @@ use crate::simd::{self, Level};
 /// The first token of each sentence, and at the end the number of tokens: sentence `s` has the tokens
 /// `spans[s]..spans[s + 1]`.
 ///
-/// `token_bytes` has the length of each token in bytes of the text, one row per response, and `ends` the sentence ends
-/// as byte offsets into the text; the last is the text's length. `first_bytes` has the byte at which the first token of
-/// each response begins (`None`: 0); no token wrote what is before it.
+/// `texts` has the text of each response, `token_bytes` the length of each token in bytes of the text, and `ends` the
+/// sentence ends as byte offsets into the text; the last is the text's length. `first_bytes` has the byte at which the
+/// first token of each response begins (`None`: 0); no token wrote what is before it.
 ///
 /// # Errors
 /// Columns that do not fit together, a token or first byte below 0, token lengths that do not add up to the text's,
-/// ends that do not increase, tokens of a response without a sentence.
+/// ends that do not increase to the text's length, tokens of a response without a sentence.
 pub fn sentence_spans(
+    texts: Ragged<'_, u8>,
     token_bytes: Ragged<'_, i32>,
     ends: Ragged<'_, i64>,
     first_bytes: Option<&[i64]>,
     interrupt: &Interrupt,
 ) -> Result<Vec<i64>> {
+    equally_many("text_offsets", texts.offsets().len(), "end_offsets", ends.offsets().len())?;
     equally_many("token_offsets", token_bytes.offsets().len(), "end_offsets", ends.offsets().len())?;
     if let Some(first_bytes) = first_bytes {
         equally_many("first_bytes", first_bytes.len(), "responses", ends.len())?;
@@ -42,60 +45,92 @@ pub fn sentence_spans(
     let work = responses.iter().zip(parallel::split(&mut spans[..num_sentences], &responses, width)).collect();
     parallel::try_map(work, interrupt, |(responses, mut spans)| {
         for response in responses.clone() {
-            let ends = &ends[response];
-            let spans = take(&mut spans, ends.len());
-            let first_byte = first_bytes.map_or(0, |first_bytes| first_bytes[response]);
-            let first_token = token_bytes.offsets()[response];
-            spans_of_response(response, &token_bytes[response], ends, first_byte, first_token, spans, interrupt)?;
+            let one = Response {
+                index: response,
+                text: &texts[response],
+                token_bytes: &token_bytes[response],
+                ends: &ends[response],
+                first_byte: first_bytes.map_or(0, |first_bytes| first_bytes[response]),
+                first_token: token_bytes.offsets()[response],
+            };
+            one.spans(take(&mut spans, one.ends.len()), interrupt)?;
         }
         Ok(())
     })?;
     Ok(spans)
 }
 
-fn spans_of_response(
-    response: usize,
-    token_bytes: &[i32],
-    ends: &[i64],
+struct Response<'a> {
+    index: usize,
+    text: &'a [u8],
+    token_bytes: &'a [i32],
+    ends: &'a [i64],
     first_byte: i64,
+    /// The number of tokens in the responses before.
     first_token: i64,
-    spans: &mut [i64],
-    interrupt: &Interrupt,
-) -> Result<()> {
-    if first_byte < 0 {
-        let value = as_f64(first_byte);
-        return Err(Error::BadValue { name: "first_bytes", index: response, value, must: "at least 0" });
-    }
-    let mut before = 0;
-    for (index, &value) in ends.iter().enumerate() {
-        if value <= before {
-            return Err(Error::EndsNotIncreasing { response, index, value, before });
+}
+
+impl Response<'_> {
+    /// Writes the first token of each sentence.
+    fn spans(&self, spans: &mut [i64], interrupt: &Interrupt) -> Result<()> {
+        self.check()?;
+        let mut at = self.first_byte;
+        let mut sentence = 0_usize;
+        for (token, &bytes) in self.token_bytes.iter().enumerate() {
+            interrupt.every(token)?;
+            let bytes = i64::from(bytes);
+            if bytes < 0 {
+                return Err(Error::NegativeTokenBytes { response: self.index, token, value: bytes });
+            }
+            let next = at.saturating_add(bytes);
+            // Only a token that reaches beyond the last sentence that has begun can belong to another one.
+            let reaches_next = next > self.ends[sentence.saturating_sub(1)];
+            let byte = if reaches_next { self.first_byte_of(at, next) } else { at };
+            // Sentences that begin at or before this byte. The last one takes all tokens that are left.
+            while sentence < spans.len() && (sentence == 0 || self.ends[sentence - 1] <= byte) {
+                spans[sentence] = self.first_token + to_offset(token);
+                sentence += 1;
+            }
+            at = next;
         }
-        before = value;
-    }
-    if ends.is_empty() && !token_bytes.is_empty() {
-        return Err(Error::NoSentence { response, num_tokens: token_bytes.len() });
-    }
-    let mut at = first_byte;
-    let mut sentence = 0;
-    for (token, &bytes) in token_bytes.iter().enumerate() {
-        interrupt.every(token)?;
-        // Sentences that begin at or before this token. The last one takes all tokens that are left.
-        while sentence < spans.len() && (sentence == 0 || ends[sentence - 1] <= at) {
-            spans[sentence] = first_token + to_offset(token);
-            sentence += 1;
+        spans[sentence..].fill(self.first_token + to_offset(self.token_bytes.len()));
+        let text_bytes = to_offset(self.text.len());
+        if at != text_bytes {
+            return Err(Error::TokenBytesMismatch { response: self.index, token_bytes: at, text_bytes });
         }
-        let bytes = i64::from(bytes);
-        if bytes < 0 {
-            return Err(Error::NegativeTokenBytes { response, token, value: bytes });
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        let response = self.index;
+        if self.first_byte < 0 {
+            let value = as_f64(self.first_byte);
+            return Err(Error::BadValue { name: "first_bytes", index: response, value, must: "at least 0" });
         }
-        at = at.saturating_add(bytes);
+        let mut before = 0;
+        for (index, &value) in self.ends.iter().enumerate() {
+            if value <= before {
+                return Err(Error::EndsNotIncreasing { response, index, value, before });
+            }
+            before = value;
+        }
+        if self.ends.is_empty() && !self.token_bytes.is_empty() {
+            return Err(Error::NoSentence { response, num_tokens: self.token_bytes.len() });
+        }
+        if before != to_offset(self.text.len()) {
+            return Err(Error::EndsNotTextLength { response, value: before, len: self.text.len() });
+        }
+        Ok(())
     }
-    spans[sentence..].fill(first_token + to_offset(token_bytes.len()));
-    if at != before {
-        return Err(Error::TokenBytesMismatch { response, token_bytes: at, text_bytes: before });
+
+    /// The first byte from `start` to `end` that is not white space, or `start` if there is none.
+    fn first_byte_of(&self, start: i64, end: i64) -> i64 {
+        let bytes = self.text.get(to_index(start)..to_index(end)).unwrap_or_default();
+        // A token may begin or end inside a character.
+        let text = bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid());
+        let white = text.len() - text.trim_start().len();
+        if white < bytes.len() { start + to_offset(white) } else { start }
     }
-    Ok(())
 }
 
 /// Probabilities and class of each sentence.

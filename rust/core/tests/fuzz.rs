@@ -217,15 +217,20 @@ fn repetition_of_ids() {
 fn statistics() {
     fuzz(9, |random, interrupt| {
         let token_bytes = random.vec(30, |random| i32::try_from(random.number().clamp(-9, 9)).unwrap());
-        let token_offsets = random.offsets(token_bytes.len());
         let num_bytes = usize::try_from(token_bytes.iter().sum::<i32>().max(0)).unwrap();
+        let text: Vec<u8> = (0..num_bytes).map(|_| random.one_of(b" a.\n\xE3\x80")).collect();
         let ends = random.ends(num_bytes);
-        let end_offsets = random.offsets(ends.len());
+        // Mostly one response, so that the columns fit together.
+        let fit = random.below(4) > 0;
+        let mut edges = |len: usize| if fit { vec![0, i64::try_from(len).unwrap()] } else { random.offsets(len) };
+        let (text_offsets, token_offsets) = (edges(text.len()), edges(token_bytes.len()));
+        let end_offsets = edges(ends.len());
         let first_bytes = random.vec(8, Input::number);
-        let columns = (Ragged::new("t", &token_bytes, &token_offsets), Ragged::new("e", &ends, &end_offsets));
-        if let (Ok(tokens), Ok(ends)) = columns {
+        let tokens = Ragged::new("t", &token_bytes, &token_offsets);
+        let columns = (Ragged::new("x", &text, &text_offsets), tokens, Ragged::new("e", &ends, &end_offsets));
+        if let (Ok(texts), Ok(tokens), Ok(ends)) = columns {
             let first_bytes = if random.below(2) == 0 { Some(&first_bytes[..]) } else { None };
-            if let Ok(spans) = stats::sentence_spans(tokens, ends, first_bytes, interrupt) {
+            if let Ok(spans) = stats::sentence_spans(texts, tokens, ends, first_bytes, interrupt) {
                 assert!(spans.is_sorted());
             }
         }

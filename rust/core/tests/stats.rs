@@ -8,23 +8,35 @@ use proptest::prelude::*;
 
 static QUIET: Interrupt = Interrupt::new();
 
-/// Byte lengths of the tokens of one response, where its first one begins, and its sentence ends.
+/// One response: its text, the byte lengths of its tokens, where the first one begins, and its sentence ends.
 #[derive(Debug, Clone)]
 struct Response {
+    text: String,
     token_bytes: Vec<i32>,
     first_byte: i64,
     ends: Vec<i64>,
 }
 
 fn response() -> impl Strategy<Value = Response> {
-    let tokens = prop::collection::vec(0..5_i32, 0..30);
-    (tokens, 0..10_i64, prop::collection::vec(any::<bool>(), 160)).prop_map(|(mut token_bytes, first_byte, cuts)| {
-        let length = first_byte + i64::from(token_bytes.iter().sum::<i32>());
-        if length == 0 {
-            token_bytes.clear();
+    // White space of one and three bytes, characters of one, two and four bytes; tokens and sentences may cut them.
+    let text = prop::collection::vec(prop::sample::select(vec![' ', '\n', '\u{3000}', 'a', '.', 'é', '🎉']), 0..40);
+    let cuts = prop::collection::vec((any::<bool>(), any::<bool>()), 160);
+    (text, cuts, 0..10_usize).prop_map(|(text, cuts, first_byte)| {
+        let text: String = text.into_iter().collect();
+        let (len, first_byte) = (text.len(), first_byte.min(text.len()));
+        let mut token_ends = (first_byte + 1..=len).filter(|&at| at == len || cuts[at].0).collect::<Vec<_>>();
+        if len > 0 && cuts[0].0 {
+            token_ends.insert(token_ends.len() / 2, *token_ends.get(token_ends.len() / 2).unwrap_or(&len));
         }
-        let cut = |&at: &i64| at == length || cuts[usize::try_from(at).unwrap()];
-        Response { token_bytes, first_byte, ends: (1..=length).filter(cut).collect() }
+        let mut at = first_byte;
+        let lengths = token_ends.into_iter().map(|end| i32::try_from(end - std::mem::replace(&mut at, end)).unwrap());
+        let ends = (1..=len).filter(|&at| at == len || cuts[at].1).map(|at| i64::try_from(at).unwrap());
+        Response {
+            token_bytes: lengths.collect(),
+            first_byte: i64::try_from(first_byte).unwrap(),
+            ends: ends.collect(),
+            text,
+        }
     })
 }
 
@@ -72,18 +84,37 @@ proptest! {
         let end_offsets = offsets(responses.iter().map(|response| response.ends.len()));
         let ends = Ragged::new("end_offsets", &ends, &end_offsets).unwrap();
         let tokens = Ragged::new("token_offsets", &token_bytes, &token_offsets).unwrap();
-        let spans = sentence_spans(tokens, ends, Some(&first_bytes), &QUIET).unwrap();
+        let text: String = responses.iter().map(|response| response.text.as_str()).collect();
+        let text_offsets = offsets(responses.iter().map(|response| response.text.len()));
+        let texts = Ragged::new("text_offsets", text.as_bytes(), &text_offsets).unwrap();
+        let spans = sentence_spans(texts, tokens, ends, Some(&first_bytes), &QUIET).unwrap();
 
         let mut expected = vec![];
         for (response, &first_token) in responses.iter().zip(&token_offsets) {
-            // The first token that begins at or after the start of the sentence, or after all.
-            let mut begins = vec![response.first_byte];
+            // The byte that decides where each token belongs; the first token of a sentence is the first one whose
+            // byte is at or after the sentence's start.
+            let mut at = usize::try_from(response.first_byte).unwrap();
+            let mut begins = vec![];
             for &bytes in &response.token_bytes {
-                begins.push(begins[begins.len() - 1] + i64::from(bytes));
+                let next = at + usize::try_from(bytes).unwrap();
+                // White space of three bytes counts only where all of it is in the token.
+                let whole = |start: usize| {
+                    let part = &response.text.as_bytes()[start..next];
+                    part.starts_with(" ".as_bytes()) || part.starts_with(b"\n") || part.starts_with("\u{3000}".as_bytes())
+                };
+                let mut first = at;
+                while first < next && whole(first) {
+                    first += 1;
+                    while first < next && !response.text.is_char_boundary(first) {
+                        first += 1;
+                    }
+                }
+                begins.push(if first < next { first } else { at });
+                at = next;
             }
             for sentence in 0..response.ends.len() {
                 let start = if sentence == 0 { 0 } else { response.ends[sentence - 1] };
-                let first = begins[..response.token_bytes.len()].iter().position(|&begin| begin >= start);
+                let first = begins.iter().position(|&begin| i64::try_from(begin).unwrap() >= start);
                 expected.push(first_token + i64::try_from(first.unwrap_or(response.token_bytes.len())).unwrap());
             }
         }
@@ -185,12 +216,18 @@ fn long_columns_on_many_threads() {
 #[test]
 fn errors_of_spans_name_response_index_and_value() {
     let message = |token_bytes: &[i32], token_offsets: &[i64], ends: &[i64], end_offsets: &[i64], first: &[i64]| {
+        // Texts as long as the last end of each response says.
+        let to_index = |value: i64| usize::try_from(value).unwrap();
+        let of_response = |edge: &[i64]| ends[to_index(edge[0])..to_index(edge[1])].last().copied().unwrap_or(0);
+        let text_offsets = offsets(end_offsets.windows(2).map(|edge| to_index(of_response(edge))));
+        let text = vec![b'a'; to_index(*text_offsets.last().unwrap())];
+        let texts = Ragged::new("text_offsets", &text, &text_offsets).unwrap();
         let tokens = Ragged::new("token_offsets", token_bytes, token_offsets).unwrap();
         let ends = Ragged::new("end_offsets", ends, end_offsets).unwrap();
-        sentence_spans(tokens, ends, Some(first), &QUIET).unwrap_err().to_string()
+        sentence_spans(texts, tokens, ends, Some(first), &QUIET).unwrap_err().to_string()
     };
     let two = |bytes, end, first| message(&[1, 2, bytes], &[0, 1, 3], &[1, 2, end], &[0, 1, 3], &[0, first]);
-    assert_eq!(two(5, 3, 0), "response 1: its tokens end at byte 7, its sentences at 3; they must agree");
+    assert_eq!(two(5, 3, 0), "response 1: its tokens end at byte 7, its text at 3; they must agree");
     assert_eq!(two(-1, 3, 0), "response 1, token 1: its length is -1 bytes; lengths are at least 0");
     assert_eq!(two(0, 2, 0), "response 1: sentence end 1 is 2, after 2; ends strictly increase from 0");
     assert_eq!(two(1, 4, -1), "first_bytes[1] is -1; it must be at least 0");
@@ -201,6 +238,13 @@ fn errors_of_spans_name_response_index_and_value() {
     assert_eq!(
         message(&[1], &[0, 1], &[1], &[0, 0, 1], &[0]),
         "token_offsets has 2 elements and end_offsets 3; they must be equally many"
+    );
+    let texts = Ragged::new("text_offsets", b"abc".as_slice(), &[0, 3]).unwrap();
+    let tokens = Ragged::new("token_offsets", &[2], &[0, 1]).unwrap();
+    let ends = Ragged::new("end_offsets", &[2], &[0, 1]).unwrap();
+    assert_eq!(
+        sentence_spans(texts, tokens, ends, None, &QUIET).unwrap_err().to_string(),
+        "response 0: the last sentence ends at byte 2, the text has 3 bytes"
     );
     assert_eq!(
         message(&[1], &[0, 1], &[1], &[0, 1], &[]),

@@ -8,8 +8,10 @@ use pyo3::prelude::*;
 use crate::boundary::{copied, detached};
 
 #[pyfunction]
-#[pyo3(signature = (token_bytes, token_offsets, ends, end_offsets, first_bytes))]
+#[pyo3(signature = (text, text_offsets, token_bytes, token_offsets, ends, end_offsets, first_bytes))]
 pub fn sentence_spans<'py>(
+    text: PyReadonlyArray1<'py, u8>,
+    text_offsets: PyReadonlyArray1<'py, i64>,
     token_bytes: PyReadonlyArray1<'py, i32>,
     token_offsets: PyReadonlyArray1<'py, i64>,
     ends: PyReadonlyArray1<'py, i64>,
@@ -17,13 +19,15 @@ pub fn sentence_spans<'py>(
     first_bytes: Option<PyReadonlyArray1<'py, i64>>,
 ) -> PyResult<Bound<'py, PyArray1<i64>>> {
     let py = token_bytes.py();
+    let (text, text_offsets) = (text.as_slice()?, copied(&text_offsets)?);
     let (token_bytes, token_offsets) = (token_bytes.as_slice()?, copied(&token_offsets)?);
     let (ends, end_offsets) = (ends.as_slice()?, copied(&end_offsets)?);
     let first_bytes = first_bytes.as_ref().map(PyReadonlyArray1::as_slice).transpose()?;
     let spans = detached(py, token_bytes.len() + ends.len() + token_offsets.len(), |interrupt| {
+        let texts = Ragged::new("text_offsets", text, &text_offsets)?;
         let token_bytes = Ragged::new("token_offsets", token_bytes, &token_offsets)?;
         let ends = Ragged::new("end_offsets", ends, &end_offsets)?;
-        stats::sentence_spans(token_bytes, ends, first_bytes, interrupt)
+        stats::sentence_spans(texts, token_bytes, ends, first_bytes, interrupt)
     })?;
     Ok(spans.into_pyarray(py))
 }
