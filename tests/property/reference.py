@@ -98,18 +98,43 @@ def gather(
 
 # As Unicode has it; Python's isspace() would take four control characters as well.
 WHITE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
-ABBREVIATIONS = re.compile(
-    "(?i:al|approx|assoc|ca|cf|ch|cor|dept|dr|eq|eqn|eqns|eqs|est|etc|ex|fig|figs|ineq|jr|lem|mr|mrs|ms|pp|prof|prop|"
-    "ref|refs|resp|sec|sr|st|thm|viz|vol|vs|wrt)"
+
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Never the end of a sentence.
+ABBREVIATIONS = words(
+    "approx assoc avda ca capt cf ch col cor dept dr dra eq eqn eqns eqs ex fig figs gen gov hr ineq lem lt mr mrs"
+    " ms mt pp prof prop ref refs rev sec sen sgt sra st thm viz vol vs wrt"
+)
+# The end only before a capital letter.
+ENDING_ABBREVIATIONS = words("al co corp est etc hrs inc jr lb lbs ltd min oz resp sr")
+# The end unless a digit follows.
+NUMBERED = words("apr aug dec feb jan jul jun mar no nov nr oct sep sept")
+# Words before a capital letter that names a thing: "option C."
+LABELS = words("answer case choice class figure group option part plan point question set step team type variable")
+# Words before an initial: "by J. Smith".
+BEFORE_NAMES = words("author by composer inventor mathematician philosopher physicist poet president professor writer")
+# Words that begin a sentence rather than follow an initial or "U.S."
+STARTERS = words(
+    "A After All Also An And As At Because But By Each Finally First For From He Hence Her Here His How However I If In"
+    " Is It Its Let My Next No Not Note Now Of On One Only Or Otherwise Our She Since So Suppose That The Their Then"
+    " There Therefore These They This Those Thus To Wait We What When Where Which While Who Why With Yes You"
 )
 THINK = re.compile("</?think>")
 FENCE = re.compile("`{3,}")
 LIST_NUMBER = re.compile(r"[0-9]{1,3}[.)](?=[ \t])")
 TERMINATORS = re.compile("[.!?…]+")
-FULL_WIDTH_TERMINATORS = re.compile("[。！？｡][。！？｡.!?…]*")
-CLOSERS = re.compile("[\"'*_`)\\]}”’»」』）】》〉］｝]*")
-FULL_WIDTH_CLOSERS = re.compile("[”’»」』）】》〉］｝]*")
+# They end a sentence without white space behind them.
+FREE = "。！？｡।॥؟۔։።፧။។៕"
+FREE_TERMINATORS = re.compile(f"[{FREE}][{FREE}.!?…]*")
+CLOSERS = re.compile("[\"'*_`)\\]}”’»」』）】》〉］｝]*([ \xa0\u202f]»)?")
+FULL_WIDTH_CLOSERS = re.compile("[”’»」』）】》〉］｝]*([ \xa0\u202f]»)?")
 EMPTY_LINE = re.compile(r"\n[ \t\r]*\n")
+OPENERS = "\"'“‘„«([*_"
+DIGITS = tuple("0123456789")
 MATH_REACH = 4096
 
 
@@ -122,7 +147,9 @@ def sentence_ends(text: str) -> list[int]:
         end: int | None = None
         if at_line_start:
             end = _fence_end(text, at)
-            if end is None and (number := LIST_NUMBER.match(text, at)):
+            if end is not None:
+                ends += _blank_lines(text, at, end)
+            elif number := LIST_NUMBER.match(text, at):
                 at = number.end()
         at_line_start = False
         if end is None:
@@ -133,16 +160,25 @@ def sentence_ends(text: str) -> list[int]:
                     ends.append(at)
                 end = tag.end()
             elif formula := re.compile(r"\$\$?|\\\(|\\\[").match(text, at):
-                at = _formula_end(text, at, formula[0]) or formula.end()
-                continue
+                closed = _formula_end(text, at, formula[0])
+                at = closed or formula.end()
+                if closed is None or not _ends_inside(text, closed - len(formula[0]), closed):
+                    continue
+                end = closed
             elif text[at] == "\\":
                 at += 2 if text[at + 1 : at + 2].isascii() and text[at + 1 : at + 2] not in ("", "\n") else 1
                 continue
-            elif run := FULL_WIDTH_TERMINATORS.match(text, at):
+            elif text[at] == "`":
+                at = _code_end(text, at)
+                continue
+            elif run := FREE_TERMINATORS.match(text, at):
                 end = _match_end(FULL_WIDTH_CLOSERS, text, run.end())
+                if text[end - 1] in "」』" and text.startswith("と", end):
+                    at = end
+                    continue
             elif run := TERMINATORS.match(text, at):
                 closed = _match_end(CLOSERS, text, run.end())
-                if (closed < len(text) and text[closed] not in WHITE) or _is_spared(text, run, closed):
+                if (closed < len(text) and text[closed] not in WHITE) or _is_spared(text, start, run, closed):
                     at = run.end()
                     continue
                 end = closed
@@ -186,6 +222,25 @@ def _fence_end(text: str, at: int) -> int | None:
     return None
 
 
+def _blank_lines(text: str, start: int, end: int) -> list[int]:
+    """Where code goes on after an empty line of a fenced block; a line of the fence belongs to the code next to it."""
+    last = text.rfind("\n", start, end)
+    code = _skip_white(text, text.find("\n", start, end))
+    blanks = (_skip_white(text, blank.start()) for blank in EMPTY_LINE.finditer(text, code, end))
+    return sorted({after for after in blanks if after <= last})
+
+
+def _code_end(text: str, at: int) -> int:
+    """Where inline code ends, if its closing mark is on the same line and near; else where its opening mark ends."""
+    ticks = re.compile("`+").match(text, at)
+    assert ticks is not None
+    line = text[ticks.end() :].split("\n", 1)[0]
+    reach = line.encode()[: MATH_REACH - len(ticks[0])].decode(errors="ignore")
+    if len(ticks[0]) == 1 and (closing := re.search("`", reach)):
+        return ticks.end() + closing.end()
+    return ticks.end()
+
+
 def _formula_end(text: str, at: int, opening: str) -> int | None:
     """Where the formula that opens at `at` ends, if its closing mark comes soon enough."""
     closing = {"$": "$", "$$": "$$", "\\(": "\\)", "\\[": "\\]"}[opening]
@@ -204,24 +259,90 @@ def _formula_end(text: str, at: int, opening: str) -> int | None:
     return None
 
 
-def _is_spared(text: str, run: re.Match[str], closed: int) -> bool:
-    """Whether the mark follows an abbreviation, an initial or a factorial."""
-    before = text[: run.start()]
-    white = text[closed : _skip_white(text, closed)]
-    if run[0] == ".":
-        word = re.search(r"[A-Za-z]*\Z", before)
-        assert word is not None
-        rest = before[: word.start()]
-        if rest and (not rest[-1].isascii() or rest[-1].isalnum()):
-            return False
-        if len(word[0]) == 1:
-            return word[0].isupper() or rest.endswith(".")
-        return bool(ABBREVIATIONS.fullmatch(word[0]))
-    if run[0] == "!" and "\n" not in white:
-        follows = text[closed + len(white) :][:1]
-        factor = re.search(r"([0-9]|(^|[\x00-\x7f])(?<![A-Za-z0-9'])[A-Za-z])\Z", before)
-        return bool(factor) and follows != "" and not follows.isupper()
-    return False
+def _ends_inside(text: str, closing: int, closed: int) -> bool:
+    """Whether a sentence ends with a full stop inside a formula: "$x = 2.$ Then"."""
+    after = text[_skip_white(text, closed) :]
+    stop = text[:closing].rstrip(" ").endswith(".")
+    return stop and text[closed : closed + 1] == " " and after[:1].isupper()
+
+
+def _is_spared(text: str, start: int, run: re.Match[str], closed: int) -> bool:
+    """Whether the sentence goes on behind a mark that white space follows."""
+    after = text[_skip_white(text, closed) :]
+    follows = after[:1]
+    quoted = text[run.end() : closed].strip("*_")
+    if quoted and follows.islower():
+        return True
+    if run[0] != "." and not run[0].strip(".…"):
+        return follows != "" and (follows.islower() or follows in (*DIGITS, *"+-−=<>,;)"))
+    if run[0] == "!":
+        return _is_factorial(text[: run.start()], text[closed : len(text) - len(after)], follows)
+    return run[0] == "." and _is_abbreviation(text[start : run.start()], after)
+
+
+def _is_factorial(before: str, white: str, follows: str) -> bool:
+    factor = re.search(r"([0-9]|(^|[\x00-\x7f])(?<![A-Za-z0-9'])[A-Za-z])\Z", before)
+    return "\n" not in white and bool(factor) and follows != "" and not follows.isupper()
+
+
+def _is_abbreviation(sentence: str, after: str) -> bool:
+    """Whether a full stop behind the beginning of a sentence, and before the text `after`, is a part of its word."""
+    if re.fullmatch("[0-9]{1,3}", sentence):  # the number of an item
+        return True
+    word = _last_word(sentence)
+    before = sentence[: len(sentence) - len(word)]
+    if not word or not _is_border(before):
+        return False
+    if len(word) > 1:
+        name = word.lower()
+        if name in NUMBERED:
+            return after[:1] in DIGITS
+        return name in ABBREVIATIONS or (name in ENDING_ABBREVIATIONS and not after[:1].isupper())
+    first = re.match("[A-Za-z]*", after)
+    assert first is not None
+    starts = first[0] in STARTERS
+    if before.endswith("."):  # U.S., p.m., e.g.
+        return bool(re.search("(?<![A-Za-z])([eE][.][gG]|[iI][.][eE])\\Z", sentence)) or not starts
+    if _is_letter(after[:1]) and after[1:2] == ".":  # J. R., z. B.
+        return True
+    is_second = _ends_with_initial(before)
+    if not word.isupper():
+        return is_second and after[:1].islower()
+    if is_second or not before.strip(WHITE + OPENERS) or before[-1] not in WHITE:
+        return not starts
+    previous = _last_word(before.rstrip(WHITE).removesuffix("."))
+    if previous.lower() in LABELS or not previous:  # behind a comma, say
+        return False
+    return not starts and (previous[0].isupper() or previous in BEFORE_NAMES)
+
+
+def _is_letter(character: str) -> bool:
+    return character.isupper() or character.islower()
+
+
+def _last_word(text: str) -> str:
+    """The letters at the end; those of scripts without capitals do not count."""
+    start = len(text)
+    while start and _is_letter(text[start - 1]):
+        start -= 1
+    return text[start:]
+
+
+def _is_border(before: str) -> bool:
+    """Whether a word can begin behind this text."""
+    last = before[-1:]
+    return not last or last in WHITE + OPENERS or (last.isascii() and not last.isalnum())
+
+
+def _ends_with_initial(before: str) -> bool:
+    """Whether the text ends with a single letter, a full stop and one white space."""
+    return (
+        before[-1:] in WHITE
+        and before[-2:-1] == "."
+        and _is_letter(before[-3:-2])
+        and len(before) >= 3
+        and _is_border(before[:-3])
+    )
 
 
 # --- statistics --------------------------------------------------------------------------------

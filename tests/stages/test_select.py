@@ -81,7 +81,7 @@ def run(tmp_path, demo, chat):
 
 
 def score(chat, row, classes):
-    """A score row with a sentence per letter: T: p_T − p_S = 0.8, S: -0.8, =: 0, t: 0.15, ·: no token begins in it."""
+    """A score row with a sentence per letter: T: p_T − p_S = 0.8, S: -0.8, =: 0, t: 0.15, ·: no token in it."""
     p = {"T": (0.9, 0.1), "S": (0.1, 0.9), "=": (0.5, 0.5), "·": (np.nan, 0.5), "t": (0.45, 0.30)}
     p_teacher, p_student = zip(*(p[c] for c in classes), strict=True) if classes else ((), ())
     ids, num_context = chat.example(row["messages"], row["completion"])

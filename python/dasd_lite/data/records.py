@@ -49,7 +49,7 @@ SCORE = pa.schema(
     [
         ("uid", pa.string()),  # of the rollout
         ("sentence_ends", pa.large_list(pa.int64())),  # byte offsets in the completion
-        ("p_teacher", pa.large_list(pa.float32())),  # exp(mean logprob) of each sentence; NaN if no token begins in it
+        ("p_teacher", pa.large_list(pa.float32())),  # exp(mean logprob) of each sentence; NaN without tokens
         ("p_student", pa.large_list(pa.float32())),
         ("teacher_mean_logprob", pa.float64()),  # over all tokens; its exp is the geometric mean of Fig. 3a
         ("student_mean_logprob", pa.float64()),

@@ -1,7 +1,7 @@
 """Score each rollout: p per sentence under teacher and student (paper section 4).
 
 Input: rollouts, and the student before training. Output: one row per rollout with sentence ends, p_T and p_S, where p
-of a sentence is exp(mean log-probability of the tokens that begin in it), each model on its own tokens of the text.
+of a sentence is exp(mean log-probability of its tokens), each model on its own tokens of the text.
 The end token belongs to no sentence. The student scores every answer. The teacher's log-probabilities came with the
 answers or, with score.by = "teacher", are computed by the same code in the subfolder `teacher`. Both are journals, so
 the same call resumes after any stop.
@@ -53,7 +53,7 @@ from dasd_lite.inference.collect import journal_usage
 from dasd_lite.inference.scorer import context_of, open_scorer
 from dasd_lite.method.divergence import Tokens, sentence_scores
 
-VERSION = 3  # 1 rounded the mean to float32 before its exp; 2 had no ranks
+VERSION = 4  # 1 rounded the mean to float32 before its exp; 2 had no ranks; 3 had first words in the sentence before
 _COLUMNS = ("uid", "messages", "completion", "prefix_bytes", "token_ids", "logprobs", "token_bytes")
 _MAX_RANK = 100  # arXiv 2601.14249 clips there
 _NOISE_ITEMS, _NOISE_TOKENS = 8, 32768  # scored by a second engine as well, to measure the noise between the two

@@ -41,7 +41,7 @@ from dasd_lite.method.ragged import Ragged, from_arrow, join, offsets_of
 from dasd_lite.method.selection import Candidates, SelectionRule
 from dasd_lite.method.sentences import repeated_ngrams, text_repetition
 
-VERSION = 3  # 2 had no weights
+VERSION = 4  # 2 had no weights; 3 had other sentence ends
 _NGRAM = 20
 _REMEDIES = {  # what to do about a reason when nothing is left
     "truncated": " (raise max_tokens of sample or mix)",

@@ -10,7 +10,7 @@ pub const NUM_CLASSES: usize = 3;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i8)]
 pub enum SentenceClass {
-    /// One of the models has no token that begins in it.
+    /// One of the models has no token in it.
     None = -1,
     /// The probabilities differ by at most β.
     Shared = 0,

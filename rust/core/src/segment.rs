@@ -5,20 +5,29 @@
 //!
 //! * after a line break, so that headings, list items and the lines of a proof are sentences;
 //! * after `.`, `!`, `?` or `…` with any closing quotes and brackets, where white space or the end of the text follows;
-//!   but not after an abbreviation (`e.g.`, `Fig.`, `w.r.t.`, an initial), the number of a list item (`2. Let …`) or a
-//!   factorial (`5! = 120`). A decimal point has no white space after it;
-//! * after `。`, `！`, `？` or `｡` with any closing quotes and brackets, whatever follows;
+//!   but not after an abbreviation, an initial, the number of a list item (`2. Let …`) or a factorial (`5! = 120`), not
+//!   where an ellipsis runs on (`1, 2, ... and`), and not after a quotation within a sentence (`"Why?" she asked`). A
+//!   decimal point has no white space after it;
+//! * after the full stops of scripts that write none like ours (`。`, `।`, `۔`, `។` and so on; see [`FREE`]), whatever
+//!   follows;
 //! * around `<think>` and `</think>`: each tag is a sentence by itself, because how probable a model finds the tag says
 //!   nothing about the sentences next to it;
-//! * around a block of code between lines of at least three backticks, which is one sentence. A fence that is not closed
-//!   before the next think tag is a sequence of ordinary lines.
+//! * around a block of code between lines of at least three backticks, and inside it after each empty line. A fence that
+//!   is not closed before the next think tag is a sequence of ordinary lines.
 //!
-//! Nothing ends inside mathematics: `$…$`, `$$…$$`, `\(…\)`, `\[…\]`. The closing mark must come within [`MATH_REACH`]
-//! bytes and before an empty line, else the opening one is an ordinary character; a single `$` opens only before a
-//! non-blank and closes only after a non-blank and not before a digit ("costs $5 and $10" has no formula). White space
-//! belongs to the sentence before it; at the start of the text, to the first.
+//! Nothing ends inside code between two backticks on a line, or inside mathematics: `$…$`, `$$…$$`, `\(…\)`, `\[…\]`; a
+//! formula that closes with a full stop may end a sentence. The closing mark must come within [`MATH_REACH`] bytes and
+//! before an empty line, else the opening one is an ordinary character; a single `$` opens only before a non-blank and
+//! closes only after a non-blank and not before a digit ("costs $5 and $10" has no formula). White space belongs to the
+//! sentence before it; at the start of the text, to the first.
+//!
+//! `A.` is an initial at the beginning of a sentence (as the letter of a list item is), after another initial, after a
+//! capitalized word (`John F. Kennedy`) and after `by` and the like; elsewhere (`option C. Because`) it ends a sentence.
+//! Letters here are those that have a capital form.
 //!
 //! Time is linear: a failed search is not repeated over the same bytes.
+
+use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::interrupt::{INTERVAL, Interrupt};
@@ -89,8 +98,8 @@ const MAX_FENCE: usize = 8;
 /// Bytes that the scanner has to examine; it skips all others.
 const NOTABLE: [bool; 256] = {
     let mut table = [false; 256];
-    // The last three begin … , 。 and the full-width ！ ？ ｡
-    let notable = *b".!?\n\\$<\xE2\xE3\xEF";
+    // Those at the end begin … and the characters of `FREE`.
+    let notable = *b".!?\n\\$<`\xD6\xD8\xDB\xE0\xE1\xE2\xE3\xEF";
     let mut i = 0;
     while i < notable.len() {
         table[notable[i] as usize] = true;
@@ -152,6 +161,7 @@ impl<'t, 'e> Scanner<'t, 'e> {
         if ticks >= 3
             && let Some(end) = self.fence_end(ticks.min(MAX_FENCE))?
         {
+            self.end_at_blank_lines(end)?;
             self.end_sentence(end);
             return Ok(true);
         }
@@ -187,11 +197,33 @@ impl<'t, 'e> Scanner<'t, 'e> {
         Ok(None)
     }
 
+    /// Ends a sentence after each empty line inside the fenced block that is closed at `end`. The lines of the fence
+    /// belong to the code next to them.
+    fn end_at_blank_lines(&mut self, end: usize) -> Result<()> {
+        let line_break = |from: usize, to: usize| self.bytes[from..to].iter().position(|&byte| byte == b'\n');
+        let last = self.bytes[..end].iter().rposition(|&byte| byte == b'\n').expect("a closing line");
+        let first = self.at + line_break(self.at, end).expect("an opening line");
+        let (mut at, _) = skip_white(self.text, first);
+        while at < last
+            && let Some(length) = line_break(at, last)
+        {
+            self.interrupt.check()?;
+            at += length;
+            let (next, _) = skip_white(self.text, at);
+            if next <= last && is_blank_line(&self.bytes[at..]) {
+                self.ends.push(to_offset(next));
+            }
+            at = next.max(at + 1);
+        }
+        Ok(())
+    }
+
     fn take_notable(&mut self) {
         let rest = &self.bytes[self.at..];
         match rest[0] {
             b'\n' => self.end_sentence(self.at + 1),
             b'<' => self.take_think_tag(),
+            b'`' => self.take_code(),
             b'$' if rest.starts_with(b"$$") => self.take_math(DOLLARS, 2),
             b'$' => self.take_math(DOLLAR, 1),
             b'\\' => match rest.get(1) {
@@ -215,7 +247,19 @@ impl<'t, 'e> Scanner<'t, 'e> {
         self.end_sentence(self.at + length);
     }
 
-    /// Skips a formula, or its opening mark if nothing closes it.
+    /// Skips code between two backticks, or the backticks if there are several or nothing closes them.
+    fn take_code(&mut self) {
+        let ticks = self.bytes[self.at..].iter().take_while(|&&byte| byte == b'`').count();
+        let inside = self.at + ticks;
+        let reach = &self.bytes[inside..self.bytes.len().min(self.at + MATH_REACH).max(inside)];
+        let closing = reach.iter().position(|byte| matches!(byte, b'`' | b'\n'));
+        self.at = match closing {
+            Some(length) if ticks == 1 && reach[length] == b'`' => inside + length + 1,
+            _ => inside,
+        };
+    }
+
+    /// Skips a formula, or its opening mark if nothing closes it. A full stop at its end ends the sentence.
     fn take_math(&mut self, kind: usize, mark: usize) {
         let open = self.at;
         self.at += mark;
@@ -227,10 +271,7 @@ impl<'t, 'e> Scanner<'t, 'e> {
         let mut from = self.searched[kind].max(self.at);
         while from < stop {
             let rest = &self.bytes[from..];
-            if rest[0] == b'\n' && rest[1..].iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\r')) == Some(&b'\n') {
-                break;
-            }
-            if starts_with_think_tag(rest).is_some() {
+            if is_blank_line(rest) || starts_with_think_tag(rest).is_some() {
                 break;
             }
             let length = match (kind, rest) {
@@ -251,22 +292,42 @@ impl<'t, 'e> Scanner<'t, 'e> {
                 }
             };
             self.at = from + length;
+            if self.ends_inside(from) {
+                self.end_sentence(self.at);
+            }
             return;
         }
         self.searched[kind] = from;
     }
 
-    /// Handles a run of `.`, `!`, `?`, `…` or one of `。！？｡`, or another character that begins with the same byte.
+    /// Whether a full stop before the closing mark at `closing` ends a sentence, as in `$x = 2.$ Then`.
+    fn ends_inside(&self, closing: usize) -> bool {
+        let inside = self.bytes[..closing].iter().rev().find(|&&byte| byte != b' ');
+        let (next, _) = skip_white(self.text, self.at);
+        inside == Some(&b'.')
+            && self.bytes.get(self.at) == Some(&b' ')
+            && self.char_at(next).is_some_and(char::is_uppercase)
+    }
+
+    fn char_at(&self, at: usize) -> Option<char> {
+        self.text[at..].chars().next()
+    }
+
+    /// Handles a run of `.`, `!`, `?`, `…` or of [`FREE`], or another character that begins with the same byte.
     fn take_terminators(&mut self) {
         let first = self.at;
-        if let Some(length) = full_width_terminator(&self.bytes[first..]) {
+        if let Some(length) = free_terminator(&self.bytes[first..]) {
             let mut end = first + length;
-            while let Some(length) =
-                full_width_terminator(&self.bytes[end..]).or_else(|| terminator(&self.bytes[end..]))
-            {
+            while let Some(length) = free_terminator(&self.bytes[end..]).or_else(|| terminator(&self.bytes[end..])) {
                 end += length;
             }
-            self.end_sentence(self.skip_closers(end, false));
+            let closed = self.skip_closers(end, false);
+            let is_quoted = self.text[..closed].ends_with(['」', '』']);
+            if is_quoted && self.text[closed..].starts_with('と') {
+                self.at = closed;
+            } else {
+                self.end_sentence(closed);
+            }
             return;
         }
         let mut end = first;
@@ -274,22 +335,38 @@ impl<'t, 'e> Scanner<'t, 'e> {
             end += length;
         }
         if end == first {
-            // All characters that begin with E2, E3 or EF are three bytes long.
-            self.at += 3;
+            self.at += self.char_at(first).map_or(1, char::len_utf8);
             return;
         }
         let closed = self.skip_closers(end, true);
         let (next, line_break) = skip_white(self.text, closed);
         let ends = next > closed || next == self.bytes.len();
-        let spared = match &self.bytes[first..end] {
-            b"." => self.is_abbreviation(first),
-            b"!" => !line_break && self.is_factorial(first, next),
-            _ => false,
-        };
-        if ends && !spared {
+        if ends && !self.is_spared(first..end, closed, next, line_break) {
             self.end_sentence(closed);
         } else {
             self.at = end;
+        }
+    }
+
+    /// Whether the sentence goes on after the marks in `run`, the closing quotes up to `closed` and the white space up to
+    /// `next`.
+    fn is_spared(&self, run: Range<usize>, closed: usize, next: usize, line_break: bool) -> bool {
+        let follows = self.char_at(next);
+        let is_quoted = self.bytes[run.end..closed].iter().any(|byte| !matches!(byte, b'*' | b'_'));
+        if is_quoted && follows.is_some_and(char::is_lowercase) {
+            return true;
+        }
+        match &self.bytes[run.clone()] {
+            b"." => self.is_abbreviation(run.start, next),
+            b"!" => !line_break && self.is_factorial(run.start, next),
+            _ => {
+                let is_ellipsis = self.text[run].chars().all(|mark| matches!(mark, '.' | '…'));
+                let goes_on = |follows: char| {
+                    let is_sign = matches!(follows, '0'..='9' | '+' | '-' | '−' | '=' | '<' | '>' | ',' | ';' | ')');
+                    is_sign || follows.is_lowercase()
+                };
+                is_ellipsis && follows.is_some_and(goes_on)
+            }
         }
     }
 
@@ -304,22 +381,57 @@ impl<'t, 'e> Scanner<'t, 'e> {
             }
             at += closer.len_utf8();
         }
-        at
+        // As French writes it.
+        let space = [" »", "\u{a0}»", "\u{202f}»"].into_iter().find(|closer| self.text[at..].starts_with(closer));
+        at + space.map_or(0, str::len)
     }
 
-    /// Whether the full stop at `dot` belongs to an abbreviation or an initial.
-    fn is_abbreviation(&self, dot: usize) -> bool {
-        let letters = self.bytes[..dot].iter().rev().take(LONGEST_ABBREVIATION + 1);
-        let length = letters.take_while(|byte| byte.is_ascii_alphabetic()).count();
-        let (before, word) = self.bytes[..dot].split_at(dot - length);
-        let word_starts_here = !before.last().is_some_and(|&byte| byte.is_ascii_alphanumeric() || byte >= 0x80);
-        match word {
-            [letter] if word_starts_here => letter.is_ascii_uppercase() || before.ends_with(b"."),
-            _ if word_starts_here => {
-                ABBREVIATIONS.iter().any(|abbreviation| word.eq_ignore_ascii_case(abbreviation.as_bytes()))
-            }
-            _ => false,
+    /// Whether the full stop at `dot` belongs to the number of an item, an abbreviation or an initial; `next` is where
+    /// the text goes on.
+    fn is_abbreviation(&self, dot: usize, next: usize) -> bool {
+        let sentence = &self.text[self.start.min(dot)..dot];
+        let after = &self.text[next..];
+        if (1..=3).contains(&sentence.len()) && sentence.bytes().all(|byte| byte.is_ascii_digit()) {
+            return true;
         }
+        let word = last_word(sentence);
+        let before = &sentence[..sentence.len() - word.len()];
+        if word.is_empty() || !is_border(before) {
+            return false;
+        }
+        let follows = after.chars().next();
+        let mut letters = word.chars();
+        let (Some(letter), None) = (letters.next(), letters.next()) else {
+            return if is_one_of(&NUMBERED, word) {
+                follows.is_some_and(|follows| follows.is_ascii_digit())
+            } else {
+                let ends = || follows.is_some_and(char::is_uppercase);
+                is_one_of(&ABBREVIATIONS, word) || (is_one_of(&ENDING_ABBREVIATIONS, word) && !ends())
+            };
+        };
+        let first_word = &after[..after.bytes().take_while(u8::is_ascii_alphabetic).count()];
+        let starts = STARTERS.binary_search(&first_word).is_ok();
+        if before.ends_with('.') {
+            return is_latin_abbreviation(sentence) || !starts; // e.g., U.S.
+        }
+        if follows.is_some_and(is_letter) && after.chars().nth(1) == Some('.') {
+            return true; // J. R., z. B.
+        }
+        let is_second = ends_with_initial(before);
+        if !letter.is_uppercase() {
+            return is_second && follows.is_some_and(char::is_lowercase);
+        }
+        let is_white = |character: char| character.is_whitespace();
+        let is_opener = |character| is_white(character) || OPENERS.contains(&character);
+        if is_second || before.chars().all(is_opener) || !before.ends_with(is_white) {
+            return !starts;
+        }
+        let before = before.trim_end();
+        let previous = last_word(before.strip_suffix('.').unwrap_or(before));
+        let Some(initial) = previous.chars().next().filter(|_| !is_one_of(&LABELS, previous)) else {
+            return false; // after a comma, say
+        };
+        !starts && (initial.is_uppercase() || BEFORE_NAMES.contains(&previous))
     }
 
     /// Whether the `!` at `mark` follows a number or a single letter, and no new sentence begins at `next`.
@@ -336,14 +448,166 @@ impl<'t, 'e> Scanner<'t, 'e> {
     }
 }
 
-const LONGEST_ABBREVIATION: usize = 6;
-
-/// Words whose full stop does not end a sentence, in lower case. `no.` and `sol.` are missing: more often they end one.
-const ABBREVIATIONS: [&str; 38] = [
-    "al", "approx", "assoc", "ca", "cf", "ch", "cor", "dept", "dr", "eq", "eqn", "eqns", "eqs", "est", "etc", "ex",
-    "fig", "figs", "ineq", "jr", "lem", "mr", "mrs", "ms", "pp", "prof", "prop", "ref", "refs", "resp", "sec", "sr",
-    "st", "thm", "viz", "vol", "vs", "wrt",
+/// Words whose full stop never ends a sentence, in lower case. `sol.` is missing: more often it ends one.
+const ABBREVIATIONS: [&str; 45] = [
+    "approx", "assoc", "avda", "ca", "capt", "cf", "ch", "col", "cor", "dept", "dr", "dra", "eq", "eqn", "eqns", "eqs",
+    "ex", "fig", "figs", "gen", "gov", "hr", "ineq", "lem", "lt", "mr", "mrs", "ms", "mt", "pp", "prof", "prop", "ref",
+    "refs", "rev", "sec", "sen", "sgt", "sra", "st", "thm", "viz", "vol", "vs", "wrt",
 ];
+
+/// Words whose full stop ends a sentence only before a capital letter.
+const ENDING_ABBREVIATIONS: [&str; 15] =
+    ["al", "co", "corp", "est", "etc", "hrs", "inc", "jr", "lb", "lbs", "ltd", "min", "oz", "resp", "sr"];
+
+/// Words whose full stop ends a sentence unless a digit follows: `No. 5`.
+const NUMBERED: [&str; 14] =
+    ["apr", "aug", "dec", "feb", "jan", "jul", "jun", "mar", "no", "nov", "nr", "oct", "sep", "sept"];
+
+/// Words before a capital letter that names a thing: `option C.`
+const LABELS: [&str; 16] = [
+    "answer", "case", "choice", "class", "figure", "group", "option", "part", "plan", "point", "question", "set",
+    "step", "team", "type", "variable",
+];
+
+/// Words before an initial: `by J. Smith`.
+const BEFORE_NAMES: [&str; 11] = [
+    "author",
+    "by",
+    "composer",
+    "inventor",
+    "mathematician",
+    "philosopher",
+    "physicist",
+    "poet",
+    "president",
+    "professor",
+    "writer",
+];
+
+/// Words that begin a sentence rather than follow an initial or `U.S.`; sorted.
+const STARTERS: [&str; 71] = [
+    "A",
+    "After",
+    "All",
+    "Also",
+    "An",
+    "And",
+    "As",
+    "At",
+    "Because",
+    "But",
+    "By",
+    "Each",
+    "Finally",
+    "First",
+    "For",
+    "From",
+    "He",
+    "Hence",
+    "Her",
+    "Here",
+    "His",
+    "How",
+    "However",
+    "I",
+    "If",
+    "In",
+    "Is",
+    "It",
+    "Its",
+    "Let",
+    "My",
+    "Next",
+    "No",
+    "Not",
+    "Note",
+    "Now",
+    "Of",
+    "On",
+    "One",
+    "Only",
+    "Or",
+    "Otherwise",
+    "Our",
+    "She",
+    "Since",
+    "So",
+    "Suppose",
+    "That",
+    "The",
+    "Their",
+    "Then",
+    "There",
+    "Therefore",
+    "These",
+    "They",
+    "This",
+    "Those",
+    "Thus",
+    "To",
+    "Wait",
+    "We",
+    "What",
+    "When",
+    "Where",
+    "Which",
+    "While",
+    "Who",
+    "Why",
+    "With",
+    "Yes",
+    "You",
+];
+
+/// What may stand between white space and a word.
+const OPENERS: [char; 10] = ['"', '\'', '“', '‘', '„', '«', '(', '[', '*', '_'];
+
+/// Full stops and question marks of scripts that write them otherwise; white space need not follow them.
+pub const FREE: [&str; 14] = ["。", "！", "？", "｡", "।", "॥", "؟", "۔", "։", "።", "፧", "။", "។", "៕"];
+
+/// Whether a word is in a table of lower-case words.
+fn is_one_of(table: &[&str], word: &str) -> bool {
+    table.iter().any(|entry| word.eq_ignore_ascii_case(entry))
+}
+
+/// Whether it has a capital form. Letters of scripts without capitals never make an initial.
+fn is_letter(character: char) -> bool {
+    character.is_uppercase() || character.is_lowercase()
+}
+
+/// The letters at the end of a text.
+fn last_word(text: &str) -> &str {
+    &text[text.trim_end_matches(is_letter).len()..]
+}
+
+/// Whether a word can begin after this text.
+fn is_border(before: &str) -> bool {
+    let can_precede = |last: char| {
+        last.is_whitespace() || OPENERS.contains(&last) || (last.is_ascii() && !last.is_ascii_alphanumeric())
+    };
+    before.chars().next_back().is_none_or(can_precede)
+}
+
+/// Whether a text ends with a single letter, a full stop and one white space.
+fn ends_with_initial(before: &str) -> bool {
+    let mut before = before.chars();
+    let is_white = before.next_back().is_some_and(char::is_whitespace);
+    let is_dot = before.next_back() == Some('.');
+    let is_initial = before.next_back().is_some_and(is_letter);
+    is_white && is_dot && is_initial && is_border(before.as_str())
+}
+
+/// Whether a text ends with `e.g` or `i.e`.
+fn is_latin_abbreviation(text: &str) -> bool {
+    let Some((before, last)) = text.as_bytes().split_last_chunk::<3>() else { return false };
+    let matches = [b"e.g", b"i.e"].into_iter().any(|abbreviation| last.eq_ignore_ascii_case(abbreviation));
+    matches && !before.last().is_some_and(u8::is_ascii_alphabetic)
+}
+
+/// Whether the bytes begin with a line break and an empty line.
+fn is_blank_line(bytes: &[u8]) -> bool {
+    bytes[0] == b'\n' && bytes[1..].iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\r')) == Some(&b'\n')
+}
 
 /// Length of one of `.`, `!`, `?`, `…` at the start of the bytes.
 fn terminator(bytes: &[u8]) -> Option<usize> {
@@ -354,9 +618,12 @@ fn terminator(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// Length of one of `。`, `！`, `？`, `｡` at the start of the bytes.
-fn full_width_terminator(bytes: &[u8]) -> Option<usize> {
-    ["。", "！", "？", "｡"].into_iter().find(|mark| bytes.starts_with(mark.as_bytes())).map(str::len)
+/// Length of one of [`FREE`] at the start of the bytes.
+fn free_terminator(bytes: &[u8]) -> Option<usize> {
+    if bytes.first().is_none_or(u8::is_ascii) {
+        return None;
+    }
+    FREE.into_iter().find(|mark| bytes.starts_with(mark.as_bytes())).map(str::len)
 }
 
 /// Where the white space that begins at `at` ends, and whether it contains a line break.

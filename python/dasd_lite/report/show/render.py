@@ -23,7 +23,7 @@ _MARGIN = {  # letter, style, meaning
     SentenceClass.SHARED: ("=", "", "shared"),
     SentenceClass.TEACHER: ("T", "yellow", "teacher: p_T − p_S > β"),
     SentenceClass.STUDENT: ("S", "cyan", "student: p_S − p_T > β"),
-    SentenceClass.NONE: ("·", "dim", "no token begins"),
+    SentenceClass.NONE: ("·", "dim", "no token"),
 }
 _TRAINED, _MASKED = ("█", "green"), ("░", "bright_black")
 _CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
