@@ -40,12 +40,12 @@ def sentence_ends(text: TextColumn) -> Ragged: ...
 def sentence_ends(text: "str | bytes | TextColumn") -> NDArray[np.int64] | Ragged:
     r"""Split texts into sentences.
 
-    A sentence ends after a line break; after `. ! ? …` (and closing quotes and brackets) before white space, but not in
-    decimals, after abbreviations, initials and numbers of list items, or where an ellipsis runs on; after the full stops
-    of scripts that have their own (Chinese, Hindi, Urdu, Khmer, …), whatever follows. `<think>` and `</think>` are
-    sentences by themselves. A fenced block of code is apart from the text around it, and ends a sentence at each empty
-    line. Nothing ends inside `$…$`, `$$…$$`, `\(…\)`, `\[…\]` and between two backticks. White space belongs to the
-    sentence before it. docs/selection.md has the rules and how well they do.
+    A sentence ends after a line break; after `. ! ? …` (and closing quotes and brackets) before white space, but
+    not in decimals, after abbreviations, initials and numbers of list items, or where an ellipsis runs on; after
+    the full stops of scripts that have their own (Chinese, Hindi, Urdu, Khmer, …), whatever follows. `<think>` and
+    `</think>` are sentences by themselves. A fenced block of code is apart from the text around it, and ends a
+    sentence at each empty line. Nothing ends inside `$…$`, `$$…$$`, `\(…\)`, `\[…\]` and between two backticks.
+    White space belongs to the sentence before it. docs/selection.md has the rules and how well they do.
 
     Args:
         text: One text, or an Arrow column of texts (string or large_string; the chunks of a chunked one are joined).

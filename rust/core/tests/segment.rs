@@ -141,7 +141,7 @@ fn rules_by_example() {
         "<think>\n|Hm. |ok|</think>\n\n|Answer.",
         "a$b. |<think>|c$. |d",
         "Code:\n|```python\nx = 1. \n\n|y = 2\n```\n|Done.",
-        "```\n\nx\n \t\n\n|y. z\n\n```\nEnd",
+        "```\n\nx\n \t\n\n|y. z\n\n```\n|End",
         "  ```\na. b\n  ````  \n|c",
         "```\n|not closed. |x\n|</think>\n|```\n",
         "```a\n|b. |c",
