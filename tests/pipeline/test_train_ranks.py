@@ -228,11 +228,6 @@ def test_processes_do_not_outlive_the_command(trainer):
 
 
 def test_errors_of_the_processes_come_through(trainer):
-    process = start(trainer, trainer.base / "wrong", grad_accum_steps=64)
-    _, errors = process.communicate()
-    assert process.returncode == 2
-    assert errors.startswith("dasd-lite: there are only 12 rows, fewer than the 64") and errors.count("\n") == 1
-
     (trainer.base / "broken.py").write_text(BROKEN)
     process = start(trainer, trainer.base / "broken", objective="broken:Loss")
     _, errors = process.communicate()
