@@ -382,6 +382,10 @@ impl<'t, 'e> Scanner<'t, 'e> {
             at += closer.len_utf8();
         }
         // As French writes it.
+        let next = self.bytes.get(at..at + 3).unwrap_or_default();
+        if !matches!(next, b" \xC2\xBB" | b"\xC2\xA0\xC2" | b"\xE2\x80\xAF") {
+            return at;
+        }
         let space = [" »", "\u{a0}»", "\u{202f}»"].into_iter().find(|closer| self.text[at..].starts_with(closer));
         at + space.map_or(0, str::len)
     }
@@ -402,11 +406,12 @@ impl<'t, 'e> Scanner<'t, 'e> {
         let follows = after.chars().next();
         let mut letters = word.chars();
         let (Some(letter), None) = (letters.next(), letters.next()) else {
-            return if is_one_of(&NUMBERED, word) {
+            let Some(key) = key(word.as_bytes()) else { return false };
+            return if NUMBERED.contains(&key) {
                 follows.is_some_and(|follows| follows.is_ascii_digit())
             } else {
                 let ends = || follows.is_some_and(char::is_uppercase);
-                is_one_of(&ABBREVIATIONS, word) || (is_one_of(&ENDING_ABBREVIATIONS, word) && !ends())
+                ABBREVIATIONS.contains(&key) || (ENDING_ABBREVIATIONS.contains(&key) && !ends())
             };
         };
         let first_word = &after[..after.bytes().take_while(u8::is_ascii_alphabetic).count()];
@@ -449,19 +454,19 @@ impl<'t, 'e> Scanner<'t, 'e> {
 }
 
 /// Words whose full stop never ends a sentence, in lower case. `sol.` is missing: more often it ends one.
-const ABBREVIATIONS: [&str; 45] = [
+const ABBREVIATIONS: [u64; 45] = keys([
     "approx", "assoc", "avda", "ca", "capt", "cf", "ch", "col", "cor", "dept", "dr", "dra", "eq", "eqn", "eqns", "eqs",
     "ex", "fig", "figs", "gen", "gov", "hr", "ineq", "lem", "lt", "mr", "mrs", "ms", "mt", "pp", "prof", "prop", "ref",
     "refs", "rev", "sec", "sen", "sgt", "sra", "st", "thm", "viz", "vol", "vs", "wrt",
-];
+]);
 
 /// Words whose full stop ends a sentence only before a capital letter.
-const ENDING_ABBREVIATIONS: [&str; 15] =
-    ["al", "co", "corp", "est", "etc", "hrs", "inc", "jr", "lb", "lbs", "ltd", "min", "oz", "resp", "sr"];
+const ENDING_ABBREVIATIONS: [u64; 15] =
+    keys(["al", "co", "corp", "est", "etc", "hrs", "inc", "jr", "lb", "lbs", "ltd", "min", "oz", "resp", "sr"]);
 
 /// Words whose full stop ends a sentence unless a digit follows: `No. 5`.
-const NUMBERED: [&str; 14] =
-    ["apr", "aug", "dec", "feb", "jan", "jul", "jun", "mar", "no", "nov", "nr", "oct", "sep", "sept"];
+const NUMBERED: [u64; 14] =
+    keys(["apr", "aug", "dec", "feb", "jan", "jul", "jun", "mar", "no", "nov", "nr", "oct", "sep", "sept"]);
 
 /// Words before a capital letter that names a thing: `option C.`
 const LABELS: [&str; 16] = [
@@ -565,6 +570,28 @@ const OPENERS: [char; 10] = ['"', '\'', '“', '‘', '„', '«', '(', '[', '*'
 /// Full stops and question marks of scripts that write them otherwise; white space need not follow them.
 pub const FREE: [&str; 14] = ["。", "！", "？", "｡", "।", "॥", "؟", "۔", "։", "።", "፧", "။", "។", "៕"];
 
+/// A word of at most 8 letters as a number, without regard to case, so that tables are searched quickly.
+const fn key(word: &[u8]) -> Option<u64> {
+    if word.len() > 8 {
+        return None;
+    }
+    let (mut key, mut i) = (0, 0);
+    while i < word.len() {
+        key = (key << 8) | word[i].to_ascii_lowercase() as u64;
+        i += 1;
+    }
+    Some(key)
+}
+
+const fn keys<const N: usize>(words: [&str; N]) -> [u64; N] {
+    let (mut keys, mut i) = ([0; N], 0);
+    while i < N {
+        keys[i] = key(words[i].as_bytes()).expect("a short word");
+        i += 1;
+    }
+    keys
+}
+
 /// Whether a word is in a table of lower-case words.
 fn is_one_of(table: &[&str], word: &str) -> bool {
     table.iter().any(|entry| word.eq_ignore_ascii_case(entry))
@@ -577,6 +604,11 @@ fn is_letter(character: char) -> bool {
 
 /// The letters at the end of a text.
 fn last_word(text: &str) -> &str {
+    let ascii = text.bytes().rev().take_while(u8::is_ascii_alphabetic).count();
+    let (before, word) = text.split_at(text.len() - ascii);
+    if before.bytes().next_back().is_none_or(|byte| byte.is_ascii()) {
+        return word;
+    }
     &text[text.trim_end_matches(is_letter).len()..]
 }
 
