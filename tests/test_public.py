@@ -136,6 +136,15 @@ def test_arguments_in_the_wrong_place_are_one_line(chain, demo, tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_an_exception_in_a_rule_is_one_line_with_its_place(chain, demo, tmp_path):
+    def mine(candidates):
+        return candidates.lengths
+
+    message = r"^selection rule \S+mine failed: AttributeError: .* \(\S+test_public\.py:\d+\)$"
+    with pytest.raises(dl.DasdError, match=message):
+        dl.select(chain["rollouts"], demo / "student", rule=mine, require_think=False, out=tmp_path / "select")
+
+
 def test_prompts_from_a_list(demo, tmp_path):
     prompts = list(dl.read_prompts(demo / "train.jsonl", limit=2))
     teacher = dl.Transformers(model=str(demo / "teacher"))

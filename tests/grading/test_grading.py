@@ -9,7 +9,7 @@ import pytest
 from dasd_lite.config.extensions import code_hash
 from dasd_lite.data.records import Prompt
 from dasd_lite.errors import ConfigError, DataError
-from dasd_lite.grading import open_grader
+from dasd_lite.grading import CheckedGrader, open_grader
 from dasd_lite.grading.grade import Grade
 from dasd_lite.grading.math import extract, grade
 from dasd_lite.inference import Completion
@@ -221,3 +221,8 @@ def test_an_exception_in_a_grader_is_one_line_with_its_place():
     ) as error:
         open_grader(mine)("five", "5")
     assert "\n" not in str(error.value)
+
+
+def test_an_exception_in_a_grader_of_ours_stays_a_traceback():
+    with pytest.raises(ZeroDivisionError):
+        CheckedGrader(lambda completion, answer: 1 / 0, "math")("5", "5")

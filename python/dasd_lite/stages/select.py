@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.chat.spelling import TokenIds
@@ -175,6 +176,16 @@ def open_rule(rule: str | SelectionRule) -> str | SelectionRule:
     return own
 
 
+def _reported(rule: SelectionRule, name: str) -> SelectionRule:
+    """Return the user's rule, whose exceptions name the place in its code."""
+
+    def reported(candidates: Candidates, /) -> ArrayLike:
+        with running(rule, f"selection rule {name}"):
+            return rule(candidates)
+
+    return reported
+
+
 @dataclass(frozen=True)
 class _Batch:
     """Some rollouts as the student reads them, and their scores if there are any."""
@@ -308,8 +319,9 @@ def _rank(
             mean_logprob=np.array(known)[passed] if known else None,
         )
         score = np.full(len(candidates.reason), np.nan, dtype=np.float32)
-        with running(rule, f"selection rule {config.rule}"):
-            score[passed] = selection.score_candidates(rule, ranked, config.rule)
+        score[passed] = selection.score_candidates(
+            rule if isinstance(rule, str) else _reported(rule, config.rule), ranked, config.rule
+        )
         keep = selection.rank_within_prompts(score[passed], prompts, config.keep)
         for i in passed[~keep]:
             candidates.reason[i], candidates.value[i] = "rank", float(score[i])

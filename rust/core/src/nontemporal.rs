@@ -110,7 +110,7 @@ fn fill_past_cache(level: Level, lines: &mut [Line], values: impl Fn(usize) -> [
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn fill_past_cache(level: Level, lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
+fn fill_past_cache(_: Level, lines: &mut [Line], values: impl Fn(usize) -> [i32; WIDTH]) {
     write_all(lines, values, |line, values| line.0 = values);
 }
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import inspect
 import numbers
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -109,7 +109,8 @@ class CheckedObjective:
         return loss, dict(metrics)
 
     def _running(self) -> AbstractContextManager[None]:
-        return running(self._objective, f"objective {self.name}")
+        """Name the place of an exception in the user's code; one in an objective of ours is a defect."""
+        return nullcontext() if self.code is None else running(self._objective, f"objective {self.name}")
 
 
 def open_objective(objective: str | Any) -> CheckedObjective:
