@@ -150,14 +150,17 @@ def test_prompts_from_a_list(demo, tmp_path):
     teacher = dl.Transformers(model=str(demo / "teacher"))
     rollouts = dl.sample(prompts, teacher, num_samples=1, max_tokens=16, out=tmp_path / "sample")
     assert rollouts.counts == {"prompts": 2, "rollouts": 2}
-    with pytest.raises(dl.DasdError, match="made with another configuration"):
-        dl.sample(prompts[:1], teacher, num_samples=1, max_tokens=16, out=tmp_path / "sample")
+    fewer = dl.sample(prompts[:1], teacher, num_samples=1, max_tokens=16, out=tmp_path / "sample")
+    assert fewer.counts == {"prompts": 1, "rollouts": 1}
+    assert fewer.to_table(["prompt_uid"]).to_pylist() == [{"prompt_uid": prompts[0].uid}]
+    with pytest.raises(dl.DasdError, match=r"made with another configuration \(temperature: 1\.0 there, 0\.5 now\)"):
+        dl.sample(prompts, teacher, num_samples=1, max_tokens=16, temperature=0.5, out=tmp_path / "sample")
 
 
 def test_a_limit_holds_for_prompts_that_have_been_read(demo, tmp_path):
     prompts, student = dl.read_prompts(demo / "heldout.jsonl"), dl.Transformers(model=str(demo / "student"))
     evaluation = dl.evaluate(student, prompts, limit=1, num_samples=1, max_tokens=4, out=tmp_path / "evaluate")
-    assert (evaluation.counts["questions"], evaluation.manifest["config"]["limit"]) == (1, 1)
+    assert (evaluation.counts["questions"], evaluation.counts["samples"]) == (1, 1)
     assert evaluation.manifest["config"]["grader"] == "math"
 
 

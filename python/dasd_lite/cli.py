@@ -17,8 +17,10 @@ from dasd_lite.config.chain import STAGES
 from dasd_lite.errors import ConfigError, DasdError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dasd_lite.config.stages import RecipeConfig
-    from dasd_lite.run.pipeline import Step
+    from dasd_lite.run.step import Step
 
 SITUATIONS = ("demo", "api-8gb", "t4", "lab", "paper")
 
@@ -43,7 +45,15 @@ def app() -> None:
 
 _recipe = click.argument("recipe", type=click.Path(path_type=Path))
 _overrides = click.argument("overrides", nargs=-1, metavar="[TABLE.KEY=VALUE]...")
-_force = click.option("--force", is_flag=True, help="Replace folders that were made with other options.")
+_force = click.option("--force", is_flag=True, help="Set folders aside that were made with other options.")
+_yes = click.option("--yes", is_flag=True, help="Agree to set answers aside that were paid for, or to remove them.")
+_reuse = click.option(
+    "--reuse",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Folder of another run, whose answers and scores are taken over where they are the same.",
+)
 
 
 @app.command()
@@ -81,18 +91,20 @@ def check(recipe: Path, overrides: tuple[str, ...], until: str) -> None:
 @app.command()
 @_recipe
 @_overrides
+@_reuse
 @_force
-def run(recipe: Path, overrides: tuple[str, ...], force: bool) -> None:
+@_yes
+def run(recipe: Path, overrides: tuple[str, ...], reuse: tuple[Path, ...], force: bool, yes: bool) -> None:
     """Run what is missing, in order; run the same command again to resume."""
-    _run_all(_load(recipe, overrides), force=force)
+    _run_all(_load(recipe, overrides, reuse), force=force, yes=yes)
 
 
-def _run_all(config: RecipeConfig, *, force: bool = False) -> None:
+def _run_all(config: RecipeConfig, *, force: bool = False, yes: bool = False) -> None:
     from dasd_lite.data.run_folder import RunFolder
     from dasd_lite.report.page import write_report
     from dasd_lite.run.recipe import run_resolved
 
-    ran = run_resolved(config, force=force, announce=_announce).ran
+    ran = run_resolved(config, force=force, allow=_allow(yes), announce=_announce).ran
     page = write_report(config.out, quiet=not ran)
     if not ran:
         _say("Nothing to do.")
@@ -104,16 +116,37 @@ def _stage_command(stage: str, text: str) -> None:
     @_recipe
     @_overrides
     @click.option("--phase", help="Only this phase; without it, every phase that has this stage.")
+    @_reuse
     @_force
-    def command(recipe: Path, overrides: tuple[str, ...], phase: str | None, force: bool) -> None:
+    @_yes
+    def command(
+        recipe: Path,
+        overrides: tuple[str, ...],
+        phase: str | None,
+        reuse: tuple[Path, ...],
+        force: bool,
+        yes: bool,
+        finish: bool = False,
+    ) -> None:
         from dasd_lite.run.recipe import run_resolved
 
-        config = _load(recipe, overrides)
-        outcome = run_resolved(config, only_stage=stage, only_phase=phase, force=force, announce=_announce)
+        outcome = run_resolved(
+            _load(recipe, overrides, reuse),
+            only_stage=stage,
+            only_phase=phase,
+            force=force,
+            finish=finish,
+            allow=_allow(yes),
+            announce=_announce,
+        )
         if not outcome.ran:
             _say("Nothing to do.")
         folder = outcome.steps[-1].path
         _say(f"Next: dasd-lite run {_quoted(recipe, overrides)}, or see the results: dasd-lite show {folder}")
+
+    if stage == "sample":
+        finish_help = "Ask for nothing more: go on with the answers that are there."
+        click.option("--finish", is_flag=True, help=finish_help)(command)
 
 
 for _name, _text in STAGES.items():
@@ -147,6 +180,22 @@ def show(folder: Path, uid: str | None, rejected: bool, limit: int) -> None:
 
 
 @app.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@_yes
+def clean(run_folder: Path, yes: bool) -> None:
+    """Remove what --force and new inputs have set aside in the folder of a RUN."""
+    from dasd_lite.run.existing import remove_replaced, replaced_folders
+
+    lines = replaced_folders(run_folder)
+    for line in lines.values():
+        _say(line)
+    if lines and not _allow(yes)(f"{len(lines)} folders will be removed for good"):
+        raise ConfigError("nothing was removed; add --yes to agree")
+    remove_replaced(lines)
+    _say(f"Removed {len(lines)} folders." if lines else "Nothing to remove.")
+
+
+@app.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
 @_overrides
 @_force
@@ -157,10 +206,21 @@ def demo(out: Path, overrides: tuple[str, ...], force: bool) -> None:
     _say("Your own: dasd-lite init api-8gb (or t4, lab, paper) writes a run.toml to start from.")
 
 
-def _load(path: Path, overrides: tuple[str, ...]) -> RecipeConfig:
+def _load(path: Path, overrides: tuple[str, ...], reuse: tuple[Path, ...] = ()) -> RecipeConfig:
     from dasd_lite.config.load import load_recipe
 
-    return load_recipe(path, overrides)
+    recipe = load_recipe(path, overrides)
+    return recipe.model_copy(update={"reuse": [*recipe.reuse, *reuse]})
+
+
+def _allow(yes: bool) -> Callable[[str], bool]:
+    """Return a function that asks whether to do something, on a terminal; elsewhere only --yes agrees."""
+
+    def allow(what: str) -> bool:
+        on_terminal = sys.stdin.isatty() and sys.stderr.isatty()
+        return yes or (on_terminal and click.confirm(f"{what}. Go on?", err=True))
+
+    return allow
 
 
 def _announce(step: Step, manifest: dict[str, Any] | None) -> None:

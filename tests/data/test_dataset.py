@@ -108,8 +108,11 @@ def test_another_identity_is_refused_by_name_and_replaced_by_force(tmp_path):
         f"{folder}: made with another configuration (b.c: 2.0 there, 3.0 now); use another out folder or --force"
     )
     assert is_finished(folder, ONE), "a refusal changes nothing"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert not is_finished(folder, TWO, force=True)
     assert not folder.exists()
+    aside = tmp_path / "f.replaced-1"
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == before, "nothing is deleted"
 
 
 def test_a_journal_of_another_identity_is_refused_too(tmp_path):
@@ -175,8 +178,8 @@ def test_differences_list_changed_added_and_removed_options():
     assert now.differences(manifest) == [
         "new: not set there, [1] now",
         "old: 1 there, not set now",
-        "inputs.model: aa there, bb now",
-        "version: 1 there, 2 now",
+        "model has changed",
+        "written by another version of dasd-lite, s version 1 there, 2 now",
     ]
     assert now.differences(json.loads(json.dumps({"version": 2, "config": now.config, "inputs": now.inputs}))) == []
 

@@ -386,9 +386,10 @@ def test_a_template_may_have_written_the_beginning(tmp_path: Path) -> None:
 
 def test_what_arrived_before_a_bad_completion_is_kept(tmp_path: Path) -> None:
     bad = Completion(1, **{**GOOD, "text": "other"})
+    sampler = Returns(Completion(0, **GOOD), bad)
     with pytest.raises(DataError, match="completion 1"):
-        fill(tmp_path / "out", Returns(Completion(0, **GOOD), bad), 2)
-    identity = identify("sample", 1, {}, {"teacher": model_identity(Returns())})
+        fill(tmp_path / "out", sampler, 2)
+    identity = identify("sample", 1, {}, {"teacher": model_identity(sampler)})
     with Journal(tmp_path / "out", identity, ROLLOUT, 2) as journal:
         assert journal.done() == {0}
         assert journal_usage(journal) == Usage(0, 2)

@@ -123,7 +123,9 @@ def test_a_provider_without_logprobs_returns_text() -> None:
     for c in done:
         assert c.text == "<think>\nhm\n</think>\n\n4"
         assert len(c.logprobs) == len(c.token_bytes) == 0
-        assert token_columns(c) == {"token_ids": None, "logprobs": None, "token_bytes": None}
+        columns = token_columns(c)
+        assert columns.pop("num_tokens") == c.completion_tokens > 0
+        assert columns == {"token_ids": None, "logprobs": None, "token_bytes": None}
 
 
 # --- streams ----------------------------------------------------------------------------------------------

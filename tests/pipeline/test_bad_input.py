@@ -351,7 +351,8 @@ def same_rows(one, other):
         x, y = ((v.flatten() if kind != v.type else v).to_numpy(zero_copy_only=False) for v in (x, y))
         return x.shape == y.shape and np.allclose(x, y, atol=1e-5, equal_nan=True)
 
-    return a.schema == b.schema and len(a) == len(b) and all(equal(name) for name in a.column_names)
+    names = [name for name in a.column_names if name != "key"]  # a hash of the numbers
+    return a.schema == b.schema and len(a) == len(b) and all(map(equal, names))
 
 
 @pytest.mark.skipif(not may_mount(), reason="this machine does not allow mounts in a user namespace")

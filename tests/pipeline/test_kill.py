@@ -3,12 +3,16 @@
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from tests.kills import KILLS, Commands, Moment, kill_again_and_again
+from tests.kills import DEATHS, KILLS, Commands, Moment, kill_again_and_again
 from tests.recipes import write_recipe
+
+from dasd_lite.data.dataset import read_table
+from dasd_lite.data.manifest import read_manifest
 
 # Moments of each long stage, in the order of the run: inside a transaction, around a commit, and between the steps that
 # write a shard, a checkpoint, a model, or the end of the stage.
@@ -138,3 +142,79 @@ def read_rows(folder: Path, table: str) -> list[dict[str, object]]:
     names = [shard["file"] for shard in manifest["tables"][table]]
     assert sorted(names) == sorted(p.name for p in folder.glob(f"{table}-*")), "files that no manifest names"
     return [row for name in names for row in pq.read_table(folder / name).to_pylist()]
+
+
+# --- folders that grow, and folders that are set aside --------------------------------------------------
+
+TAKING_UP = ["COMMIT .*{}/", "rename .*{}/unfinished", "remove .*{}/manifest"]
+GROWING = [*TAKING_UP, *JOURNAL, "rename .*{}/.*order", *END]
+MORE = ("prompts.limit=40", "sample.num_samples=3", "sample.max_tokens=170")
+
+
+@pytest.fixture
+def sampled(tmp_path, commands):
+    """A finished sample and score, as `base`; how a growing folder looks in the end, as `reference`; and its events."""
+    for stage in ("sample", "score"):
+        assert commands.run(stage, "run.toml", "out=base", "--phase", "high") == 0, commands.stderr
+    shutil.copytree(tmp_path / "base", tmp_path / "reference")
+    log = tmp_path / "events"
+    for stage in ("sample", "score"):
+        command = [stage, "run.toml", *MORE, "out=reference", "--phase", "high"]
+        assert commands.run(*command, events=tmp_path / stage) == 0, commands.stderr
+    log.write_text("".join((tmp_path / stage).read_text() for stage in ("sample", "score")))
+    return [line.split(" ", 1)[1] for line in log.read_text().splitlines()]
+
+
+@pytest.mark.kills
+@pytest.mark.timeout(7200)
+def test_killed_while_growing_nothing_is_lost_or_asked_twice(tmp_path, commands, sampled):
+    rng = random.Random(1)
+    base = {path.name: path.read_bytes() for path in (tmp_path / "base/high/sample").glob("*.parquet")}
+    deaths = number = 0
+    while deaths < KILLS or number < 2:
+        number += 1
+        killed = tmp_path / f"killed-{number}"
+        shutil.copytree(tmp_path / "base", killed)
+        for stage, table in (("sample", "rollouts"), ("score", "scores")):
+
+            def attempt(moment, stage=stage, killed=killed):
+                return commands.run(stage, "run.toml", *MORE, f"out={killed.name}", "--phase", "high", moment=moment)
+
+            events = [event.format(f"high/{stage}") for event in GROWING]
+            happens = {event: sum(re.match(event, other) is not None for other in sampled) for event in events}
+            chosen = rng.sample([event for event in events if happens[event]], k=3)
+            deaths += kill_again_and_again(attempt, [Moment(event, rng.randint(1, happens[event])) for event in chosen])
+            expected, rows = (read_table(folder / "high" / stage, table) for folder in (tmp_path / "reference", killed))
+            assert rows["uid"].to_pylist() == expected["uid"].to_pylist()
+        shards = {path.name: path.read_bytes() for path in (killed / "high/sample").glob("rollouts-*.parquet")}
+        assert shards.items() >= base.items(), "what was there before is there to the byte"
+        stored = [row for name in shards for row in pq.read_table(killed / "high/sample" / name).to_pylist()]
+        counted = json.loads((killed / "high/sample/timing.json").read_text())["completion_tokens"]
+        assert counted == sum(row["num_tokens"] for row in stored), "every answer that was sampled is there, once"
+        limits = [(row["uid"], row["max_tokens"]) for row in stored]
+        assert len(set(limits)) == len(limits)
+
+
+@pytest.mark.kills
+@pytest.mark.timeout(7200)
+def test_killed_under_force_the_plain_command_goes_on(tmp_path, commands, sampled):
+    before = read_table(tmp_path / "base/high/sample", "rollouts")
+    command = ["sample", "run.toml", "high.sample.temperature=0.8", "--phase", "high"]
+    moments = [
+        "rename .*sample .*replaced",
+        "rename .*high/sample/unfinished",
+        *JOURNAL[:3],
+        "rename .*sample/manifest",
+    ]
+    for number, event in enumerate(event.format("high/sample") for event in moments):
+        killed = tmp_path / f"forced-{number}"
+        shutil.copytree(tmp_path / "base", killed)
+        code = commands.run(*command, f"out={killed.name}", "--force", moment=Moment(event))
+        assert code in DEATHS
+        is_aside = (killed / "high/sample.replaced-1").is_dir()
+        assert is_aside or number == 0
+        code = commands.run(*command, f"out={killed.name}", *([] if is_aside else ["--force"]))
+        assert code == 0, commands.stderr
+        assert read_table(killed / "high/sample.replaced-1", "rollouts").equals(before), "to the last answer"
+        assert read_manifest(killed / "high/sample")["config"]["temperature"] == 0.8
+        assert not (killed / "high/sample.replaced-2").exists()

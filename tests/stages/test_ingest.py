@@ -13,7 +13,6 @@ from dasd_lite.config.models import Endpoint, Transformers
 from dasd_lite.config.stages import IngestConfig, ScoreConfig
 from dasd_lite.data.dataset import read_table
 from dasd_lite.data.manifest import read_manifest
-from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.stages import ingest, score
 from dasd_lite.stages.mix import _cut_off, _with_room
@@ -99,14 +98,10 @@ def test_more_rows_than_a_batch(run):
     assert [row["messages"][0]["content"] for row in rows] == [f"q{n}" for n in range(600)]
 
 
-def test_a_changed_file_is_refused_and_replaced_with_force(run, tmp_path):
-    rows = [{"input": "q", "output": "a"}]
-    run(rows)
-    run(rows)
-    with pytest.raises(Exception, match=r"made with another configuration \(inputs\.paths\.0"):
-        run([{"input": "q", "output": "b"}])
-    assert len(run([{"input": "q", "output": "b"}], force=True)) == 1
-    assert not is_finished(tmp_path / "other", None)
+def test_a_changed_file_is_read_again(run):
+    assert len(run([{"input": "q", "output": "a"}])) == 1
+    rows = run([{"input": "q", "output": "a"}, {"input": "q", "output": "b"}])
+    assert [row["completion"] for row in rows] == ["a", "b"]
 
 
 def test_scoring_without_log_probabilities_names_the_alternatives(run, tmp_path, demo):
@@ -127,7 +122,7 @@ texts = st.lists(WORDS, min_size=1, max_size=40).map("".join)
 
 def cut(text, seed=0):
     """The prefix that mix keeps of a text, or None if it has no place to cut."""
-    row_and_prefix = _cut_off({"completion": text, "prompt_uid": "q", "messages": []}, "mixed", seed)
+    row_and_prefix = _cut_off({"completion": text, "uid": "q", "messages": []}, seed)
     assert row_and_prefix is None or "completion" not in row_and_prefix[0]
     return None if row_and_prefix is None else row_and_prefix[1]
 

@@ -236,7 +236,7 @@ def test_columns_stay_with_their_documents_and_tokens(source, tmp_path, method):
     assert documents(rows.folder) == documents(plain.folder)
     # Another file is another pack; one that is not read is not.
     side_table(tmp_path / "columns.parquet", kept, seed=1)
-    with pytest.raises(CheckpointError, match=r"inputs\.columns"):
+    with pytest.raises(CheckpointError, match=r"columns\.parquet has changed"):
         pack.pack(source, config, out=tmp_path / "pack", objective=needs)
     assert pack.pack(source, config, out=tmp_path / "plain") == plain
 

@@ -45,7 +45,7 @@ def sampled(demo, models, tmp_path_factory):
     """24 answers of the teacher, some of them truncated."""
     out = tmp_path_factory.mktemp("sampled") / "sample"
     prompts = read_prompts(demo / "train.jsonl", limit=12)
-    sample.sample(prompts, models[1], SampleConfig(num_samples=2, max_tokens=90), out=out, phase="low", seed=0)
+    sample.sample(prompts, models[1], SampleConfig(num_samples=2, max_tokens=90), out=out, seed=0)
     return out
 
 

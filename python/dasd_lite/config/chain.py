@@ -23,3 +23,6 @@ ASKING = ("sample", "mix")
 
 BASE = "base"
 """Stands for a phase where the student before training is evaluated."""
+
+REUSED = ("sample", "mix", "score", "evaluate")
+"""Stages whose rows another run can take over."""

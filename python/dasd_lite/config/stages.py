@@ -307,7 +307,19 @@ class Phase(Table):
 
 
 # What stands for a phase in a run folder or on the command line, as in select.keep=2.
-_RESERVED = (BASE, "report", "trial", "seed", "out", "prompts", "student", "teacher", "phase", *Phase.model_fields)
+_RESERVED = (
+    BASE,
+    "report",
+    "trial",
+    "seed",
+    "out",
+    "reuse",
+    "prompts",
+    "student",
+    "teacher",
+    "phase",
+    *Phase.model_fields,
+)
 
 
 class RecipeConfig(Table):
@@ -317,6 +329,9 @@ class RecipeConfig(Table):
     """Seed of all random choices."""
     out: FilePath
     """Folder for the results of the run."""
+    reuse: list[FilePath] = Field(default=[])
+    """Folders of other runs. Answers and scores that they have are taken over instead of made again, where all that
+    decides them is the same."""
     prompts: PromptsConfig = PromptsConfig()
     student: Student
     """Table of the model to train."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -29,36 +29,98 @@ PACKAGES = ("dasd-lite", "numpy", "pyarrow", "tokenizers", "torch", "transformer
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides the content of a folder: equal identities, equal data."""
+    """What decides the content of a folder: equal identities, equal data.
+
+    Attributes:
+        stage: The stage that writes the folder.
+        version: Version of the stage's results.
+        config: Options that can change the result.
+        inputs: Fingerprint of each input.
+        names: What people call an input that they brought, such as its path. Not part of the identity.
+        folders: Inputs that are folders of other stages. When one of them is made again, so is this folder.
+        grows: Keys, such as "config.num_samples", that decide which rows are asked for but not what a row holds. When
+            only these change, the folder keeps its rows and gets those that are missing.
+    """
 
     stage: str
     version: int
     config: dict[str, Any]
     inputs: dict[str, str]
+    names: Mapping[str, str] = field(default_factory=dict, compare=False)
+    folders: Mapping[str, Path] = field(default_factory=dict, compare=False)
+    grows: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def fingerprint(self) -> str:
         """Hash of the identity."""
         return digest(self.stage, self.version, self.config, self.inputs)
 
-    def differences(self, manifest: Mapping[str, Any]) -> list[str]:
-        """List what differs in a manifest, as phrases such as "temperature: 0.6 there, 1.0 now"."""
-        old, new = _flat(manifest), _flat({"version": self.version, "config": self.config, "inputs": self.inputs})
-        return [
-            f"{key.removeprefix('config.')}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} now"
-            for key in sorted(old.keys() | new.keys())
+    def changed(self, manifest: Mapping[str, Any]) -> set[str]:
+        """Return the keys that differ in a manifest, such as "config.temperature" and "inputs.prompts"."""
+        old, new = self._old_and_new(manifest)
+        return {
+            key
+            for key in old.keys() | new.keys()
             if old.get(key) != new.get(key) and key.split(".")[0] in ("version", "config", "inputs")
-        ]
+        }
+
+    def differences(self, manifest: Mapping[str, Any], but: Container[str] = ()) -> list[str]:
+        """List what differs in a manifest, as phrases such as "temperature: 0.6 there, 1.0 now", but for some keys."""
+        return [self._difference(manifest, key) for key in sorted(self.changed(manifest)) if key not in but]
+
+    def _old_and_new(self, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        return _flat(manifest), _flat({"version": self.version, "config": self.config, "inputs": self.inputs})
+
+    def _difference(self, manifest: Mapping[str, Any], key: str) -> str:
+        old, new = (values.get(key, "not set") for values in self._old_and_new(manifest))
+        kind, _, name = key.partition(".")
+        if kind == "version":
+            return f"written by another version of dasd-lite, {self.stage} version {old} there, {new} now"
+        if kind == "config":
+            return f"{name}: {old} there, {new} now"
+        before, now = manifest.get("names", {}).get(name), self.names.get(name)
+        if "not set" in (old, new) or (before != now and None not in (before, now)):
+            return f"{name}: {before or old} there, {now or new} now"
+        return f"{name}: {now or before} has changed" if now or before else f"{name} has changed"
 
 
 def identify(
-    stage: str, version: int, config: BaseModel | Mapping[str, Any], inputs: Mapping[str, Path | str]
+    stage: str,
+    version: int,
+    config: BaseModel | Mapping[str, Any],
+    inputs: Mapping[str, Path | str],
+    *,
+    names: Mapping[str, str] | None = None,
+    grows: Iterable[str] = (),
 ) -> Identity:
-    """Build the identity of a stage's result. An input is a path, or a string that is its fingerprint."""
+    """Build the identity of a stage's result.
+
+    Args:
+        stage: Its name.
+        version: Version of its results.
+        config: Its options.
+        inputs: Each a path, or a string that is its fingerprint.
+        names: What people call inputs that are no paths.
+        grows: As in `Identity`.
+    """
     options = result_options(config) if isinstance(config, BaseModel) else dict(config)
+    paths = {name: value for name, value in inputs.items() if isinstance(value, Path)}
+    folders = {name: path for name, path in paths.items() if _written_by_stage(path)}
+    brought = {name: str(path) for name, path in paths.items() if name not in folders}
     return Identity(
-        stage, version, options, {k: v if isinstance(v, str) else fingerprint(v) for k, v in inputs.items()}
+        stage,
+        version,
+        options,
+        {name: value if isinstance(value, str) else fingerprint(value) for name, value in inputs.items()},
+        names=brought | dict(names or {}),
+        folders=folders,
+        grows=frozenset(grows),
     )
+
+
+def _written_by_stage(path: Path) -> bool:
+    """Return whether a path is the folder of a stage, or the model or adapter inside the folder of train."""
+    return any((folder / "manifest.json").exists() for folder in (path, path.parent))
 
 
 def fingerprint(path: Path) -> str:
@@ -141,6 +203,7 @@ def new_state(identity: Identity, config: BaseModel | None) -> dict[str, Any]:
         "config": identity.config,
         "resolved": config.model_dump(mode="json") if config else identity.config,
         "inputs": identity.inputs,
+        "names": dict(identity.names),
     }
 
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
@@ -17,7 +18,6 @@ from typing import Any, overload
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dasd_lite.data.manifest import fingerprint
 from dasd_lite.data.records import Message, Prompt
 from dasd_lite.data.seeds import digest
 from dasd_lite.errors import ConfigError, DataError
@@ -29,14 +29,12 @@ class Prompts(Sequence[Prompt]):
 
     Attributes:
         items: The prompts.
-        fingerprint: Hash of the whole file, or of the prompts if they came from no file.
         path: The file; None if they came from no file.
         limit: How many of the file's prompts were read at most; None for all.
         system: System message added to prompts that had none.
     """
 
     items: tuple[Prompt, ...]
-    fingerprint: str
     path: Path | None = None
     limit: int | None = None
     system: str | None = None
@@ -70,8 +68,13 @@ class Prompts(Sequence[Prompt]):
                     raise DataError(f"prompts: {str(item)[:60]!r} is not a Prompt; pass Prompt objects, or a path")
             if not items:
                 raise DataError("prompts: the list is empty; give at least one prompt")
-            source = cls(items, digest([(prompt.uid, prompt.columns()) for prompt in items]))
+            source = cls(items)
         return source if limit is None or limit == source.limit else source.first(limit)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the prompts, whatever file they came from."""
+        return digest([prompt.columns() for prompt in self.items])
 
     def first(self, number: int) -> Prompts:
         """Return the first `number` prompts, as if read with that limit."""
@@ -120,7 +123,7 @@ def read_prompts(path: str | PathLike[str], *, limit: int | None = None, system:
             break
     if not prompts:
         raise DataError(f"{path}: contains no prompts")
-    return Prompts(tuple(prompts), fingerprint(path), path, limit, system)
+    return Prompts(tuple(prompts), path, limit, system)
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -2,15 +2,20 @@
 
 Invariants: the `token_bytes` of a rollout add up to the UTF-8 bytes of its completion, less `prefix_bytes` and less a
 `<think>` that the chat template wrote. `logprobs` are natural logarithms of the model's raw distribution (temperature
-1), or null if the source had none; they are never made up. A uid is a hash of the content of its row, never a position.
+1), or null if the source had none; they are never made up. A uid is a hash, never a position: of all that decides an
+answer where the row was sampled (model, messages, sampling parameters, seed, index), else of the row's content.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+
+from dasd_lite.data.seeds import digest
 
 Message = dict[str, str]
 
@@ -41,6 +46,8 @@ ROLLOUT = pa.schema(
         ("token_ids", TOKENS),  # in the teacher's vocabulary, after prefix_bytes; null if the source had none
         ("logprobs", pa.large_list(pa.float32())),
         ("token_bytes", TOKENS),
+        ("num_tokens", pa.int64()),  # that were sampled, the end token included; null if not known
+        ("max_tokens", pa.int64()),  # the most that could have been; null where nothing was sampled
     ]
 )
 """Rows of sample, ingest, and mix."""
@@ -58,6 +65,7 @@ SCORE = pa.schema(
         ("num_context_tokens", pa.int64()),  # the first of the ids, which are the prompt
         ("rank_sum", pa.int64()),  # Σ min(rank, 100) of answer and end token by the student; null if not known
         ("surprisal_sum", pa.float64()),  # Σ -log p of the same tokens by the student
+        ("key", pa.string()),  # hash of what was scored: messages, text and the teacher's tokens of the rollout
     ]
 )
 """Rows of score, one per rollout. Student columns are null if the rollout exceeds the student's context."""
@@ -68,6 +76,7 @@ TEACHER_TOKENS = pa.schema(
         ("token_ids", TOKENS),  # of its completion in the teacher's vocabulary
         ("logprobs", pa.large_list(pa.float32())),  # null if the answer exceeds the teacher's context
         ("token_bytes", TOKENS),
+        ("key", pa.string()),  # as in SCORE
     ]
 )
 """Answers that the teacher scored for the stage score, in a subfolder of their own."""
@@ -108,6 +117,7 @@ GRADED = pa.schema(
         ("grade", pa.string()),  # "right", "wrong", or "unparseable" (no answer found)
         ("extracted", pa.string()),
         ("num_tokens", pa.int64()),
+        ("max_tokens", pa.int64()),
     ]
 )
 """Rows of evaluate."""
@@ -122,6 +132,11 @@ class Prompt:
     domain: str
     answer: str | None
 
+    @property
+    def key(self) -> str:
+        """Hash of its messages: what a model is asked, whatever the file calls it."""
+        return digest(list(self.messages))
+
     def columns(self) -> dict[str, Any]:
         """Return the columns that every row about this question has."""
         return {
@@ -130,3 +145,13 @@ class Prompt:
             "domain": self.domain,
             "answer": self.answer,
         }
+
+
+def times_before(questions: Iterable[str]) -> list[int]:
+    """Return for each question how often it has occurred before it, so that each time it gets answers of its own."""
+    counted: Counter[str] = Counter()
+    before = []
+    for question in questions:
+        before.append(counted[question])
+        counted[question] += 1
+    return before

@@ -100,6 +100,11 @@ class RunFolder:
         """The resolved recipe of the run."""
         return self.path / "recipe.json"
 
+    def stages(self, stage: str) -> list[Path]:
+        """Return the folders of a stage in all phases, those of the trial and those that were set aside included."""
+        names = [f"{place}/{stage}{aside}" for place in ("*", "trial/*") for aside in ("", ".replaced-*")]
+        return sorted(folder for name in names for folder in self.path.glob(name) if folder.is_dir())
+
     def stage(self, phase: str, stage: str) -> Path:
         """Return the folder of a stage of a phase; `base` stands for the student before training."""
         return self.path / phase / stage

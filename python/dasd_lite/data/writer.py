@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from dasd_lite.console import note
 from dasd_lite.data.files import disk_errors, sync_path, write_atomic
 from dasd_lite.data.manifest import Identity, new_state, package_versions, read_state, to_json
 from dasd_lite.errors import CheckpointError, DataError
@@ -27,38 +28,76 @@ JOURNAL_FILE = "journal.sqlite"
 """Where journal.py keeps the items of an unfinished folder."""
 
 
-def is_finished(folder: Path, identity: Identity, *, force: bool = False, keep: bool = False) -> bool:
-    """Return whether `folder` already holds the finished result of `identity`.
+_QUICK = ("ingest", "select", "pack")
+"""Stages that take seconds or minutes: what they wrote from inputs that have changed is deleted, not set aside."""
 
-    A folder of another identity is deleted if nothing is lost: it is unfinished and has nothing to resume.
+
+def is_finished(
+    folder: Path, identity: Identity, *, force: bool = False, keep: bool = False, reopen: bool = False
+) -> bool:
+    """Return whether `folder` already holds the finished result of `identity`, and make room if it does not.
+
+    What the folder holds of another identity depends on what has changed. Only `identity.grows`: its rows stay, and a
+    `Journal` adds those that are missing. Only folders that other stages have written again since: the result is
+    deleted if its stage is quick, else set aside. Anything else is refused, or set aside by `force`. An unfinished
+    folder with nothing to resume is always deleted.
 
     Args:
         folder: The folder, which need not exist.
         identity: What it should hold.
-        force: Delete the folder of another identity in any case, but never one that no stage wrote.
-        keep: Delete nothing yet. For a stage that may still fail before it begins, and then asks again.
+        force: Set the folder of another identity aside in any case, but never one that no stage wrote.
+        keep: Change nothing yet. For a stage that may still fail before it begins, and then asks again.
+        reopen: A folder that was closed with rows missing is not finished.
 
     Raises:
         CheckpointError: The folder is of another identity; names the differences.
-        DataError: The folder holds files that no stage wrote.
+        DataError: The folder holds files that no stage wrote, or is one that the stage reads.
     """
     _check_place(folder)
+    if folder.resolve() in [path.resolve() for path in identity.folders.values()]:
+        raise DataError(f"out = {folder}: {identity.stage} reads this folder; choose another one to write")
     state_file = next((p for p in (folder / "manifest.json", folder / "unfinished.json") if p.exists()), None)
     if state_file is None:
         if folder.is_dir() and any(p.suffix != ".tmp" for p in folder.iterdir()):
             raise DataError(f"{folder}: has files that dasd-lite did not write; choose another folder or remove it")
+        if not keep:
+            _delete(folder)
+        return False
+    state, finished = read_state(state_file), state_file.name == "manifest.json"
+    is_closed = state.get("closed_from") == identity.fingerprint
+    if state["fingerprint"] == identity.fingerprint or (is_closed and not reopen):
+        return finished
+    if is_closed:
+        return False
+    changed, has_progress = identity.changed(state), finished or _has_progress(folder)
+    follows = {f"inputs.{name}" for name in identity.folders}
+    is_same_stage = state["stage"] == identity.stage
+    if is_same_stage and has_progress and changed <= identity.grows:
+        return False
+    may_change = identity.grows | follows if is_same_stage else frozenset()
+    if not force and has_progress and not changed <= may_change:
+        reason = "; ".join(identity.differences(state, may_change)) if is_same_stage else f"made by {state['stage']}"
+        raise CheckpointError(
+            f"{folder}: made with another configuration ({reason}); use another out folder or --force"
+        )
+    if keep:
+        return False
+    if has_progress and not (changed <= may_change and identity.stage in _QUICK):
+        why = "made again, because its input has changed" if not force else "made again"
+        note(f"{folder}: {why}; what it held is now in {set_aside(folder).name}")
     else:
-        state, finished = read_state(state_file), state_file.name == "manifest.json"
-        if state["fingerprint"] == identity.fingerprint:
-            return finished
-        if not force and (finished or _has_progress(folder)):
-            reason = "; ".join(identity.differences(state)) or f"it was made by {state['stage']}"
-            raise CheckpointError(
-                f"{folder}: made with another configuration ({reason}); use another out folder or --force"
-            )
-    if not keep:
         _delete(folder)
     return False
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder to NAME.replaced-1, or the next number that is free; return its new path."""
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.replaced-{number}")).exists():
+        number += 1
+    folder.rename(target)
+    sync_path(folder.parent)
+    return target
 
 
 def _has_progress(folder: Path) -> bool:
@@ -87,9 +126,15 @@ def _check_place(folder: Path) -> None:
 
 
 def _delete(folder: Path) -> None:
-    """Delete a folder so that a kill halfway leaves one that is known to be unfinished and ours."""
+    """Delete a folder so that a kill halfway leaves one that is known to be unfinished and ours.
+
+    Raises:
+        DataError: It holds a file that no stage wrote.
+    """
     if not folder.is_dir():
         return
+    if foreign := sorted(path.name for path in folder.iterdir() if not _is_ours(path)):
+        raise DataError(f"{folder}: has {foreign[0]}, which dasd-lite did not write; move it to another place")
     state_file = folder / "unfinished.json"
     if (folder / "manifest.json").exists():
         (folder / "manifest.json").rename(state_file)
@@ -102,6 +147,12 @@ def _delete(folder: Path) -> None:
             path.unlink()
     state_file.unlink(missing_ok=True)
     folder.rmdir()
+
+
+def _is_ours(path: Path) -> bool:
+    if path.is_dir():
+        return path.name in ("student", "teacher", "checkpoints", "model", "adapter")
+    return path.suffix in (".parquet", ".json", ".jsonl", ".tmp") or path.name.startswith(JOURNAL_FILE)
 
 
 def begin(folder: Path, identity: Identity, config: BaseModel | None = None) -> None:
@@ -119,6 +170,8 @@ def publish(
     counts: Mapping[str, Any],
     config: BaseModel | None = None,
     timing: Mapping[str, float] | None = None,
+    orders: Mapping[str, str] | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the manifest, which makes the folder finished.
 
@@ -129,6 +182,8 @@ def publish(
         counts: What the stage counted.
         config: All options of the stage, to keep them beside the result.
         timing: Seconds and the like. They have their own file, so that the same seed gives the same manifest.
+        orders: Name of a table → its order file.
+        state: Fields of the manifest in place of those that follow from `identity`.
     """
     if timing:
         write_atomic(folder / "timing.json", to_json(timing))
@@ -136,7 +191,17 @@ def publish(
         name: [{**shard, "bytes": (folder / shard["file"]).stat().st_size} for shard in files]
         for name, files in tables.items()
     }
-    manifest = {**new_state(identity, config), "tables": sized, "counts": counts, "packages": package_versions()}
+    manifest = {**new_state(identity, config), **(state or {}), "tables": sized, "counts": counts}
+    if orders:
+        manifest["orders"] = {
+            name: {
+                "file": file,
+                "rows": pq.read_metadata(folder / file).num_rows,
+                "bytes": (folder / file).stat().st_size,
+            }
+            for name, file in orders.items()
+        }
+    manifest["packages"] = package_versions()
     write_atomic(folder / "manifest.json", to_json(manifest))
     for name in ("unfinished.json", JOURNAL_FILE, f"{JOURNAL_FILE}-wal", f"{JOURNAL_FILE}-shm"):
         (folder / name).unlink(missing_ok=True)
@@ -150,6 +215,8 @@ class FolderWriter:
         """Create the folder, or resume it."""
         self.folder, self.identity, self.config = folder, identity, config
         self._tables: dict[str, list[dict[str, Any]]] = {}
+        self._orders: dict[str, str] = {}
+        self._state: dict[str, Any] = {}
         self._started = time.perf_counter()
         with disk_errors(folder):
             begin(folder, identity, config)
@@ -181,6 +248,8 @@ class FolderWriter:
                 counts=counts,
                 config=self.config,
                 timing={"seconds": seconds, **timing},
+                orders=self._orders,
+                state=self._state,
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dasd_lite.config.models import Endpoint, Table, Teacher, Transformers, Vllm
+from dasd_lite.config.models import CustomTeacher, Endpoint, Teacher, Transformers, Vllm
 from dasd_lite.data.manifest import Identity, read_manifest
 from dasd_lite.data.seeds import digest
 from dasd_lite.data.usage import Usage
@@ -31,6 +31,13 @@ def model_identity(model: Teacher | Sampler) -> Path | str:
     return custom_source(model)
 
 
+def model_name(model: Teacher | Sampler) -> str:
+    """Return what people call a model."""
+    if isinstance(model, Endpoint | Transformers | Vllm):
+        return model.model
+    return model.kind if isinstance(model, CustomTeacher) else type(model).__name__
+
+
 def check_same_teacher(rollouts: Path, teacher: Teacher | Sampler, identity: Identity) -> None:
     """Refuse to combine the rollouts of one teacher with answers or scores of another.
 
@@ -44,7 +51,7 @@ def check_same_teacher(rollouts: Path, teacher: Teacher | Sampler, identity: Ide
     """
     sampled_from = read_manifest(rollouts)["inputs"].get("teacher")
     if sampled_from not in (None, "", identity.inputs["teacher"]):
-        name = teacher.model if isinstance(teacher, Table) else type(teacher).__name__
+        name = model_name(teacher)
         raise DataError(f"{rollouts}: sampled from another teacher than {name}; {identity.stage} must use the same one")
 
 

@@ -75,21 +75,24 @@ def collect(
         finally:
             sampler.close()
     seconds = time.perf_counter() - start
-    total = before + now
-    timing: dict[str, float] = {
-        "prompt_tokens": total.prompt_tokens,
-        "completion_tokens": total.completion_tokens,
-    }
-    if num_skipped := journal.counts().get("skipped"):
-        timing["skipped"] = num_skipped
-    if (cost := total.cost(prices)) is not None:
-        timing["cost"] = cost
+    timing = totals(journal, prices)
     if requests:
         timing |= {
             "sampled_answers": now.answers,
             "sampled_tokens": now.completion_tokens,
             "tokens_per_second": now.completion_tokens / seconds,
         }
+    return timing
+
+
+def totals(journal: Journal, prices: Prices | None) -> dict[str, float]:
+    """Return the tokens and the cost of all answers that a journal has counted, and how many were left out."""
+    used = journal_usage(journal)
+    timing: dict[str, float] = {"prompt_tokens": used.prompt_tokens, "completion_tokens": used.completion_tokens}
+    if num_skipped := journal.counts().get("skipped"):
+        timing["skipped"] = num_skipped
+    if (cost := used.cost(prices)) is not None:
+        timing["cost"] = cost
     return timing
 
 
@@ -175,4 +178,5 @@ def token_columns(completion: Completion) -> dict[str, Any]:
         "token_ids": completion.token_ids if len(completion.token_ids) else None,
         "logprobs": completion.logprobs if has_logprobs else None,
         "token_bytes": completion.token_bytes if has_logprobs else None,
+        "num_tokens": completion.completion_tokens or len(completion.logprobs) or None,
     }

@@ -40,6 +40,8 @@ from dasd_lite.errors import ConfigError, DasdError, MissingExtraError
 from dasd_lite.grading import open_grader
 from dasd_lite.inference.custom import load_custom
 from dasd_lite.run.endpoint_check import probe_teacher
+from dasd_lite.run.existing import answers_there, in_the_way, orphans
+from dasd_lite.run.pipeline import plan
 from dasd_lite.run.questions import Questions
 from dasd_lite.run.trial import run_trial
 from dasd_lite.stages.select import open_rule
@@ -70,9 +72,15 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
     faults += _budgets(recipe.phase, prompts)
     faults += _packages(recipe)
     faults += _training(recipe, len(prompts or ()))
+    steps = [] if faults else plan(recipe, questions)
+    faults += in_the_way(steps)
     if faults:
         raise ConfigError("\n".join(faults))
     _say_costs(recipe, prompts)
+    for line in answers_there(recipe, steps, questions):
+        say(line)
+    for folder in orphans(recipe):
+        say_note(f"{folder}: no phase of this recipe; nothing reads it")
     if until == "trial":
         run_trial(recipe, questions)
 

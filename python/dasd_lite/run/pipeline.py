@@ -7,13 +7,13 @@ phase starts from its model. A step whose folder is finished is skipped, so the 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dasd_lite.config.chain import ASKING, BASE
-from dasd_lite.config.models import Table, Teacher, result_options
+from dasd_lite.config.models import Teacher
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.config.train import Lora
 from dasd_lite.console import is_first, is_rank
@@ -21,34 +21,13 @@ from dasd_lite.data.files import disk_errors, run_lock
 from dasd_lite.data.handles import Evaluation, Kept, Model, Rollouts, Rows, Scores
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.journal import read_counts
-from dasd_lite.data.manifest import read_manifest, read_timing
-from dasd_lite.data.run_folder import RunFolder, StageFolder
+from dasd_lite.data.manifest import read_timing
+from dasd_lite.data.run_folder import RunFolder
 from dasd_lite.data.usage import Usage
-from dasd_lite.errors import CheckpointError, ConfigError
+from dasd_lite.errors import ConfigError
+from dasd_lite.run.existing import refuse_stale
 from dasd_lite.run.questions import Questions
-
-Handle = Rollouts | Scores | Kept | Rows | Model | Evaluation
-
-
-class Work(Protocol):
-    """Runs a stage with all that its phase says; `used` counts only where it asks the teacher."""
-
-    def __call__(self, *, force: bool, used: Usage | None) -> Handle:
-        """Run the stage, or return its folder if it is finished."""
-        ...
-
-
-@dataclass(frozen=True)
-class Step(StageFolder):
-    """One stage of one phase, and how to run it."""
-
-    config: Table
-    """The table of the stage."""
-    work: Work
-    asks: bool = False
-    """Whether it asks the teacher."""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Values that the phase gives to options that are left open."""
+from dasd_lite.run.step import Step
 
 
 @dataclass(frozen=True)
@@ -77,10 +56,17 @@ class _Before:
     """The rollouts that they were selected from."""
 
 
-def plan(recipe: RecipeConfig, questions: Questions | None = None, max_steps: int | None = None) -> list[Step]:
+def plan(
+    recipe: RecipeConfig,
+    questions: Questions | None = None,
+    max_steps: int | None = None,
+    *,
+    finish: bool = False,
+    reopen: bool = False,
+) -> list[Step]:
     """Return the steps of a recipe in the order in which they run; downloads the student if it is not here.
 
-    `max_steps` ends every training run early, for a trial.
+    `max_steps` ends every training run early, for a trial. `finish` and `reopen` are those of the stage sample.
     """
     questions = questions or Questions()
     base, out = model_folder(recipe.student.model, weights=True), RunFolder(recipe.out)
@@ -92,7 +78,7 @@ def plan(recipe: RecipeConfig, questions: Questions | None = None, max_steps: in
         method = phase.train.method
         if not (before.adapter and isinstance(method, Lora) and method.keeps_adapter):
             before = _Before(before.model, before.model, None, before.kept, before.sampled)
-        steps += _phase_steps(recipe, phase, before, questions, max_steps)
+        steps += _phase_steps(recipe, phase, before, questions, max_steps, finish=finish, reopen=reopen)
         kept, sampled = before.kept, before.sampled
         if phase.source != "mix":
             kept, sampled = out.stage(phase.name, "select"), out.stage(phase.name, phase.source)
@@ -102,13 +88,20 @@ def plan(recipe: RecipeConfig, questions: Questions | None = None, max_steps: in
 
 
 def _phase_steps(
-    recipe: RecipeConfig, phase: Phase, before: _Before, questions: Questions, max_steps: int | None
+    recipe: RecipeConfig,
+    phase: Phase,
+    before: _Before,
+    questions: Questions,
+    max_steps: int | None,
+    *,
+    finish: bool,
+    reopen: bool,
 ) -> Iterator[Step]:
     """Yield one step for each stage of a phase, in the order of the chain."""
     for stage in phase.stages:
         match stage:
             case "sample":
-                yield _sample(recipe, phase, questions)
+                yield _sample(recipe, phase, questions, finish=finish, reopen=reopen)
             case "ingest":
                 yield _ingest(recipe, phase)
             case "mix":
@@ -127,7 +120,7 @@ def _phase_steps(
                 raise AssertionError(f"no step for stage {stage}")
 
 
-def _sample(recipe: RecipeConfig, phase: Phase, questions: Questions) -> Step:
+def _sample(recipe: RecipeConfig, phase: Phase, questions: Questions, *, finish: bool, reopen: bool) -> Step:
     from dasd_lite.stages.sample import sample
 
     run, teacher = RunFolder(recipe.out), _teacher(recipe.teacher)
@@ -140,9 +133,11 @@ def _sample(recipe: RecipeConfig, phase: Phase, questions: Questions) -> Step:
             phase.sample,
             out=folder,
             seed=recipe.seed,
-            phase=phase.name,
+            reuse=_reuse(recipe, "sample"),
             trial=run.trial.stage(phase.name, "sample"),
             used=used,
+            finish=finish,
+            reopen=reopen,
             force=force,
         )
 
@@ -175,8 +170,8 @@ def _mix(recipe: RecipeConfig, phase: Phase, before: _Before) -> Step:
             out=folder,
             student=recipe.student,
             seed=recipe.seed,
-            phase=phase.name,
             sampled=before.sampled,
+            reuse=_reuse(recipe, "mix"),
             used=used,
             force=force,
         )
@@ -192,7 +187,16 @@ def _score(recipe: RecipeConfig, phase: Phase) -> Step:
 
     def work(*, force: bool, used: Usage | None) -> Scores:
         rollouts = run.stage(phase.name, phase.source)
-        return score(rollouts, recipe.student, phase.score, out=folder, teacher=teacher, used=used, force=force)
+        return score(
+            rollouts,
+            recipe.student,
+            phase.score,
+            out=folder,
+            teacher=teacher,
+            used=used,
+            reuse=_reuse(recipe, "score"),
+            force=force,
+        )
 
     return Step(phase.name, "score", folder, phase.score, work, asks=teacher is not None)
 
@@ -280,6 +284,7 @@ def _evaluate(recipe: RecipeConfig, phase: Phase, name: str, model: Path, questi
             out=folder,
             student=recipe.student,
             seed=recipe.seed,
+            reuse=_reuse(recipe, "evaluate"),
             force=force,
         )
 
@@ -291,6 +296,11 @@ def _teacher(teacher: Teacher | None) -> Teacher:
     return teacher
 
 
+def _reuse(recipe: RecipeConfig, stage: str) -> list[Path]:
+    """Return where a stage may find rows that it need not make: in other phases, and in the runs to reuse."""
+    return [folder for run in (recipe.out, *recipe.reuse) for folder in RunFolder(run).stages(stage)]
+
+
 def _used_elsewhere(recipe: RecipeConfig, step: Step) -> Usage:
     """Return what the run's other stages have asked of the teacher: all of them share one budget."""
     run, usage = RunFolder(recipe.out), Usage()
@@ -299,29 +309,9 @@ def _used_elsewhere(recipe: RecipeConfig, step: Step) -> Usage:
         scored = [r.stage(phase.name, "score") / "teacher" for r in (run, run.trial)]
         for folder, of_trial in (asked, scored) if phase.source in ASKING else (scored,):
             if step.path not in (folder, folder.parent):
-                counted = read_timing(folder) or read_counts(folder) or read_timing(of_trial)
+                counted = read_counts(folder) or read_timing(folder) or read_timing(of_trial)
                 usage += Usage(int(counted.get("prompt_tokens", 0)), int(counted.get("completion_tokens", 0)))
     return usage
-
-
-def _refuse_stale(before: Sequence[Step]) -> None:
-    """Refuse to continue from folders that were made with other options than the recipe has now."""
-    for step in before:
-        if step.finished_at is None:
-            continue
-        manifest, wanted = read_manifest(step.path), result_options(step.config)
-        written, used = manifest["resolved"], manifest["config"]
-        changed = []
-        for key in sorted(wanted.keys() & used.keys() & written.keys()):
-            # A stage fills in None and clamps values above the maximum, so these spellings are equivalent.
-            is_open = wanted[key] is None and (written[key] != used[key] or step.defaults.get(key) == used[key])
-            if not is_open and wanted[key] not in (written[key], used[key]):
-                changed.append(f"{key}: {written[key]} there, {wanted[key]} now")
-        if changed:
-            raise CheckpointError(
-                f"{step.path}: made with another configuration ({'; '.join(changed)}); run {step.stage} and what"
-                " follows it with --force, or use another out folder"
-            )
 
 
 def run_steps(
@@ -332,6 +322,7 @@ def run_steps(
     force: bool = False,
     questions: Questions | None = None,
     max_steps: int | None = None,
+    finish: bool = False,
     announce: Callable[[Step, dict[str, Any] | None], None] = lambda step, manifest: None,
 ) -> Outcome:
     """Run what is missing, in order.
@@ -343,6 +334,7 @@ def run_steps(
         force: Replace folders that were made with other options.
         questions: Prompt files that have been read already.
         max_steps: End every training run after this many optimizer steps.
+        finish: Finish the stage sample with the answers that it has.
         announce: Called with each step and None before it runs, and with its manifest afterwards.
 
     Returns:
@@ -352,7 +344,8 @@ def run_steps(
         ConfigError: The recipe has no such step.
         CheckpointError: A folder was made with other options.
     """
-    every = plan(recipe, questions, max_steps)
+    reopen = only_stage == "sample" and not finish
+    every = plan(recipe, questions, max_steps, finish=finish, reopen=reopen)
     steps = [step for step in every if only_stage in (None, step.stage) and (only_phase in (None, step.phase))]
     if not steps:
         phases = ", ".join(phase.name for phase in recipe.phase)
@@ -367,7 +360,7 @@ def run_steps(
     ran = 0
     with disk_errors(recipe.out), run_lock(recipe.out) if first else contextlib.nullcontext():
         for step in steps if only_stage is not None else ():
-            _refuse_stale([other for other in every[: every.index(step)] if other.phase == step.phase])
+            refuse_stale([other for other in every[: every.index(step)] if other.phase == step.phase])
         for step in steps:
             before = step.finished_at
             if before is None and first:

@@ -6,13 +6,17 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
+from dasd_lite.config.chain import REUSED
 from dasd_lite.config.load import load_recipe
 from dasd_lite.config.stages import RecipeConfig
+from dasd_lite.console import note
 from dasd_lite.data.run_folder import RunFolder
-from dasd_lite.errors import ConfigError
+from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.run.check import extension_faults
-from dasd_lite.run.pipeline import Outcome, Step, run_steps
+from dasd_lite.run.existing import orphans, paid_answers_replaced
+from dasd_lite.run.pipeline import Outcome, plan, run_steps
 from dasd_lite.run.questions import Questions
+from dasd_lite.run.step import Step
 from dasd_lite.run.trial import before_paying
 
 Announce = Callable[[Step, dict[str, Any] | None], None]
@@ -43,13 +47,46 @@ def run_resolved(
     only_stage: str | None = None,
     only_phase: str | None = None,
     force: bool = False,
+    finish: bool = False,
+    allow: Callable[[str], bool] | None = None,
     announce: Announce = lambda step, manifest: None,
 ) -> Outcome:
-    """Run what is missing of a resolved recipe, or of one stage or phase."""
+    """Run what is missing of a resolved recipe, or of one stage or phase.
+
+    Args:
+        recipe: The recipe.
+        only_stage: Run this stage alone.
+        only_phase: Run this phase alone.
+        force: Set folders aside that were made with other options.
+        finish: The stage sample asks for nothing more and is finished with the answers that it has.
+        allow: Called before anything is done if `force` sets answers aside that were paid for, with a line about them;
+            returns whether to go on. None: go on.
+        announce: As in `run_steps`.
+
+    Raises:
+        ConfigError: Code of the user's own that the recipe names cannot be used, or `allow` said no.
+    """
     questions = Questions()
     if only_stage is None and (faults := list(extension_faults(recipe))):
         raise ConfigError("\n".join(faults))
-    before_paying(recipe, questions, only_stage=only_stage, only_phase=only_phase)
+    if force and allow is not None:
+        steps = [s for s in plan(recipe) if only_stage in (None, s.stage) and only_phase in (None, s.phase)]
+        replaced = "; ".join(paid_answers_replaced(recipe, steps, questions))
+        if replaced and not allow(f"--force sets aside {replaced}"):
+            raise ConfigError(f"nothing was changed; --force would set aside {replaced}; add --yes to agree")
+    for run in recipe.reuse:
+        if not any(RunFolder(run).stages(stage) for stage in REUSED):
+            raise DataError(f"reuse = {run}: holds no answers or scores of a run; name the `out` folder of one")
+    for folder in orphans(recipe) if only_stage is None and only_phase is None else ():
+        note(f"{folder}: no phase of this recipe; nothing reads it")
+    if not finish:
+        before_paying(recipe, questions, only_stage=only_stage, only_phase=only_phase)
     return run_steps(
-        recipe, only_stage=only_stage, only_phase=only_phase, force=force, questions=questions, announce=announce
+        recipe,
+        only_stage=only_stage,
+        only_phase=only_phase,
+        force=force,
+        questions=questions,
+        finish=finish,
+        announce=announce,
     )

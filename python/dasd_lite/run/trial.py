@@ -21,8 +21,9 @@ from dasd_lite.data.seeds import digest
 from dasd_lite.data.writer import JOURNAL_FILE
 from dasd_lite.errors import EndpointError
 from dasd_lite.run.endpoint_check import probe_teacher, requirements_of
-from dasd_lite.run.pipeline import Step, plan, run_steps
+from dasd_lite.run.pipeline import plan, run_steps
 from dasd_lite.run.questions import Questions
+from dasd_lite.run.step import Step
 
 TRIAL_PROMPTS = 16
 _ONE_ROW = {"micro_batch_size": 1, "grad_accum_steps": 1, "monitor_questions": 1, "tracker": "none"}
@@ -93,7 +94,7 @@ def run_trial(recipe: RecipeConfig, questions: Questions) -> None:
         return
     _run_small(recipe, questions, folder)
     for path in folder.glob("*/*"):
-        if path.is_dir() and path.name != "sample":
+        if path.is_dir() and not path.name.startswith("sample"):
             shutil.rmtree(path)
     write_atomic(passed, fingerprint)
 

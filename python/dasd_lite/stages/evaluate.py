@@ -22,7 +22,7 @@ from dasd_lite.data.handles import Evaluation, Model, model_path
 from dasd_lite.data.journal import Journal
 from dasd_lite.data.manifest import identify
 from dasd_lite.data.prompts import Prompts
-from dasd_lite.data.records import GRADED, Prompt
+from dasd_lite.data.records import GRADED, Prompt, times_before
 from dasd_lite.data.seeds import check_seed, derive_seed, digest
 from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
@@ -33,7 +33,8 @@ from dasd_lite.inference.backends import open_sampler
 from dasd_lite.inference.collect import collect
 from dasd_lite.method.accuracy import standard_error
 
-VERSION = 1
+VERSION = 2  # 1 had the question's uid in its seeds
+_GROWS = ("config.num_samples", "config.max_tokens", "config.grader", "inputs.prompts", "inputs.grader")
 
 
 def evaluate(
@@ -46,6 +47,7 @@ def evaluate(
     grader: str | Grader | None = None,
     seed: int = 0,
     system: str | None = None,
+    reuse: Iterable[str | PathLike[str]] = (),
     force: bool = False,
     **options: Any,
 ) -> Evaluation:
@@ -55,12 +57,13 @@ def evaluate(
         model: What train returned, a model table, a folder of weights, or a name on the hub.
         prompts: Questions with answers, or their file; None: the file `config.prompts`.
         config: Options of the stage.
-        out: Folder to write.
+        out: Folder to write. One that `evaluate` wrote before keeps its answers and gets those that are missing; with
+            another grader they are graded again.
         student: How the model is run (transformers or vLLM, its number format); None: by transformers.
         grader: A grader by its name, or one of your own; None: the one that `config.grader` names.
-        seed: Seed of every draw, with the question's uid and the number of the answer: models are compared on the
-            same draws.
+        seed: Seed of every draw, with the question and the number of the answer: models are compared on the same draws.
         system: System message for questions of a file that have none.
+        reuse: Folders that `evaluate` wrote, finished or not; answers that they have are only graded.
         force: Replace a folder that was made with other options.
         **options: Fields of EvaluateConfig, in place of those of `config`.
 
@@ -84,12 +87,11 @@ def evaluate(
     if student is None:
         student = model if isinstance(model, Table) else Transformers(model=str(weights))
     grade = open_grader(grader or config.grader)
-    asked = {k: v for k, v in result_options(config).items() if k not in ("prompts", "grader")}
-    asked |= {"seed": seed, "system": questions.system, "limit": questions.limit}
-    asked |= {"student": engine_options(student), "grader": grade.name}
+    asked = {k: v for k, v in result_options(config).items() if k not in ("prompts", "grader", "limit")}
+    asked |= {"seed": seed, "student": engine_options(student), "grader": grade.name}
     inputs: dict[str, Path | str] = {"prompts": questions.fingerprint, "model": weights}
     inputs |= {"grader": grade.code} if grade.code is not None else {}
-    identity = identify("evaluate", VERSION, asked, inputs)
+    identity = identify("evaluate", VERSION, asked, inputs, names={"grader": grade.name}, grows=_GROWS)
     if is_finished(out, identity, force=force):
         return Evaluation(out)
 
@@ -97,61 +99,99 @@ def evaluate(
         if question.answer is None:
             where = questions.path or "prompts"
             raise DataError(f"{where}: question {question.uid} has no answer to grade by; give it `answer`")
-    plan = [(question, index) for question in questions for index in range(config.num_samples)]
-    with Journal(out, identity, GRADED, len(plan), table="graded", config=config) as journal:
+    times = times_before(question.key for question in questions)
+    plan = [
+        (question, before, index)
+        for question, before in zip(questions, times, strict=True)
+        for index in range(config.num_samples)
+    ]
+    decides = {name: value for name, value in identity.config.items() if f"config.{name}" not in _GROWS}
+    uids = [digest("graded", q.key, before, index, identity.inputs["model"], decides)[:16] for q, before, index in plan]
+    with Journal(
+        out,
+        identity,
+        GRADED,
+        len(plan),
+        keys=uids,
+        limit=config.max_tokens,
+        columns=lambda position: _of_question(plan[position][0]),
+        table="graded",
+        config=config,
+    ) as journal:
 
         def request(position: int) -> Request:
-            question, index = plan[position]
+            question, before, index = plan[position]
             # Without the model, so that two models are compared on the same draws.
-            new_seed = derive_seed(seed, "evaluate", question.uid, index)
+            new_seed = derive_seed(seed, "evaluate", question.key, before, index)
             return Request(position, question.messages, config.max_tokens, new_seed)
 
         def row(completion: Completion) -> dict[str, Any]:
-            question, index = plan[completion.position]
-            return _graded(completion, question, index, identity.fingerprint, grade)
+            question, _, index = plan[completion.position]
+            return {
+                **question.columns(),
+                "uid": uids[completion.position],
+                "index": index,
+                "completion": completion.text,
+                "finish_reason": completion.finish_reason,
+                "prefix_bytes": 0,
+                "num_tokens": len(completion.token_ids),
+                "max_tokens": config.max_tokens,
+                **_graded(completion.text, completion.finish_reason, question, grade),
+            }
 
-        params = SamplingParams(config.temperature, config.top_p)
-        timing = collect(
-            journal, request, row, lambda _: open_sampler(student, weights), params, label(out.parent.name, "evaluate")
+        name = label(out.parent.name, "evaluate")
+        journal.take_over(
+            map(Path, reuse),
+            renewed=lambda at, row: _graded(row["completion"], row["finish_reason"], plan[at][0], grade),
         )
-        journal.publish(_accuracy(journal, len(questions), config.num_samples), **timing)
+        params = SamplingParams(config.temperature, config.top_p)
+        timing = collect(journal, request, row, lambda _: open_sampler(student, weights), params, name)
+        grades = _grades(journal, [question for question, _, _ in plan], grade)
+        journal.columns = lambda position: _of_question(plan[position][0]) | grades[position]
+        journal.publish(_accuracy(journal, grades, len(questions)), **timing)
     return Evaluation(out)
 
 
-def _graded(completion: Completion, question: Prompt, index: int, fingerprint: str, grade: Grader) -> dict[str, Any]:
-    cut_off = completion.finish_reason == "length"  # its last number may be half of one
-    verdict = Grade("unparseable", None) if cut_off else grade(completion.text, question.answer or "")
-    return {
-        **question.columns(),
-        "uid": digest(fingerprint, question.uid, index)[:16],
-        "index": index,
-        "completion": completion.text,
-        "finish_reason": completion.finish_reason,
-        "prefix_bytes": 0,
-        "grade": verdict.verdict,
-        "extracted": verdict.extracted,
-        "num_tokens": len(completion.token_ids),
-    }
+def _of_question(question: Prompt) -> dict[str, Any]:
+    """Return the columns of a row that are the question's."""
+    columns = question.columns()
+    del columns["messages"]
+    return columns
 
 
-def _accuracy(journal: Journal, questions: int, num_samples: int) -> dict[str, Any]:
+def _graded(text: str, finish_reason: str, question: Prompt, grade: Grader) -> dict[str, Any]:
+    cut_off = finish_reason == "length"  # its last number may be half of one
+    verdict = Grade("unparseable", None) if cut_off else grade(text, question.answer or "")
+    return {"grade": verdict.verdict, "extracted": verdict.extracted}
+
+
+def _grades(journal: Journal, questions: list[Prompt], grade: Grader) -> list[dict[str, Any]]:
+    """Return the grade of each answer; answers of an earlier call are graded again if anything may have changed."""
+    if not journal.has_grown:
+        rows = (batch.to_pylist() for batch in journal.batches(("grade", "extracted")))
+        return [row for batch in rows for row in batch]
+    grades: list[dict[str, Any]] = []
+    for batch in journal.batches(("completion", "finish_reason")):
+        for row in batch.to_pylist():
+            grades.append(_graded(row["completion"], row["finish_reason"], questions[len(grades)], grade))
+    return grades
+
+
+def _accuracy(journal: Journal, grades: list[dict[str, Any]], questions: int) -> dict[str, Any]:
     """Count the grades."""
-    grades: Counter[str] = Counter()
-    right: list[bool] = []
+    verdicts = Counter(grade["grade"] for grade in grades)
     truncated = tokens = 0
-    for batch in journal.batches(("grade", "finish_reason", "num_tokens")):
-        verdicts = batch["grade"].to_pylist()
-        grades.update(verdicts)
-        right += [verdict == "right" for verdict in verdicts]
+    for batch in journal.batches(("finish_reason", "num_tokens")):
         truncated += batch["finish_reason"].to_pylist().count("length")
         tokens += sum(batch["num_tokens"].to_pylist())
-    means = np.array(right, dtype=np.float64).reshape(questions, num_samples).mean(axis=1)
+    right = np.array([grade["grade"] == "right" for grade in grades], dtype=np.float64)
+    means = right.reshape(questions, -1).mean(axis=1)
     return {
         "questions": questions,
-        "samples": len(right),
-        **{name: grades[name] for name in ("right", "wrong", "unparseable")},
+        "samples": len(grades),
+        **{name: verdicts[name] for name in ("right", "wrong", "unparseable")},
         "truncated": truncated,
         "accuracy": float(means.mean()),
         "standard_error": standard_error(means),
-        "mean_tokens": tokens / len(right),
+        "mean_tokens": tokens / len(grades),
     }

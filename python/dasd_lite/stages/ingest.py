@@ -67,7 +67,8 @@ def ingest(
         if not path.is_file():
             raise DataError(f"ingest.paths: {path}: no such file")
     asked = {key: value for key, value in result_options(config).items() if key != "paths"} | {"system": system}
-    identity = identify("ingest", VERSION, asked, {f"paths.{i}": path for i, path in enumerate(config.paths)})
+    inputs = {f"paths.{i}": path for i, path in enumerate(config.paths)}
+    identity = identify("ingest", VERSION, asked, inputs, grows=(f"inputs.{name}" for name in inputs))
     if is_finished(out, identity, force=force):
         return Rollouts(out)
 

@@ -26,7 +26,7 @@ from dasd_lite.data.columns import TEACHER_LOGPROBS, Column, read_columns, read_
 from dasd_lite.data.dataset import batches, num_rows
 from dasd_lite.data.files import disk_errors
 from dasd_lite.data.handles import Kept, Rollouts, Rows
-from dasd_lite.data.manifest import fingerprint, identify, read_manifest
+from dasd_lite.data.manifest import identify, read_manifest
 from dasd_lite.data.records import DOCUMENT, ROW, TOKEN
 from dasd_lite.data.seeds import check_seed, derive_seed
 from dasd_lite.data.writer import ShardWriter, is_finished
@@ -112,7 +112,7 @@ def pack(
     needs += ["prompt"] if wanted.groups and "prompt" not in needs else []
     teachers = [Rollouts.of(source).folder for source in (rollouts, earlier_rollouts) if source is not None]
 
-    inputs: dict[str, Path | str] = {"selected": fingerprint(selected)}
+    inputs: dict[str, Path | str] = {"selected": selected}
     inputs |= {"replay": sources[1][0]} if config.replay else {}
     tokenizer = read_manifest(selected)["inputs"].get("tokenizer")
     inputs |= {"tokenizer": tokenizer} if tokenizer else {}  # train compares it with the model's

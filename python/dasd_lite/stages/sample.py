@@ -1,13 +1,15 @@
 """Sample the teacher: k answers per prompt at one temperature (paper section 3).
 
 Input: prompts and a teacher. Output: rollouts with the teacher's log-probability of every sampled token. Invariants:
-every finished answer is committed at once, so the same call resumes after any stop; the seed of an answer depends only
-on its phase, prompt and number, never on the other prompts.
+every finished answer is committed at once, so the same call resumes after any stop; an answer and its seed depend on
+the messages, the teacher, the sampling parameters, the seed and the number of the answer, and on nothing else. So the
+folder grows: with more prompts, more answers for each, or a higher limit, only what is missing is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,22 +17,40 @@ from typing import Any
 from dasd_lite.config.models import Endpoint, Table, Teacher, engine_options, result_options
 from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import SampleConfig
-from dasd_lite.console import label
-from dasd_lite.data.dataset import batches
+from dasd_lite.console import label, note
 from dasd_lite.data.handles import Rollouts
 from dasd_lite.data.journal import Journal
-from dasd_lite.data.manifest import Identity, identify, read_manifest, read_timing
+from dasd_lite.data.manifest import Identity, identify, read_timing
 from dasd_lite.data.prompts import Prompts
-from dasd_lite.data.records import ROLLOUT, Prompt
-from dasd_lite.data.run_folder import StageFolder
-from dasd_lite.data.seeds import check_seed, derive_seed, digest
+from dasd_lite.data.records import ROLLOUT, Prompt, times_before
+from dasd_lite.data.seeds import check_seed, digest
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import is_finished
 from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
-from dasd_lite.inference.backends import model_identity, open_sampler
-from dasd_lite.inference.collect import collect, token_columns
+from dasd_lite.inference.backends import model_identity, model_name, open_sampler
+from dasd_lite.inference.collect import collect, token_columns, totals
 
-VERSION = 2
+VERSION = 3  # 2 had the phase's name and the prompt's uid in its seeds
+_GROWS = ("config.num_samples", "config.max_tokens", "inputs.prompts")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One position of the plan."""
+
+    prompt: Prompt
+    index: int
+    key: str
+
+    @property
+    def seed(self) -> int:
+        """Seed of its draw."""
+        return int(self.key[16:], 16) >> 1
+
+    @property
+    def uid(self) -> str:
+        """Name of the rollout."""
+        return self.key[:16]
 
 
 def sample(
@@ -40,9 +60,11 @@ def sample(
     *,
     out: str | PathLike[str],
     seed: int = 0,
-    phase: str = "",
+    reuse: Iterable[str | PathLike[str]] = (),
     trial: Path | None = None,
     used: Usage | None = None,
+    finish: bool = False,
+    reopen: bool = False,
     force: bool = False,
     **options: Any,
 ) -> Rollouts:
@@ -52,12 +74,14 @@ def sample(
         prompts: From `read_prompts`, a list of prompts, or a file.
         teacher: A model table (`Endpoint`, `Vllm`, `Transformers`), or a sampler of your own.
         config: Options of the stage.
-        out: Folder to write.
-        seed: Seed of every draw, with the phase, the prompt's uid and the number of the answer.
-        phase: Name of the phase: two phases draw different answers with the same seed.
-        trial: Folder with answers to the first prompts that were paid for before; they are taken over.
+        out: Folder to write. One that `sample` wrote before keeps its answers and gets those that are missing.
+        seed: Seed of every draw, with all else that decides an answer.
+        reuse: Folders that `sample` wrote, finished or not; answers that they have are not asked for.
+        trial: Another such folder, whose tokens count as this one's.
         used: What other stages have asked of the teacher; it counts against its budget.
-        force: Replace a folder that was made with other options.
+        finish: Ask for nothing more: the folder is finished with the answers that it has.
+        reopen: Ask for what is missing in a folder that was finished with answers missing.
+        force: Set a folder aside that was made with other options.
         **options: Fields of SampleConfig, in place of those of `config`.
 
     Returns:
@@ -74,63 +98,102 @@ def sample(
     check_seed(seed)
     config = with_options(SampleConfig, config, options, "sample")
     prompts, out = Prompts.of(prompts), Path(out)
-    asked = {**result_options(config), "phase": phase, "seed": seed, "limit": prompts.limit, "system": prompts.system}
-    asked["teacher"] = engine_options(teacher) if isinstance(teacher, Table) else {}
-    identity = identify("sample", VERSION, asked, {"prompts": prompts.fingerprint, "teacher": model_identity(teacher)})
-    if is_finished(out, identity, force=force):
-        return Rollouts(out)
+    identity = sample_identity(prompts, teacher, config, seed)
+    if is_finished(out, identity, force=force, reopen=reopen):
+        return _noted(Rollouts(out))
 
-    plan = [(prompt, index) for prompt in prompts for index in range(config.num_samples)]
-    with Journal(out, identity, ROLLOUT, len(plan), config=config) as journal:
-        if trial is not None:
-            _take_over(journal, trial, identity, plan)
+    plan = _plan(prompts, identity, config.num_samples)
+    with Journal(
+        out,
+        identity,
+        ROLLOUT,
+        len(plan),
+        keys=[asked.uid for asked in plan],
+        limit=config.max_tokens,
+        columns=lambda position: _of_question(plan[position].prompt),
+        config=config,
+    ) as journal:
 
         def request(position: int) -> Request:
-            prompt, index = plan[position]
-            new_seed = derive_seed(seed, phase, prompt.uid, index)
-            return Request(position, prompt.messages, config.max_tokens, new_seed)
+            asked = plan[position]
+            return Request(position, asked.prompt.messages, config.max_tokens, asked.seed)
 
         def row(completion: Completion) -> dict[str, Any]:
-            prompt, index = plan[completion.position]
+            asked = plan[completion.position]
             return {
-                **prompt.columns(),
-                "uid": digest(identity.fingerprint, prompt.uid, index)[:16],
-                "index": index,
+                **asked.prompt.columns(),
+                "uid": asked.uid,
+                "index": asked.index,
                 "completion": completion.text,
                 "finish_reason": completion.finish_reason,
                 "prefix_bytes": 0,
+                "max_tokens": config.max_tokens,
                 **token_columns(completion),
             }
 
-        timing = collect(
-            journal,
-            request,
-            row,
-            lambda usage: open_sampler(teacher, used=usage),
-            SamplingParams(config.temperature, config.top_p, config.top_k, config.min_p),
-            label(phase, "sample"),
-            prices=teacher.prices if isinstance(teacher, Endpoint) else None,
-            used=used,
-        )
-        journal.publish({"prompts": len(prompts), "rollouts": len(plan)}, **timing)
-    return Rollouts(out)
+        name = label(out.parent.name, "sample")
+        prices = teacher.prices if isinstance(teacher, Endpoint) else None
+        if trial is not None:
+            journal.take_over([trial], counts={} if journal.counts() else read_timing(trial))
+        if taken := journal.take_over(map(Path, reuse)):
+            note(f"{name}: {taken:,} answers are there already, in folders to reuse")
+        if finish:
+            num_answers, timing = journal.close_as_it_is(), totals(journal, prices)
+        else:
+            params = SamplingParams(config.temperature, config.top_p, config.top_k, config.min_p)
+            timing = collect(
+                journal,
+                request,
+                row,
+                lambda usage: open_sampler(teacher, used=usage),
+                params,
+                name,
+                prices=prices,
+                used=used,
+            )
+            num_answers = len(plan)
+        journal.publish({"prompts": len(prompts), "rollouts": num_answers}, **timing)
+    return _noted(Rollouts(out))
 
 
-def _take_over(journal: Journal, trial: Path, identity: Identity, plan: list[tuple[Prompt, int]]) -> None:
-    """Commit the answers of a finished trial with the same options, all at once and before any other."""
-    if journal.done() or not StageFolder.at(trial).is_finished:
-        return
-    manifest = read_manifest(trial)
-    is_same = {**manifest["config"], "limit": None} == {**identity.config, "limit": None}
-    if not is_same or manifest["inputs"] != identity.inputs or manifest["version"] != VERSION:
-        return
-    positions = {(prompt.uid, index): position for position, (prompt, index) in enumerate(plan)}
-    rows: dict[int, dict[str, Any]] = {}
-    for batch in batches(trial, "rollouts"):
-        for row in batch.to_pylist():
-            position = positions.get((row["prompt_uid"], row["index"]))
-            if position is not None:
-                new_uid = digest(identity.fingerprint, row["prompt_uid"], row["index"])[:16]
-                rows[position] = {**row, "uid": new_uid}
-    timing = read_timing(trial)
-    journal.commit(rows, {name: int(timing.get(name, 0)) for name in ("prompt_tokens", "completion_tokens")})
+def sample_identity(prompts: Prompts, teacher: Teacher | Sampler, config: SampleConfig, seed: int) -> Identity:
+    """Return what the folder of these answers will be known by."""
+    asked = {**result_options(config), "seed": seed}
+    asked["teacher"] = engine_options(teacher) if isinstance(teacher, Table) else {}
+    return identify(
+        "sample",
+        VERSION,
+        asked,
+        {"prompts": prompts.fingerprint, "teacher": model_identity(teacher)},
+        names={"prompts": str(prompts.path or "the prompts"), "teacher": model_name(teacher)},
+        grows=_GROWS,
+    )
+
+
+def missing_answers(prompts: Prompts, identity: Identity, num_samples: int, there: Container[str]) -> int:
+    """Return how many answers are still to be asked for when those of some uids are there."""
+    return sum(asked.uid not in there for asked in _plan(prompts, identity, num_samples))
+
+
+def _plan(prompts: Prompts, identity: Identity, num_samples: int) -> list[_Asked]:
+    """Return what is asked, in order. A question that is there twice gets other answers the second time."""
+    decides = {name: value for name, value in identity.config.items() if f"config.{name}" not in _GROWS}
+    questions = [prompt.key for prompt in prompts]
+    return [
+        _Asked(prompt, index, digest("answer", question, times, identity.inputs["teacher"], decides, index))
+        for prompt, question, times in zip(prompts, questions, times_before(questions), strict=True)
+        for index in range(num_samples)
+    ]
+
+
+def _of_question(prompt: Prompt) -> dict[str, Any]:
+    """Return the columns of a rollout that are the question's."""
+    columns = prompt.columns()
+    del columns["messages"]
+    return columns
+
+
+def _noted(rollouts: Rollouts) -> Rollouts:
+    if missing := rollouts.counts.get("missing"):
+        note(f"{rollouts.folder}: finished with {missing:,} answers missing; `dasd-lite sample` asks for them")
+    return rollouts

@@ -12,9 +12,11 @@ the rank-surprisal ratio of arXiv 2601.14249.
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import repeat
 from os import PathLike
 from pathlib import Path
@@ -42,18 +44,20 @@ from dasd_lite.console import label, note, progress, say
 from dasd_lite.data.dataset import batches, num_rows
 from dasd_lite.data.handles import Rollouts, Scores, model_path
 from dasd_lite.data.journal import Journal
-from dasd_lite.data.manifest import Identity, identify
+from dasd_lite.data.manifest import Identity, identify, read_state
 from dasd_lite.data.records import SCORE, TEACHER_TOKENS
+from dasd_lite.data.seeds import digest
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.inference import Sampler, Scorer
-from dasd_lite.inference.backends import check_same_teacher, model_identity
+from dasd_lite.inference.backends import check_same_teacher, model_identity, model_name
 from dasd_lite.inference.collect import journal_usage
 from dasd_lite.inference.scorer import context_of, open_scorer
 from dasd_lite.method.divergence import Tokens, sentence_scores
 
-VERSION = 4  # 1 rounded the mean to float32 before its exp; 2 had no ranks; 3 had first words in the sentence before
+VERSION = 5  # 1 rounded the mean before its exp; 2 had no ranks; 3 other sentences; 4 no keys
+_GROWS = ("inputs.rollouts",)
 _COLUMNS = ("uid", "messages", "completion", "prefix_bytes", "token_ids", "logprobs", "token_bytes")
 _MAX_RANK = 100  # arXiv 2601.14249 clips there
 _NOISE_ITEMS, _NOISE_TOKENS = 8, 32768  # scored by a second engine as well, to measure the noise between the two
@@ -84,6 +88,7 @@ def score(
     out: str | PathLike[str],
     teacher: Teacher | Sampler | None = None,
     used: Usage | None = None,
+    reuse: Iterable[str | PathLike[str]] = (),
     force: bool = False,
     **options: Any,
 ) -> Scores:
@@ -93,9 +98,10 @@ def score(
         rollouts: What sample, ingest or mix wrote.
         student: The student before training: its table, folder or name on the hub.
         config: Options of the stage.
-        out: Folder to write.
+        out: Folder to write. One that `score` wrote before keeps the scores of rollouts that are the same.
         teacher: Scores the answers if `config.by` is "teacher"; otherwise their own log-probabilities count.
         used: What other stages have asked of the teacher; it counts against its budget.
+        reuse: Folders that `score` wrote with these options, finished or not; the same rollouts are not scored again.
         force: Replace a folder that was made with other options.
         **options: Fields of ScoreConfig, in place of those of `config`.
 
@@ -121,20 +127,36 @@ def score(
             raise ConfigError("score.by = 'teacher' needs a teacher, but there is no [teacher] table")
         asked["teacher"] = engine_options(teacher) if isinstance(teacher, Table) else {}
         inputs["teacher"] = model_identity(teacher)
-    identity = identify("score", VERSION, asked, inputs)
+    names = {"teacher": model_name(teacher)} if teacher is not None else {}
+    identity = identify("score", VERSION, asked, inputs, names=names, grows=_GROWS)
     if is_finished(out, identity, force=force):
         return Scores(out)
 
     phase, readings, noise = out.parent.name, None, {}
+    others = [Path(folder) for folder in reuse if _has_same_options(Path(folder), identity)]
+    total = num_rows(rollouts, "rollouts")
+    keys, uids = cache(partial(_keys, rollouts)), cache(partial(_uids, rollouts))
     if teacher is not None and config.by == "teacher":
         check_same_teacher(rollouts, teacher, identity)
-        begin(out, identity, config)
+        if not (out / "manifest.json").exists():  # a finished folder stays so until its second half grows
+            begin(out, identity, config)
         readings = out / "teacher"
-        _score_by_teacher(rollouts, teacher, config, readings, identity, phase, used or Usage())
+        halves = [folder / "teacher" for folder in others]
+        _score_by_teacher(rollouts, teacher, config, readings, identity, keys, uids, halves, phase, used or Usage())
         noise = _noise_of_sampling(rollouts, readings)
-    total = num_rows(rollouts, "rollouts")
-    with Journal(out, identity, SCORE, total, table="scores", config=config) as journal:
+    with Journal(
+        out,
+        identity,
+        SCORE,
+        total,
+        keys=keys,
+        key="key",
+        columns=lambda position: {"uid": uids()[position]},
+        table="scores",
+        config=config,
+    ) as journal:
         timing = noise
+        journal.take_over(others)
         if len(done := journal.done()) < total:
             by_student = _StudentScorer(student, folder, config)
             pending = _student_items(rollouts, readings, by_student.chat, by_student.context, done)
@@ -146,9 +168,35 @@ def score(
                 label(phase, "score"),
             )
             timing |= by_student.noise_of_engines()
-        counts = {"rollouts": total, "over_context": journal.counts().get("over_context", 0)}
-        journal.publish(counts, **timing)
+        unscored = sum(batch["surprisal_sum"].null_count for batch in journal.batches(["surprisal_sum"]))
+        journal.publish({"rollouts": total, "over_context": unscored}, **timing)
     return Scores(out)
+
+
+def _has_same_options(folder: Path, identity: Identity) -> bool:
+    """Return whether a folder of scores differs from `identity` in nothing but its rollouts."""
+    state = next((p for p in (folder / "manifest.json", folder / "unfinished.json") if p.exists()), None)
+    return state is not None and identity.changed(read_state(state)) <= identity.grows
+
+
+def _keys(rollouts: Path) -> list[str]:
+    """Return the key of each rollout."""
+    return [_key(row) for _, row in _pending(rollouts, None, set())]
+
+
+def _uids(rollouts: Path) -> list[str]:
+    return [uid for batch in batches(rollouts, "rollouts", ["uid"]) for uid in batch["uid"].to_pylist()]
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    """Return a hash of all of a rollout that its scores depend on."""
+    tokens = [row[name] for name in ("token_ids", "logprobs", "token_bytes")]
+    hashed = hashlib.blake2b(digest(row["messages"], row["completion"], row["prefix_bytes"]).encode(), digest_size=16)
+    for numbers in tokens:
+        hashed.update(
+            b"null" if numbers is None else f"{len(numbers)}:".encode() + np.ascontiguousarray(numbers).tobytes()
+        )
+    return hashed.hexdigest()
 
 
 def _fill(
@@ -203,17 +251,31 @@ def _score_by_teacher(
     config: ScoreConfig,
     out: Path,
     parent: Identity,
+    keys: Callable[[], Sequence[str]],
+    uids: Callable[[], Sequence[str]],
+    reuse: Sequence[Path],
     phase: str,
     used: Usage,
 ) -> None:
     """Let the teacher score every answer: by the token ids that came with it, or else as it would tokenize the text."""
     inputs = {name: parent.inputs[name] for name in ("rollouts", "teacher")}
-    identity = identify("score.teacher", VERSION, parent.config["teacher"], inputs)
+    identity = identify("score.teacher", VERSION, parent.config["teacher"], inputs, grows=_GROWS)
     if is_finished(out, identity):
         return
     total = num_rows(rollouts, "rollouts")
-    with Journal(out, identity, TEACHER_TOKENS, total, table="readings", config=config) as journal:
+    with Journal(
+        out,
+        identity,
+        TEACHER_TOKENS,
+        num_rows(rollouts, "rollouts"),
+        keys=keys,
+        key="key",
+        columns=lambda position: {"uid": uids()[position]},
+        table="readings",
+        config=config,
+    ) as journal:
         timing = {}
+        journal.take_over(reuse)
         if len(done := journal.done()) < total:
             used += journal_usage(journal)
             scorer, chat = open_scorer(
@@ -227,7 +289,7 @@ def _score_by_teacher(
                     lengths = chat.token_bytes(item.ids[answer][:-1], item.row["completion"])
                     token_bytes = np.append(lengths, np.int32(0))  # the end token
                 tokens = {"token_ids": item.ids[answer], "logprobs": logprobs[answer], "token_bytes": token_bytes}
-                return {"uid": item.row["uid"], **tokens}
+                return {"uid": item.row["uid"], "key": item.row["key"], **tokens}
 
             items = _teacher_items(rollouts, chat, context_of(teacher, chat), done)
             timing = _fill(journal, scorer, items, row, label(phase, "teacher scores"))
@@ -246,7 +308,7 @@ def _teacher_items(
         else:
             ids, num_context = chat.example(row["messages"], row["completion"])
         if len(ids) > context:  # an error only if the student can read it: see _student_items
-            yield position, {"uid": row["uid"], "token_ids": ids[num_context:]}
+            yield position, {"uid": row["uid"], "key": row["key"], "token_ids": ids[num_context:]}
         else:
             yield _Item(position, f"{rollouts}: rollout {row['uid']}", row, ids, num_context)
 
@@ -405,6 +467,7 @@ def _score(item: _Item, chat: Chat, logprobs: TokenLogprobs | None, ranks: Ranks
         "num_context_tokens": item.num_context,
         "rank_sum": None if ranks is None else int(np.minimum(ranks[targets], _MAX_RANK).sum()),
         "surprisal_sum": None if logprobs is None else float(-logprobs[targets].sum(dtype=np.float64)),
+        "key": item.row["key"],
     }
 
 
@@ -415,14 +478,15 @@ def _pending(rollouts: Path, readings: Path | None, done: set[int]) -> Iterator[
     for batch, tokens in zip(batches(rollouts, "rollouts", _COLUMNS), scored, strict=readings is not None):
         for row in range(batch.num_rows):
             if position + row not in done:
-                names = ("uid", "messages", "completion", "prefix_bytes")
-                values = {name: batch[name][row].as_py() for name in names}
-                source_of_tokens = batch if tokens is None else tokens
-                numbers = {
-                    name: _numbers(source_of_tokens[name][row]) for name in ("token_ids", "logprobs", "token_bytes")
-                }
-                yield position + row, values | numbers
+                values = {name: batch[name][row].as_py() for name in ("uid", "messages", "completion", "prefix_bytes")}
+                values |= _tokens(batch, row)
+                values["key"] = _key(values)
+                yield position + row, values if tokens is None else values | _tokens(tokens, row)
         position += batch.num_rows
+
+
+def _tokens(batch: pa.RecordBatch, row: int) -> dict[str, Any]:
+    return {name: _numbers(batch[name][row]) for name in ("token_ids", "logprobs", "token_bytes")}
 
 
 def _numbers(cell: pa.LargeListScalar[Any]) -> npt.NDArray[Any] | None:

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from dasd_lite import console
 from dasd_lite.config.chain import SOURCES
 from dasd_lite.config.stages import SelectConfig
-from dasd_lite.data.dataset import batches, num_rows, shards
+from dasd_lite.data.dataset import batches, num_rows, read_row
+from dasd_lite.data.journal import stored_rows
 from dasd_lite.data.manifest import read_manifest
 from dasd_lite.data.metrics import read_metrics
+from dasd_lite.data.records import GRADED, ROLLOUT
 from dasd_lite.data.run_folder import RunFolder, StageFolder
+from dasd_lite.data.writer import JOURNAL_FILE
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.method.sentences import sentence_ends
 from dasd_lite.report.results import read_recipe
@@ -68,8 +70,11 @@ def show(folder: Path, uid: str | None, *, rejected: bool, limit: int = 3) -> No
     Raises:
         DataError: The folder has nothing to show, or no such rollout.
     """
-    opened = _open(StageFolder.at(folder), rejected=rejected)
-    terminal = console.out()
+    terminal, stage = console.out(), StageFolder.at(folder)
+    if not stage.is_finished and (stage.path / JOURNAL_FILE).exists():
+        _show_unfinished(stage, uid, limit)
+        return
+    opened = _open(stage, rejected=rejected)
     if uid is None and opened.metrics:
         print_metrics(terminal, opened.metrics)
     for note in opened.notes:
@@ -82,12 +87,33 @@ def show(folder: Path, uid: str | None, *, rejected: bool, limit: int = 3) -> No
     if not rows:
         terminal.print("No rollout was rejected." if rejected else "The folder has no rollouts.")
         return
-    views = [view for table, position in rows for view in _views(opened, table, position, uid, limit)]
+    read = ((table, position, read_row(opened.folder, table, position)) for table, position in rows)
+    views = [view for found in read for view in _views(opened, *found, uid, limit)]
+    _print_views(views, opened.beta, in_full=uid is not None)
+
+
+def _show_unfinished(stage: StageFolder, uid: str | None, limit: int) -> None:
+    """Print answers that a stage under way, or one that was stopped, has so far."""
+    table, schema = ("graded", GRADED) if stage.stage == "evaluate" else ("rollouts", ROLLOUT)
+    number, chosen = 0, list[dict[str, Any]]()
+    for row in stored_rows(stage.path, table, schema):
+        number += 1
+        if uid in (row["uid"], row["prompt_uid"]) or (uid is None and len(chosen) < limit):
+            chosen.append(row)
+    console.out().print(safe(f"{stage.path}: unfinished, {number:,} answers so far"), style="dim", soft_wrap=True)
+    if uid is not None and not chosen:
+        raise DataError(f"{stage.path}: has no rollout or prompt {uid!r} so far")
+    opened = _Opened(stage, [table])
+    views = [view for row in chosen for view in _views(opened, table, 0, row, uid, limit)]
+    _print_views(views, opened.beta, in_full=uid is not None)
+
+
+def _print_views(views: list[View], beta: float, *, in_full: bool) -> None:
     for view in views:
-        if uid is None:
+        if not in_full:
             view.pieces = abridge(view.pieces)
-        print_view(terminal, view)
-    print_legend(terminal, views, opened.beta)
+        print_view(console.out(), view)
+    print_legend(console.out(), views, beta)
 
 
 # --- opening ----------------------------------------------------------------------------------------
@@ -213,21 +239,6 @@ def _find(opened: _Opened, uid: str | None, limit: int, *, rejected: bool) -> li
     return matches
 
 
-def _row(folder: Path, table: str, position: int) -> dict[str, Any]:
-    """Read one row, decompressing only its row group."""
-    for path in shards(folder, table):
-        with pq.ParquetFile(path, memory_map=True) as file:
-            if position >= file.metadata.num_rows:
-                position -= file.metadata.num_rows
-                continue
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if position < rows:
-                    return dict(file.read_row_group(group).slice(position, 1).to_pylist()[0])
-                position -= rows
-    raise IndexError(position)
-
-
 def _probabilities(opened: _Opened, uid: str) -> SentenceProbabilities | None:
     """Read the scored sentences of a rollout; None if it was not scored."""
     if opened.scores is None:
@@ -236,7 +247,7 @@ def _probabilities(opened: _Opened, uid: str) -> SentenceProbabilities | None:
     for batch in batches(opened.scores, "scores", ["uid"], batch_size=4096):
         uids = batch["uid"].to_pylist()
         if uid in uids:
-            return SentenceProbabilities.of(_row(opened.scores, "scores", position + uids.index(uid)))
+            return SentenceProbabilities.of(read_row(opened.scores, "scores", position + uids.index(uid)))
         position += len(uids)
     return None
 
@@ -244,8 +255,9 @@ def _probabilities(opened: _Opened, uid: str) -> SentenceProbabilities | None:
 # --- views ------------------------------------------------------------------------------------------
 
 
-def _views(opened: _Opened, table: str, position: int, uid: str | None, limit: int) -> Iterator[View]:
-    row = _row(opened.folder, table, position)
+def _views(
+    opened: _Opened, table: str, position: int, row: dict[str, Any], uid: str | None, limit: int
+) -> Iterator[View]:
     if table == "rows":
         yield from _documents(opened, row, position, uid, limit)
         return

@@ -1,0 +1,145 @@
+"""What lies in the run folder already, held against the recipe: what is kept, what is in the way, what nobody reads.
+
+Input: the steps of a recipe. Output: lines for people. Nothing is changed and no model is opened.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from dasd_lite.config.chain import ASKING, STAGES
+from dasd_lite.config.models import CustomTeacher, Endpoint, result_options
+from dasd_lite.config.stages import RecipeConfig
+from dasd_lite.costs.estimate import format_bytes
+from dasd_lite.data.journal import read_counts, stored_keys
+from dasd_lite.data.manifest import read_state, read_timing
+from dasd_lite.data.records import ROLLOUT
+from dasd_lite.data.run_folder import RunFolder
+from dasd_lite.errors import CheckpointError
+from dasd_lite.run.questions import Questions
+from dasd_lite.run.step import Step
+from dasd_lite.stages.sample import missing_answers, sample_identity
+
+_GROWS = {
+    "sample": ("num_samples", "max_tokens"),
+    "mix": ("num_prompts", "max_tokens"),
+    "evaluate": ("num_samples", "max_tokens", "limit", "grader", "prompts"),
+    "ingest": ("paths",),
+}
+"""Options that a stage may change without --force: it keeps what it has and makes what is missing."""
+
+
+def changed_options(step: Step) -> list[str]:
+    """List the options with which the folder of a step was made and that the recipe has otherwise now."""
+    state_file = next((f for f in (step.path / "manifest.json", step.path / "unfinished.json") if f.exists()), None)
+    if state_file is None:
+        return []
+    state, wanted = read_state(state_file), result_options(step.config)
+    written, used = state.get("resolved", {}), state["config"]
+    changed = []
+    for key in sorted((wanted.keys() & used.keys() & written.keys()) - set(_GROWS.get(step.stage, ()))):
+        # A stage fills in None and clamps values above the maximum, so these spellings are equivalent.
+        is_open = wanted[key] is None and (written[key] != used[key] or step.defaults.get(key) == used[key])
+        if not is_open and wanted[key] not in (written[key], used[key]):
+            changed.append(f"{key}: {written[key]} there, {wanted[key]} now")
+    return changed
+
+
+def refuse_stale(before: Sequence[Step]) -> None:
+    """Refuse to continue from folders that were made with other options than the recipe has now.
+
+    Raises:
+        CheckpointError: Names the folder and what differs.
+    """
+    for step in before:
+        if step.is_finished and (changed := changed_options(step)):
+            raise CheckpointError(
+                f"{step.path}: made with another configuration ({'; '.join(changed)}); run {step.stage} and what"
+                " follows it with --force, or use another out folder"
+            )
+
+
+def in_the_way(steps: Sequence[Step]) -> Iterator[str]:
+    """Name the first folder of each phase that `run` would refuse."""
+    phases = set()
+    for step in steps:
+        if step.phase not in phases and step.state != "not started" and (changed := changed_options(step)):
+            phases.add(step.phase)
+            yield (
+                f"{step.path}: made with another configuration ({'; '.join(changed)}); use another out folder or"
+                " --force, which sets it aside"
+            )
+
+
+def answers_there(recipe: RecipeConfig, steps: Sequence[Step], questions: Questions) -> Iterator[str]:
+    """Say of each folder of answers how many of those that are asked for are there."""
+    for step in steps:
+        if step.stage == "sample" and step.state != "not started" and recipe.teacher is not None:
+            phase = next(phase for phase in recipe.phase if phase.name == step.phase)
+            prompts = questions.to_sample(recipe.prompts)
+            identity = sample_identity(prompts, recipe.teacher, phase.sample, recipe.seed)
+            folders = [step.path, *RunFolder(recipe.out).stages("sample")]
+            folders += [folder for run in recipe.reuse for folder in RunFolder(run).stages("sample")]
+            there = {
+                key for folder in folders for key in stored_keys(folder, "rollouts", ROLLOUT, phase.sample.max_tokens)
+            }
+            total = len(prompts) * phase.sample.num_samples
+            missing = missing_answers(prompts, identity, phase.sample.num_samples, there)
+            yield f"{step.path}: {total - missing:,} of {total:,} answers are there, {missing:,} will be asked for"
+
+
+def orphans(recipe: RecipeConfig) -> list[str]:
+    """Name the folders of phases that the recipe no longer has."""
+    known = {phase.name for phase in recipe.phase} | {"base", "trial", "report"}
+    folders = (path for path in recipe.out.iterdir() if path.is_dir()) if recipe.out.is_dir() else ()
+    return sorted(
+        str(folder)
+        for folder in folders
+        if folder.name not in known and any((folder / stage / "manifest.json").exists() for stage in STAGES)
+    )
+
+
+def paid_answers_replaced(recipe: RecipeConfig, steps: Sequence[Step], questions: Questions) -> Iterator[str]:
+    """Name folders of answers that cost money and that --force would set aside, with what they cost."""
+    if not isinstance(recipe.teacher, Endpoint | CustomTeacher):
+        return
+    for step in steps:
+        if step.stage in ASKING and step.state != "not started" and _is_replaced(recipe, step, questions):
+            yield f"{step.path} ({answers_and_cost(step.path)})"
+
+
+def _is_replaced(recipe: RecipeConfig, step: Step, questions: Questions) -> bool:
+    """Return whether a folder of answers would be set aside, and not only grow."""
+    if step.stage != "sample" or recipe.teacher is None:
+        return bool(changed_options(step))
+    phase = next(phase for phase in recipe.phase if phase.name == step.phase)
+    identity = sample_identity(questions.to_sample(recipe.prompts), recipe.teacher, phase.sample, recipe.seed)
+    name = "manifest.json" if step.is_finished else "unfinished.json"
+    return not identity.changed(read_state(step.path / name)) <= identity.grows
+
+
+def answers_and_cost(folder: Path) -> str:
+    """Return how many answers a folder holds, and what they cost if that is known."""
+    number = len(stored_keys(folder, "rollouts", ROLLOUT, None))
+    cost = read_timing(folder).get("cost")
+    tokens = int((read_counts(folder) or read_timing(folder)).get("completion_tokens", 0))
+    return f"{number:,} answers, {f'{cost:,.2f} paid' if cost is not None else f'{tokens:,} tokens'}"
+
+
+def replaced_folders(run: Path) -> dict[Path, str]:
+    """Return the folders of a run that were set aside, each with a line about it."""
+    found = sorted(path for path in (*run.glob("*/*.replaced-*"), *run.glob("trial/*/*.replaced-*")) if path.is_dir())
+    sizes = {folder: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in found}
+    return {
+        folder: f"{folder}: {format_bytes(size)}"
+        + (f", {answers_and_cost(folder)}" if folder.name.split(".")[0] in ASKING else "")
+        for folder, size in sizes.items()
+    }
+
+
+def remove_replaced(folders: Iterable[Path]) -> None:
+    """Remove folders that were set aside."""
+    for folder in folders:
+        shutil.rmtree(folder)
