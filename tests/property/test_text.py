@@ -110,6 +110,8 @@ def test_no_text_is_in_both_sets() -> None:
 @example("`" + "a" * 4094 + ". b` c. d` e")
 @example("```\n\nx\n\n\n\ny\n \nz\n\n```\nafter")
 @example(" \n ")
+@example("```\na\n\x0b\n\nb\n```")
+@example("```\na\n\n\u3000\n```\nb")
 @example("$" + "a" * 4093 + ". b$ c")
 @example("$" + "a" * 4094 + ". b$ c")
 @example("\\(" + "é. " * 1100 + "\\) \\( b. \\) c")
@@ -122,6 +124,16 @@ def test_ends_of_the_reference(text: str) -> None:
     assert (ends[-1] if len(ends) else 0) == len(text.encode())
     parts = [text.encode()[start:end].decode() for start, end in pairwise([0, *ends])]
     assert "".join(parts) == text
+
+
+def test_every_word_of_the_tables_and_every_full_stop() -> None:
+    words = reference.ABBREVIATIONS | reference.ENDING_ABBREVIATIONS | reference.NUMBERED
+    near = {form for word in words for form in (word, word.title(), word[:-1], word + "s", "x" + word, "é" + word)}
+    texts = [f"{before}{word}. {after}" for word in near for before in ("", "In “") for after in ("", "The", "x", "5")]
+    texts += [f"a{mark}b{mark}" for mark in (*reference.FREE, *".!?…—、ःক")]
+    column = pa.array(texts, pa.large_string())
+    ends, offsets = sentence_ends(column)
+    assert [ends[a:b].tolist() for a, b in pairwise(offsets)] == [reference.sentence_ends(text) for text in texts]
 
 
 @settings(max_examples=100, deadline=None)

@@ -10,22 +10,19 @@ pub(crate) fn is_abbreviation(sentence: &str, after: &str) -> bool {
     if (1..=3).contains(&sentence.len()) && sentence.bytes().all(|byte| byte.is_ascii_digit()) {
         return true;
     }
-    let word = last_word(sentence);
-    let before = &sentence[..sentence.len() - word.len()];
-    if word.is_empty() || !is_border(before) {
-        return false;
+    let (num_letters, word) = last_letters(sentence.as_bytes());
+    if num_letters > 1 {
+        let before = &sentence[..sentence.len() - num_letters];
+        return full_stop_of(word).is_some_and(|full_stop| is_border(before) && full_stop.belongs(after));
     }
+    let Some(letter) = sentence.chars().next_back() else { return false };
+    let before = &sentence[..sentence.len() - letter.len_utf8()];
+    is_border(before) && is_letter(letter) && is_initial(sentence, before, letter, after)
+}
+
+/// Whether the full stop after a single letter, the end of the sentence so far, belongs to it.
+fn is_initial(sentence: &str, before: &str, letter: char, after: &str) -> bool {
     let follows = after.chars().next();
-    let mut letters = word.chars();
-    let (Some(letter), None) = (letters.next(), letters.next()) else {
-        let Some(key) = key(word.as_bytes()) else { return false };
-        return if NUMBERED.contains(&key) {
-            follows.is_some_and(|follows| follows.is_ascii_digit())
-        } else {
-            let ends = || follows.is_some_and(char::is_uppercase);
-            ABBREVIATIONS.contains(&key) || (ENDING_ABBREVIATIONS.contains(&key) && !ends())
-        };
-    };
     let first_word = &after[..after.bytes().take_while(u8::is_ascii_alphabetic).count()];
     let starts = STARTERS.binary_search(&first_word).is_ok();
     if before.ends_with('.') {
@@ -51,20 +48,105 @@ pub(crate) fn is_abbreviation(sentence: &str, after: &str) -> bool {
     !starts && (initial.is_uppercase() || BEFORE_NAMES.contains(&previous))
 }
 
-/// Words whose full stop never ends a sentence, in lower case. `sol.` is missing: more often it ends one.
-const ABBREVIATIONS: [u64; 45] = keys([
+/// What the full stop after a word of the tables does.
+#[derive(Clone, Copy)]
+enum FullStop {
+    /// It never ends a sentence.
+    Never,
+    /// It ends one only before a capital letter.
+    BeforeCapital,
+    /// It ends one unless a digit follows: `No. 5`.
+    UnlessDigit,
+}
+
+impl FullStop {
+    /// Whether it belongs to its word and ends no sentence before this text.
+    fn belongs(self, after: &str) -> bool {
+        let follows = after.chars().next();
+        match self {
+            Self::Never => true,
+            Self::BeforeCapital => !follows.is_some_and(char::is_uppercase),
+            Self::UnlessDigit => follows.is_some_and(|follows| follows.is_ascii_digit()),
+        }
+    }
+}
+
+/// In lower case, at most 7 letters. `sol.` is missing: more often it ends a sentence.
+const NEVER: [&str; 45] = [
     "approx", "assoc", "avda", "ca", "capt", "cf", "ch", "col", "cor", "dept", "dr", "dra", "eq", "eqn", "eqns", "eqs",
     "ex", "fig", "figs", "gen", "gov", "hr", "ineq", "lem", "lt", "mr", "mrs", "ms", "mt", "pp", "prof", "prop", "ref",
     "refs", "rev", "sec", "sen", "sgt", "sra", "st", "thm", "viz", "vol", "vs", "wrt",
-]);
+];
+const BEFORE_CAPITAL: [&str; 15] =
+    ["al", "co", "corp", "est", "etc", "hrs", "inc", "jr", "lb", "lbs", "ltd", "min", "oz", "resp", "sr"];
+const UNLESS_DIGIT: [&str; 14] =
+    ["apr", "aug", "dec", "feb", "jan", "jul", "jun", "mar", "no", "nov", "nr", "oct", "sep", "sept"];
 
-/// Words whose full stop ends a sentence only before a capital letter.
-const ENDING_ABBREVIATIONS: [u64; 15] =
-    keys(["al", "co", "corp", "est", "etc", "hrs", "inc", "jr", "lb", "lbs", "ltd", "min", "oz", "resp", "sr"]);
+/// A hash table of these words as numbers (see [`last_letters`]): each is in the first free place from its own on. Nearly
+/// every full stop asks for a word that is not there, and most of these find an empty place at once.
+static WORDS: [Option<(u64, FullStop)>; 256] = {
+    let mut table = [None; 256];
+    enter(&mut table, &NEVER, FullStop::Never);
+    enter(&mut table, &BEFORE_CAPITAL, FullStop::BeforeCapital);
+    enter(&mut table, &UNLESS_DIGIT, FullStop::UnlessDigit);
+    table
+};
 
-/// Words whose full stop ends a sentence unless a digit follows: `No. 5`.
-const NUMBERED: [u64; 14] =
-    keys(["apr", "aug", "dec", "feb", "jan", "jul", "jun", "mar", "no", "nov", "nr", "oct", "sep", "sept"]);
+const fn enter(table: &mut [Option<(u64, FullStop)>; 256], words: &[&str], full_stop: FullStop) {
+    let mut i = 0;
+    while i < words.len() {
+        let letters = words[i].as_bytes();
+        assert!(letters.len() < 8, "a word is too long for its number");
+        let (mut word, mut j) = (0, 0);
+        while j < letters.len() {
+            word = (word << 8) | letters[j] as u64;
+            j += 1;
+        }
+        let mut at = place(word);
+        while table[at].is_some() {
+            at = (at + 1) % table.len();
+        }
+        table[at] = Some((word, full_stop));
+        i += 1;
+    }
+}
+
+/// Where the search for a word begins.
+const fn place(word: u64) -> usize {
+    (word.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as usize
+}
+
+fn full_stop_of(word: u64) -> Option<FullStop> {
+    let mut at = place(word);
+    while let Some((entry, full_stop)) = WORDS[at] {
+        if entry == word {
+            return Some(full_stop);
+        }
+        at = (at + 1) % WORDS.len();
+    }
+    None
+}
+
+/// The number of ASCII letters at the end of a text, at most 8, and these letters in lower case as a number, the last in
+/// its lowest byte.
+fn last_letters(text: &[u8]) -> (usize, u64) {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let last = text.last_chunk::<8>().copied().unwrap_or_else(|| {
+        let mut last = [0; 8];
+        last[8 - text.len()..].copy_from_slice(text);
+        last
+    });
+    // All eight at once: the highest bit of each byte tells whether it is a letter.
+    let bytes = u64::from_be_bytes(last);
+    let lower = bytes | (0x20 * EACH);
+    let low = lower & (0x7F * EACH);
+    let from_a = low + (0x80 - u64::from(b'a')) * EACH;
+    let after_z = low + (0x80 - u64::from(b'z') - 1) * EACH;
+    let others = !(from_a & !after_z & !bytes) & (0x80 * EACH);
+    let num_letters = others.trailing_zeros() / 8;
+    let letters = lower & u64::MAX.checked_shr(64 - 8 * num_letters).unwrap_or(0);
+    (num_letters as usize, letters)
+}
 
 /// Words before a capital letter that names a thing: `option C.`
 const LABELS: [&str; 16] = [
@@ -165,28 +247,6 @@ const STARTERS: [&str; 71] = [
 /// What may stand between white space and a word.
 const OPENERS: [char; 10] = ['"', '\'', '“', '‘', '„', '«', '(', '[', '*', '_'];
 
-/// A word of at most 8 letters as a number, without regard to case, so that tables are searched quickly.
-const fn key(word: &[u8]) -> Option<u64> {
-    if word.len() > 8 {
-        return None;
-    }
-    let (mut key, mut i) = (0, 0);
-    while i < word.len() {
-        key = (key << 8) | word[i].to_ascii_lowercase() as u64;
-        i += 1;
-    }
-    Some(key)
-}
-
-const fn keys<const N: usize>(words: [&str; N]) -> [u64; N] {
-    let (mut keys, mut i) = ([0; N], 0);
-    while i < N {
-        keys[i] = key(words[i].as_bytes()).expect("a short word");
-        i += 1;
-    }
-    keys
-}
-
 /// Whether a word is in a table of lower-case words.
 fn is_one_of(table: &[&str], word: &str) -> bool {
     table.iter().any(|entry| word.eq_ignore_ascii_case(entry))
@@ -209,10 +269,10 @@ fn last_word(text: &str) -> &str {
 
 /// Whether a word can begin after this text.
 fn is_border(before: &str) -> bool {
-    let can_precede = |last: char| {
-        last.is_whitespace() || OPENERS.contains(&last) || (last.is_ascii() && !last.is_ascii_alphanumeric())
-    };
-    before.chars().next_back().is_none_or(can_precede)
+    match before.as_bytes().last() {
+        Some(last) if last.is_ascii() => !last.is_ascii_alphanumeric(),
+        _ => before.chars().next_back().is_none_or(|last| last.is_whitespace() || OPENERS.contains(&last)),
+    }
 }
 
 /// Whether a text ends with a single letter, a full stop and one white space.
