@@ -28,6 +28,7 @@
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
 
+mod abbreviation;
 pub mod balance;
 mod best_fit;
 pub mod class;

@@ -21,14 +21,11 @@
 //! closes only after a non-blank and not before a digit ("costs $5 and $10" has no formula). White space belongs to the
 //! sentence before it; at the start of the text, to the first.
 //!
-//! `A.` is an initial at the beginning of a sentence (as the letter of a list item is), after another initial, after a
-//! capitalized word (`John F. Kennedy`) and after `by` and the like; elsewhere (`option C. Because`) it ends a sentence.
-//! Letters here are those that have a capital form.
-//!
 //! Time is linear: a failed search is not repeated over the same bytes.
 
 use std::ops::Range;
 
+use crate::abbreviation::is_abbreviation;
 use crate::error::{Error, Result};
 use crate::interrupt::{INTERVAL, Interrupt};
 use crate::parallel::{self, GRAIN};
@@ -95,18 +92,74 @@ const SQUARE: usize = 3;
 /// Longer runs of backticks count as this many.
 const MAX_FENCE: usize = 8;
 
-/// Bytes that the scanner has to examine; it skips all others.
-const NOTABLE: [bool; 256] = {
-    let mut table = [false; 256];
-    // Those at the end begin … and the characters of `FREE`.
-    let notable = *b".!?\n\\$<`\xD6\xD8\xDB\xE0\xE1\xE2\xE3\xEF";
+/// Marks of one byte that the scanner has to examine.
+const NOTABLE: &[u8] = b".!?\n\\$<`";
+
+/// All marks: bit `i` of `MARKS[k][byte]` tells whether `byte` can be byte `k` of mark `i`. The marks are those of
+/// [`FREE`], then `…`, and at the highest bit all of [`NOTABLE`]. Three look-ups recognize any of them; the first is
+/// enough to skip most bytes.
+static MARKS: [[u32; 256]; 3] = {
+    let mut marks = [[0; 256]; 3];
     let mut i = 0;
-    while i < notable.len() {
-        table[notable[i] as usize] = true;
+    while i < FREE.len() {
+        enter(&mut marks, FREE[i].as_bytes(), 1 << i);
         i += 1;
     }
-    table
+    enter(&mut marks, "…".as_bytes(), 1 << FREE.len());
+    i = 0;
+    while i < NOTABLE.len() {
+        enter(&mut marks, &[NOTABLE[i]], 1 << 31);
+        i += 1;
+    }
+    marks
 };
+
+/// The bits of [`FREE`].
+const IS_FREE: u32 = (1 << FREE.len()) - 1;
+
+const fn enter(marks: &mut [[u32; 256]; 3], mark: &[u8], bit: u32) {
+    let mut k = 0;
+    while k < marks.len() {
+        let mut byte = 0;
+        while byte < 256 {
+            // Whatever byte follows a short mark.
+            if k >= mark.len() || mark[k] as usize == byte {
+                marks[k][byte] |= bit;
+            }
+            byte += 1;
+        }
+        k += 1;
+    }
+}
+
+/// The bit of the mark that these bytes are or begin with, or 0.
+fn mark_of(first: u8, second: u8, third: u8) -> u32 {
+    MARKS[0][usize::from(first)] & MARKS[1][usize::from(second)] & MARKS[2][usize::from(third)]
+}
+
+/// The bit of the mark at the start of the bytes, or 0.
+fn mark_at(bytes: &[u8]) -> u32 {
+    match *bytes {
+        [] => 0,
+        [first] => mark_of(first, 0, 0),
+        [first, second] => mark_of(first, second, 0),
+        [first, second, third, ..] => mark_of(first, second, third),
+    }
+}
+
+/// Where the first mark is that begins from `at` on and before `stop`.
+fn find_mark(bytes: &[u8], mut at: usize, stop: usize) -> Option<usize> {
+    let first = |byte: u8| MARKS[0][usize::from(byte)];
+    // Four bytes with one branch, as a rule.
+    while at + 4 <= stop
+        && let Some(&[a, b, c, d, e, f]) = bytes[at..].first_chunk()
+        && (first(a) | first(b) | first(c) | first(d) == 0
+            || mark_of(a, b, c) | mark_of(b, c, d) | mark_of(c, d, e) | mark_of(d, e, f) == 0)
+    {
+        at += 4;
+    }
+    (at..stop).find(|&at| first(bytes[at]) != 0 && mark_at(&bytes[at..]) != 0)
+}
 
 impl<'t, 'e> Scanner<'t, 'e> {
     fn new(text: &'t str, ends: &'e mut Vec<i64>, interrupt: &'e Interrupt) -> Self {
@@ -133,10 +186,10 @@ impl<'t, 'e> Scanner<'t, 'e> {
                 continue;
             }
             let stop = len.min(self.at + INTERVAL);
-            let pass = self.bytes[self.at..stop].iter().position(|&byte| NOTABLE[usize::from(byte)]);
-            self.at = pass.map_or(stop, |pass| self.at + pass);
-            if pass.is_some() {
-                self.take_notable();
+            let mark = find_mark(self.bytes, self.at, stop);
+            self.at = mark.unwrap_or(stop);
+            if mark.is_some() {
+                self.take_mark();
             }
         }
         let last = self.ends[self.first_end..].last().copied().unwrap_or(0);
@@ -159,9 +212,8 @@ impl<'t, 'e> Scanner<'t, 'e> {
         let line = &self.bytes[self.at..];
         let ticks = line.iter().take_while(|&&byte| byte == b'`').count();
         if ticks >= 3
-            && let Some(end) = self.fence_end(ticks.min(MAX_FENCE))?
+            && let Some(end) = self.take_fence(ticks.min(MAX_FENCE))?
         {
-            self.end_at_blank_lines(end)?;
             self.end_sentence(end);
             return Ok(true);
         }
@@ -172,16 +224,23 @@ impl<'t, 'e> Scanner<'t, 'e> {
         Ok(false)
     }
 
-    /// Where the fence that opens at `at` is closed.
-    fn fence_end(&mut self, ticks: usize) -> Result<Option<usize>> {
+    /// Where the fence that opens at `at` is closed. Ends a sentence after each empty line before that; the lines of the
+    /// fence belong to the code next to them.
+    fn take_fence(&mut self, ticks: usize) -> Result<Option<usize>> {
         let (unclosed, until) = self.unclosed_fence;
         if ticks >= unclosed && self.at < until {
             return Ok(None);
         }
+        let first = self.ends.len();
         let mut from = self.at;
-        while let Some(length) = self.bytes[from..].iter().position(|&byte| byte == b'\n') {
+        // Where the code starts, then where its last sentence starts: white space before that is done with.
+        let mut start = 0;
+        while let Some(length) = memchr::memchr(b'\n', &self.bytes[from..]) {
             self.interrupt.check()?;
             from += length + 1;
+            if start == 0 {
+                start = skip_white(self.text, from).0;
+            }
             let line = &self.bytes[from..];
             let line = &line[line.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count()..];
             if starts_with_think_tag(line).is_some() {
@@ -189,36 +248,24 @@ impl<'t, 'e> Scanner<'t, 'e> {
             }
             let closing = line.iter().take_while(|&&byte| byte == b'`').count();
             let blank = line[closing..].iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\r')).count();
-            if closing >= ticks && line.get(closing + blank).is_none_or(|&byte| byte == b'\n') {
+            let ends_line = line.get(closing + blank).is_none_or(|&byte| byte == b'\n');
+            if closing >= ticks && ends_line {
+                if self.ends.len() > first && start >= from {
+                    self.ends.pop(); // after the last empty line there is only the closing one
+                }
                 return Ok(Some(self.bytes.len() - line.len() + closing));
             }
+            if closing == 0 && ends_line && from > start {
+                start = skip_white(self.text, from).0;
+                self.ends.push(to_offset(start));
+            }
         }
+        self.ends.truncate(first);
         self.unclosed_fence = (ticks, from.max(self.at + 1));
         Ok(None)
     }
 
-    /// Ends a sentence after each empty line inside the fenced block that is closed at `end`. The lines of the fence
-    /// belong to the code next to them.
-    fn end_at_blank_lines(&mut self, end: usize) -> Result<()> {
-        let line_break = |from: usize, to: usize| self.bytes[from..to].iter().position(|&byte| byte == b'\n');
-        let last = self.bytes[..end].iter().rposition(|&byte| byte == b'\n').expect("a closing line");
-        let first = self.at + line_break(self.at, end).expect("an opening line");
-        let (mut at, _) = skip_white(self.text, first);
-        while at < last
-            && let Some(length) = line_break(at, last)
-        {
-            self.interrupt.check()?;
-            at += length;
-            let (next, _) = skip_white(self.text, at);
-            if next <= last && is_blank_line(&self.bytes[at..]) {
-                self.ends.push(to_offset(next));
-            }
-            at = next.max(at + 1);
-        }
-        Ok(())
-    }
-
-    fn take_notable(&mut self) {
+    fn take_mark(&mut self) {
         let rest = &self.bytes[self.at..];
         match rest[0] {
             b'\n' => self.end_sentence(self.at + 1),
@@ -232,7 +279,9 @@ impl<'t, 'e> Scanner<'t, 'e> {
                 Some(byte) if byte.is_ascii() && *byte != b'\n' => self.at += 2,
                 _ => self.at += 1,
             },
-            _ => self.take_terminators(),
+            b'.' | b'!' | b'?' => self.take_terminators(),
+            _ if mark_at(rest) & IS_FREE != 0 => self.take_free_terminators(),
+            _ => self.take_terminators(), // …
         }
     }
 
@@ -270,6 +319,13 @@ impl<'t, 'e> Scanner<'t, 'e> {
         let stop = self.bytes.len().min(open + MATH_REACH);
         let mut from = self.searched[kind].max(self.at);
         while from < stop {
+            let Some(length) =
+                self.bytes[from..stop].iter().position(|byte| matches!(byte, b'\n' | b'<' | b'\\' | b'$'))
+            else {
+                from = stop;
+                break;
+            };
+            from += length;
             let rest = &self.bytes[from..];
             if is_blank_line(rest) || starts_with_think_tag(rest).is_some() {
                 break;
@@ -313,30 +369,12 @@ impl<'t, 'e> Scanner<'t, 'e> {
         self.text[at..].chars().next()
     }
 
-    /// Handles a run of `.`, `!`, `?`, `…` or of [`FREE`], or another character that begins with the same byte.
+    /// Handles a run of `.`, `!`, `?`, `…`.
     fn take_terminators(&mut self) {
         let first = self.at;
-        if let Some(length) = free_terminator(&self.bytes[first..]) {
-            let mut end = first + length;
-            while let Some(length) = free_terminator(&self.bytes[end..]).or_else(|| terminator(&self.bytes[end..])) {
-                end += length;
-            }
-            let closed = self.skip_closers(end, false);
-            let is_quoted = self.text[..closed].ends_with(['」', '』']);
-            if is_quoted && self.text[closed..].starts_with('と') {
-                self.at = closed;
-            } else {
-                self.end_sentence(closed);
-            }
-            return;
-        }
         let mut end = first;
         while let Some(length) = terminator(&self.bytes[end..]) {
             end += length;
-        }
-        if end == first {
-            self.at += self.char_at(first).map_or(1, char::len_utf8);
-            return;
         }
         let closed = self.skip_closers(end, true);
         let (next, line_break) = skip_white(self.text, closed);
@@ -345,6 +383,21 @@ impl<'t, 'e> Scanner<'t, 'e> {
             self.end_sentence(closed);
         } else {
             self.at = end;
+        }
+    }
+
+    /// Handles a run that begins with one of [`FREE`].
+    fn take_free_terminators(&mut self) {
+        let mut end = self.at;
+        while let Some(length) = free_terminator(&self.bytes[end..]).or_else(|| terminator(&self.bytes[end..])) {
+            end += length;
+        }
+        let closed = self.skip_closers(end, false);
+        let is_quoted = self.text[..closed].ends_with(['」', '』']);
+        if is_quoted && self.text[closed..].starts_with('と') {
+            self.at = closed;
+        } else {
+            self.end_sentence(closed);
         }
     }
 
@@ -357,7 +410,7 @@ impl<'t, 'e> Scanner<'t, 'e> {
             return true;
         }
         match &self.bytes[run.clone()] {
-            b"." => self.is_abbreviation(run.start, next),
+            b"." => is_abbreviation(&self.text[self.start.min(run.start)..run.start], &self.text[next..]),
             b"!" => !line_break && self.is_factorial(run.start, next),
             _ => {
                 let is_ellipsis = self.text[run].chars().all(|mark| matches!(mark, '.' | '…'));
@@ -371,72 +424,27 @@ impl<'t, 'e> Scanner<'t, 'e> {
     }
 
     fn skip_closers(&self, mut at: usize, ascii_as_well: bool) -> usize {
-        while let Some(closer) = self.text[at..].chars().next() {
-            let closes = match closer {
-                '"' | '\'' | '*' | '_' | '`' | ')' | ']' | '}' => ascii_as_well,
-                _ => matches!(closer, '”' | '’' | '»' | '」' | '』' | '）' | '】' | '》' | '〉' | '］' | '｝'),
+        while let Some(&byte) = self.bytes.get(at) {
+            let closes = match byte {
+                b'"' | b'\'' | b'*' | b'_' | b'`' | b')' | b']' | b'}' => ascii_as_well,
+                0xC2 | 0xE2 | 0xE3 | 0xEF => matches!(
+                    self.char_at(at),
+                    Some('”' | '’' | '»' | '」' | '』' | '）' | '】' | '》' | '〉' | '］' | '｝')
+                ),
+                _ => false,
             };
             if !closes {
                 break;
             }
-            at += closer.len_utf8();
+            at += utf8_len(byte);
         }
-        // As French writes it.
-        let next = self.bytes.get(at..at + 3).unwrap_or_default();
-        if !matches!(next, b" \xC2\xBB" | b"\xC2\xA0\xC2" | b"\xE2\x80\xAF") {
-            return at;
+        // As French writes it: after a space, which may be narrow and must not break the line.
+        match &self.bytes[at..] {
+            [b' ', 0xC2, 0xBB, ..] => at + 3,
+            [0xC2, 0xA0, 0xC2, 0xBB, ..] => at + 4,
+            [0xE2, 0x80, 0xAF, 0xC2, 0xBB, ..] => at + 5,
+            _ => at,
         }
-        let space = [" »", "\u{a0}»", "\u{202f}»"].into_iter().find(|closer| self.text[at..].starts_with(closer));
-        at + space.map_or(0, str::len)
-    }
-
-    /// Whether the full stop at `dot` belongs to the number of an item, an abbreviation or an initial; `next` is where
-    /// the text goes on.
-    fn is_abbreviation(&self, dot: usize, next: usize) -> bool {
-        let sentence = &self.text[self.start.min(dot)..dot];
-        let after = &self.text[next..];
-        if (1..=3).contains(&sentence.len()) && sentence.bytes().all(|byte| byte.is_ascii_digit()) {
-            return true;
-        }
-        let word = last_word(sentence);
-        let before = &sentence[..sentence.len() - word.len()];
-        if word.is_empty() || !is_border(before) {
-            return false;
-        }
-        let follows = after.chars().next();
-        let mut letters = word.chars();
-        let (Some(letter), None) = (letters.next(), letters.next()) else {
-            let Some(key) = key(word.as_bytes()) else { return false };
-            return if NUMBERED.contains(&key) {
-                follows.is_some_and(|follows| follows.is_ascii_digit())
-            } else {
-                let ends = || follows.is_some_and(char::is_uppercase);
-                ABBREVIATIONS.contains(&key) || (ENDING_ABBREVIATIONS.contains(&key) && !ends())
-            };
-        };
-        let first_word = &after[..after.bytes().take_while(u8::is_ascii_alphabetic).count()];
-        let starts = STARTERS.binary_search(&first_word).is_ok();
-        if before.ends_with('.') {
-            return is_latin_abbreviation(sentence) || !starts; // e.g., U.S.
-        }
-        if follows.is_some_and(is_letter) && after.chars().nth(1) == Some('.') {
-            return true; // J. R., z. B.
-        }
-        let is_second = ends_with_initial(before);
-        if !letter.is_uppercase() {
-            return is_second && follows.is_some_and(char::is_lowercase);
-        }
-        let is_white = |character: char| character.is_whitespace();
-        let is_opener = |character| is_white(character) || OPENERS.contains(&character);
-        if is_second || before.chars().all(is_opener) || !before.ends_with(is_white) {
-            return !starts;
-        }
-        let before = before.trim_end();
-        let previous = last_word(before.strip_suffix('.').unwrap_or(before));
-        let Some(initial) = previous.chars().next().filter(|_| !is_one_of(&LABELS, previous)) else {
-            return false; // after a comma, say
-        };
-        !starts && (initial.is_uppercase() || BEFORE_NAMES.contains(&previous))
     }
 
     /// Whether the `!` at `mark` follows a number or a single letter, and no new sentence begins at `next`.
@@ -453,188 +461,8 @@ impl<'t, 'e> Scanner<'t, 'e> {
     }
 }
 
-/// Words whose full stop never ends a sentence, in lower case. `sol.` is missing: more often it ends one.
-const ABBREVIATIONS: [u64; 45] = keys([
-    "approx", "assoc", "avda", "ca", "capt", "cf", "ch", "col", "cor", "dept", "dr", "dra", "eq", "eqn", "eqns", "eqs",
-    "ex", "fig", "figs", "gen", "gov", "hr", "ineq", "lem", "lt", "mr", "mrs", "ms", "mt", "pp", "prof", "prop", "ref",
-    "refs", "rev", "sec", "sen", "sgt", "sra", "st", "thm", "viz", "vol", "vs", "wrt",
-]);
-
-/// Words whose full stop ends a sentence only before a capital letter.
-const ENDING_ABBREVIATIONS: [u64; 15] =
-    keys(["al", "co", "corp", "est", "etc", "hrs", "inc", "jr", "lb", "lbs", "ltd", "min", "oz", "resp", "sr"]);
-
-/// Words whose full stop ends a sentence unless a digit follows: `No. 5`.
-const NUMBERED: [u64; 14] =
-    keys(["apr", "aug", "dec", "feb", "jan", "jul", "jun", "mar", "no", "nov", "nr", "oct", "sep", "sept"]);
-
-/// Words before a capital letter that names a thing: `option C.`
-const LABELS: [&str; 16] = [
-    "answer", "case", "choice", "class", "figure", "group", "option", "part", "plan", "point", "question", "set",
-    "step", "team", "type", "variable",
-];
-
-/// Words before an initial: `by J. Smith`.
-const BEFORE_NAMES: [&str; 11] = [
-    "author",
-    "by",
-    "composer",
-    "inventor",
-    "mathematician",
-    "philosopher",
-    "physicist",
-    "poet",
-    "president",
-    "professor",
-    "writer",
-];
-
-/// Words that begin a sentence rather than follow an initial or `U.S.`; sorted.
-const STARTERS: [&str; 71] = [
-    "A",
-    "After",
-    "All",
-    "Also",
-    "An",
-    "And",
-    "As",
-    "At",
-    "Because",
-    "But",
-    "By",
-    "Each",
-    "Finally",
-    "First",
-    "For",
-    "From",
-    "He",
-    "Hence",
-    "Her",
-    "Here",
-    "His",
-    "How",
-    "However",
-    "I",
-    "If",
-    "In",
-    "Is",
-    "It",
-    "Its",
-    "Let",
-    "My",
-    "Next",
-    "No",
-    "Not",
-    "Note",
-    "Now",
-    "Of",
-    "On",
-    "One",
-    "Only",
-    "Or",
-    "Otherwise",
-    "Our",
-    "She",
-    "Since",
-    "So",
-    "Suppose",
-    "That",
-    "The",
-    "Their",
-    "Then",
-    "There",
-    "Therefore",
-    "These",
-    "They",
-    "This",
-    "Those",
-    "Thus",
-    "To",
-    "Wait",
-    "We",
-    "What",
-    "When",
-    "Where",
-    "Which",
-    "While",
-    "Who",
-    "Why",
-    "With",
-    "Yes",
-    "You",
-];
-
-/// What may stand between white space and a word.
-const OPENERS: [char; 10] = ['"', '\'', '“', '‘', '„', '«', '(', '[', '*', '_'];
-
 /// Full stops and question marks of scripts that write them otherwise; white space need not follow them.
 pub const FREE: [&str; 14] = ["。", "！", "？", "｡", "।", "॥", "؟", "۔", "։", "።", "፧", "။", "។", "៕"];
-
-/// A word of at most 8 letters as a number, without regard to case, so that tables are searched quickly.
-const fn key(word: &[u8]) -> Option<u64> {
-    if word.len() > 8 {
-        return None;
-    }
-    let (mut key, mut i) = (0, 0);
-    while i < word.len() {
-        key = (key << 8) | word[i].to_ascii_lowercase() as u64;
-        i += 1;
-    }
-    Some(key)
-}
-
-const fn keys<const N: usize>(words: [&str; N]) -> [u64; N] {
-    let (mut keys, mut i) = ([0; N], 0);
-    while i < N {
-        keys[i] = key(words[i].as_bytes()).expect("a short word");
-        i += 1;
-    }
-    keys
-}
-
-/// Whether a word is in a table of lower-case words.
-fn is_one_of(table: &[&str], word: &str) -> bool {
-    table.iter().any(|entry| word.eq_ignore_ascii_case(entry))
-}
-
-/// Whether it has a capital form. Letters of scripts without capitals never make an initial.
-fn is_letter(character: char) -> bool {
-    character.is_uppercase() || character.is_lowercase()
-}
-
-/// The letters at the end of a text.
-fn last_word(text: &str) -> &str {
-    let ascii = text.bytes().rev().take_while(u8::is_ascii_alphabetic).count();
-    let (before, word) = text.split_at(text.len() - ascii);
-    if before.bytes().next_back().is_none_or(|byte| byte.is_ascii()) {
-        return word;
-    }
-    &text[text.trim_end_matches(is_letter).len()..]
-}
-
-/// Whether a word can begin after this text.
-fn is_border(before: &str) -> bool {
-    let can_precede = |last: char| {
-        last.is_whitespace() || OPENERS.contains(&last) || (last.is_ascii() && !last.is_ascii_alphanumeric())
-    };
-    before.chars().next_back().is_none_or(can_precede)
-}
-
-/// Whether a text ends with a single letter, a full stop and one white space.
-fn ends_with_initial(before: &str) -> bool {
-    let mut before = before.chars();
-    let is_white = before.next_back().is_some_and(char::is_whitespace);
-    let is_dot = before.next_back() == Some('.');
-    let is_initial = before.next_back().is_some_and(is_letter);
-    is_white && is_dot && is_initial && is_border(before.as_str())
-}
-
-/// Whether a text ends with `e.g` or `i.e`.
-fn is_latin_abbreviation(text: &str) -> bool {
-    let Some((before, last)) = text.as_bytes().split_last_chunk::<3>() else { return false };
-    let matches = [b"e.g", b"i.e"].into_iter().any(|abbreviation| last.eq_ignore_ascii_case(abbreviation));
-    matches && !before.last().is_some_and(u8::is_ascii_alphabetic)
-}
 
 /// Whether the bytes begin with a line break and an empty line.
 fn is_blank_line(bytes: &[u8]) -> bool {
@@ -652,17 +480,37 @@ fn terminator(bytes: &[u8]) -> Option<usize> {
 
 /// Length of one of [`FREE`] at the start of the bytes.
 fn free_terminator(bytes: &[u8]) -> Option<usize> {
-    if bytes.first().is_none_or(u8::is_ascii) {
-        return None;
+    let mark = mark_at(bytes) & IS_FREE;
+    (mark != 0).then(|| utf8_len(bytes[0]))
+}
+
+/// Length of the character that begins with a byte.
+fn utf8_len(first: u8) -> usize {
+    match first {
+        0..0xC0 => 1,
+        0xC0..0xE0 => 2,
+        0xE0..0xF0 => 3,
+        _ => 4,
     }
-    FREE.into_iter().find(|mark| bytes.starts_with(mark.as_bytes())).map(str::len)
 }
 
 /// Where the white space that begins at `at` ends, and whether it contains a line break.
 fn skip_white(text: &str, at: usize) -> (usize, bool) {
-    let rest = &text[at..];
-    let next = text.len() - rest.trim_start().len();
-    (next, text.as_bytes()[at..next].contains(&b'\n'))
+    let (mut next, mut line_break) = (at, false);
+    while let Some(&byte) = text.as_bytes().get(next) {
+        let is_white = match byte {
+            b'\t'..=b'\r' | b' ' => true,
+            // Other white space begins with one of these.
+            0xC2 | 0xE1 | 0xE2 | 0xE3 => text[next..].chars().next().is_some_and(char::is_whitespace),
+            _ => false,
+        };
+        if !is_white {
+            break;
+        }
+        line_break |= byte == b'\n';
+        next += utf8_len(byte);
+    }
+    (next, line_break)
 }
 
 fn starts_with_think_tag(bytes: &[u8]) -> Option<usize> {
