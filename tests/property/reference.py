@@ -408,14 +408,16 @@ def length_matched(counts: Sequence[int], tokens: Sequence[int], prompts: Sequen
 
 
 def repeated_ngrams(ids: Sequence[int], n: int) -> tuple[int, int]:
-    """Positions whose n-gram began before, and the length of the longest span that begins at two positions."""
-
-    def num_repeated(length: int) -> int:
-        grams = [tuple(ids[at : at + length]) for at in range(len(ids) - length + 1)]
-        return len(grams) - len(set(grams))
-
-    longest = next((length for length in range(len(ids) - 1, n - 1, -1) if num_repeated(length)), 0)
-    return num_repeated(n), longest
+    """Positions whose n-gram began before, and the length of the longest stretch of copies, of 3n ids or more."""
+    grams = [tuple(ids[at : at + n]) for at in range(len(ids) - n + 1)]
+    longest = 0
+    for period in range(1, len(ids) // 3 + 1):
+        stretch = period  # up to here, each id is that of one period before
+        for at in range(period, len(ids)):
+            stretch = stretch + 1 if ids[at] == ids[at - period] else period
+            if stretch >= 3 * max(period, n):
+                longest = max(longest, stretch)
+    return len(grams) - len(set(grams)), longest
 
 
 def repeated_share(units: Sequence[bytes], num_bytes: int) -> float:

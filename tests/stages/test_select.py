@@ -117,6 +117,7 @@ def test_each_filter_reports_its_reason_and_value(run, chat):
     lines = f"<think>\n{LINE * 4}</think>\nAnswer: 4"
     sentences = f"<think> {SENTENCE * 4}</think>\nAnswer: 4"
     grams = "<think> " + "abcdefghijklmnopqrstuvwxyz" * 12 + " </think>\nAnswer: 4"
+    loop = "<think> " + " ".join(map(str, range(150))) + "".join(" abc def" for _ in range(12)) + " </think> Answer: 4"
     rows = [
         rollout("good"),
         rollout("cut off", finish_reason="length"),
@@ -140,8 +141,9 @@ def test_each_filter_reports_its_reason_and_value(run, chat):
         rollout("lines", lines),
         rollout("sentences", sentences),
         rollout("grams", grams),
+        rollout("loop", loop),
     ]
-    folder = run(rows, max_tokens=tokens + 700)
+    folder = run(rows, max_tokens=tokens + 700, max_repeated_span=60)
     why = rejected(folder)
     reasons = {uid: reason for uid, (reason, _) in why.items()}
     values = {uid: value for uid, (_, value) in why.items()}
@@ -162,6 +164,7 @@ def test_each_filter_reports_its_reason_and_value(run, chat):
         "lines": "repeated lines",
         "sentences": "repeated sentences",
         "grams": "repeated n-grams",
+        "loop": "repeated span",
     }
     assert values["cut off"] == tokens
     assert (values["no thought"], values["two thoughts"]) == (0, 2)
@@ -170,6 +173,7 @@ def test_each_filter_reports_its_reason_and_value(run, chat):
     assert values["lines"] == pytest.approx(3 * len(LINE.strip()) / len(lines), abs=0.03)
     assert values["sentences"] == pytest.approx(3 * len(SENTENCE) / len(sentences), abs=0.06)
     assert values["grams"] > 0.5
+    assert values["loop"] == len(chat.encode(" abc def")) * 12
     counts = read_manifest(folder)["counts"]
     assert counts["rollouts"] == len(rows)
     assert counts["kept"] == counts["prompts_kept"] == 1
@@ -209,6 +213,20 @@ def test_filters_can_be_turned_off(run):
         rows, require_think=False, max_duplicate_lines=1.0, max_duplicate_sentences=1.0, max_repeated_ngrams=1.0
     )
     assert kept(folder) == ["no thought", "lines"]
+
+
+def test_a_loop_is_measured_by_its_length_and_a_text_given_twice_is_none(run, chat):
+    steps = "".join(f"Then {n} and {n * n % 97} is {n * n}. " for n in range(9, 29))
+    rows = [
+        rollout("loop", f"<think> {steps}{' Wait.' * 30}</think>\nAnswer: 4"),
+        rollout("short loop", f"<think> {steps}{' Wait.' * 5}</think>\nAnswer: 4"),
+        rollout("twice", f"<think> {steps}So: {steps[:200]}</think>\nAnswer: 4"),
+    ]
+    loose = {"max_duplicate_sentences": 1.0}
+    folder = run(rows, max_repeated_span=60, **loose)
+    assert kept(folder) == ["short loop", "twice"]
+    assert rejected(folder) == {"loop": ("repeated span", 30 * len(chat.encode(" Wait.")))}
+    assert kept(run(rows, max_repeated_span=500, **loose, out="all")) == ["loop", "short loop", "twice"]
 
 
 def test_a_length_of_exactly_the_limit_is_kept(run, chat):

@@ -34,6 +34,9 @@ RULES = (*_SCORED_RULES, "random", "all")
 GRADERS = ("math",)
 """The built-in graders."""
 
+NGRAM = 20
+"""Student tokens that are compared as one when repetition is measured."""
+
 
 class PromptsConfig(Table):
     """The prompts to distill on."""
@@ -139,6 +142,10 @@ class SelectConfig(Table):
     """Reject answers with more than this share of their bytes in repeated sentences."""
     max_repeated_ngrams: Fraction = 0.5
     """Reject answers in which more than this share of the 20-grams of student tokens are repeats."""
+    max_repeated_span: Annotated[PositiveInt, Field(ge=3 * NGRAM)] = 512
+    """Reject answers with a loop of more than this many student tokens: the same text at least three times in a row.
+    The other limits are shares of the whole answer, so a long answer would pass them with a long loop. Text that is
+    given twice, such as a listing, is no loop."""
     weighting: Weighting | None = None
     """{ } or { lam = 0.5 }: weights for train.objective = "weighted" (the paper's future work). It needs the teacher's
     log-probabilities, and keep > 1, because weights compare the answers to one prompt."""

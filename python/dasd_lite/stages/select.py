@@ -27,7 +27,7 @@ from dasd_lite.chat.spelling import TokenIds
 from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of, running
 from dasd_lite.config.models import Student, result_options, student_table
 from dasd_lite.config.options import with_options
-from dasd_lite.config.stages import SelectConfig
+from dasd_lite.config.stages import NGRAM, SelectConfig
 from dasd_lite.console import label, note, progress
 from dasd_lite.data.dataset import batches, num_rows, read_table
 from dasd_lite.data.handles import Kept, Rollouts, Scores
@@ -42,8 +42,7 @@ from dasd_lite.method.ragged import Ragged, from_arrow, join, offsets_of
 from dasd_lite.method.selection import Candidates, SelectionRule
 from dasd_lite.method.sentences import repeated_ngrams, text_repetition
 
-VERSION = 4  # 2 had no weights; 3 had other sentence ends
-_NGRAM = 20
+VERSION = 5  # 2 had no weights; 3 had other sentence ends; 4 looked for no loop by its length
 _REMEDIES = {  # what to do about a reason when nothing is left
     "truncated": " (raise max_tokens of sample or mix)",
     "no thinking": " (no <think>…</think>; for data without thinking, set select.require_think = false)",
@@ -55,6 +54,7 @@ _REMEDIES = {  # what to do about a reason when nothing is left
     "repeated lines": " (select.max_duplicate_lines)",
     "repeated sentences": " (select.max_duplicate_sentences)",
     "repeated n-grams": " (select.max_repeated_ngrams)",
+    "repeated span": " (select.max_repeated_span)",
 }
 _ROLLOUT_COLUMNS = KEPT.names[: KEPT.names.index("ids")]
 _SCORE_COLUMNS = ("uid", "ids", "num_context_tokens")
@@ -239,8 +239,8 @@ def _measure(candidates: _Measured, batch: _Batch, config: SelectConfig, limit: 
     """Add each rollout's numbers, and the first filter that it fails."""
     rollouts, answers = batch.rollouts, batch.answers()
     num_ids, num_answer = batch.ids.value_lengths().to_numpy(), np.diff(answers.offsets)
-    repeats, _ = repeated_ngrams(answers.values, answers.offsets, _NGRAM)
-    shares = repeats / np.maximum(num_answer - _NGRAM + 1, 1)
+    repeats, spans = repeated_ngrams(answers.values, answers.offsets, NGRAM)
+    shares = repeats / np.maximum(num_answer - NGRAM + 1, 1)
     stops = offsets_of(np.isin(answers.values, stop_ids))  # stop tokens before each place
     early = stops[np.maximum(answers.offsets[1:] - 1, 0)] - stops[answers.offsets[:-1]]
     duplicate_lines, duplicate_sentences = text_repetition(rollouts["completion"])
@@ -254,6 +254,7 @@ def _measure(candidates: _Measured, batch: _Batch, config: SelectConfig, limit: 
         filters.over("repeated lines", duplicate_lines, config.max_duplicate_lines),
         filters.over("repeated sentences", duplicate_sentences, config.max_duplicate_sentences),
         filters.over("repeated n-grams", shares, config.max_repeated_ngrams),
+        filters.over("repeated span", spans, config.max_repeated_span),
     ]
     reasons, values = filters.first_failed(failed, rollouts.num_rows)
     candidates.reason += reasons
