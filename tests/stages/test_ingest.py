@@ -1,14 +1,10 @@
-"""Rollouts that were not sampled here: what ingest accepts, and where mix cuts the answer of a student."""
+"""Rollouts that were not sampled here: what ingest accepts; which of a student's answers have room in mix."""
 
 import json
-import re
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.server import ChatServer
 
-from dasd_lite.chat.chat import Chat
 from dasd_lite.config.models import Endpoint, Transformers
 from dasd_lite.config.stages import IngestConfig, ScoreConfig
 from dasd_lite.data.dataset import read_table
@@ -16,7 +12,7 @@ from dasd_lite.data.manifest import read_manifest
 from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.stages import ingest, score
-from dasd_lite.stages.mix import _cut_off, _with_room
+from dasd_lite.stages.mix import _teacher_chat, _with_room
 
 
 @pytest.fixture
@@ -117,58 +113,7 @@ def test_scoring_without_log_probabilities_names_the_alternatives(run, tmp_path,
     assert not (tmp_path / "score" / "manifest.json").exists()
 
 
-# --- where mix cuts -----------------------------------------------------------------------------------
-
-WORDS = st.sampled_from(
-    ["a", "word", "5", ".", " ", "  ", "\n", "\n\n", " \n", "\r\n", "\t", "é", "漢", "🙂", "<think>"]
-)
-texts = st.lists(WORDS, min_size=1, max_size=40).map("".join)
-
-
-def cut(text, seed=0):
-    """The prefix that mix keeps of a text, or None if it has no place to cut."""
-    row_and_prefix = _cut_off({"completion": text, "prompt_uid": "q", "messages": []}, "mixed", seed)
-    assert row_and_prefix is None or "completion" not in row_and_prefix[0]
-    return None if row_and_prefix is None else row_and_prefix[1]
-
-
-@settings(max_examples=300, deadline=None)
-@given(text=texts, seed=st.integers(0, 5))
-def test_a_cut_is_in_the_second_half_where_tokens_end(text, seed):
-    prefix = cut(text, seed)
-    if prefix is None:
-        half = text[len(text) // 2 :]
-        assert not re.search(r"\S ", half), "there was a place to cut"
-        return
-    rest = text.removeprefix(prefix)
-    assert text.startswith(prefix)
-    assert len(text) // 2 <= len(prefix) <= len(text)
-    assert prefix == cut(text, seed)
-    before_space = rest.startswith(" ") and not prefix[-1:].isspace()
-    after_lines = prefix.endswith("\n") and not re.match(r"\s*\n", rest)
-    assert before_space or after_lines
-
-
-@settings(max_examples=150, deadline=None)
-@given(text=texts)
-def test_no_tokenizer_merges_tokens_across_a_cut(demo, text):
-    prefix = cut(text)
-    if prefix is None:
-        return
-    for chat in tokenizers(demo):
-        apart = [*chat.encode(prefix).tolist(), *chat.encode(text.removeprefix(prefix)).tolist()]
-        assert apart == chat.encode(text).tolist(), chat.folder.name
-
-
-def tokenizers(demo, cache={}):  # noqa: B006
-    if not cache:
-        cache.update({name: Chat(demo / name) for name in ("teacher", "student")})
-    return cache.values()
-
-
-def test_cuts_depend_on_the_seed():
-    text = " ".join(str(n) for n in range(100))
-    assert len({len(cut(text, seed)) for seed in range(30)}) > 10
+# --- mix ----------------------------------------------------------------------------------------------
 
 
 def test_a_server_that_later_reports_another_context_does_not_change_the_plan(demo, tmp_path):
@@ -177,8 +122,10 @@ def test_a_server_that_later_reports_another_context_does_not_change_the_plan(de
     with ChatServer(habits=["vllm"]) as server:
         server.context = 60
         teacher = Endpoint(kind="endpoint", model="teacher", base_urls=[server.url], tokenizer=str(demo / "teacher"))
-        first = _with_room(cut, teacher, tmp_path)
+        first = _with_room(cut, teacher, _teacher_chat(teacher), tmp_path)
     assert 0 < len(first) < len(cut)
-    assert _with_room(cut, teacher, tmp_path) == first
+    assert _with_room(cut, teacher, _teacher_chat(teacher), tmp_path) == first
     (tmp_path / "new").mkdir()
-    assert len(_with_room(cut, teacher, tmp_path / "new")) > len(first), "without the stored context"
+    assert len(_with_room(cut, teacher, _teacher_chat(teacher), tmp_path / "new")) > len(first), (
+        "without the stored context"
+    )

@@ -346,6 +346,27 @@ def test_a_masked_prefix_is_context(run, chat):
     assert chat.decode_answer(masked["ids"][begins:], "stop")[0] == GOOD.removeprefix(prefix)
 
 
+def test_repetition_is_that_of_the_teachers_part(run):
+    drifting = "<think> " + SENTENCE * 4 + "\n"
+    calm = "So it is 4, not 5, 6 or 7. </think>\nAnswer: 4"
+    rows = [
+        rollout("drifting", drifting + calm, prefix_bytes=len(drifting)),
+        rollout("mended", f"<think> 1, 2. {SENTENCE * 4}</think>\nAnswer: 4", prefix_bytes=len("<think> 1, 2.")),
+        rollout("loop", f"<think>{' Wait.' * 30} {calm}", prefix_bytes=len(f"<think>{' Wait.' * 30}")),
+        rollout("two thoughts", f"<think> a </think> b {calm}", prefix_bytes=len("<think> a </think> b")),
+        rollout("other language", f"<think> 漢字 é🙂. {calm}", prefix_bytes=len("<think> 漢字 é".encode())),
+    ]
+    folder = run(rows, max_repeated_span=60, max_repeated_ngrams=0.2)
+    assert kept(folder) == ["drifting", "loop", "other language"]
+    why = {uid: reason for uid, (reason, _) in rejected(folder).items()}
+    assert why == {"mended": "repeated sentences", "two thoughts": "structure"}
+    folder = run(rows, max_repeated_span=60, max_repeated_ngrams=0.2, filter_prefix=True, out="both")
+    assert kept(folder) == ["other language"]
+    assert {rejected(folder)[uid][0] for uid in ("drifting", "loop")} == {"repeated sentences", "repeated n-grams"}
+    masked = run(rows, max_repeated_span=60, max_repeated_ngrams=0.2, mask_prefix=True, out="masked")
+    assert kept(masked) == ["drifting", "loop", "other language"]
+
+
 # --- weights ------------------------------------------------------------------------------------------
 
 

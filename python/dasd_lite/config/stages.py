@@ -146,6 +146,9 @@ class SelectConfig(Table):
     """Reject answers with a loop of more than this many student tokens: the same text at least three times in a row.
     The other limits are shares of the whole answer, so a long answer would pass them with a long loop. Text that is
     given twice, such as a listing, is no loop."""
+    filter_prefix: bool = False
+    """Whether these four limits look at the student's part of a mixed answer too. By default they look at the teacher's
+    part alone: mixed policy is for answers on which the student drifts, often into a loop."""
     weighting: Weighting | None = None
     """{ } or { lam = 0.5 }: weights for train.objective = "weighted" (the paper's future work). It needs the teacher's
     log-probabilities, and keep > 1, because weights compare the answers to one prompt."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from dasd_lite.chat.chat import Chat
+from dasd_lite.chat.cutting import place_to_cut
 from dasd_lite.config.models import (
     Endpoint,
     Student,
@@ -48,10 +49,7 @@ from dasd_lite.inference.backends import check_same_teacher, model_identity, ope
 from dasd_lite.inference.collect import collect, token_columns
 from dasd_lite.inference.scorer import context_of
 
-VERSION = 2
-# A token boundary in every tokenizer: before a space, or after a whole run of line breaks. Anywhere else the teacher
-# would read the student's prefix in other tokens than it would have written.
-_CUT = re.compile(r"(?=(?<!\s) )|(?<=\n)(?!\s*\n)")
+VERSION = 3  # 2 cut at spaces and line breaks only
 
 
 def mix(
@@ -110,8 +108,10 @@ def mix(
     begin(out, identity, config)
     questions = _questions(selected, config, phase, seed)
     started = _student_answers(questions, model, student, config, out / "student", identity, seed, phase)
-    placed = [pair for row in started if (pair := _cut_off(row, phase, seed))]
-    cut = _with_room(placed, teacher, out)
+    reads = _teacher_chat(teacher)
+    chats = [Chat(model), *([] if reads is None else [reads])]
+    placed = [pair for row in started if (pair := _cut_off(row, chats, phase, seed))]
+    cut = _with_room(placed, teacher, reads, out)
     counts = {
         "prompts": len(questions),
         "cut_off": len(started),
@@ -227,21 +227,23 @@ def _student_answers(
     return [row for batch in cut for row in batch.to_pylist()]
 
 
+def _teacher_chat(teacher: Teacher | Sampler) -> Chat | None:
+    """Return the teacher's tokenizer, if it is known."""
+    if isinstance(teacher, Endpoint):
+        return None if teacher.tokenizer is None else Chat(model_folder(teacher.tokenizer))
+    return Chat(model_folder(teacher.model)) if isinstance(teacher, Transformers | Vllm) else None
+
+
 def _with_room(
-    cut: list[tuple[dict[str, Any], str]], teacher: Teacher | Sampler, out: Path
+    cut: list[tuple[dict[str, Any], str]], teacher: Teacher | Sampler, chat: Chat | None, out: Path
 ) -> list[tuple[dict[str, Any], str]]:
-    """Leave out those whose prompt and prefix fill the teacher's context, where its tokenizer is known.
+    """Leave out those whose prompt and prefix fill the teacher's context, where its tokenizer `chat` is known.
 
     The context is kept in `out`: a server may report another one, or none, when the call resumes, and positions in
     the journal must mean the same rollouts then.
     """
-    if isinstance(teacher, Endpoint):
-        tokenizer = teacher.tokenizer
-    else:
-        tokenizer = teacher.model if isinstance(teacher, Transformers | Vllm) else None
-    if tokenizer is None or not isinstance(teacher, Table):
+    if chat is None:
         return cut
-    chat = Chat(model_folder(tokenizer))
     kept = out / "context.json"
     if not kept.exists():
         write_atomic(kept, json.dumps(context_of(teacher, chat)))
@@ -249,9 +251,10 @@ def _with_room(
     return [pair for pair in cut if len(chat.prompt_ids(pair[0]["messages"], pair[1])) < context]
 
 
-def _cut_off(row: dict[str, Any], phase: str, seed: int) -> tuple[dict[str, Any], str] | None:
+def _cut_off(row: dict[str, Any], chats: Sequence[Chat], phase: str, seed: int) -> tuple[dict[str, Any], str] | None:
     """Return the row's prompt columns, and its text up to a random token boundary in its second half, if it has one."""
     text: str = row.pop("completion")
-    places = [m.start() for m in _CUT.finditer(text, pos=len(text) // 2) if 0 < m.start() < len(text)]
     rng = np.random.Generator(np.random.Philox(derive_seed(seed, phase, "cut", row["prompt_uid"])))
-    return (row, text[: places[int(rng.integers(len(places)))]]) if places else None
+    at = int(rng.integers(len(text) // 2, len(text))) if text else 0
+    place = place_to_cut(text, at, chats)
+    return None if place is None else (row, text[:place])

@@ -23,7 +23,6 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from dasd_lite.chat.chat import Chat
-from dasd_lite.chat.spelling import TokenIds
 from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of, running
 from dasd_lite.config.models import Student, result_options, student_table
 from dasd_lite.config.options import with_options
@@ -140,9 +139,9 @@ def select(
 
     total = num_rows(rollouts, "rollouts")
     candidates = _Measured()
-    tokenize = partial(_tokenize, chat, mask_prefix)
+    read = partial(_read, rollouts, scores, chat)
     with progress(label(out.parent.name, "select"), 2 * total, "rollouts") as bar:
-        for batch in _read(rollouts, scores, _measured_columns(scores, config), tokenize, bar):
+        for batch in read(_measured_columns(scores, config), bar):
             _measure(candidates, batch, config, limit, chat.answer_end_ids)
         _name_unknown_domains(candidates, config)
         score = _rank(candidates, chosen, config, seed)
@@ -153,8 +152,8 @@ def select(
         weight, weight_counts = _weigh(candidates, config, rollouts)
         with ShardWriter(out, identity, {"kept": KEPT, "rejected": REJECTED}, config) as writer:
             first = 0
-            for batch in _read(rollouts, scores, (), tokenize, bar):
-                _write(writer, batch, candidates, score, weight, first)
+            for batch in read((), bar):
+                _write(writer, batch, candidates, score, weight, first, mask_prefix)
                 first += batch.rollouts.num_rows
             writer.publish(_counts(candidates, reasons) | weight_counts)
     return Kept(out)
@@ -192,13 +191,21 @@ class _Batch:
 
     rollouts: pa.RecordBatch
     ids: pa.LargeListArray[Any]
-    num_context: npt.NDArray[np.int64]
+    num_prompt: npt.NDArray[np.int64]
+    num_before: npt.NDArray[np.int64]
+    """Tokens before the teacher's part: the prompt, and the student's part of a mixed answer."""
     scores: pa.RecordBatch | None
 
-    def answers(self) -> Ragged:
-        """Return the token ids after each prompt, with the end token."""
+    def ids_after(self, num_tokens: npt.NDArray[np.int64]) -> Ragged:
+        """Return the ids of each rollout after so many, with the end token."""
         ids, edges = from_arrow(self.ids)
-        return join([ids[s:e] for s, e in zip(edges[:-1] + self.num_context, edges[1:], strict=True)])
+        return join([ids[s:e] for s, e in zip(edges[:-1] + num_tokens, edges[1:], strict=True)])
+
+    def teacher_texts(self) -> Any:
+        """Return the text of each answer after the bytes that the student wrote."""
+        texts = self.rollouts["completion"]
+        pairs = zip(texts.to_pylist(), self.rollouts["prefix_bytes"].to_pylist(), strict=True)
+        return pa.array([text.encode()[length:].decode() for text, length in pairs], texts.type)
 
 
 def _measured_columns(scores: Path | None, config: SelectConfig) -> tuple[str, ...]:
@@ -208,43 +215,47 @@ def _measured_columns(scores: Path | None, config: SelectConfig) -> tuple[str, .
     return ("p_teacher", "p_student", *(("teacher_mean_logprob",) if config.uses_weights else ()))
 
 
-def _read(rollouts: Path, scores: Path | None, columns: tuple[str, ...], tokenize: Any, bar: Any) -> Iterator[_Batch]:
+def _read(rollouts: Path, scores: Path | None, chat: Chat, columns: tuple[str, ...], bar: Any) -> Iterator[_Batch]:
     """Yield the rollouts with their ids (from the scores, or tokenized here) and more columns from the same place."""
     scored = batches(scores, "scores", (*_SCORE_COLUMNS, *columns)) if scores else repeat(None)
     wanted = _ROLLOUT_COLUMNS if scores else [*_ROLLOUT_COLUMNS, *columns]
     for batch, score in zip(batches(rollouts, "rollouts", wanted), scored, strict=False):
         if score is None:
             texts = batch.select(_ROLLOUT_COLUMNS).to_pylist()  # columns of numbers stay arrays
-            ids, num_context = zip(*map(tokenize, texts), strict=True)
-            yield _Batch(batch, pa.array(ids, TOKENS), np.array(num_context, np.int64), None)
+            examples, prompts = zip(*(chat.example(row["messages"], row["completion"]) for row in texts), strict=True)
+            ids, num_prompt = pa.array(examples, TOKENS), np.array(prompts, np.int64)
         elif score["uid"].equals(batch["uid"]):
-            yield _Batch(batch, score["ids"], score["num_context_tokens"].to_numpy(), score)
+            ids, num_prompt = score["ids"], score["num_context_tokens"].to_numpy()
         else:
             raise DataError(f"{scores}: its rows do not match {rollouts}; score them again")
+        yield _Batch(batch, ids, num_prompt, _num_before(batch, ids, num_prompt, chat), score)
         bar.advance(batch.num_rows)
 
 
-def _tokenize(chat: Chat, mask_prefix: bool, row: dict[str, Any]) -> tuple[TokenIds, int]:
-    """Return the ids of a rollout, and how many of them are not trained on."""
-    completion = row["completion"]
-    ids, num_context = chat.example(row["messages"], completion)
-    if mask_prefix and row["prefix_bytes"]:
-        lengths = chat.token_bytes(ids[num_context:-1], completion)
+def _num_before(
+    rollouts: pa.RecordBatch, ids: pa.LargeListArray[Any], num_prompt: npt.NDArray[np.int64], chat: Chat
+) -> npt.NDArray[np.int64]:
+    """Return how many tokens come before the teacher's part of each rollout; one that both wrote is among them."""
+    num_before, prefix_bytes = num_prompt.copy(), rollouts["prefix_bytes"].to_numpy()
+    for row in np.flatnonzero(prefix_bytes).tolist():
+        completion, answer = rollouts["completion"][row].as_py(), ids[row].values.to_numpy()[num_prompt[row] : -1]
+        lengths = chat.token_bytes(answer, completion)
         opened = len(completion.encode()) - int(lengths.sum())
-        num_context += int(np.argmax(opened + np.cumsum(lengths) >= row["prefix_bytes"])) + 1
-    return ids, num_context
+        num_before[row] += int(np.argmax(opened + np.cumsum(lengths) >= prefix_bytes[row])) + 1
+    return num_before
 
 
 def _measure(candidates: _Measured, batch: _Batch, config: SelectConfig, limit: int, stop_ids: tuple[int, ...]) -> None:
     """Add each rollout's numbers, and the first filter that it fails."""
-    rollouts, answers = batch.rollouts, batch.answers()
+    rollouts, texts, answers = batch.rollouts, batch.rollouts["completion"], batch.ids_after(batch.num_prompt)
     num_ids, num_answer = batch.ids.value_lengths().to_numpy(), np.diff(answers.offsets)
-    repeats, spans = repeated_ngrams(answers.values, answers.offsets, NGRAM)
-    shares = repeats / np.maximum(num_answer - NGRAM + 1, 1)
+    whole = config.filter_prefix or not rollouts["prefix_bytes"].to_numpy().any()
+    own = answers if whole else batch.ids_after(batch.num_before)
+    repeats, spans = repeated_ngrams(own.values, own.offsets, NGRAM)
+    shares = repeats / np.maximum(np.diff(own.offsets) - NGRAM + 1, 1)
+    duplicate_lines, duplicate_sentences = text_repetition(texts if whole else batch.teacher_texts())
     stops = offsets_of(np.isin(answers.values, stop_ids))  # stop tokens before each place
     early = stops[np.maximum(answers.offsets[1:] - 1, 0)] - stops[answers.offsets[:-1]]
-    duplicate_lines, duplicate_sentences = text_repetition(rollouts["completion"])
-    texts = rollouts["completion"]
     failed = [
         *filters.endings(rollouts["finish_reason"], num_ids),
         *(filters.structure(texts) if config.require_think else ()),
@@ -378,6 +389,7 @@ def _write(
     score: npt.NDArray[np.float32] | None,
     weight: npt.NDArray[np.float32] | None,
     first: int,
+    mask_prefix: bool,
 ) -> None:
     span = slice(first, first + batch.rollouts.num_rows)
     reason = candidates.reason[span]
@@ -385,7 +397,7 @@ def _write(
     columns = {
         **{name: batch.rollouts[name] for name in _ROLLOUT_COLUMNS},
         "ids": batch.ids,
-        "num_context_tokens": pa.array(batch.num_context),
+        "num_context_tokens": pa.array(batch.num_before if mask_prefix else batch.num_prompt),
         **{
             name: pa.nulls(len(reason)) if values is None else pa.array(values[span], pa.float32(), from_pandas=True)
             for name, values in (("score", score), ("weight", weight))
