@@ -57,4 +57,4 @@ def _token_ends(chat: Chat, text: str) -> set[int]:
 def _is_boundary(chat: Chat, text: str, place: int) -> bool:
     """Whether the tokens before `place` are those that the whole text begins with."""
     ids, first = chat.written_ids(text), chat.written_ids(text[:place])
-    return ids[: len(first)].tolist() == first.tolist()
+    return bool(ids[: len(first)].tolist() == first.tolist())
