@@ -44,7 +44,7 @@ from dasd_lite.errors import ConfigError
             'rule = "cuont"',
             19,
             [
-                "select.rule = 'cuont': should be 'count', 'ratio', 'length_matched', 'random', 'all', or code",
+                "select.rule = 'cuont': should be 'count', 'ratio', 'length_matched', 'fewest', 'rsr', 'likelihood',",
                 "module:",
             ],
         ),
@@ -131,6 +131,11 @@ def test_a_mistake_is_one_line_with_file_line_key_value_and_remedy(mistakes, old
             '"high"\n',
             '"high"\nsource = "mix"\nselect.rule = "all"\nscore.when = "always"\n',
             "score.when = 'always', but mixed answers have no scores",
+        ),
+        (
+            '"high"\n',
+            '"high"\nselect.rule = "rsr"\nscore.engine = "vllm"\n',
+            "select.rule = 'rsr' needs ranks, which score.engine = 'vllm' does not count; use 'transformers'",
         ),
         ('"high"\n', '"high"\nscore.when = "never"\n', "score.when = 'never', but select.rule = 'count' needs scores"),
         (

@@ -389,19 +389,23 @@ def rank_within_prompts(score: Sequence[float], prompt_index: Sequence[int], kee
 
 
 def length_matched(counts: Sequence[int], tokens: Sequence[int], prompts: Sequence[int]) -> list[float]:
-    """Residuals of count on length, both less their mean over the prompt; one slope for all prompts."""
+    """Counts less what the prompt's rate expects, over its square root, less one line in the relative length."""
+    scores, lines = [], []
+    for count, length, prompt in zip(counts, tokens, prompts, strict=True):
+        own = [i for i, other in enumerate(prompts) if other == prompt]
+        total_length = sum(tokens[i] for i in own)
+        expected = sum(counts[i] for i in own) / total_length * length
+        scores.append((count - expected) / math.sqrt(expected) if expected else 0.0)
+        lines.append(math.sqrt(expected) * (length / (total_length / len(own)) - 1))
+    spread = sum(line * line for line in lines)
+    slope = sum(line * score for line, score in zip(lines, scores, strict=True)) / spread if spread else 0.0
+    return [score - slope * line for line, score in zip(lines, scores, strict=True)]
 
-    def centred(values: Sequence[int]) -> list[float]:
-        means = {}
-        for prompt in set(prompts):
-            own = [value for value, other in zip(values, prompts, strict=True) if other == prompt]
-            means[prompt] = sum(own) / len(own)
-        return [value - means[prompt] for value, prompt in zip(values, prompts, strict=True)]
 
-    x, y = centred(tokens), centred(counts)
-    spread = sum(value * value for value in x)
-    slope = sum(a * b for a, b in zip(x, y, strict=True)) / spread if spread > 0 else 0.0
-    return [b - slope * a for a, b in zip(x, y, strict=True)]
+def rank_surprisal_ratio(probabilities: Sequence[Sequence[float]], chosen: Sequence[int]) -> float:
+    """Of tokens that were chosen, each from the probabilities of all: ranks up to 100, over surprisals."""
+    ranks = [min(1 + sum(p > row[token] for p in row), 100) for row, token in zip(probabilities, chosen, strict=True)]
+    return sum(ranks) / sum(-math.log(row[token]) for row, token in zip(probabilities, chosen, strict=True))
 
 
 # --- repetition --------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dasd_lite.data.dataset import read_table
 from dasd_lite.data.manifest import read_manifest
 from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
-from dasd_lite.stages import ingest, score
+from dasd_lite.stages import ingest, score, select
 from dasd_lite.stages.mix import _teacher_chat, _with_room
 
 
@@ -108,9 +108,31 @@ def test_a_changed_file_is_refused_and_replaced_with_force(run, tmp_path):
 def test_scoring_without_log_probabilities_names_the_alternatives(run, tmp_path, demo):
     run([{"input": "q", "output": "a", "uid": "the one"}])
     student = Transformers(model=str(demo / "student"))
-    with pytest.raises(DataError, match=r"ingest: rollout the one has no teacher log-probabilities.*'random' or 'all'"):
+    with pytest.raises(
+        DataError, match=r"ingest: rollout the one has no teacher log-probabilities.*'likelihood'.*'random' or 'all'"
+    ):
         score.score(tmp_path / "ingest", student, ScoreConfig(), out=tmp_path / "score")
     assert not (tmp_path / "score" / "manifest.json").exists()
+
+
+def test_rules_that_need_the_student_alone_take_answers_without_log_probabilities(run, tmp_path, demo):
+    run([{"input": f"q{n}", "output": f"<think> {n} </think> {m}"} for n in range(4) for m in ("4", "xyz zyx")])
+    student = Transformers(model=str(demo / "student"))
+    scores = score.score(tmp_path / "ingest", student, out=tmp_path / "score", student_alone=True)
+    rows = scores.to_table().to_pylist()
+    assert {row["teacher_mean_logprob"] for row in rows} == {None}
+    assert all(row["rank_sum"] > 0 and row["surprisal_sum"] > 0 and row["student_mean_logprob"] < 0 for row in rows)
+    chosen = {}
+    for rule in ("likelihood", "rsr"):
+        kept = select.select(tmp_path / "ingest", student, out=tmp_path / rule, scores=scores, rule=rule)
+        chosen[rule] = {row["uid"]: row["score"] for row in kept.to_table().to_pylist()}
+    pairs = [(rows[i], rows[i + 1]) for i in range(0, len(rows), 2)]
+    best = [max(pair, key=lambda row: row["student_mean_logprob"]) for pair in pairs]
+    assert chosen["likelihood"] == {row["uid"]: pytest.approx(row["student_mean_logprob"]) for row in best}
+    ratio = [min(pair, key=lambda row: row["rank_sum"] / row["surprisal_sum"]) for pair in pairs]
+    assert chosen["rsr"] == {row["uid"]: pytest.approx(-row["rank_sum"] / row["surprisal_sum"]) for row in ratio}
+    with pytest.raises(DataError, match=r"8 of 8 rollouts were scored by the student alone, the first is .*'count'"):
+        select.select(tmp_path / "ingest", student, out=tmp_path / "count", scores=scores, rule="count")
 
 
 # --- mix ----------------------------------------------------------------------------------------------

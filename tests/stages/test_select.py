@@ -303,6 +303,16 @@ def test_the_random_rule_depends_only_on_the_seed(run):
     assert [uid[0] for uid in first] == list("abcdefgh")
 
 
+def test_the_random_rule_knows_the_phase(run, tmp_path, demo):
+    rows = [rollout(f"{prompt}{n}", prompt=prompt) for prompt in "abcdefgh" for n in range(4)]
+    run(rows)
+    low, again, high = (
+        select.select(tmp_path / "rollouts", str(demo / "student"), out=tmp_path / out, rule="random", phase=phase)
+        for out, phase in [("low", "low"), ("again", "low"), ("high", "high")]
+    )
+    assert kept(low.folder) == kept(again.folder) != kept(high.folder)
+
+
 def test_keep_may_be_above_1_and_ties_are_kept_in_order(run):
     rows = [rollout(str(n)) for n in range(5)]
     classes = dict.fromkeys("01234", "T=")
@@ -492,7 +502,7 @@ def test_token_columns_of_different_lengths_are_refused(run):
 
 def test_rules_that_need_scores_say_so(run):
     with pytest.raises(
-        DataError, match=r"select\.rule = 'count' needs scores; run score first, or use 'random' or 'all'"
+        DataError, match=r"select\.rule = 'count' needs scores; run score first, or use 'longest', .*'random' or 'all'"
     ):
         run([rollout("a")], rule="count")
 

@@ -27,9 +27,18 @@ from dasd_lite.config.models import (
 )
 from dasd_lite.config.train import TrainConfig
 
-_SCORED_RULES = ("count", "ratio", "length_matched")
-RULES = (*_SCORED_RULES, "random", "all")
+CLASS_RULES = ("count", "ratio", "length_matched", "fewest")
+"""Selection rules that compare teacher and student, sentence by sentence."""
+
+STUDENT_RULES = ("rsr", "likelihood")
+"""Selection rules that need the student's scores alone."""
+
+_UNSCORED_RULES = ("longest", "shortest", "random", "all")
+RULES = (*CLASS_RULES, *STUDENT_RULES, *_UNSCORED_RULES)
 """The built-in selection rules."""
+
+NEED_NO_LOGPROBS = "'likelihood', 'rsr', 'longest', 'shortest', 'random' or 'all'"
+"""The rules for answers without log-probabilities of the teacher, for messages."""
 
 GRADERS = ("math",)
 """The built-in graders."""
@@ -85,9 +94,9 @@ class ScoreConfig(Table):
     """student: only the student scores; the teacher's log-probabilities are those that came with the answers (paper
     section 4). teacher: the teacher also scores answers that came without log-probabilities."""
     when: Literal["needed", "always", "never"] = "needed"
-    """needed: score runs unless select.rule is random or all, which use no scores. always: it runs for these too, so
-    that the report can count sentence classes. never: it does not run; for a rule of your own that uses no scores.
-    Mixed answers are never scored."""
+    """needed: score runs unless select.rule is longest, shortest, random or all, which use no scores. always: it runs
+    for these too, so that the report can count sentence classes. never: it does not run; for a rule of your own that
+    uses no scores. Mixed answers are never scored."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that runs the student. With vllm, transformers scores a few answers too, and the difference is
     reported."""
@@ -122,9 +131,12 @@ class SelectConfig(Table):
     """Which answers are trained on, and how much each counts."""
 
     rule: Annotated[str, AfterValidator(BuiltIn(RULES))] = "count"
-    """How the answers to a prompt are ranked. count: by number of teacher sentences (the paper). ratio: by their share.
-    length_matched: by number at equal length. random: at random (the baseline). all: not ranked, every answer that
-    passes the filters is kept. package.module:attribute: a rule of your own."""
+    """How the answers to a prompt are ranked. count: by number of teacher sentences (the paper). ratio: by their share
+    of the sentences that have a class. length_matched: by number at equal length. rsr: by the student's ranks ÷
+    surprisals, lower is better (arXiv 2601.14249). likelihood: by the student's mean log-probability (GRAPE). fewest,
+    longest, shortest: by few teacher sentences, by length (controls). random: at random (the baseline). all: not
+    ranked, every answer that passes the filters is kept. package.module:attribute: a rule of your own. rsr and
+    likelihood need no log-probabilities of the teacher."""
     keep: PositiveInt = 1
     """Answers kept per prompt."""
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -156,12 +168,17 @@ class SelectConfig(Table):
     @property
     def needs_scores(self) -> bool:
         """Whether the rule cannot rank without scores."""
-        return self.rule in _SCORED_RULES
+        return self.rule in CLASS_RULES + STUDENT_RULES
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether choice or weights cannot do without the teacher's log-probabilities."""
+        return self.uses_weights or (self.uses_scores and self.rule not in STUDENT_RULES)
 
     @property
     def uses_scores(self) -> bool:
         """Whether the rule gets scores where answers have them: the rules that need them, and those of the user."""
-        return self.rule not in ("random", "all")
+        return self.rule not in _UNSCORED_RULES
 
     @property
     def uses_weights(self) -> bool:
@@ -238,7 +255,7 @@ class Phase(Table):
     @property
     def needs_logprobs(self) -> bool:
         """Whether the teacher's log-probabilities decide which answers are kept, or how much each counts."""
-        return self.is_scored or self.select.uses_weights
+        return (self.is_scored and not self.is_scored_by_student_alone) or self.select.uses_weights
 
     @property
     def is_scored(self) -> bool:
@@ -247,6 +264,11 @@ class Phase(Table):
             return False
         needed = self.select.uses_scores or (self.select.uses_weights and self.score.by == "teacher")
         return needed or self.score.when == "always"
+
+    @property
+    def is_scored_by_student_alone(self) -> bool:
+        """Whether answers that have no log-probabilities of the teacher are scored all the same."""
+        return self.is_scored and self.score.by == "student" and not self.select.needs_teacher
 
     @property
     def is_scored_by_teacher(self) -> bool:
@@ -268,7 +290,7 @@ class Phase(Table):
         if self.source == "mix" and self.select.needs_scores:
             raise ValueError(
                 f"select.rule = {self.select.rule!r} needs scores, which mixed answers do not have;"
-                " use 'all' or 'random'"
+                " use 'all', 'random', 'longest' or 'shortest'"
             )
         return self
 
@@ -278,6 +300,11 @@ class Phase(Table):
             raise ValueError("score.when = 'always', but mixed answers have no scores; use 'needed' for this phase")
         if self.score.when == "never" and self.select.needs_scores:
             raise ValueError(f"score.when = 'never', but select.rule = {self.select.rule!r} needs scores")
+        if self.select.rule == "rsr" and self.score.engine != "transformers":
+            raise ValueError(
+                f"select.rule = 'rsr' needs ranks, which score.engine = {self.score.engine!r} does not count; use"
+                " 'transformers'"
+            )
         if self.score.when == "never" and self.select.uses_weights and self.score.by == "teacher":
             raise ValueError("score.when = 'never', but select.weighting needs what score.by = 'teacher' scores")
         return self
@@ -389,7 +416,7 @@ class RecipeConfig(Table):
                 what = "score.when = 'always'" if phase.score.when == "always" else what
                 raise ValueError(
                     f"phase {phase.name!r}: {what} needs log-probabilities, but teacher.logprobs = false;"
-                    " use 'random' or 'all', without weighting"
+                    f" use {NEED_NO_LOGPROBS}, without weighting"
                 )
         return self
 

@@ -192,7 +192,16 @@ def _score(recipe: RecipeConfig, phase: Phase) -> Step:
 
     def work(*, force: bool, used: Usage | None) -> Scores:
         rollouts = run.stage(phase.name, phase.source)
-        return score(rollouts, recipe.student, phase.score, out=folder, teacher=teacher, used=used, force=force)
+        return score(
+            rollouts,
+            recipe.student,
+            phase.score,
+            out=folder,
+            teacher=teacher,
+            student_alone=phase.is_scored_by_student_alone,
+            used=used,
+            force=force,
+        )
 
     return Step(phase.name, "score", folder, phase.score, work, asks=teacher is not None)
 
@@ -213,6 +222,7 @@ def _select(recipe: RecipeConfig, phase: Phase) -> Step:
             seq_len=phase.pack.seq_len,
             mask_prefix=phase.source == "mix" and phase.mix.mask_prefix,
             seed=recipe.seed,
+            phase=phase.name,
             force=force,
         )
 

@@ -26,7 +26,7 @@ from dasd_lite.chat.chat import Chat
 from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of, running
 from dasd_lite.config.models import Student, result_options, student_table
 from dasd_lite.config.options import with_options
-from dasd_lite.config.stages import NGRAM, SelectConfig
+from dasd_lite.config.stages import CLASS_RULES, NEED_NO_LOGPROBS, NGRAM, SelectConfig
 from dasd_lite.console import label, note, progress
 from dasd_lite.data.dataset import batches, num_rows, read_table
 from dasd_lite.data.handles import Kept, Rollouts, Scores
@@ -41,7 +41,7 @@ from dasd_lite.method.ragged import Ragged, from_arrow, join, offsets_of
 from dasd_lite.method.selection import Candidates, SelectionRule
 from dasd_lite.method.sentences import repeated_ngrams, text_repetition
 
-VERSION = 5  # 2 had no weights; 3 had other sentence ends; 4 looked for no loop by its length
+VERSION = 5  # 2 had no weights; 3 had other sentence ends; 4 had no limit on loops, and other scores of length_matched
 _REMEDIES = {  # what to do about a reason when nothing is left
     "truncated": " (raise max_tokens of sample or mix)",
     "no thinking": " (no <think>…</think>; for data without thinking, set select.require_think = false)",
@@ -57,6 +57,7 @@ _REMEDIES = {  # what to do about a reason when nothing is left
 }
 _ROLLOUT_COLUMNS = KEPT.names[: KEPT.names.index("ids")]
 _SCORE_COLUMNS = ("uid", "ids", "num_context_tokens")
+_BY_STUDENT = ("student_mean_logprob", "rank_sum", "surprisal_sum")
 
 
 @dataclass
@@ -70,7 +71,9 @@ class _Measured:
     num_tokens: list[int] = field(default_factory=list)  # of the answer, in the student's tokens
     num_sentences: list[int] = field(default_factory=list)
     counts: list[list[int]] = field(default_factory=list)  # shared, teacher, student
+    by_teacher: list[bool] = field(default_factory=list)  # whether the teacher has scored it; empty without scores
     mean_logprob: list[float] = field(default_factory=list)  # by the teacher, NaN if unknown; empty if not needed
+    by_student: dict[str, list[float]] = field(default_factory=dict)  # columns of the scores, NaN if unknown
 
 
 def select(
@@ -83,6 +86,7 @@ def select(
     seq_len: int | None = None,
     mask_prefix: bool = False,
     seed: int = 0,
+    phase: str = "",
     rule: str | SelectionRule | None = None,
     force: bool = False,
     **options: Any,
@@ -98,6 +102,7 @@ def select(
         seq_len: Tokens of the rows that will be packed: longer answers are rejected. None: the student's context.
         mask_prefix: Do not train on the part of a mixed answer that the student wrote.
         seed: Seed of the rule "random" and of the budget's draws.
+        phase: Name of the phase: with the same seed, "random" draws other candidates in another one.
         rule: A selection rule by its name, or one of your own; None: the one that `config.rule` names.
         force: Replace a folder that was made with other options.
         **options: Fields of SelectConfig, in place of those of `config`.
@@ -125,8 +130,12 @@ def select(
     asked = {**result_options(config), "max_tokens": limit, "seed": seed, "mask_prefix": mask_prefix}
     inputs: dict[str, Path | str] = {"rollouts": rollouts, "tokenizer": chat.fingerprint}
     inputs |= {"rule": code_hash(chosen)} if callable(chosen) else {}
+    asked |= {"phase": phase} if chosen == "random" or callable(chosen) else {}
     if config.needs_scores and scores is None:
-        raise DataError(f"select.rule = {config.rule!r} needs scores; run score first, or use 'random' or 'all'")
+        raise DataError(
+            f"select.rule = {config.rule!r} needs scores; run score first, or use 'longest', 'shortest', 'random' or"
+            " 'all'"
+        )
     if config.uses_weights and config.rule != "all" and config.keep == 1:
         raise DataError("select.weighting weighs a prompt's kept answers, but select.keep = 1 keeps one; raise it")
     identity = identify("select", VERSION, asked, inputs | ({"scores": scores} if scores else {}))
@@ -144,7 +153,7 @@ def select(
         for batch in read(_measured_columns(scores, config), bar):
             _measure(candidates, batch, config, limit, chat.answer_end_ids)
         _name_unknown_domains(candidates, config)
-        score = _rank(candidates, chosen, config, seed)
+        score = _rank(candidates, chosen, config, seed, phase, scores)
         reasons = Counter(reason for reason in candidates.reason if reason)
         if len(candidates.reason) == sum(reasons.values()):
             why = ", ".join(f"{reason} {count}{_REMEDIES.get(reason, '')}" for reason, count in reasons.most_common())
@@ -212,7 +221,7 @@ def _measured_columns(scores: Path | None, config: SelectConfig) -> tuple[str, .
     """Return the columns that only the first pass reads: of the scores if there are any, else of the rollouts."""
     if scores is None:
         return ("logprobs", "token_bytes") if config.uses_weights else ()
-    return ("p_teacher", "p_student", *(("teacher_mean_logprob",) if config.uses_weights else ()))
+    return ("p_teacher", "p_student", "teacher_mean_logprob", *_BY_STUDENT)
 
 
 def _read(rollouts: Path, scores: Path | None, chat: Chat, columns: tuple[str, ...], bar: Any) -> Iterator[_Batch]:
@@ -236,10 +245,10 @@ def _num_before(
     rollouts: pa.RecordBatch, ids: pa.LargeListArray[Any], num_prompt: npt.NDArray[np.int64], chat: Chat
 ) -> npt.NDArray[np.int64]:
     """Return how many tokens come before the teacher's part of each rollout; one that both wrote is among them."""
-    num_before, prefix_bytes = num_prompt.copy(), rollouts["prefix_bytes"].to_numpy()
+    num_before, prefix_bytes, (values, edges) = num_prompt.copy(), rollouts["prefix_bytes"].to_numpy(), from_arrow(ids)
     for row in np.flatnonzero(prefix_bytes).tolist():
-        completion, answer = rollouts["completion"][row].as_py(), ids[row].values.to_numpy()[num_prompt[row] : -1]
-        lengths = chat.token_bytes(answer, completion)
+        completion = rollouts["completion"][row].as_py()
+        lengths = chat.token_bytes(values[edges[row] + num_prompt[row] : edges[row + 1] - 1], completion)
         opened = len(completion.encode()) - int(lengths.sum())
         num_before[row] += int(np.argmax(opened + np.cumsum(lengths) >= prefix_bytes[row])) + 1
     return num_before
@@ -271,22 +280,29 @@ def _measure(candidates: _Measured, batch: _Batch, config: SelectConfig, limit: 
     candidates.reason += reasons
     candidates.value += values
     candidates.num_tokens += num_answer.tolist()
-    num_sentences, counts = _count_classes(batch, config.beta)
-    candidates.num_sentences += num_sentences
-    candidates.counts += counts
-    if config.uses_weights:
+    _count_classes(candidates, batch, config.beta)
+    if config.uses_weights or batch.scores is not None:
         candidates.mean_logprob += _mean_logprobs(batch).tolist()
+    for name in _BY_STUDENT if batch.scores is not None else ():
+        column = batch.scores[name].to_numpy(zero_copy_only=False).astype(np.float64)
+        candidates.by_student.setdefault(name, []).extend(column.tolist())
     candidates.domain += rollouts["domain"].to_pylist()
     candidates.prompt += rollouts["prompt_uid"].to_pylist()
 
 
-def _count_classes(batch: _Batch, beta: float) -> tuple[list[int], list[list[int]]]:
-    """Return the number of sentences of each rollout, and of each class; zeros and nothing without scores."""
+def _count_classes(candidates: _Measured, batch: _Batch, beta: float) -> None:
+    """Add the number of sentences of each rollout, and of each class; zeros and nothing without scores."""
     if batch.scores is None:
-        return [0] * batch.rollouts.num_rows, [[]] * batch.rollouts.num_rows
+        candidates.num_sentences += [0] * batch.rollouts.num_rows
+        candidates.counts += [[]] * batch.rollouts.num_rows
+        return
     teacher, student = from_arrow(batch.scores["p_teacher"]), from_arrow(batch.scores["p_student"])
     classes = divergence.classify_sentences(teacher.values, student.values, beta)
-    return np.diff(teacher.offsets).tolist(), divergence.class_counts(classes, teacher.offsets).tolist()
+    num_sentences = np.diff(teacher.offsets)
+    candidates.num_sentences += num_sentences.tolist()
+    candidates.counts += divergence.class_counts(classes, teacher.offsets).tolist()
+    known = offsets_of(np.isfinite(teacher.values))[teacher.offsets]
+    candidates.by_teacher += ((num_sentences == 0) | (np.diff(known) > 0)).tolist()
 
 
 def _mean_logprobs(batch: _Batch) -> npt.NDArray[np.float64]:
@@ -311,7 +327,12 @@ def _name_unknown_domains(candidates: _Measured, config: SelectConfig) -> None:
 
 
 def _rank(
-    candidates: _Measured, rule: str | SelectionRule, config: SelectConfig, seed: int
+    candidates: _Measured,
+    rule: str | SelectionRule,
+    config: SelectConfig,
+    seed: int,
+    phase: str,
+    scores: Path | None,
 ) -> npt.NDArray[np.float32] | None:
     """Mark what rank or budget reject among those that pass the filters; return their scores."""
     passed = np.flatnonzero([not reason for reason in candidates.reason])
@@ -320,6 +341,8 @@ def _rank(
     if rule != "all":
         counts = np.array([classes or [0, 0, 0] for classes in candidates.counts], np.int64).reshape(-1, 3)[passed]
         known = candidates.mean_logprob
+        if config.rule in CLASS_RULES and scores is not None:
+            _check_compared(candidates, passed, config.rule, scores)
         ranked = Candidates(
             teacher_counts=counts[:, divergence.SentenceClass.TEACHER],
             shared_counts=counts[:, divergence.SentenceClass.SHARED],
@@ -327,8 +350,9 @@ def _rank(
             num_sentences=np.array(candidates.num_sentences, np.int64)[passed],
             num_tokens=np.array(candidates.num_tokens, np.int64)[passed],
             prompt_index=prompts,
-            seed=derive_seed(seed, "random"),
+            seed=derive_seed(seed, "random", phase),
             mean_logprob=np.array(known)[passed] if known else None,
+            **{name: np.array(values)[passed] for name, values in candidates.by_student.items()},
         )
         score = np.full(len(candidates.reason), np.nan, dtype=np.float32)
         score[passed] = selection.score_candidates(
@@ -343,6 +367,18 @@ def _rank(
         for j in order[budget:]:  # drawn at random: dropping by score would drop the short answers
             candidates.reason[rest[j]], candidates.value[rest[j]] = "budget", float(budget)
     return score
+
+
+def _check_compared(candidates: _Measured, passed: npt.NDArray[np.int64], rule: str, scores: Path) -> None:
+    """Refuse to compare models where only one has scored."""
+    alone = passed[~np.array(candidates.by_teacher, dtype=bool)[passed]]
+    if len(alone):
+        uid = read_table(scores, "scores", ["uid"])["uid"][int(alone[0])].as_py()
+        raise DataError(
+            f"{scores}: {len(alone)} of {len(passed)} rollouts were scored by the student alone, the first is {uid};"
+            f" select.rule = {rule!r} needs the teacher's log-probabilities as well; score again with them, or use"
+            f" {NEED_NO_LOGPROBS}"
+        )
 
 
 def _weigh(
