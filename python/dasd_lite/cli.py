@@ -165,7 +165,7 @@ def _load(path: Path, overrides: tuple[str, ...]) -> RecipeConfig:
 
 def _announce(step: Step, manifest: dict[str, Any] | None) -> None:
     from dasd_lite.console import err, out, say
-    from dasd_lite.report.summary import rejections, summary
+    from dasd_lite.report.summary import rejections, rule_warning, summary
 
     if manifest is None:
         if err().is_terminal:
@@ -174,6 +174,8 @@ def _announce(step: Step, manifest: dict[str, Any] | None) -> None:
         say(f"{step.name:<16} {summary(step.path)}")
         if (table := rejections(manifest)) is not None:
             out().print(table)
+        if (warning := rule_warning(manifest)) is not None:
+            say(warning)
 
 
 def _say(line: str) -> None:

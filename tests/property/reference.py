@@ -388,6 +388,30 @@ def rank_within_prompts(score: Sequence[float], prompt_index: Sequence[int], kee
     ]
 
 
+def rank_correlation(score: Sequence[float], other: Sequence[float], prompts: Sequence[int]) -> float:
+    """Correlation of two columns of ranks within prompts; equal values share their ranks' mean."""
+
+    def ranks(values: Sequence[float]) -> list[float]:
+        own = [[v for v, p in zip(values, prompts, strict=True) if p == prompt] for prompt in prompts]
+        return [
+            sum((v < value) - (v > value) for v in same) / 2 for value, same in zip(values, own, strict=True)
+        ]  # half of how many are below less how many are above: the rank less the mean rank
+
+    one, two = ranks(score), ranks(other)
+    size = math.sqrt(sum(a * a for a in one) * sum(b * b for b in two))
+    return sum(a * b for a, b in zip(one, two, strict=True)) / size if size else math.nan
+
+
+def could_flip(low: Sequence[float], high: Sequence[float], kept: Sequence[bool], prompts: Sequence[int]) -> float:
+    """Share of the prompts, kept in part, in which some rejected candidate may be as good as some kept one."""
+    flips = []
+    for prompt in set(prompts):
+        own = [i for i, other in enumerate(prompts) if other == prompt]
+        pairs = [high[j] >= low[i] for i in own for j in own if kept[i] and not kept[j]]
+        flips += [any(pairs)] if pairs else []
+    return sum(flips) / len(flips) if flips else math.nan
+
+
 def length_matched(counts: Sequence[int], tokens: Sequence[int], prompts: Sequence[int]) -> list[float]:
     """Counts less what the prompt's rate expects, over its square root, less one line in the relative length."""
     scores, lines = [], []

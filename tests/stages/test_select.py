@@ -1,5 +1,7 @@
 """Selection on handmade rollouts: every reason with its value, each rule, budgets, weights, and what is refused."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,7 +14,7 @@ from dasd_lite.data.manifest import Identity, read_manifest
 from dasd_lite.data.records import ROLLOUT, SCORE
 from dasd_lite.data.writer import ShardWriter
 from dasd_lite.errors import CheckpointError, ConfigError, DataError
-from dasd_lite.report.summary import rejections, summary
+from dasd_lite.report.summary import rejections, rule_warning, summary
 from dasd_lite.stages import select
 
 GOOD = "<think> Start at 3. Up 1 is 4. </think>\nAnswer: 4"
@@ -375,6 +377,63 @@ def test_repetition_is_that_of_the_teachers_part(run):
     assert {rejected(folder)[uid][0] for uid in ("drifting", "loop")} == {"repeated sentences", "repeated n-grams"}
     masked = run(rows, max_repeated_span=60, max_repeated_ngrams=0.2, mask_prefix=True, out="masked")
     assert kept(masked) == ["drifting", "loop", "other language"]
+
+
+# --- what is said about the rule ----------------------------------------------------------------------
+
+
+def spaced(uid, words, prompt="q"):
+    return rollout(uid, GOOD.replace("is 4.", "is 4, " + " ".join(map(str, range(words)))), prompt=prompt)
+
+
+def test_questions_that_lost_all_their_candidates_are_counted(run):
+    rows = [rollout("a"), rollout("b", finish_reason="length"), rollout("c", prompt="r", finish_reason="length")]
+    folder = run(rows)
+    counts = read_manifest(folder)["counts"]
+    assert (counts["prompts"], counts["prompts_kept"], counts["prompts_lost"]) == (2, 1, 1)
+    assert "1 of 2 questions lost all their candidates" in summary(folder)
+
+
+def test_a_count_that_is_the_length_is_said(run):
+    rows = [spaced(f"{prompt}{n}", 9 * n, prompt) for prompt in "pqr" for n in range(3)]
+    folder = run(rows, classes={row["uid"]: "T" * (5 + int(row["uid"][1])) + "=" for row in rows}, rule="count")
+    measured = read_manifest(folder)["counts"]["choice"]
+    assert measured == {
+        "questions": 3,
+        "length_correlation": pytest.approx(1),
+        "tied": 0.0,
+        "teacher_share": pytest.approx(18 / 21),
+        "could_flip": None,
+    }
+    assert rule_warning(read_manifest(folder)) == (
+        "  rule 'count': it prefers long answers (rank correlation with length +1.00)"
+    )
+    fewest = run(rows, classes={}, rule="fewest", out="fewest")
+    assert "it prefers short answers (rank correlation with length −1.00)" in rule_warning(read_manifest(fewest))
+    for rule in ("longest", "shortest"):
+        assert rule_warning(read_manifest(run(rows, rule=rule, out=rule))) is None, "they say so themselves"
+    assert "choice" not in read_manifest(run(rows, out="all"))["counts"]
+
+
+def test_classes_that_tell_nothing_apart_and_ties_are_said(run):
+    rows = [rollout(f"{prompt}{n}", prompt=prompt) for prompt in "pqr" for n in range(2)]
+    folder = run(rows, classes={row["uid"]: "T" * 19 + "=" for row in rows}, rule="count")
+    assert rule_warning(read_manifest(folder)) == (
+        "  rule 'count': 95% of all sentences are teacher sentences, so they hardly tell answers apart;"
+        " the best scores are equal in 100% of the questions"
+    )
+
+
+@pytest.mark.parametrize(("noise", "share"), [(0.04, 0.0), (0.06, 0.5), (0.9, 1.0)])
+def test_a_margin_within_the_noise_of_the_engines_is_said(run, tmp_path, chat, noise, share):
+    rows = [spaced(uid, 0, uid[0]) for uid in ("p0", "p1", "q0", "q1")]
+    classes = {"p0": "Tt==", "p1": "T===", "q0": "TTT=", "q1": "T==="}  # t: 0.05 above beta
+    write(tmp_path / "scores", "scores", SCORE, [score(chat, row, classes[row["uid"]]) for row in rows])
+    (tmp_path / "scores" / "timing.json").write_text(json.dumps({"engine_noise_sentence": noise}))
+    folder = run(rows, classes=classes, rule="count")
+    assert read_manifest(folder)["counts"]["choice"]["could_flip"] == share
+    warned = f"engine noise could change the choice in {share:.0%} of the questions"
+    assert (warned in (rule_warning(read_manifest(folder)) or "")) == (share > 0)
 
 
 # --- weights ------------------------------------------------------------------------------------------

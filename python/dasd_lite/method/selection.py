@@ -124,14 +124,20 @@ def length_matched(candidates: Candidates) -> NDArray[np.float64]:
     if not len(candidates):
         return np.zeros(0)
     prompts = check_groups("prompt_index", candidates.prompt_index, len(candidates))
-    counts, tokens = candidates.teacher_counts.astype(np.float64), candidates.num_tokens.astype(np.float64)
-    totals, lengths = np.bincount(prompts, counts)[prompts], np.maximum(np.bincount(prompts, tokens), 1.0)[prompts]
-    expected = totals / lengths * tokens
-    deviation = np.sqrt(expected)
-    score = np.divide(counts - expected, deviation, out=np.zeros(len(counts)), where=expected > 0)
-    line = deviation * (tokens / lengths * np.bincount(prompts)[prompts] - 1)
+    tokens, spread_of_counts = candidates.num_tokens.astype(np.float64), deviation(candidates)
+    beyond = candidates.teacher_counts - spread_of_counts**2
+    score = np.divide(beyond, spread_of_counts, out=np.zeros(len(tokens)), where=spread_of_counts > 0)
+    means = np.maximum(np.bincount(prompts, tokens) / np.bincount(prompts), 1.0)
+    line = spread_of_counts * (tokens / means[prompts] - 1)
     spread = float(line @ line)
     return np.asarray(score - (float(line @ score) / spread if spread > 0 else 0.0) * line)
+
+
+def deviation(candidates: Candidates) -> NDArray[np.float64]:
+    """Return the square root of the Teacher sentences that the rate of its prompt lets expect of each candidate."""
+    prompts = check_groups("prompt_index", candidates.prompt_index, len(candidates))
+    counts, tokens = np.bincount(prompts, candidates.teacher_counts), np.bincount(prompts, candidates.num_tokens)
+    return np.asarray(np.sqrt((counts / np.maximum(tokens, 1.0))[prompts] * candidates.num_tokens))
 
 
 def random(candidates: Candidates) -> NDArray[np.float64]:

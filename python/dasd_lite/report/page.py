@@ -199,7 +199,7 @@ def _selection(phases: list[PhaseRollouts]) -> Section:
     part = Section("Selection")
     selected = [phase for phase in phases if phase.reasons is not None]
     if selected:
-        part.tables.append(tables.reasons(selected))
+        part.tables += [tables.reasons(selected), *_some(tables.choices(selected))]
     for phase in selected:
         part.tables += tables.preference(phase)
     return part

@@ -176,6 +176,7 @@ class PhaseRollouts:
     )
     geometric: Floats = field(default_factory=lambda: np.empty(0))
     reasons: Counter[str] | None = None  # "" stands for kept; None if select is not finished
+    choice: dict[str, float | None] | None = None  # what select measured about its rule; None if it ranks nothing
     tokens: dict[str, Floats] = field(default_factory=dict)  # "kept" and "rejected": length of each answer
     preference: Preference | None = None
     mixed: Mixed | None = None
@@ -211,6 +212,7 @@ def _read_selection(measured: PhaseRollouts, select: Path) -> dict[str, tuple[st
     """Return for each rollout why it was rejected ("" if kept) and its length in the student's tokens."""
     counts = read_manifest(select)["counts"]
     measured.reasons = Counter({"": counts["kept"], **counts["rejected"]})
+    measured.choice = counts.get("choice")
     chosen: dict[str, tuple[str, int]] = {}
     for table in ("kept", "rejected"):
         columns = ["uid", "ids", "num_context_tokens", *(["reason"] if table == "rejected" else [])]

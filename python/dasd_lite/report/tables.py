@@ -220,6 +220,31 @@ def reasons(phases: Sequence[PhaseRollouts]) -> ReportTable:
     return table
 
 
+def choices(phases: Sequence[PhaseRollouts]) -> ReportTable | None:
+    """Tabulate what each choice says about its rule; None if no rule ranked anything."""
+    columns = ("phase", "rule", "questions", "with length", "teacher sentences", "ties", "within noise")
+    table = ReportTable("Does the rule decide?", columns, left=2)
+    for phase in phases:
+        if (own := phase.choice) is not None:
+            correlation = own["length_correlation"]
+            shares = (own[name] for name in ("teacher_share", "tied", "could_flip"))
+            table.add(
+                phase.name,
+                phase.rule,
+                number(own["questions"]),
+                DASH if correlation is None else f"{correlation:+.2f}".replace("-", "−"),
+                *(DASH if share is None else percent(share) for share in shares),
+            )
+    table.notes.append(
+        "questions: those with more candidates than were kept. with length: rank correlation of the score with the"
+        " length of an answer, within questions; near ±1 the rule chooses by length. teacher sentences: their share"
+        " among all that have a class; near 0 or 100 % a count of them tells answers apart by length alone. ties:"
+        " questions in which a rejected answer has the same score as a kept one. within noise: questions in which the"
+        " difference between engines that score measured could turn the choice; – if it measured none."
+    )
+    return table if table.rows else None
+
+
 def preference(phase: PhaseRollouts) -> list[ReportTable]:
     """Tabulate the answers that the rule chose beside those it ranked lower, and the openings of their sentences."""
     ranked = phase.preference

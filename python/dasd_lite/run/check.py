@@ -84,6 +84,7 @@ def unread_settings(recipe: RecipeConfig) -> Iterator[str]:
     """Name settings that are written but have no effect."""
     for phase in recipe.phase:
         yield from _unread_tables(phase, recipe.phase)
+        yield from _wasted_answers(phase)
         if phase.select.rule == "all" and phase.select.keep != Phase(name=phase.name).select.keep:
             yield (
                 f"phase {phase.name!r}: select.keep = {phase.select.keep} has no effect: select.rule = 'all' keeps all"
@@ -107,6 +108,16 @@ def _unread_tables(phase: Phase, phases: Sequence[Phase]) -> Iterator[str]:
         is_read = any(stage in other.stages or (stage == "score" and other.score.when == "never") for other in phases)
         if not is_read and getattr(phase, stage) != getattr(defaults, stage):
             yield f"phase {phase.name!r} has source = {phase.source!r}: its [{stage}] settings have no effect"
+
+
+def _wasted_answers(phase: Phase) -> Iterator[str]:
+    """Say when answers are sampled that the rule does not use: only the random one compares nothing."""
+    bought, keep = phase.sample.num_samples, phase.select.keep
+    if phase.source == "sample" and phase.select.rule == "random" and keep < bought:
+        yield (
+            f"phase {phase.name!r}: select.rule = 'random' keeps {keep} of {bought} answers: sample.num_samples ="
+            f" {keep} saves {1 - keep / bought:.0%}; spare answers only replace those that a filter rejects"
+        )
 
 
 def _unread_starts(phases: Sequence[Phase]) -> Iterator[str]:

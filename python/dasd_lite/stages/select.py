@@ -8,8 +8,9 @@ second writes.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
@@ -31,12 +32,12 @@ from dasd_lite.console import label, note, progress
 from dasd_lite.data.dataset import batches, num_rows, read_table
 from dasd_lite.data.handles import Kept, Rollouts, Scores
 from dasd_lite.data.hub import model_folder
-from dasd_lite.data.manifest import fingerprint, identify, read_manifest
+from dasd_lite.data.manifest import fingerprint, identify, read_manifest, read_timing
 from dasd_lite.data.records import KEPT, REJECTED, TOKENS
 from dasd_lite.data.seeds import check_seed, derive_seed
 from dasd_lite.data.writer import ShardWriter, is_finished
 from dasd_lite.errors import DataError
-from dasd_lite.method import divergence, filters, selection, weights
+from dasd_lite.method import choice, divergence, filters, selection, weights
 from dasd_lite.method.ragged import Ragged, from_arrow, join, offsets_of
 from dasd_lite.method.selection import Candidates, SelectionRule
 from dasd_lite.method.sentences import repeated_ngrams, text_repetition
@@ -72,8 +73,28 @@ class _Measured:
     num_sentences: list[int] = field(default_factory=list)
     counts: list[list[int]] = field(default_factory=list)  # shared, teacher, student
     by_teacher: list[bool] = field(default_factory=list)  # whether the teacher has scored it; empty without scores
+    unsure: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+    """Teacher sentences that would be none, and others that would be one, if the noise turned against them."""
     mean_logprob: list[float] = field(default_factory=list)  # by the teacher, NaN if unknown; empty if not needed
     by_student: dict[str, list[float]] = field(default_factory=dict)  # columns of the scores, NaN if unknown
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """How far scores of the same answers are apart between engines, as `score` measured it; None if it did not."""
+
+    sentence: float | None
+    """In the p of a sentence."""
+    token: float | None
+    """In the student's mean log-probability of an answer."""
+
+    @staticmethod
+    def of(scores: Path | None) -> _Noise:
+        """Read what a folder of scores says."""
+        timing = {} if scores is None else read_timing(scores)
+        # A mean of log-probabilities that moves by x moves p by at most x.
+        sentence = [timing[name] for name in ("engine_noise_sentence", "sampling_noise_mean") if name in timing]
+        return _Noise(max(sentence, default=None), timing.get("engine_noise_mean"))
 
 
 def select(
@@ -147,13 +168,14 @@ def select(
         return Kept(out)
 
     total = num_rows(rollouts, "rollouts")
-    candidates = _Measured()
+    candidates, noise = _Measured(), _Noise.of(scores)
     read = partial(_read, rollouts, scores, chat)
     with progress(label(out.parent.name, "select"), 2 * total, "rollouts") as bar:
         for batch in read(_measured_columns(scores, config), bar):
-            _measure(candidates, batch, config, limit, chat.answer_end_ids)
+            _measure(candidates, batch, config, limit, chat.answer_end_ids, noise.sentence or 0.0)
         _name_unknown_domains(candidates, config)
-        score = _rank(candidates, chosen, config, seed, phase, scores)
+        score, about_rule = _rank(candidates, chosen, config, derive_seed(seed, "random", phase), scores, noise)
+        _spend_budgets(candidates, config, seed)
         reasons = Counter(reason for reason in candidates.reason if reason)
         if len(candidates.reason) == sum(reasons.values()):
             why = ", ".join(f"{reason} {count}{_REMEDIES.get(reason, '')}" for reason, count in reasons.most_common())
@@ -164,7 +186,7 @@ def select(
             for batch in read((), bar):
                 _write(writer, batch, candidates, score, weight, first, mask_prefix)
                 first += batch.rollouts.num_rows
-            writer.publish(_counts(candidates, reasons) | weight_counts)
+            writer.publish(_counts(candidates, reasons) | about_rule | weight_counts)
     return Kept(out)
 
 
@@ -254,7 +276,9 @@ def _num_before(
     return num_before
 
 
-def _measure(candidates: _Measured, batch: _Batch, config: SelectConfig, limit: int, stop_ids: tuple[int, ...]) -> None:
+def _measure(
+    candidates: _Measured, batch: _Batch, config: SelectConfig, limit: int, stop_ids: tuple[int, ...], noise: float
+) -> None:
     """Add each rollout's numbers, and the first filter that it fails."""
     rollouts, texts, answers = batch.rollouts, batch.rollouts["completion"], batch.ids_after(batch.num_prompt)
     num_ids, num_answer = batch.ids.value_lengths().to_numpy(), np.diff(answers.offsets)
@@ -280,17 +304,18 @@ def _measure(candidates: _Measured, batch: _Batch, config: SelectConfig, limit: 
     candidates.reason += reasons
     candidates.value += values
     candidates.num_tokens += num_answer.tolist()
-    _count_classes(candidates, batch, config.beta)
+    _count_classes(candidates, batch, config.beta, noise)
     if config.uses_weights or batch.scores is not None:
         candidates.mean_logprob += _mean_logprobs(batch).tolist()
-    for name in _BY_STUDENT if batch.scores is not None else ():
-        column = batch.scores[name].to_numpy(zero_copy_only=False).astype(np.float64)
-        candidates.by_student.setdefault(name, []).extend(column.tolist())
+    if batch.scores is not None:
+        for name in _BY_STUDENT:
+            column = batch.scores[name].to_numpy(zero_copy_only=False).astype(np.float64)
+            candidates.by_student.setdefault(name, []).extend(column.tolist())
     candidates.domain += rollouts["domain"].to_pylist()
     candidates.prompt += rollouts["prompt_uid"].to_pylist()
 
 
-def _count_classes(candidates: _Measured, batch: _Batch, beta: float) -> None:
+def _count_classes(candidates: _Measured, batch: _Batch, beta: float, noise: float) -> None:
     """Add the number of sentences of each rollout, and of each class; zeros and nothing without scores."""
     if batch.scores is None:
         candidates.num_sentences += [0] * batch.rollouts.num_rows
@@ -303,6 +328,12 @@ def _count_classes(candidates: _Measured, batch: _Batch, beta: float) -> None:
     candidates.counts += divergence.class_counts(classes, teacher.offsets).tolist()
     known = offsets_of(np.isfinite(teacher.values))[teacher.offsets]
     candidates.by_teacher += ((num_sentences == 0) | (np.diff(known) > 0)).tolist()
+    if noise:
+        beyond = teacher.values.astype(np.float64) - student.values - beta
+        for numbers, near in zip(
+            candidates.unsure, ((beyond > 0) & (beyond <= noise), (beyond <= 0) & (beyond > -noise)), strict=True
+        ):
+            numbers += np.diff(offsets_of(near)[teacher.offsets]).tolist()
 
 
 def _mean_logprobs(batch: _Batch) -> npt.NDArray[np.float64]:
@@ -331,42 +362,82 @@ def _rank(
     rule: str | SelectionRule,
     config: SelectConfig,
     seed: int,
-    phase: str,
     scores: Path | None,
-) -> npt.NDArray[np.float32] | None:
-    """Mark what rank or budget reject among those that pass the filters; return their scores."""
+    noise: _Noise,
+) -> tuple[npt.NDArray[np.float32] | None, dict[str, Any]]:
+    """Mark what is ranked too low among those that pass the filters.
+
+    Returns their scores, and what the manifest says about the rule.
+    """
+    if rule == "all":
+        return None, {}
     passed = np.flatnonzero([not reason for reason in candidates.reason])
-    score: npt.NDArray[np.float32] | None = None
-    prompts = np.unique(np.asarray(candidates.prompt)[passed], return_inverse=True)[1]
-    if rule != "all":
-        counts = np.array([classes or [0, 0, 0] for classes in candidates.counts], np.int64).reshape(-1, 3)[passed]
-        known = candidates.mean_logprob
-        if config.rule in CLASS_RULES and scores is not None:
-            _check_compared(candidates, passed, config.rule, scores)
-        ranked = Candidates(
-            teacher_counts=counts[:, divergence.SentenceClass.TEACHER],
-            shared_counts=counts[:, divergence.SentenceClass.SHARED],
-            student_counts=counts[:, divergence.SentenceClass.STUDENT],
-            num_sentences=np.array(candidates.num_sentences, np.int64)[passed],
-            num_tokens=np.array(candidates.num_tokens, np.int64)[passed],
-            prompt_index=prompts,
-            seed=derive_seed(seed, "random", phase),
-            mean_logprob=np.array(known)[passed] if known else None,
-            **{name: np.array(values)[passed] for name, values in candidates.by_student.items()},
-        )
-        score = np.full(len(candidates.reason), np.nan, dtype=np.float32)
-        score[passed] = selection.score_candidates(
-            rule if isinstance(rule, str) else _reported(rule, config.rule), ranked, config.rule
-        )
-        keep = selection.rank_within_prompts(score[passed], prompts, config.keep)
-        for i in passed[~keep]:
-            candidates.reason[i], candidates.value[i] = "rank", float(score[i])
+    if config.rule in CLASS_RULES and scores is not None:
+        _check_compared(candidates, passed, config.rule, scores)
+    ranked = _candidates(candidates, passed, seed)
+    score = np.full(len(candidates.reason), np.nan, dtype=np.float32)
+    score[passed] = selection.score_candidates(
+        rule if isinstance(rule, str) else _reported(rule, config.rule), ranked, config.rule
+    )
+    keep = selection.rank_within_prompts(score[passed], ranked.prompt_index, config.keep)
+    for i in passed[~keep]:
+        candidates.reason[i], candidates.value[i] = "rank", float(score[i])
+    unsure = [np.array(numbers)[passed] for numbers in candidates.unsure if numbers]
+    return score, {"choice": _choice(ranked, score[passed].astype(np.float64), keep, config.rule, noise, unsure)}
+
+
+def _candidates(candidates: _Measured, passed: npt.NDArray[np.int64], seed: int) -> Candidates:
+    """Return what a rule is given of those that pass the filters."""
+    counts = np.array([classes or [0, 0, 0] for classes in candidates.counts], np.int64).reshape(-1, 3)[passed]
+    known = candidates.mean_logprob
+    return Candidates(
+        teacher_counts=counts[:, divergence.SentenceClass.TEACHER],
+        shared_counts=counts[:, divergence.SentenceClass.SHARED],
+        student_counts=counts[:, divergence.SentenceClass.STUDENT],
+        num_sentences=np.array(candidates.num_sentences, np.int64)[passed],
+        num_tokens=np.array(candidates.num_tokens, np.int64)[passed],
+        prompt_index=np.unique(np.asarray(candidates.prompt)[passed], return_inverse=True)[1],
+        seed=seed,
+        mean_logprob=np.array(known)[passed] if known else None,
+        **{name: np.array(values)[passed] for name, values in candidates.by_student.items()},
+    )
+
+
+def _choice(
+    ranked: Candidates,
+    score: npt.NDArray[np.float64],
+    kept: npt.NDArray[np.bool_],
+    rule: str,
+    noise: _Noise,
+    unsure: Sequence[npt.NDArray[np.int64]],
+) -> dict[str, Any]:
+    """Return what the choice says about its rule; None for what is not known."""
+    prompts = ranked.prompt_index
+    classes = sum(int(counts.sum()) for counts in (ranked.teacher_counts, ranked.shared_counts, ranked.student_counts))
+    size, flips = choice.per_sentence(rule, ranked), None
+    if size is not None and unsure and noise.sentence is not None:
+        less, more = unsure if rule != "fewest" else reversed(unsure)
+        flips = choice.could_flip(score - less * abs(size), score + more * abs(size), kept, prompts)
+    elif rule == "likelihood" and noise.token is not None:
+        flips = choice.could_flip(score - noise.token, score + noise.token, kept, prompts)
+    measured = {
+        "length_correlation": choice.rank_correlation(score, ranked.num_tokens, prompts),
+        "tied": choice.tied(score, kept, prompts),
+        "teacher_share": ranked.teacher_counts.sum() / classes if classes else None,
+        "could_flip": flips,
+    }
+    known = {name: None if value is None or math.isnan(value) else float(value) for name, value in measured.items()}
+    return {"questions": choice.num_choices(kept, prompts), **known}
+
+
+def _spend_budgets(candidates: _Measured, config: SelectConfig, seed: int) -> None:
+    """Mark what the budgets of the domains reject among those that are left."""
+    passed = np.flatnonzero([not reason for reason in candidates.reason])
     for domain, budget in config.budget.items():
         rest = [i for i in passed if not candidates.reason[i] and candidates.domain[i] == domain]
         order = np.random.Generator(np.random.Philox(derive_seed(seed, "budget", domain))).permutation(len(rest))
         for j in order[budget:]:  # drawn at random: dropping by score would drop the short answers
             candidates.reason[rest[j]], candidates.value[rest[j]] = "budget", float(budget)
-    return score
 
 
 def _check_compared(candidates: _Measured, passed: npt.NDArray[np.int64], rule: str, scores: Path) -> None:
@@ -454,10 +525,13 @@ def _counts(candidates: _Measured, reasons: Counter[str]) -> dict[str, Any]:
     kept = np.array([not reason for reason in candidates.reason])
     lengths = np.array(candidates.num_tokens)
     ranked = np.array([reason in ("", "rank") for reason in candidates.reason])
+    passed = [reason in ("", "rank", "budget") for reason in candidates.reason]
     return {
         "rollouts": len(kept),
         "kept": int(kept.sum()),
+        "prompts": len(set(candidates.prompt)),
         "prompts_kept": len({p for p, k in zip(candidates.prompt, kept, strict=True) if k}),
+        "prompts_lost": len(set(candidates.prompt) - {p for p, k in zip(candidates.prompt, passed, strict=True) if k}),
         "rejected": dict(reasons.most_common()),
         "rejected_values": {reason: _range(candidates, reason) for reason, _ in reasons.most_common()},
         "mean_tokens_kept": float(lengths[kept].mean()),
