@@ -71,6 +71,8 @@ def phase(**options):
         ({"source": "mix", "select": {"rule": "all"}}, "mix select pack train"),
         ({"source": "mix", "select": {"rule": "mine:rule"}}, "mix select pack train"),
         ({"source": "ingest", "ingest": {"paths": ["a.jsonl"]}}, "ingest score select pack train"),
+        ({"source": "replay"}, "pack train"),
+        ({"source": "replay", "evaluate": {"prompts": "t.jsonl"}}, "pack train evaluate"),
         ({"select": {"rule": "all", "weighting": {}}}, "sample select pack train"),
         ({"select": {"rule": "all", "weighting": {}}, "score": {"by": "teacher"}}, "sample score select pack train"),
         (
@@ -84,7 +86,7 @@ def test_the_stages_of_a_phase(options, expected):
     assert one.stages == tuple(expected.split())
     assert one.is_scored == ("score" in one.stages)
     assert one.is_scored_by_teacher == (one.is_scored and one.score.by == "teacher")
-    assert one.source in SOURCES and list(one.stages) == sorted(one.stages, key=list(STAGES).index)
+    assert one.source in (*SOURCES, "replay") and list(one.stages) == sorted(one.stages, key=list(STAGES).index)
 
 
 @pytest.mark.parametrize("rule", stages.RULES)

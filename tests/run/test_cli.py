@@ -185,3 +185,34 @@ def test_help_lists_every_command(tmp_path, cli):
     stages = ["sample", "ingest", "mix", "score", "select", "pack", "train", "evaluate"]
     assert commands == ["init", "check", "run", *stages, "report", "show", "demo"]
     assert len(commands) == 14
+
+
+def test_a_phase_that_replays_trains_on_answers_of_another(copied, cli):
+    """As many steps on plain data as mixed policy took; the answers may come from another run's folder."""
+    path, kept = copied / "run.toml", read_manifest(copied / "run" / "low" / "select")["counts"]["kept"]
+    again = copied / "elsewhere" / "select"
+    shutil.copytree(copied / "run" / "low" / "select", again)
+    path.write_text(
+        f"""{path.read_text()}
+[[phase]]
+name = "control"
+source = "replay"
+pack.replay_from = "low"
+pack.replay_answers = {kept - 1}
+[[phase]]
+name = "all"
+source = "replay"
+pack.replay_from = "elsewhere/select"
+"""
+    )
+    assert cli("check", "run.toml", "--until", "models", cwd=copied).rc == 0
+    result = cli("run", "run.toml", cwd=copied)
+    assert result.rc == 0, result.stderr
+    lines = [line.split()[0] for line in result.stdout.splitlines() if re.match(r"(low|mixed|control|all)/", line)]
+    assert lines == [f"{phase}/{stage}" for phase in ("control", "all") for stage in ("pack", "train", "evaluate")]
+    counts = [read_manifest(copied / "run" / phase / "pack")["counts"] for phase in ("control", "all")]
+    assert [(own["rollouts"], own["replayed"]) for own in counts] == [(kept - 1, kept - 1), (kept, kept)]
+    shutil.rmtree(again)
+    result = cli("check", "run.toml", "--until", "models", cwd=copied)
+    assert result.rc == 2
+    assert "phase 'all': pack.replay_from = elsewhere/select: neither an earlier phase nor a finished" in result.stderr

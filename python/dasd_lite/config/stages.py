@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from dasd_lite.config.chain import BASE, STAGES
+from dasd_lite.config.chain import ASKING, BASE, STAGES
 from dasd_lite.config.extensions import is_extension
 from dasd_lite.config.models import (
     EXECUTION,
@@ -194,10 +194,30 @@ class PackConfig(Table):
     method: Literal["best_fit", "tight", "in_order"] = "best_fit"
     """best_fit: longest answers first. tight: often fewer rows, but slower. in_order: in the order of the data."""
     replay: NonNegativeFloat = 0.0
-    """Answers of the previous phase that are added, per answer of this one (the paper's mixed ablation: 20/7.7)."""
+    """Answers of an earlier phase that are added, per answer of this one (the paper's mixed ablation: 20/7.7)."""
+    replay_answers: PositiveInt | None = None
+    """Instead of replay, their number. With source = "replay", it is the number of all answers; by default those of
+    replay_from are all taken."""
+    replay_from: FilePath | None = None
+    """Where they come from: the name of an earlier phase, or a folder that select wrote, of this run or another with
+    the same student (the paper's "additional" 20K). Default: the last earlier phase that is neither mix nor replay."""
     columns: FilePath | None = None
     """Parquet file with the columns that train.objective needs: `uid` of the rollout, and for each column a number (a
     reward), a list with one number per target token, the end token included (log-probabilities), or a list of lists."""
+
+    @property
+    def replays(self) -> bool:
+        """Whether answers of another phase are added."""
+        return self.replay > 0 or self.replay_answers is not None
+
+    @model_validator(mode="after")
+    def _one_number_of_replayed_answers(self) -> PackConfig:
+        if self.replay and self.replay_answers is not None:
+            raise ValueError(
+                f"replay = {self.replay:g} and replay_answers = {self.replay_answers} both say how many answers are"
+                " replayed; set one of them"
+            )
+        return self
 
 
 class MixConfig(Table):
@@ -241,8 +261,9 @@ class Phase(Table):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
     """Name of the phase and of its folder."""
-    source: Literal["sample", "ingest", "mix"] = "sample"
-    """The stage that its answers come from."""
+    source: Literal["sample", "ingest", "mix", "replay"] = "sample"
+    """The stage that its answers come from. replay: none, it trains on answers of an earlier phase again (see
+    pack.replay_from), to compare equal numbers of steps."""
     sample: SampleConfig = SampleConfig()
     ingest: IngestConfig = IngestConfig()
     score: ScoreConfig = ScoreConfig()
@@ -258,9 +279,14 @@ class Phase(Table):
         return (self.is_scored and not self.is_scored_by_student_alone) or self.select.uses_weights
 
     @property
+    def replays(self) -> bool:
+        """Whether it trains on answers of another phase."""
+        return self.source == "replay" or self.pack.replays
+
+    @property
     def is_scored(self) -> bool:
         """Whether score runs: the rule or the report wants scores, or the teacher must score what will be weighted."""
-        if self.source == "mix" or self.score.when == "never":
+        if self.source in ("mix", "replay") or self.score.when == "never":
             return False
         needed = self.select.uses_scores or (self.select.uses_weights and self.score.by == "teacher")
         return needed or self.score.when == "always"
@@ -278,7 +304,7 @@ class Phase(Table):
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that this phase runs, in order."""
-        runs = {self.source, "select", "pack", "train"}
+        runs = {"pack", "train"} | ({self.source, "select"} if self.source != "replay" else set())
         if self.is_scored:
             runs.add("score")
         if self.evaluate.prompts is not None:
@@ -311,7 +337,7 @@ class Phase(Table):
 
     @model_validator(mode="after")
     def _weighted_objective_has_weights(self) -> Phase:
-        if self.train.objective == "weighted" and self.select.weighting is None:
+        if self.train.objective == "weighted" and self.select.weighting is None and self.source != "replay":
             raise ValueError(
                 "train.objective = 'weighted' needs select.weighting, e.g. { effective_sample_size = 0.7 }"
             )
@@ -331,6 +357,15 @@ class Phase(Table):
     def _ingest_has_files(self) -> Phase:
         if self.source == "ingest" and not self.ingest.paths:
             raise ValueError("source = 'ingest' needs ingest.paths, a list of files")
+        return self
+
+    @model_validator(mode="after")
+    def _replay_alone_is_no_multiple(self) -> Phase:
+        if self.source == "replay" and self.pack.replay:
+            raise ValueError(
+                f"pack.replay = {self.pack.replay:g} is per answer of this phase, which has none of its own (source ="
+                " 'replay'); set pack.replay_answers, or leave both out to take all"
+            )
         return self
 
     @model_validator(mode="after")
@@ -391,16 +426,36 @@ class RecipeConfig(Table):
         first = self.phase[0]
         if first.source == "mix":
             raise ValueError(f"phase {first.name!r} needs the student of the previous phase, but it is the first")
-        if first.pack.replay:
+        if first.replays and first.pack.replay_from is None:
             raise ValueError(
-                f"phase {first.name!r}: pack.replay adds answers of the previous phase, but it is the first"
+                f"phase {first.name!r}: pack.replay adds answers of an earlier phase, but it is the first; name a"
+                " folder in pack.replay_from"
             )
         return self
 
     @model_validator(mode="after")
+    def _replay_is_from_an_earlier_phase(self) -> RecipeConfig:
+        for phase in self.phase:
+            name = str(phase.pack.replay_from)
+            if not phase.replays or name not in [other.name for other in self.phase]:
+                continue
+            if (earlier := self.replayed_phase(phase)) is None:
+                raise ValueError(f"phase {phase.name!r}: pack.replay_from = {name!r} is not an earlier phase")
+            if earlier.source == "replay":
+                raise ValueError(
+                    f"phase {phase.name!r}: pack.replay_from = {name!r} has no answers of its own (source = 'replay')"
+                )
+        return self
+
+    def replayed_phase(self, phase: Phase) -> Phase | None:
+        """Return the earlier phase that pack.replay_from names; None if it is not set, or a folder."""
+        earlier = self.phase[: next(i for i, other in enumerate(self.phase) if other.name == phase.name)]
+        return next((other for other in earlier if other.name == str(phase.pack.replay_from)), None)
+
+    @model_validator(mode="after")
     def _sources_are_given(self) -> RecipeConfig:
         for phase in self.phase:
-            if phase.source != "ingest" and self.teacher is None:
+            if phase.source in ASKING and self.teacher is None:
                 raise ValueError(f"phase {phase.name!r} asks a teacher, but there is no [teacher] table")
             if phase.source == "sample" and self.prompts.path is None:
                 raise ValueError(f"phase {phase.name!r} samples, but prompts.path is not set")

@@ -324,7 +324,7 @@ def packing(figures: Sequence[StageResult]) -> ReportTable | None:
             names = ("rollouts", "replayed", "rows", "tokens", "target_tokens")
             table.add(own.phase, *(number(own.counts[name]) for name in names), percent(own.counts["fill"]))
     table.notes.append(
-        "replayed: rollouts repeated from the phase before, included in rollouts. targets: tokens in the loss. fill:"
+        "replayed: rollouts repeated from an earlier phase, included in rollouts. targets: tokens in the loss. fill:"
         " share of the rows' positions that hold a token."
     )
     return table if table.rows else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from dasd_lite.config.chain import ASKING, BASE
+from dasd_lite.config.chain import ASKING, BASE, SOURCES
 from dasd_lite.config.models import Table, Teacher, result_options
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.config.train import Lora
@@ -94,7 +94,7 @@ def plan(recipe: RecipeConfig, questions: Questions | None = None, max_steps: in
             before = _Before(before.model, before.model, None, before.kept, before.sampled)
         steps += _phase_steps(recipe, phase, before, questions, max_steps)
         kept, sampled = before.kept, before.sampled
-        if phase.source != "mix":
+        if phase.source not in ("mix", "replay"):
             kept, sampled = out.stage(phase.name, "select"), out.stage(phase.name, phase.source)
         adapter = out.adapter(phase.name) if isinstance(method, Lora) else None
         before = _Before(out.model(phase.name), before.start, adapter, kept, sampled)
@@ -236,19 +236,32 @@ def _pack(recipe: RecipeConfig, phase: Phase, before: _Before) -> Step:
     folder = run.stage(phase.name, "pack")
 
     def work(*, force: bool, used: Usage | None) -> Rows:
+        replays_only = phase.source == "replay"
+        earlier, earlier_rollouts = _replayed(recipe, phase, before) if phase.replays else (None, None)
         return pack(
-            run.stage(phase.name, "select"),
+            None if replays_only else run.stage(phase.name, "select"),
             phase.pack,
             out=folder,
             seed=recipe.seed,
-            earlier=before.kept,
-            rollouts=run.stage(phase.name, phase.source),
-            earlier_rollouts=before.sampled,
+            earlier=earlier,
+            rollouts=None if replays_only else run.stage(phase.name, phase.source),
+            earlier_rollouts=earlier_rollouts,
             objective=phase.train.objective,
             force=force,
         )
 
     return Step(phase.name, "pack", folder, phase.pack, work)
+
+
+def _replayed(recipe: RecipeConfig, phase: Phase, before: _Before) -> tuple[Path | None, Path | None]:
+    """Return the folder of select whose answers a phase trains on again, and the rollouts that it selected from."""
+    run, wanted = RunFolder(recipe.out), phase.pack.replay_from
+    if wanted is None:
+        return before.kept, before.sampled
+    if (earlier := recipe.replayed_phase(phase)) is not None:
+        return run.stage(earlier.name, "select"), run.stage(earlier.name, earlier.source)
+    beside = (StageFolder.at(wanted).sibling(source) for source in SOURCES)
+    return wanted, next((rollouts.path for rollouts in beside if rollouts.is_finished), None)
 
 
 def _train(recipe: RecipeConfig, phase: Phase, before: _Before, questions: Questions, max_steps: int | None) -> Step:
