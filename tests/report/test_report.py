@@ -295,7 +295,7 @@ def test_a_grader_that_cannot_be_imported_leaves_out_what_is_right(run_folder, c
     chosen, rest = table_rows(text, "What the rule “count” prefers in low")
     assert chosen == ["chosen", "2", "–", "–", "–", "11.0", "5.5", "1.50 (27.3 %)"]
     assert rest == ["rest", "2", "–", "–", "–", "10.0", "5.0", "0.50 (10.0 %)"]
-    assert table_rows(text, "Mixed policy") == [["mixed", "2", "1 (50.0 %)", "–", "–", "–", "50.0 %"]]
+    assert table_rows(text, "Mixed policy") == [["mixed", "2", "1 (50.0 %)", "–", "–", "–", "–", "50.0 %"]]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("note: evaluate.grader = 'graders_gone:strict': the grader cannot be imported")
     assert line.endswith("the report leaves out which rollouts are right")
@@ -307,7 +307,9 @@ def test_rollouts_packing_time_by_hand(reported):
         ["low", "sample", "0.6", "2", "5", "0.56", "0.800", "9.2", "11.0"],  # varied: (8/13 + 5/10) / 2
         ["mixed", "mix", "1", "1", "1", "1.00", "0.500", "12.0", "12.0"],
     ]
-    assert table_rows(text, "Mixed policy") == [["mixed", "2", "1 (50.0 %)", "100.0 %", "0.0 %", "0.0 %", "50.0 %"]]
+    assert table_rows(text, "Mixed policy") == [
+        ["mixed", "2", "1 (50.0 %)", "–", "100.0 %", "0.0 %", "0.0 %", "50.0 %"]
+    ]
     assert table_rows(text, "Packing") == [["low", "2", "0", "1", "28", "22", "87.5 %"]]
     assert table_rows(text, "Training") == [["low", "3", "3.000 → 1.000", "1.00", "1,234", "3 → 12 of 16 right"]]
     times = table_rows(text, "Seconds of each stage (tokens per second)")

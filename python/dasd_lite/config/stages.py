@@ -225,6 +225,10 @@ class MixConfig(Table):
 
     num_prompts: PositiveInt | None = None
     """Prompts that the student answers. Default: all that the previous phase trained on."""
+    rescue: Literal["cut_off", "wrong", "either"] = "cut_off"
+    """Which of the student's answers the teacher finishes. cut_off: those that reach the length limit (the paper).
+    wrong: finished ones that evaluate.grader does not find right, by the `answer` of their question; those without one
+    are counted and left out. either: both. A wrong answer is cut in the second half of its thinking."""
     temperature: Temperature = 1.0
     """Sampling temperature of both models."""
     top_p: Probability = 1.0

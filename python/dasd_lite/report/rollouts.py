@@ -146,6 +146,8 @@ class Mixed:
     prompts: int
     cut_off: int
     """Answers that reached the length limit."""
+    wrong: int | None
+    """Answers that were finished and wrong; None if they were not graded."""
     cut: npt.NDArray[np.bool_]
     """Whether each answer did."""
     lengths: Floats
@@ -386,4 +388,5 @@ def _read_mixed(mix: StageFolder, earlier: Path | None, grader: CheckedGrader | 
                 grades[grader(row["completion"], row["answer"]).verdict] += 1
     counts = read_manifest(mix.path)["counts"]
     share = prefix / total if total else math.nan
-    return Mixed(counts["prompts"], counts["cut_off"], np.array(cut, dtype=bool), np.array(known), grades, share)
+    numbers = counts["prompts"], counts["cut_off"], counts.get("wrong")
+    return Mixed(*numbers, np.array(cut, dtype=bool), np.array(known), grades, share)

@@ -124,7 +124,16 @@ def _train(result: StageResult) -> list[str]:
 
 
 def _mix(result: StageResult) -> list[str]:
-    counts = result.counts
+    counts, rescue = result.counts, result.manifest["config"].get("rescue", "cut_off")
+    kinds = [f"{counts['cut_off']:,} cut off"] if rescue == "either" else []
+    kinds += [f"{counts['wrong']:,} wrong"] if rescue != "cut_off" else []
+    ungraded = [f"{counts['ungraded']:,} cannot be graded"] if counts.get("ungraded") else []
+    if kinds:
+        what = " and ".join(kinds)
+        return [
+            f"{what} of {counts['prompts']:,} student answers, {counts['rollouts']:,} finished by the teacher",
+            *ungraded,
+        ]
     return [f"{counts['cut_off']:,} of {counts['prompts']:,} student answers cut off and finished by the teacher"]
 
 

@@ -298,16 +298,18 @@ def _opening(row: Opening) -> list[str]:
 
 def mixed(phases: Sequence[PhaseRollouts]) -> ReportTable | None:
     """Tabulate mixed-policy phases: answers that were cut off, and whether the teacher corrected them."""
-    columns = ("phase", "questions", "cut off", "right after", "wrong", "unparseable", "student's part")
+    columns = ("phase", "questions", "cut off", "ended wrong", "right after", "wrong", "unparseable", "student's part")
     table = ReportTable("Mixed policy", columns)
     for phase in phases:
         if (own := phase.mixed) is not None:
             cut = f"{own.cut_off:,} ({percent(own.cut_off, own.prompts)})"
+            wrong = DASH if own.wrong is None else f"{own.wrong:,} ({percent(own.wrong, own.prompts)})"
             share = percent(own.prefix_share)
-            table.add(phase.name, number(own.prompts), cut, *_verdicts(own.grades), share)
+            table.add(phase.name, number(own.prompts), cut, wrong, *_verdicts(own.grades), share)
     table.notes.append(
-        "cut off: answers of the student that reached the length limit, a multiple of the teacher's length. The teacher"
-        " rewrote these from a point in their second half onward. right after, wrong, unparseable: shares of the"
+        "cut off: answers of the student that reached the length limit, a multiple of the teacher's length. ended"
+        " wrong: finished answers that are not right; – if they were not graded. The teacher rewrote those that"
+        " mix.rescue names from a point in their second half onward. right after, wrong, unparseable: shares of the"
         " rewritten answers before any filter, where the right answer is known. student's part: share of their bytes."
     )
     return table if table.rows else None

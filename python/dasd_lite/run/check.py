@@ -65,6 +65,8 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
     faults += _prompt_files(recipe, questions)
     if not faults and _samples(recipe.phase):
         prompts = questions.to_sample(recipe.prompts)
+        for line in _ungraded(recipe.phase, prompts):
+            say_note(line)
     faults += _student(recipe.student, recipe.phase, prompts)
     if recipe.teacher is not None:
         faults += _teacher(recipe.teacher, recipe.phase, prompts)
@@ -219,6 +221,17 @@ def _prompt_files(recipe: RecipeConfig, questions: Questions) -> Iterator[str]:
             yield (
                 f"phase {phase.name!r}: pack.replay_from = {folder}: neither an earlier phase nor a finished folder of"
                 " select"
+            )
+
+
+def _ungraded(phases: Sequence[Phase], prompts: Prompts) -> Iterator[str]:
+    """Say how many wrong answers mixed policy cannot see."""
+    without = sum(prompt.answer is None for prompt in prompts)
+    for phase in phases if without else ():
+        if phase.source == "mix" and phase.mix.rescue != "cut_off":
+            yield (
+                f"phase {phase.name!r}: mix.rescue = {phase.mix.rescue!r} cannot see wrong answers to {without:,} of"
+                f" {len(prompts):,} prompts, which have no `answer`"
             )
 
 

@@ -176,6 +176,7 @@ def _mix(recipe: RecipeConfig, phase: Phase, before: _Before) -> Step:
             student=recipe.student,
             seed=recipe.seed,
             phase=phase.name,
+            grader=phase.evaluate.grader,
             sampled=before.sampled,
             used=used,
             force=force,

@@ -2,7 +2,8 @@
 
 Input: the rollouts that a phase before kept, the trained student, the teacher. The student answers each question, cut
 off at `max_length_ratio` × the length of the teacher's answer. An answer that is cut off has drifted: it is dropped
-from a random point of its second half on, and the teacher writes the rest. Output: rollouts. Both halves are journals,
+from a random point of its second half on, and the teacher writes the rest. Finished answers that are wrong can be
+rescued likewise, which is ours. Output: rollouts. Both halves are journals,
 so the same call resumes after any stop.
 """
 
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.chat.cutting import place_to_cut
@@ -32,7 +32,7 @@ from dasd_lite.config.models import (
 )
 from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import MixConfig
-from dasd_lite.console import label
+from dasd_lite.console import label, note
 from dasd_lite.data.dataset import batches
 from dasd_lite.data.files import write_atomic
 from dasd_lite.data.handles import Kept, Model, Rollouts, model_path
@@ -44,11 +44,18 @@ from dasd_lite.data.seeds import check_seed, derive_seed, digest
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import DataError
+from dasd_lite.grading import CheckedGrader, open_grader
+from dasd_lite.grading.grade import Grader
 from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
 from dasd_lite.inference.backends import check_same_teacher, model_identity, open_sampler
 from dasd_lite.inference.collect import collect, token_columns
 from dasd_lite.inference.scorer import context_of
 
+_WANTED = {
+    "cut_off": "was cut off",
+    "wrong": "was finished and wrong",
+    "either": "was cut off, or finished and wrong",
+}
 VERSION = 3  # 2 cut at spaces and line breaks only
 
 
@@ -62,6 +69,7 @@ def mix(
     student: Student | None = None,
     seed: int = 0,
     phase: str = "",
+    grader: str | Grader = "math",
     sampled: Path | None = None,
     used: Usage | None = None,
     force: bool = False,
@@ -78,6 +86,7 @@ def mix(
         student: How the student is run; None: by transformers.
         seed: Seed of every draw, with the phase and the prompt's uid.
         phase: Name of the phase: two phases draw different answers with the same seed.
+        grader: Finds wrong answers, if `config.rescue` asks for them: its name, or one of your own.
         sampled: The rollouts that `kept` was selected from: their teacher must be this one.
         used: What other stages have asked of the teacher; it counts against its budget.
         force: Replace a folder that was made with other options.
@@ -88,7 +97,7 @@ def mix(
 
     Raises:
         ConfigError: A wrong option.
-        DataError: No answer of the student is cut off, or the rollouts are another teacher's.
+        DataError: No answer of the student is to be rescued, or the rollouts are another teacher's.
         CheckpointError: `out` was made with other options.
 
     Source: arXiv 2601.09088, section 5.
@@ -100,6 +109,10 @@ def mix(
     inputs = {"selected": selected, "model": model, "teacher": model_identity(teacher)}
     asked = {**result_options(config), "phase": phase, "seed": seed, "student": engine_options(student)}
     asked["teacher"] = engine_options(teacher) if isinstance(teacher, Table) else {}
+    grade = None if config.rescue == "cut_off" else open_grader(grader)
+    if grade is not None:
+        asked |= {"grader": grade.name}
+        inputs |= {"grader": grade.code} if grade.code is not None else {}
     identity = identify("mix", VERSION, asked, inputs)
     if is_finished(out, identity, force=force):
         return Rollouts(out)
@@ -107,22 +120,29 @@ def mix(
         check_same_teacher(sampled, teacher, identity)
     begin(out, identity, config)
     questions = _questions(selected, config, phase, seed)
-    started = _student_answers(questions, model, student, config, out / "student", identity, seed, phase)
+    answered = _student_answers(questions, model, student, config, out / "student", identity, seed, phase)
+    started, kinds = to_rescue(answered, config.rescue, grade)
     reads = _teacher_chat(teacher)
     chats = [Chat(model), *([] if reads is None else [reads])]
     placed = [pair for row in started if (pair := _cut_off(row, chats, phase, seed))]
     cut = _with_room(placed, teacher, reads, out)
     counts = {
         "prompts": len(questions),
-        "cut_off": len(started),
+        **kinds,
         "no_border": len(started) - len(placed),  # left out: nowhere to cut
         "over_context": len(placed) - len(cut),  # left out: no room for the teacher
         "rollouts": len(cut),
     }
     if not cut:
         raise DataError(
-            f"{out}: none of {len(questions)} student answers was cut off at {config.max_length_ratio} × the teacher's"
-            " length, so there is nothing for the teacher to finish; lower mix.max_length_ratio, or drop this phase"
+            f"{out}: none of {len(questions)} student answers {_WANTED[config.rescue]}, so there is nothing for the"
+            f" teacher to finish ({', '.join(f'{name} {number}' for name, number in counts.items())}); lower"
+            f" mix.max_length_ratio (now {config.max_length_ratio:g} × the teacher's length), or drop this phase"
+        )
+    if kinds.get("ungraded"):
+        note(
+            "mix.rescue: finished answers that cannot be graded, as their questions have no `answer`:"
+            f" {kinds['ungraded']:,}"
         )
     with Journal(out, identity, ROLLOUT, len(cut), config=config) as journal:
         timing = _teacher_ends(journal, cut, teacher, config, phase, seed, used)
@@ -195,7 +215,7 @@ def _student_answers(
     seed: int,
     phase: str,
 ) -> list[dict[str, Any]]:
-    """Let the student answer each question up to its limit; return the answers cut off, without token columns."""
+    """Let the student answer each question up to its limit; return the answers without token columns."""
     identity = identify("mix.student", VERSION, parent.config, parent.inputs)
     columns = [name for name in ROLLOUT.names if name not in ("token_ids", "logprobs", "token_bytes")]
     if not is_finished(folder, identity):
@@ -223,8 +243,29 @@ def _student_answers(
                 journal, request, row, lambda _: open_sampler(student, model), params, label(phase, "student starts")
             )
             journal.publish({"prompts": len(questions)}, **timing)
-    cut = (batch.filter(pc.field("finish_reason") == "length") for batch in batches(folder, "rollouts", columns))
-    return [row for batch in cut for row in batch.to_pylist()]
+    return [row for batch in batches(folder, "rollouts", columns) for row in batch.to_pylist()]
+
+
+def to_rescue(
+    answers: list[dict[str, Any]], rescue: str, grade: CheckedGrader | None
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Return the student's answers that the teacher is to finish, and how many there are of each kind.
+
+    Of a wrong answer only the thinking is left: whatever follows a finished thought, the teacher cannot think again.
+    """
+    cut_off = [row for row in answers if row["finish_reason"] == "length"]
+    if grade is None:
+        return cut_off, {"cut_off": len(cut_off)}
+    wrong, ungraded = [], 0
+    for row in answers:
+        if row["finish_reason"] != "stop":
+            continue
+        if row["answer"] is None:
+            ungraded += 1
+        elif grade(row["completion"], row["answer"]).verdict != "right":
+            wrong.append(row | {"completion": row["completion"].partition("</think>")[0]})
+    counts = {"cut_off": len(cut_off), "wrong": len(wrong), "ungraded": ungraded}
+    return wrong if rescue == "wrong" else [*cut_off, *wrong], counts
 
 
 def _teacher_chat(teacher: Teacher | Sampler) -> Chat | None:
