@@ -244,11 +244,11 @@ def test_accuracy_by_hand(reported):
     text, _ = reported
     before, after_low, after_mixed = table_rows(text, "Accuracy")
     # means per question: ½ 0 1, then 1 1 1, then ½ ½ 1; standard deviations with n − 1, over √3
-    assert before == ["(before)", "50.0 ± 28.9", "–", "–", "16.7 %", "16.7 %", "10.5"]
+    assert before == ["(before)", "50.0 ± 28.9", "–", "–", "16.7 %", "0.0 %", "10.5"], "no answer counts twice"
     assert after_low == ["low", "100.0 ± 0.0", "+50.0 (1.7)", "–", "0.0 %", "0.0 %", "10.5"]
     assert after_mixed == ["mixed", "66.7 ± 16.7", "+16.7 (1.0)", "−33.3 (2.0)", "0.0 %", "0.0 %", "10.5"]
     dial = table_rows(text, "Accuracy by domain")[:3]
-    assert dial[0] == ["dial", "(before)", "2", "25.0 ± 25.0", "–", "25.0 %", "25.0 %"]
+    assert dial[0] == ["dial", "(before)", "2", "25.0 ± 25.0", "–", "25.0 %", "0.0 %"]
     assert dial[1] == ["low", "2", "100.0 ± 0.0", "+75.0 (3.0)", "0.0 %", "0.0 %"]
     assert "Lower than after the previous phase: mixed (−33.3, 2.0 standard errors)" in text
     assert "docs/evidence.md" in text

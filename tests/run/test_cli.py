@@ -9,6 +9,7 @@ import pytest
 
 from dasd_lite.data.dataset import read_table
 from dasd_lite.data.manifest import read_manifest
+from dasd_lite.report.results import read_accuracy
 
 
 def stages_of(run):
@@ -46,6 +47,17 @@ def test_a_run_runs_every_stage_of_both_phases(finished):
     for row in read_table(finished / "run" / "mixed" / "mix", "rollouts").to_pylist():
         assert 0 < row["prefix_bytes"] < len(row["completion"].encode())
         assert sum(row["token_bytes"]) == len(row["completion"].encode()) - row["prefix_bytes"]
+
+
+def test_every_graded_answer_counts_once(finished):
+    truncated = 0
+    for phase in ("base", "low", "mixed"):
+        folder = finished / "run" / phase / "evaluate"
+        counts, overall = read_manifest(folder)["counts"], read_accuracy(folder).overall
+        assert sum(counts[kind] for kind in ("right", "wrong", "unparseable", "truncated")) == counts["samples"] == 4
+        assert (overall.truncated, overall.unparseable) == (counts["truncated"], counts["unparseable"])
+        truncated += overall.truncated
+    assert truncated > 0
 
 
 def test_the_same_command_has_nothing_to_do(finished, cli):

@@ -135,15 +135,17 @@ def _graded(completion: Completion, question: Prompt, index: int, fingerprint: s
 
 
 def _accuracy(journal: Journal, questions: int, num_samples: int) -> dict[str, Any]:
-    """Count the grades."""
+    """Count the grades; right, wrong, unparseable and truncated answers are all of them."""
     grades: Counter[str] = Counter()
     right: list[bool] = []
     truncated = tokens = 0
     for batch in journal.batches(("grade", "finish_reason", "num_tokens")):
         verdicts = batch["grade"].to_pylist()
-        grades.update(verdicts)
+        cut_off = [reason == "length" for reason in batch["finish_reason"].to_pylist()]
+        # Each answer counts once: one that was cut off is truncated, whatever could be read in it.
+        grades.update(verdict for verdict, cut in zip(verdicts, cut_off, strict=True) if not cut)
         right += [verdict == "right" for verdict in verdicts]
-        truncated += batch["finish_reason"].to_pylist().count("length")
+        truncated += sum(cut_off)
         tokens += sum(batch["num_tokens"].to_pylist())
     means = np.array(right, dtype=np.float64).reshape(questions, num_samples).mean(axis=1)
     return {
