@@ -85,7 +85,7 @@ def accuracy(models: Sequence[ModelAccuracy]) -> ReportTable:
     table.notes.append(
         f"{own.questions:,} questions, {samples}. ±: standard error over questions. Changes are in percentage points,"
         " and in brackets in standard errors of the change, paired by question. Truncated and unparseable answers"
-        " are neither right nor wrong, and a truncated one is not counted as unparseable too. tokens: mean length of an answer."
+        " are not right; one that was truncated is not counted as unparseable too. tokens: mean length of an answer."
     )
     table.notes += lowered(models)
     return table
