@@ -67,7 +67,7 @@ def test_the_code_of_the_extensions_page_is_what_it_says(tmp_path: Path) -> None
     (tmp_path / "answers.json").write_text('{"2 + 2?": "4"}')
     numbers = np.array([30, 10, 20])
     candidates = Candidates(numbers, numbers, numbers, numbers, numbers, np.zeros(3, np.int64))
-    assert score_candidates(names["shortest"], candidates).tolist() == [-30, -10, -20]
+    assert score_candidates(names["about_a_page"], candidates).tolist() == [-470, -490, -480]
     grade = open_grader(names["last_line"])
     assert [grade(text, "4").verdict for text in ("so\n4", "5", "")] == ["right", "wrong", "unparseable"]
     request = Request(0, ({"role": "user", "content": "2 + 2?"},), 9, 0)

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from dasd_lite.chat import harmony
 from dasd_lite.chat.chat import Chat
+from dasd_lite.chat.cutting import place_to_cut
 from dasd_lite.errors import ConfigError, DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -112,6 +113,16 @@ def test_given_answers_are_written_in_channels_and_keep_their_bytes(channels, co
     message = [i for i, token_id in enumerate(target) if token_id == ids[b"<|message|>"]]
     answer = completion.split("</think>")[-1].lstrip("\n")
     assert spelled[message[-1]] == len(completion.encode()) - len(answer.encode())
+
+
+def test_the_beginning_of_an_answer_is_cut_where_tokens_end_inside_channels(channels):
+    chat, _ = channels
+    for text in ("<think>\n" + "漢字" * 30, "<think>\nHm.\n</think>\n\n" + "漢字" * 30):
+        place = place_to_cut(text, 55, [chat])
+        assert place == 55, "each character has tokens of its own"
+        first = chat.written_ids(text[:place])
+        assert chat.written_ids(text)[: len(first)].tolist() == first.tolist()
+    assert place_to_cut("<think>\n" + "漢字" * 30 + "<|channel|>", 55, [chat]) is None
 
 
 def test_a_channel_tag_in_the_text_cannot_be_written_in_channels(channels):

@@ -44,7 +44,7 @@ from dasd_lite.errors import ConfigError
             'rule = "cuont"',
             19,
             [
-                "select.rule = 'cuont': should be 'count', 'ratio', 'length_matched', 'random', 'all', or code",
+                "select.rule = 'cuont': should be 'count', 'ratio', 'length_matched', 'fewest', 'rsr', 'likelihood',",
                 "module:",
             ],
         ),
@@ -124,13 +124,43 @@ def test_a_mistake_is_one_line_with_file_line_key_value_and_remedy(mistakes, old
         (
             '"low"\n',
             '"low"\npack.replay = 1.0\n',
-            "pack.replay adds answers of the previous phase, but it is the first",
+            "pack.replay adds answers of an earlier phase, but it is the first; name a folder in pack.replay_from",
         ),
         ('"high"\n', '"high"\nsource = "mix"\n', "select.rule = 'count' needs scores, which mixed answers do not have"),
         (
             '"high"\n',
             '"high"\nsource = "mix"\nselect.rule = "all"\nscore.when = "always"\n',
             "score.when = 'always', but mixed answers have no scores",
+        ),
+        (
+            '"high"\n',
+            '"high"\npack = { replay = 1.0, replay_answers = 5 }\n',
+            "replay = 1 and replay_answers = 5 both say how many answers are replayed; set one of them",
+        ),
+        (
+            '"high"\n',
+            '"high"\nsource = "replay"\npack.replay = 2.0\n',
+            "pack.replay = 2 is per answer of this phase, which has none of its own (source = 'replay')",
+        ),
+        (
+            '"high"\n',
+            '"high"\nsource = "replay"\npack.replay_from = "high"\n',
+            "phase 'high': pack.replay_from = 'high' is not an earlier phase",
+        ),
+        (
+            '"low"\n',
+            '"low"\nsource = "replay"\npack.replay_from = "high"\n',
+            "phase 'low': pack.replay_from = 'high' is not an earlier phase",
+        ),
+        (
+            '"high"\n',
+            '"high"\nsource = "replay"\n[[phase]]\nname = "third"\nsource = "replay"\npack.replay_from = "high"\n',
+            "phase 'third': pack.replay_from = 'high' has no answers of its own (source = 'replay')",
+        ),
+        (
+            '"high"\n',
+            '"high"\nselect.rule = "rsr"\nscore.engine = "vllm"\n',
+            "select.rule = 'rsr' needs ranks, which score.engine = 'vllm' does not count; use 'transformers'",
         ),
         ('"high"\n', '"high"\nscore.when = "never"\n', "score.when = 'never', but select.rule = 'count' needs scores"),
         (

@@ -12,6 +12,7 @@ from dasd_lite.config.models import CustomTeacher, Endpoint, Transformers, Vllm
 from dasd_lite.config.stages import Phase, RecipeConfig, SelectConfig, Weighting
 from dasd_lite.config.train import Full, Lora, TrainConfig
 from dasd_lite.errors import ConfigError
+from dasd_lite.method import selection
 from dasd_lite.training import objectives
 
 
@@ -47,6 +48,8 @@ def test_every_stage_has_a_table():
 def test_built_in_names_are_those_that_exist():
     assert set(train.OBJECTIVES) == set(objectives.OBJECTIVES)
     assert set(stages.GRADERS) == set(grading.GRADERS)
+    assert set(stages.RULES) == {*selection.RULES, "all"}
+    assert all(repr(rule) in stages.NEED_NO_LOGPROBS for rule in set(stages.RULES) - set(stages.CLASS_RULES))
 
 
 # --- the stages of a phase ----------------------------------------------------------------------------
@@ -68,6 +71,8 @@ def phase(**options):
         ({"source": "mix", "select": {"rule": "all"}}, "mix select pack train"),
         ({"source": "mix", "select": {"rule": "mine:rule"}}, "mix select pack train"),
         ({"source": "ingest", "ingest": {"paths": ["a.jsonl"]}}, "ingest score select pack train"),
+        ({"source": "replay"}, "pack train"),
+        ({"source": "replay", "evaluate": {"prompts": "t.jsonl"}}, "pack train evaluate"),
         ({"select": {"rule": "all", "weighting": {}}}, "sample select pack train"),
         ({"select": {"rule": "all", "weighting": {}}, "score": {"by": "teacher"}}, "sample score select pack train"),
         (
@@ -81,13 +86,15 @@ def test_the_stages_of_a_phase(options, expected):
     assert one.stages == tuple(expected.split())
     assert one.is_scored == ("score" in one.stages)
     assert one.is_scored_by_teacher == (one.is_scored and one.score.by == "teacher")
-    assert one.source in SOURCES and list(one.stages) == sorted(one.stages, key=list(STAGES).index)
+    assert one.source in (*SOURCES, "replay") and list(one.stages) == sorted(one.stages, key=list(STAGES).index)
 
 
 @pytest.mark.parametrize("rule", stages.RULES)
 def test_rules_and_scores(rule):
     select = SelectConfig(rule=rule)
-    assert select.needs_scores == select.uses_scores == (rule not in ("random", "all"))
+    assert select.needs_scores == select.uses_scores == (rule not in ("longest", "shortest", "random", "all"))
+    assert select.needs_teacher == (rule in ("count", "ratio", "length_matched", "fewest"))
+    assert phase(select={"rule": rule}).needs_logprobs == select.needs_teacher
     assert (not SelectConfig(rule="mine:rule").needs_scores) and SelectConfig(rule="mine:rule").uses_scores
 
 
@@ -96,6 +103,10 @@ def test_weights_and_logprobs():
     weighted = {"rule": "all", "weighting": {}}
     assert phase(select=weighted).needs_logprobs and phase(select=weighted).select.uses_weights
     assert not SelectConfig(weighting=Weighting(lam=0.0)).uses_weights
+    alone = phase(select={"rule": "likelihood"})
+    assert alone.is_scored_by_student_alone and alone.stages == phase().stages
+    assert phase(select={"rule": "likelihood", "keep": 2, "weighting": {}}).needs_logprobs
+    assert phase(select={"rule": "mine:rule"}).needs_logprobs, "nobody knows what it looks at"
 
 
 # --- unions -------------------------------------------------------------------------------------------

@@ -222,7 +222,7 @@ def test_another_sampler_of_the_same_class_is_another_configuration(tmp_path, de
         ),
         (["teacher.kind='CODE:Sft'"], "teacher.kind: CODE:Sft has no method `complete`"),
         (["teacher.options={ folders = 'x' }"], "teacher.options: CODE:Teacher does not accept {'folders': 'x'}"),
-        (["select.rule='longest'"], "select.rule = 'longest': should be 'count', "),
+        (["select.rule='longer'"], "select.rule = 'longer': should be 'count', "),
     ],
 )
 def test_code_that_is_not_what_its_key_asks_for_is_one_line(folder, cli, overrides, message):

@@ -219,7 +219,7 @@ def test_two_servers_one_of_them_dead(tmp_path, cli):
             ["is not an address; write one like http://localhost:8000/v1"],
         ),
         (("teacher.tokenizer='nowhere'",), {}, ["model = 'nowhere': no such folder"]),
-        (("teacher.logprobs=false",), {}, ["select.rule = 'count' needs log-probabilities", "use 'random' or 'all'"]),
+        (("teacher.logprobs=false",), {}, ["select.rule = 'count' needs log-probabilities", "'random' or 'all'"]),
         (("teacher.budget.max_cost=5.0", "teacher.prices=0"), {}, ["teacher.prices"]),
     ],
 )

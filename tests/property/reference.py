@@ -388,34 +388,64 @@ def rank_within_prompts(score: Sequence[float], prompt_index: Sequence[int], kee
     ]
 
 
+def rank_correlation(score: Sequence[float], other: Sequence[float], prompts: Sequence[int]) -> float:
+    """Correlation of two columns of ranks within prompts; equal values share their ranks' mean."""
+
+    def ranks(values: Sequence[float]) -> list[float]:
+        own = [[v for v, p in zip(values, prompts, strict=True) if p == prompt] for prompt in prompts]
+        return [
+            sum((v < value) - (v > value) for v in same) / 2 for value, same in zip(values, own, strict=True)
+        ]  # half of how many are below less how many are above: the rank less the mean rank
+
+    one, two = ranks(score), ranks(other)
+    size = math.sqrt(sum(a * a for a in one) * sum(b * b for b in two))
+    return sum(a * b for a, b in zip(one, two, strict=True)) / size if size else math.nan
+
+
+def could_flip(low: Sequence[float], high: Sequence[float], kept: Sequence[bool], prompts: Sequence[int]) -> float:
+    """Share of the prompts, kept in part, in which some rejected candidate may be as good as some kept one."""
+    flips = []
+    for prompt in set(prompts):
+        own = [i for i, other in enumerate(prompts) if other == prompt]
+        pairs = [high[j] >= low[i] for i in own for j in own if kept[i] and not kept[j]]
+        flips += [any(pairs)] if pairs else []
+    return sum(flips) / len(flips) if flips else math.nan
+
+
 def length_matched(counts: Sequence[int], tokens: Sequence[int], prompts: Sequence[int]) -> list[float]:
-    """Residuals of count on length, both less their mean over the prompt; one slope for all prompts."""
+    """Counts less what the prompt's rate expects, over its square root, less one line in the relative length."""
+    scores, lines = [], []
+    for count, length, prompt in zip(counts, tokens, prompts, strict=True):
+        own = [i for i, other in enumerate(prompts) if other == prompt]
+        total_length = sum(tokens[i] for i in own)
+        expected = sum(counts[i] for i in own) / total_length * length
+        scores.append((count - expected) / math.sqrt(expected) if expected else 0.0)
+        lines.append(math.sqrt(expected) * (length / (total_length / len(own)) - 1))
+    spread = sum(line * line for line in lines)
+    slope = sum(line * score for line, score in zip(lines, scores, strict=True)) / spread if spread else 0.0
+    return [score - slope * line for line, score in zip(lines, scores, strict=True)]
 
-    def centred(values: Sequence[int]) -> list[float]:
-        means = {}
-        for prompt in set(prompts):
-            own = [value for value, other in zip(values, prompts, strict=True) if other == prompt]
-            means[prompt] = sum(own) / len(own)
-        return [value - means[prompt] for value, prompt in zip(values, prompts, strict=True)]
 
-    x, y = centred(tokens), centred(counts)
-    spread = sum(value * value for value in x)
-    slope = sum(a * b for a, b in zip(x, y, strict=True)) / spread if spread > 0 else 0.0
-    return [b - slope * a for a, b in zip(x, y, strict=True)]
+def rank_surprisal_ratio(probabilities: Sequence[Sequence[float]], chosen: Sequence[int]) -> float:
+    """Of tokens that were chosen, each from the probabilities of all: ranks up to 100, over surprisals."""
+    ranks = [min(1 + sum(p > row[token] for p in row), 100) for row, token in zip(probabilities, chosen, strict=True)]
+    return sum(ranks) / sum(-math.log(row[token]) for row, token in zip(probabilities, chosen, strict=True))
 
 
 # --- repetition --------------------------------------------------------------------------------
 
 
 def repeated_ngrams(ids: Sequence[int], n: int) -> tuple[int, int]:
-    """Positions whose n-gram began before, and the length of the longest span that begins at two positions."""
-
-    def num_repeated(length: int) -> int:
-        grams = [tuple(ids[at : at + length]) for at in range(len(ids) - length + 1)]
-        return len(grams) - len(set(grams))
-
-    longest = next((length for length in range(len(ids) - 1, n - 1, -1) if num_repeated(length)), 0)
-    return num_repeated(n), longest
+    """Positions whose n-gram began before, and the length of the longest stretch of copies, of 3n ids or more."""
+    grams = [tuple(ids[at : at + n]) for at in range(len(ids) - n + 1)]
+    longest = 0
+    for period in range(1, len(ids) // 3 + 1):
+        stretch = period  # up to here, each id is that of one period before
+        for at in range(period, len(ids)):
+            stretch = stretch + 1 if ids[at] == ids[at - period] else period
+            if stretch >= 3 * max(period, n):
+                longest = max(longest, stretch)
+    return len(grams) - len(set(grams)), longest
 
 
 def repeated_share(units: Sequence[bytes], num_bytes: int) -> float:

@@ -185,7 +185,7 @@ def test_ngrams_of_the_reference(sequences: list[list[int]], n: int, dtype: Any)
     offsets = np.cumsum([0, *map(len, sequences)])
     repetition = repeated_ngrams(np.array([token for ids in sequences for token in ids], dtype), offsets, n)
     expected = [reference.repeated_ngrams(ids, n) for ids in sequences]
-    assert list(zip(repetition.num_repeated.tolist(), repetition.longest.tolist(), strict=True)) == expected
+    assert list(zip(repetition.num_repeated.tolist(), repetition.longest_stretch.tolist(), strict=True)) == expected
 
 
 @pytest.mark.parametrize(

@@ -244,11 +244,11 @@ def test_accuracy_by_hand(reported):
     text, _ = reported
     before, after_low, after_mixed = table_rows(text, "Accuracy")
     # means per question: ½ 0 1, then 1 1 1, then ½ ½ 1; standard deviations with n − 1, over √3
-    assert before == ["(before)", "50.0 ± 28.9", "–", "–", "16.7 %", "16.7 %", "10.5"]
+    assert before == ["(before)", "50.0 ± 28.9", "–", "–", "16.7 %", "0.0 %", "10.5"], "no answer counts twice"
     assert after_low == ["low", "100.0 ± 0.0", "+50.0 (1.7)", "–", "0.0 %", "0.0 %", "10.5"]
     assert after_mixed == ["mixed", "66.7 ± 16.7", "+16.7 (1.0)", "−33.3 (2.0)", "0.0 %", "0.0 %", "10.5"]
     dial = table_rows(text, "Accuracy by domain")[:3]
-    assert dial[0] == ["dial", "(before)", "2", "25.0 ± 25.0", "–", "25.0 %", "25.0 %"]
+    assert dial[0] == ["dial", "(before)", "2", "25.0 ± 25.0", "–", "25.0 %", "0.0 %"]
     assert dial[1] == ["low", "2", "100.0 ± 0.0", "+75.0 (3.0)", "0.0 %", "0.0 %"]
     assert "Lower than after the previous phase: mixed (−33.3, 2.0 standard errors)" in text
     assert "docs/evidence.md" in text
@@ -295,7 +295,7 @@ def test_a_grader_that_cannot_be_imported_leaves_out_what_is_right(run_folder, c
     chosen, rest = table_rows(text, "What the rule “count” prefers in low")
     assert chosen == ["chosen", "2", "–", "–", "–", "11.0", "5.5", "1.50 (27.3 %)"]
     assert rest == ["rest", "2", "–", "–", "–", "10.0", "5.0", "0.50 (10.0 %)"]
-    assert table_rows(text, "Mixed policy") == [["mixed", "2", "1 (50.0 %)", "–", "–", "–", "50.0 %"]]
+    assert table_rows(text, "Mixed policy") == [["mixed", "2", "1 (50.0 %)", "–", "–", "–", "–", "50.0 %"]]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("note: evaluate.grader = 'graders_gone:strict': the grader cannot be imported")
     assert line.endswith("the report leaves out which rollouts are right")
@@ -307,7 +307,9 @@ def test_rollouts_packing_time_by_hand(reported):
         ["low", "sample", "0.6", "2", "5", "0.56", "0.800", "9.2", "11.0"],  # varied: (8/13 + 5/10) / 2
         ["mixed", "mix", "1", "1", "1", "1.00", "0.500", "12.0", "12.0"],
     ]
-    assert table_rows(text, "Mixed policy") == [["mixed", "2", "1 (50.0 %)", "100.0 %", "0.0 %", "0.0 %", "50.0 %"]]
+    assert table_rows(text, "Mixed policy") == [
+        ["mixed", "2", "1 (50.0 %)", "–", "100.0 %", "0.0 %", "0.0 %", "50.0 %"]
+    ]
     assert table_rows(text, "Packing") == [["low", "2", "0", "1", "28", "22", "87.5 %"]]
     assert table_rows(text, "Training") == [["low", "3", "3.000 → 1.000", "1.00", "1,234", "3 → 12 of 16 right"]]
     times = table_rows(text, "Seconds of each stage (tokens per second)")

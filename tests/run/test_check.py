@@ -1,5 +1,7 @@
 """`check` reports mistakes in the training options before anything is spent."""
 
+import json
+
 import pytest
 
 from dasd_lite.config.load import load_recipe
@@ -45,3 +47,26 @@ def test_training_options_without_effect_are_noted(small_recipe, tmp_path):
     assert first == "phase 'low': train.method.start = 'adapter' has no effect: it is the first phase"
     (second,) = unread_settings(load_recipe(path, [f"mixed.{adapter}"]))
     assert second == "phase 'mixed': train.method.start = 'adapter' has no effect: phase 'low' leaves no adapter"
+
+
+def test_answers_that_the_random_rule_does_not_use_are_noted(small_recipe, tmp_path):
+    path = small_recipe(tmp_path)
+    random = ['low.select.rule="random"', "sample.num_samples=4"]
+    (note,) = unread_settings(load_recipe(path, random))
+    assert note.startswith(
+        "phase 'low': select.rule = 'random' keeps 1 of 4 answers: sample.num_samples = 1 saves 75%;"
+    )
+    assert not list(unread_settings(load_recipe(path, [*random, "low.select.keep=4"])))
+    for rule in ("longest", "fewest", "count"):
+        assert not list(unread_settings(load_recipe(path, [f'low.select.rule="{rule}"']))), "it looks at all of them"
+
+
+def test_wrong_answers_that_mixed_policy_cannot_see_are_noted(small_recipe, tmp_path, cli):
+    rows = [{"prompt": f"{n}?"} | ({"answer": "4"} if n < 3 else {}) for n in range(8)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    small_recipe(tmp_path, prompts={"path": "q.jsonl"})
+    note = "mix.rescue = 'either' cannot see wrong answers to 5 of 8 prompts, which have no `answer`"
+    result = cli("check", "run.toml", 'mixed.mix.rescue="either"', "--until", "models", cwd=tmp_path)
+    assert note in " ".join((result.stdout + result.stderr).split())
+    result = cli("check", "run.toml", "--until", "models", cwd=tmp_path)
+    assert "mix.rescue" not in result.stdout + result.stderr

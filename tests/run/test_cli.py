@@ -9,6 +9,7 @@ import pytest
 
 from dasd_lite.data.dataset import read_table
 from dasd_lite.data.manifest import read_manifest
+from dasd_lite.report.results import read_accuracy
 
 
 def stages_of(run):
@@ -46,6 +47,17 @@ def test_a_run_runs_every_stage_of_both_phases(finished):
     for row in read_table(finished / "run" / "mixed" / "mix", "rollouts").to_pylist():
         assert 0 < row["prefix_bytes"] < len(row["completion"].encode())
         assert sum(row["token_bytes"]) == len(row["completion"].encode()) - row["prefix_bytes"]
+
+
+def test_every_graded_answer_counts_once(finished):
+    truncated = 0
+    for phase in ("base", "low", "mixed"):
+        folder = finished / "run" / phase / "evaluate"
+        counts, overall = read_manifest(folder)["counts"], read_accuracy(folder).overall
+        assert sum(counts[kind] for kind in ("right", "wrong", "unparseable", "truncated")) == counts["samples"] == 4
+        assert (overall.truncated, overall.unparseable) == (counts["truncated"], counts["unparseable"])
+        truncated += overall.truncated
+    assert truncated > 0
 
 
 def test_the_same_command_has_nothing_to_do(finished, cli):
@@ -185,3 +197,34 @@ def test_help_lists_every_command(tmp_path, cli):
     stages = ["sample", "ingest", "mix", "score", "select", "pack", "train", "evaluate"]
     assert commands == ["init", "check", "run", *stages, "report", "show", "clean", "demo"]
     assert len(commands) == 15
+
+
+def test_a_phase_that_replays_trains_on_answers_of_another(copied, cli):
+    """As many steps on plain data as mixed policy took; the answers may come from another run's folder."""
+    path, kept = copied / "run.toml", read_manifest(copied / "run" / "low" / "select")["counts"]["kept"]
+    again = copied / "elsewhere" / "select"
+    shutil.copytree(copied / "run" / "low" / "select", again)
+    path.write_text(
+        f"""{path.read_text()}
+[[phase]]
+name = "control"
+source = "replay"
+pack.replay_from = "low"
+pack.replay_answers = {kept - 1}
+[[phase]]
+name = "all"
+source = "replay"
+pack.replay_from = "elsewhere/select"
+"""
+    )
+    assert cli("check", "run.toml", "--until", "models", cwd=copied).rc == 0
+    result = cli("run", "run.toml", cwd=copied)
+    assert result.rc == 0, result.stderr
+    lines = [line.split()[0] for line in result.stdout.splitlines() if re.match(r"(low|mixed|control|all)/", line)]
+    assert lines == [f"{phase}/{stage}" for phase in ("control", "all") for stage in ("pack", "train", "evaluate")]
+    counts = [read_manifest(copied / "run" / phase / "pack")["counts"] for phase in ("control", "all")]
+    assert [(own["rollouts"], own["replayed"]) for own in counts] == [(kept - 1, kept - 1), (kept, kept)]
+    shutil.rmtree(again)
+    result = cli("check", "run.toml", "--until", "models", cwd=copied)
+    assert result.rc == 2
+    assert "phase 'all': pack.replay_from = elsewhere/select: neither an earlier phase nor a finished" in result.stderr

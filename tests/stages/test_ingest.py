@@ -1,21 +1,17 @@
-"""Rollouts that were not sampled here: what ingest accepts, and where mix cuts the answer of a student."""
+"""Rollouts that were not sampled here: what ingest accepts; which of a student's answers have room in mix."""
 
 import json
-import re
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.server import ChatServer
 
-from dasd_lite.chat.chat import Chat
 from dasd_lite.config.models import Endpoint, Transformers
 from dasd_lite.config.stages import IngestConfig, ScoreConfig
 from dasd_lite.data.dataset import read_table
 from dasd_lite.data.manifest import read_manifest
 from dasd_lite.errors import DataError
-from dasd_lite.stages import ingest, score
-from dasd_lite.stages.mix import _cut_off, _with_room
+from dasd_lite.stages import ingest, score, select
+from dasd_lite.stages.mix import _teacher_chat, _with_room
 
 
 @pytest.fixture
@@ -107,63 +103,34 @@ def test_a_changed_file_is_read_again(run):
 def test_scoring_without_log_probabilities_names_the_alternatives(run, tmp_path, demo):
     run([{"input": "q", "output": "a", "uid": "the one"}])
     student = Transformers(model=str(demo / "student"))
-    with pytest.raises(DataError, match=r"ingest: rollout the one has no teacher log-probabilities.*'random' or 'all'"):
+    with pytest.raises(
+        DataError, match=r"ingest: rollout the one has no teacher log-probabilities.*'likelihood'.*'random' or 'all'"
+    ):
         score.score(tmp_path / "ingest", student, ScoreConfig(), out=tmp_path / "score")
     assert not (tmp_path / "score" / "manifest.json").exists()
 
 
-# --- where mix cuts -----------------------------------------------------------------------------------
-
-WORDS = st.sampled_from(
-    ["a", "word", "5", ".", " ", "  ", "\n", "\n\n", " \n", "\r\n", "\t", "é", "漢", "🙂", "<think>"]
-)
-texts = st.lists(WORDS, min_size=1, max_size=40).map("".join)
-
-
-def cut(text, seed=0):
-    """The prefix that mix keeps of a text, or None if it has no place to cut."""
-    row_and_prefix = _cut_off({"completion": text, "uid": "q", "messages": []}, seed)
-    assert row_and_prefix is None or "completion" not in row_and_prefix[0]
-    return None if row_and_prefix is None else row_and_prefix[1]
-
-
-@settings(max_examples=300, deadline=None)
-@given(text=texts, seed=st.integers(0, 5))
-def test_a_cut_is_in_the_second_half_where_tokens_end(text, seed):
-    prefix = cut(text, seed)
-    if prefix is None:
-        half = text[len(text) // 2 :]
-        assert not re.search(r"\S ", half), "there was a place to cut"
-        return
-    rest = text.removeprefix(prefix)
-    assert text.startswith(prefix)
-    assert len(text) // 2 <= len(prefix) <= len(text)
-    assert prefix == cut(text, seed)
-    before_space = rest.startswith(" ") and not prefix[-1:].isspace()
-    after_lines = prefix.endswith("\n") and not re.match(r"\s*\n", rest)
-    assert before_space or after_lines
+def test_rules_that_need_the_student_alone_take_answers_without_log_probabilities(run, tmp_path, demo):
+    run([{"input": f"q{n}", "output": f"<think> {n} </think> {m}"} for n in range(4) for m in ("4", "xyz zyx")])
+    student = Transformers(model=str(demo / "student"))
+    scores = score.score(tmp_path / "ingest", student, out=tmp_path / "score", student_alone=True)
+    rows = scores.to_table().to_pylist()
+    assert {row["teacher_mean_logprob"] for row in rows} == {None}
+    assert all(row["rank_sum"] > 0 and row["surprisal_sum"] > 0 and row["student_mean_logprob"] < 0 for row in rows)
+    chosen = {}
+    for rule in ("likelihood", "rsr"):
+        kept = select.select(tmp_path / "ingest", student, out=tmp_path / rule, scores=scores, rule=rule)
+        chosen[rule] = {row["uid"]: row["score"] for row in kept.to_table().to_pylist()}
+    pairs = [(rows[i], rows[i + 1]) for i in range(0, len(rows), 2)]
+    best = [max(pair, key=lambda row: row["student_mean_logprob"]) for pair in pairs]
+    assert chosen["likelihood"] == {row["uid"]: pytest.approx(row["student_mean_logprob"]) for row in best}
+    ratio = [min(pair, key=lambda row: row["rank_sum"] / row["surprisal_sum"]) for pair in pairs]
+    assert chosen["rsr"] == {row["uid"]: pytest.approx(-row["rank_sum"] / row["surprisal_sum"]) for row in ratio}
+    with pytest.raises(DataError, match=r"8 of 8 rollouts were scored by the student alone, the first is .*'count'"):
+        select.select(tmp_path / "ingest", student, out=tmp_path / "count", scores=scores, rule="count")
 
 
-@settings(max_examples=150, deadline=None)
-@given(text=texts)
-def test_no_tokenizer_merges_tokens_across_a_cut(demo, text):
-    prefix = cut(text)
-    if prefix is None:
-        return
-    for chat in tokenizers(demo):
-        apart = [*chat.encode(prefix).tolist(), *chat.encode(text.removeprefix(prefix)).tolist()]
-        assert apart == chat.encode(text).tolist(), chat.folder.name
-
-
-def tokenizers(demo, cache={}):  # noqa: B006
-    if not cache:
-        cache.update({name: Chat(demo / name) for name in ("teacher", "student")})
-    return cache.values()
-
-
-def test_cuts_depend_on_the_seed():
-    text = " ".join(str(n) for n in range(100))
-    assert len({len(cut(text, seed)) for seed in range(30)}) > 10
+# --- mix ----------------------------------------------------------------------------------------------
 
 
 def test_a_server_that_later_reports_another_context_does_not_change_the_plan(demo, tmp_path):
@@ -172,8 +139,10 @@ def test_a_server_that_later_reports_another_context_does_not_change_the_plan(de
     with ChatServer(habits=["vllm"]) as server:
         server.context = 60
         teacher = Endpoint(kind="endpoint", model="teacher", base_urls=[server.url], tokenizer=str(demo / "teacher"))
-        first = _with_room(cut, teacher, tmp_path)
+        first = _with_room(cut, teacher, _teacher_chat(teacher), tmp_path)
     assert 0 < len(first) < len(cut)
-    assert _with_room(cut, teacher, tmp_path) == first
+    assert _with_room(cut, teacher, _teacher_chat(teacher), tmp_path) == first
     (tmp_path / "new").mkdir()
-    assert len(_with_room(cut, teacher, tmp_path / "new")) > len(first), "without the stored context"
+    assert len(_with_room(cut, teacher, _teacher_chat(teacher), tmp_path / "new")) > len(first), (
+        "without the stored context"
+    )

@@ -1,6 +1,7 @@
 """The pack stage: every kept rollout once, with its targets and columns, and nothing that cannot be learned from."""
 
 import itertools
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -106,6 +107,37 @@ def test_the_seed_draws_what_is_replayed(tmp_path):
         pack.pack(own, PackConfig(seq_len=32, replay=4.0), out=out, seed=seed, earlier=before)
         drawn.append({uid for uid in documents(out) if uid.startswith("before")})
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_number_of_replayed_answers_and_replay_alone(tmp_path, capsys):
+    own, before = selected(tmp_path / "own", [(5, 2)] * 6), selected(tmp_path / "before", [(7, 3)] * 12)
+    both = pack.pack(own, out=tmp_path / "both", earlier=before, seq_len=32, replay_answers=5)
+    assert (both.counts["replayed"], both.counts["rollouts"]) == (5, 11)
+    alone = pack.pack(None, out=tmp_path / "alone", earlier=before, seq_len=32, replay_answers=5)
+    assert (alone.counts["replayed"], alone.counts["rollouts"]) == (5, 5)
+    assert {uid for uid in documents(both.folder) if uid.startswith("before")} == set(documents(alone.folder))
+    every = pack.pack(None, out=tmp_path / "every", earlier=before, seq_len=32)
+    assert (every.counts["replayed"], every.counts["rollouts"]) == (12, 12)
+    assert "note" not in capsys.readouterr().err
+    more = pack.pack(None, out=tmp_path / "more", earlier=before, seq_len=32, replay_answers=13)
+    assert more.counts["rollouts"] == 12
+    assert "pack.replay_answers = 13, but" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(DataError, match="there is nothing to pack: pass what select wrote as `kept` or `earlier`"):
+        pack.pack(None, out=tmp_path / "nothing")
+    with pytest.raises(
+        DataError, match=r"pack\.replay_answers = 5 adds rollouts of an earlier phase; pass their folder"
+    ):
+        pack.pack(own, out=tmp_path / "nothing", replay_answers=5)
+
+
+def test_replay_for_another_tokenizer_is_refused(tmp_path):
+    folders = [selected(tmp_path / name, [(5, 2)] * 3) for name in ("own", "before")]
+    for folder, tokenizer in zip(folders, "ab", strict=True):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["inputs"]["tokenizer"] = tokenizer
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"own and .*before: selected for students with different tokenizers"):
+        pack.pack(folders[0], out=tmp_path / "pack", earlier=folders[1], seq_len=32, replay=1.0)
 
 
 # --- weights ------------------------------------------------------------------------------------------

@@ -340,8 +340,9 @@ def test_noise_between_engines_above_the_limit_is_noted(sampled, models, capsys)
     folder = Path(models[0].model)
     by_student = score._StudentScorer(models[0], folder, ScoreConfig())
     by_student._model = Vllm(kind="vllm", model=models[0].model)  # as if vLLM had computed the scores below
+    chat, context = by_student.chat, by_student.context
     items = list(
-        by_student.remember_first(score._student_items(sampled, None, by_student.chat, by_student.context, set()))
+        by_student.remember_first(score._student_items(sampled, None, chat, context, set(), student_alone=False))
     )
     assert len(items) == 24
     for item in items:

@@ -1,5 +1,7 @@
 """Selection on handmade rollouts: every reason with its value, each rule, budgets, weights, and what is refused."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,7 +14,7 @@ from dasd_lite.data.manifest import Identity, read_manifest
 from dasd_lite.data.records import ROLLOUT, SCORE
 from dasd_lite.data.writer import ShardWriter
 from dasd_lite.errors import CheckpointError, ConfigError, DataError
-from dasd_lite.report.summary import rejections, summary
+from dasd_lite.report.summary import rejections, rule_warning, summary
 from dasd_lite.stages import select
 
 GOOD = "<think> Start at 3. Up 1 is 4. </think>\nAnswer: 4"
@@ -117,6 +119,7 @@ def test_each_filter_reports_its_reason_and_value(run, chat):
     lines = f"<think>\n{LINE * 4}</think>\nAnswer: 4"
     sentences = f"<think> {SENTENCE * 4}</think>\nAnswer: 4"
     grams = "<think> " + "abcdefghijklmnopqrstuvwxyz" * 12 + " </think>\nAnswer: 4"
+    loop = "<think> " + " ".join(map(str, range(150))) + "".join(" abc def" for _ in range(12)) + " </think> Answer: 4"
     rows = [
         rollout("good"),
         rollout("cut off", finish_reason="length"),
@@ -140,8 +143,9 @@ def test_each_filter_reports_its_reason_and_value(run, chat):
         rollout("lines", lines),
         rollout("sentences", sentences),
         rollout("grams", grams),
+        rollout("loop", loop),
     ]
-    folder = run(rows, max_tokens=tokens + 700)
+    folder = run(rows, max_tokens=tokens + 700, max_repeated_span=60)
     why = rejected(folder)
     reasons = {uid: reason for uid, (reason, _) in why.items()}
     values = {uid: value for uid, (_, value) in why.items()}
@@ -162,6 +166,7 @@ def test_each_filter_reports_its_reason_and_value(run, chat):
         "lines": "repeated lines",
         "sentences": "repeated sentences",
         "grams": "repeated n-grams",
+        "loop": "repeated span",
     }
     assert values["cut off"] == tokens
     assert (values["no thought"], values["two thoughts"]) == (0, 2)
@@ -170,6 +175,7 @@ def test_each_filter_reports_its_reason_and_value(run, chat):
     assert values["lines"] == pytest.approx(3 * len(LINE.strip()) / len(lines), abs=0.03)
     assert values["sentences"] == pytest.approx(3 * len(SENTENCE) / len(sentences), abs=0.06)
     assert values["grams"] > 0.5
+    assert values["loop"] == len(chat.encode(" abc def")) * 12
     counts = read_manifest(folder)["counts"]
     assert counts["rollouts"] == len(rows)
     assert counts["kept"] == counts["prompts_kept"] == 1
@@ -209,6 +215,20 @@ def test_filters_can_be_turned_off(run):
         rows, require_think=False, max_duplicate_lines=1.0, max_duplicate_sentences=1.0, max_repeated_ngrams=1.0
     )
     assert kept(folder) == ["no thought", "lines"]
+
+
+def test_a_loop_is_measured_by_its_length_and_a_text_given_twice_is_none(run, chat):
+    steps = "".join(f"Then {n} and {n * n % 97} is {n * n}. " for n in range(9, 29))
+    rows = [
+        rollout("loop", f"<think> {steps}{' Wait.' * 30}</think>\nAnswer: 4"),
+        rollout("short loop", f"<think> {steps}{' Wait.' * 5}</think>\nAnswer: 4"),
+        rollout("twice", f"<think> {steps}So: {steps[:200]}</think>\nAnswer: 4"),
+    ]
+    loose = {"max_duplicate_sentences": 1.0}
+    folder = run(rows, max_repeated_span=60, **loose)
+    assert kept(folder) == ["short loop", "twice"]
+    assert rejected(folder) == {"loop": ("repeated span", 30 * len(chat.encode(" Wait.")))}
+    assert kept(run(rows, max_repeated_span=500, **loose, out="all")) == ["loop", "short loop", "twice"]
 
 
 def test_a_length_of_exactly_the_limit_is_kept(run, chat):
@@ -285,6 +305,16 @@ def test_the_random_rule_depends_only_on_the_seed(run):
     assert [uid[0] for uid in first] == list("abcdefgh")
 
 
+def test_the_random_rule_knows_the_phase(run, tmp_path, demo):
+    rows = [rollout(f"{prompt}{n}", prompt=prompt) for prompt in "abcdefgh" for n in range(4)]
+    run(rows)
+    low, again, high = (
+        select.select(tmp_path / "rollouts", str(demo / "student"), out=tmp_path / out, rule="random", phase=phase)
+        for out, phase in [("low", "low"), ("again", "low"), ("high", "high")]
+    )
+    assert kept(low.folder) == kept(again.folder) != kept(high.folder)
+
+
 def test_keep_may_be_above_1_and_ties_are_kept_in_order(run):
     rows = [rollout(str(n)) for n in range(5)]
     classes = dict.fromkeys("01234", "T=")
@@ -326,6 +356,84 @@ def test_a_masked_prefix_is_context(run, chat):
     begins = masked["num_context_tokens"]
     assert begins > plain["num_context_tokens"]
     assert chat.decode_answer(masked["ids"][begins:], "stop")[0] == GOOD.removeprefix(prefix)
+
+
+def test_repetition_is_that_of_the_teachers_part(run):
+    drifting = "<think> " + SENTENCE * 4 + "\n"
+    calm = "So it is 4, not 5, 6 or 7. </think>\nAnswer: 4"
+    rows = [
+        rollout("drifting", drifting + calm, prefix_bytes=len(drifting)),
+        rollout("mended", f"<think> 1, 2. {SENTENCE * 4}</think>\nAnswer: 4", prefix_bytes=len("<think> 1, 2.")),
+        rollout("loop", f"<think>{' Wait.' * 30} {calm}", prefix_bytes=len(f"<think>{' Wait.' * 30}")),
+        rollout("two thoughts", f"<think> a </think> b {calm}", prefix_bytes=len("<think> a </think> b")),
+        rollout("other language", f"<think> 漢字 é🙂. {calm}", prefix_bytes=len("<think> 漢字 é".encode())),
+    ]
+    folder = run(rows, max_repeated_span=60, max_repeated_ngrams=0.2)
+    assert kept(folder) == ["drifting", "loop", "other language"]
+    why = {uid: reason for uid, (reason, _) in rejected(folder).items()}
+    assert why == {"mended": "repeated sentences", "two thoughts": "structure"}
+    folder = run(rows, max_repeated_span=60, max_repeated_ngrams=0.2, filter_prefix=True, out="both")
+    assert kept(folder) == ["other language"]
+    assert {rejected(folder)[uid][0] for uid in ("drifting", "loop")} == {"repeated sentences", "repeated n-grams"}
+    masked = run(rows, max_repeated_span=60, max_repeated_ngrams=0.2, mask_prefix=True, out="masked")
+    assert kept(masked) == ["drifting", "loop", "other language"]
+
+
+# --- what is said about the rule ----------------------------------------------------------------------
+
+
+def spaced(uid, words, prompt="q"):
+    return rollout(uid, GOOD.replace("is 4.", "is 4, " + " ".join(map(str, range(words)))), prompt=prompt)
+
+
+def test_questions_that_lost_all_their_candidates_are_counted(run):
+    rows = [rollout("a"), rollout("b", finish_reason="length"), rollout("c", prompt="r", finish_reason="length")]
+    folder = run(rows)
+    counts = read_manifest(folder)["counts"]
+    assert (counts["prompts"], counts["prompts_kept"], counts["prompts_lost"]) == (2, 1, 1)
+    assert "1 of 2 questions lost all their candidates" in summary(folder)
+
+
+def test_a_count_that_is_the_length_is_said(run):
+    rows = [spaced(f"{prompt}{n}", 9 * n, prompt) for prompt in "pqr" for n in range(3)]
+    folder = run(rows, classes={row["uid"]: "T" * (5 + int(row["uid"][1])) + "=" for row in rows}, rule="count")
+    measured = read_manifest(folder)["counts"]["choice"]
+    assert measured == {
+        "questions": 3,
+        "length_correlation": pytest.approx(1),
+        "tied": 0.0,
+        "teacher_share": pytest.approx(18 / 21),
+        "could_flip": None,
+    }
+    assert rule_warning(read_manifest(folder)) == (
+        "  rule 'count': it prefers long answers (rank correlation with length +1.00)"
+    )
+    fewest = run(rows, classes={}, rule="fewest", out="fewest")
+    assert "it prefers short answers (rank correlation with length −1.00)" in rule_warning(read_manifest(fewest))
+    for rule in ("longest", "shortest"):
+        assert rule_warning(read_manifest(run(rows, rule=rule, out=rule))) is None, "they say so themselves"
+    assert "choice" not in read_manifest(run(rows, out="all"))["counts"]
+
+
+def test_classes_that_tell_nothing_apart_and_ties_are_said(run):
+    rows = [rollout(f"{prompt}{n}", prompt=prompt) for prompt in "pqr" for n in range(2)]
+    folder = run(rows, classes={row["uid"]: "T" * 19 + "=" for row in rows}, rule="count")
+    assert rule_warning(read_manifest(folder)) == (
+        "  rule 'count': 95% of all sentences are teacher sentences, so they hardly tell answers apart;"
+        " the best scores are equal in 100% of the questions"
+    )
+
+
+@pytest.mark.parametrize(("noise", "share"), [(0.04, 0.0), (0.06, 0.5), (0.9, 1.0)])
+def test_a_margin_within_the_noise_of_the_engines_is_said(run, tmp_path, chat, noise, share):
+    rows = [spaced(uid, 0, uid[0]) for uid in ("p0", "p1", "q0", "q1")]
+    classes = {"p0": "Tt==", "p1": "T===", "q0": "TTT=", "q1": "T==="}  # t: 0.05 above beta
+    write(tmp_path / "scores", "scores", SCORE, [score(chat, row, classes[row["uid"]]) for row in rows])
+    (tmp_path / "scores" / "timing.json").write_text(json.dumps({"engine_noise_sentence": noise}))
+    folder = run(rows, classes=classes, rule="count")
+    assert read_manifest(folder)["counts"]["choice"]["could_flip"] == share
+    warned = f"engine noise could change the choice in {share:.0%} of the questions"
+    assert (warned in (rule_warning(read_manifest(folder)) or "")) == (share > 0)
 
 
 # --- weights ------------------------------------------------------------------------------------------
@@ -453,7 +561,7 @@ def test_token_columns_of_different_lengths_are_refused(run):
 
 def test_rules_that_need_scores_say_so(run):
     with pytest.raises(
-        DataError, match=r"select\.rule = 'count' needs scores; run score first, or use 'random' or 'all'"
+        DataError, match=r"select\.rule = 'count' needs scores; run score first, or use 'longest', .*'random' or 'all'"
     ):
         run([rollout("a")], rule="count")
 

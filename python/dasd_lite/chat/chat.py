@@ -97,7 +97,7 @@ class Chat:
 
     def prompt_ids(self, messages: Sequence[Message], prefix: str = "") -> TokenIds:
         """Return the ids to continue from: the conversation, and `prefix`, the beginning of the answer."""
-        return np.concatenate([self.encode(self.render(messages)), self.encode(self._as_model_writes(prefix))])
+        return np.concatenate([self.encode(self.render(messages)), self.written_ids(prefix)])
 
     def example(self, messages: Sequence[Message], completion: str) -> tuple[TokenIds, int]:
         """Return the ids of a training example, and how many of them are the prompt.
@@ -109,7 +109,11 @@ class Chat:
 
     def target_ids(self, completion: str) -> TokenIds:
         """Return the ids that the model should write: the completion without `think_prefix`, and the end token."""
-        return np.append(self.encode(self._as_model_writes(completion)), np.int32(self.eos_id))
+        return np.append(self.written_ids(completion), np.int32(self.eos_id))
+
+    def written_ids(self, completion: str) -> TokenIds:
+        """Return the ids of an answer, or of its beginning, as the model writes it: without `think_prefix`."""
+        return self.encode(self._as_model_writes(completion))
 
     def token_bytes(self, ids: npt.NDArray[np.integer[Any]], text: str) -> npt.NDArray[np.int32]:
         """Return the length in bytes of each token of an answer.

@@ -208,9 +208,12 @@ def _use_paths(recipe: RecipeConfig, folder: Path) -> RecipeConfig:
     phases = []
     for phase in recipe.phase:
         files, columns, heldout = phase.ingest.paths, phase.pack.columns, phase.evaluate.prompts
+        replayed = phase.pack.replay_from  # a folder, or the name of a phase
+        if replayed is not None and recipe.replayed_phase(phase) is None:
+            replayed = usable(replayed)
         stages = {
             "ingest": phase.ingest.model_copy(update={"paths": [usable(path) for path in files]}),
-            "pack": phase.pack.model_copy(update={"columns": columns and usable(columns)}),
+            "pack": phase.pack.model_copy(update={"columns": columns and usable(columns), "replay_from": replayed}),
             "evaluate": phase.evaluate.model_copy(update={"prompts": heldout and usable(heldout)}),
         }
         phases.append(phase.model_copy(update=stages))

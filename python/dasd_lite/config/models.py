@@ -176,7 +176,8 @@ class Endpoint(Table):
     """Local folder or Hugging Face Hub id of the model's tokenizer and chat template. With it, requests send token ids
     to /completions (vLLM; mix and score.by = 'teacher' need it). Without it, they go to /chat/completions."""
     logprobs: bool = True
-    """Request log-probabilities. false is for providers without them and needs select.rule = 'random' or 'all'."""
+    """Request log-probabilities. false is for providers without them and needs select.rule = 'likelihood', 'rsr',
+    'longest', 'shortest', 'random' or 'all'."""
     api_key_env: Annotated[str, EXECUTION] = "OPENAI_API_KEY"
     """Name of the environment variable that holds the API key. The key itself is never written anywhere."""
     concurrency: Annotated[int, Field(ge=1, le=4096), EXECUTION] = 32

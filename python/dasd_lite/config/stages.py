@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from dasd_lite.config.chain import BASE, STAGES
+from dasd_lite.config.chain import ASKING, BASE, STAGES
 from dasd_lite.config.extensions import is_extension
 from dasd_lite.config.models import (
     EXECUTION,
@@ -27,12 +27,24 @@ from dasd_lite.config.models import (
 )
 from dasd_lite.config.train import TrainConfig
 
-_SCORED_RULES = ("count", "ratio", "length_matched")
-RULES = (*_SCORED_RULES, "random", "all")
+CLASS_RULES = ("count", "ratio", "length_matched", "fewest")
+"""Selection rules that compare teacher and student, sentence by sentence."""
+
+STUDENT_RULES = ("rsr", "likelihood")
+"""Selection rules that need the student's scores alone."""
+
+_UNSCORED_RULES = ("longest", "shortest", "random", "all")
+RULES = (*CLASS_RULES, *STUDENT_RULES, *_UNSCORED_RULES)
 """The built-in selection rules."""
+
+NEED_NO_LOGPROBS = "'likelihood', 'rsr', 'longest', 'shortest', 'random' or 'all'"
+"""The rules for answers without log-probabilities of the teacher, for messages."""
 
 GRADERS = ("math",)
 """The built-in graders."""
+
+NGRAM = 20
+"""Student tokens that are compared as one when repetition is measured."""
 
 
 class PromptsConfig(Table):
@@ -82,9 +94,9 @@ class ScoreConfig(Table):
     """student: only the student scores; the teacher's log-probabilities are those that came with the answers (paper
     section 4). teacher: the teacher also scores answers that came without log-probabilities."""
     when: Literal["needed", "always", "never"] = "needed"
-    """needed: score runs unless select.rule is random or all, which use no scores. always: it runs for these too, so
-    that the report can count sentence classes. never: it does not run; for a rule of your own that uses no scores.
-    Mixed answers are never scored."""
+    """needed: score runs unless select.rule is longest, shortest, random or all, which use no scores. always: it runs
+    for these too, so that the report can count sentence classes. never: it does not run; for a rule of your own that
+    uses no scores. Mixed answers are never scored."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that runs the student. With vllm, transformers scores a few answers too, and the difference is
     reported."""
@@ -119,9 +131,12 @@ class SelectConfig(Table):
     """Which answers are trained on, and how much each counts."""
 
     rule: Annotated[str, AfterValidator(BuiltIn(RULES))] = "count"
-    """How the answers to a prompt are ranked. count: by number of teacher sentences (the paper). ratio: by their share.
-    length_matched: by number at equal length. random: at random (the baseline). all: not ranked, every answer that
-    passes the filters is kept. package.module:attribute: a rule of your own."""
+    """How the answers to a prompt are ranked. count: by number of teacher sentences (the paper). ratio: by their share
+    of the sentences that have a class. length_matched: by number at equal length. rsr: by the student's ranks ÷
+    surprisals, lower is better (arXiv 2601.14249). likelihood: by the student's mean log-probability (GRAPE). fewest,
+    longest, shortest: by few teacher sentences, by length (controls). random: at random (the baseline). all: not
+    ranked, every answer that passes the filters is kept. package.module:attribute: a rule of your own. rsr and
+    likelihood need no log-probabilities of the teacher."""
     keep: PositiveInt = 1
     """Answers kept per prompt."""
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -139,6 +154,13 @@ class SelectConfig(Table):
     """Reject answers with more than this share of their bytes in repeated sentences."""
     max_repeated_ngrams: Fraction = 0.5
     """Reject answers in which more than this share of the 20-grams of student tokens are repeats."""
+    max_repeated_span: Annotated[PositiveInt, Field(ge=3 * NGRAM)] = 512
+    """Reject answers with a loop of more than this many student tokens: the same text at least three times in a row.
+    The other limits are shares of the whole answer, so a long answer would pass them with a long loop. Text that is
+    given twice, such as a listing, is no loop."""
+    filter_prefix: bool = False
+    """Whether these four limits look at the student's part of a mixed answer too. By default they look at the teacher's
+    part alone: mixed policy is for answers on which the student drifts, often into a loop."""
     weighting: Weighting | None = None
     """{ } or { lam = 0.5 }: weights for train.objective = "weighted" (the paper's future work). It needs the teacher's
     log-probabilities, and keep > 1, because weights compare the answers to one prompt."""
@@ -146,12 +168,17 @@ class SelectConfig(Table):
     @property
     def needs_scores(self) -> bool:
         """Whether the rule cannot rank without scores."""
-        return self.rule in _SCORED_RULES
+        return self.rule in CLASS_RULES + STUDENT_RULES
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether choice or weights cannot do without the teacher's log-probabilities."""
+        return self.uses_weights or (self.uses_scores and self.rule not in STUDENT_RULES)
 
     @property
     def uses_scores(self) -> bool:
         """Whether the rule gets scores where answers have them: the rules that need them, and those of the user."""
-        return self.rule not in ("random", "all")
+        return self.rule not in _UNSCORED_RULES
 
     @property
     def uses_weights(self) -> bool:
@@ -167,10 +194,30 @@ class PackConfig(Table):
     method: Literal["best_fit", "tight", "in_order"] = "best_fit"
     """best_fit: longest answers first. tight: often fewer rows, but slower. in_order: in the order of the data."""
     replay: NonNegativeFloat = 0.0
-    """Answers of the previous phase that are added, per answer of this one (the paper's mixed ablation: 20/7.7)."""
+    """Answers of an earlier phase that are added, per answer of this one (the paper's mixed ablation: 20/7.7)."""
+    replay_answers: PositiveInt | None = None
+    """Instead of replay, their number. With source = "replay", it is the number of all answers; by default those of
+    replay_from are all taken."""
+    replay_from: FilePath | None = None
+    """Where they come from: the name of an earlier phase, or a folder that select wrote, of this run or another with
+    the same student (the paper's "additional" 20K). Default: the last earlier phase that is neither mix nor replay."""
     columns: FilePath | None = None
     """Parquet file with the columns that train.objective needs: `uid` of the rollout, and for each column a number (a
     reward), a list with one number per target token, the end token included (log-probabilities), or a list of lists."""
+
+    @property
+    def replays(self) -> bool:
+        """Whether answers of another phase are added."""
+        return self.replay > 0 or self.replay_answers is not None
+
+    @model_validator(mode="after")
+    def _one_number_of_replayed_answers(self) -> PackConfig:
+        if self.replay and self.replay_answers is not None:
+            raise ValueError(
+                f"replay = {self.replay:g} and replay_answers = {self.replay_answers} both say how many answers are"
+                " replayed; set one of them"
+            )
+        return self
 
 
 class MixConfig(Table):
@@ -178,6 +225,10 @@ class MixConfig(Table):
 
     num_prompts: PositiveInt | None = None
     """Prompts that the student answers. Default: all that the previous phase trained on."""
+    rescue: Literal["cut_off", "wrong", "either"] = "cut_off"
+    """Which of the student's answers the teacher finishes. cut_off: those that reach the length limit (the paper).
+    wrong: finished ones that evaluate.grader does not find right, by the `answer` of their question; those without one
+    are counted and left out. either: both. A wrong answer is cut in the second half of its thinking."""
     temperature: Temperature = 1.0
     """Sampling temperature of both models."""
     top_p: Probability = 1.0
@@ -214,8 +265,9 @@ class Phase(Table):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
     """Name of the phase and of its folder."""
-    source: Literal["sample", "ingest", "mix"] = "sample"
-    """The stage that its answers come from."""
+    source: Literal["sample", "ingest", "mix", "replay"] = "sample"
+    """The stage that its answers come from. replay: none, it trains on answers of an earlier phase again (see
+    pack.replay_from), to compare equal numbers of steps."""
     sample: SampleConfig = SampleConfig()
     ingest: IngestConfig = IngestConfig()
     score: ScoreConfig = ScoreConfig()
@@ -228,15 +280,25 @@ class Phase(Table):
     @property
     def needs_logprobs(self) -> bool:
         """Whether the teacher's log-probabilities decide which answers are kept, or how much each counts."""
-        return self.is_scored or self.select.uses_weights
+        return (self.is_scored and not self.is_scored_by_student_alone) or self.select.uses_weights
+
+    @property
+    def replays(self) -> bool:
+        """Whether it trains on answers of another phase."""
+        return self.source == "replay" or self.pack.replays
 
     @property
     def is_scored(self) -> bool:
         """Whether score runs: the rule or the report wants scores, or the teacher must score what will be weighted."""
-        if self.source == "mix" or self.score.when == "never":
+        if self.source in ("mix", "replay") or self.score.when == "never":
             return False
         needed = self.select.uses_scores or (self.select.uses_weights and self.score.by == "teacher")
         return needed or self.score.when == "always"
+
+    @property
+    def is_scored_by_student_alone(self) -> bool:
+        """Whether answers that have no log-probabilities of the teacher are scored all the same."""
+        return self.is_scored and self.score.by == "student" and not self.select.needs_teacher
 
     @property
     def is_scored_by_teacher(self) -> bool:
@@ -246,7 +308,7 @@ class Phase(Table):
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that this phase runs, in order."""
-        runs = {self.source, "select", "pack", "train"}
+        runs = {"pack", "train"} | ({self.source, "select"} if self.source != "replay" else set())
         if self.is_scored:
             runs.add("score")
         if self.evaluate.prompts is not None:
@@ -258,7 +320,7 @@ class Phase(Table):
         if self.source == "mix" and self.select.needs_scores:
             raise ValueError(
                 f"select.rule = {self.select.rule!r} needs scores, which mixed answers do not have;"
-                " use 'all' or 'random'"
+                " use 'all', 'random', 'longest' or 'shortest'"
             )
         return self
 
@@ -268,13 +330,18 @@ class Phase(Table):
             raise ValueError("score.when = 'always', but mixed answers have no scores; use 'needed' for this phase")
         if self.score.when == "never" and self.select.needs_scores:
             raise ValueError(f"score.when = 'never', but select.rule = {self.select.rule!r} needs scores")
+        if self.select.rule == "rsr" and self.score.engine != "transformers":
+            raise ValueError(
+                f"select.rule = 'rsr' needs ranks, which score.engine = {self.score.engine!r} does not count; use"
+                " 'transformers'"
+            )
         if self.score.when == "never" and self.select.uses_weights and self.score.by == "teacher":
             raise ValueError("score.when = 'never', but select.weighting needs what score.by = 'teacher' scores")
         return self
 
     @model_validator(mode="after")
     def _weighted_objective_has_weights(self) -> Phase:
-        if self.train.objective == "weighted" and self.select.weighting is None:
+        if self.train.objective == "weighted" and self.select.weighting is None and self.source != "replay":
             raise ValueError(
                 "train.objective = 'weighted' needs select.weighting, e.g. { effective_sample_size = 0.7 }"
             )
@@ -294,6 +361,15 @@ class Phase(Table):
     def _ingest_has_files(self) -> Phase:
         if self.source == "ingest" and not self.ingest.paths:
             raise ValueError("source = 'ingest' needs ingest.paths, a list of files")
+        return self
+
+    @model_validator(mode="after")
+    def _replay_alone_is_no_multiple(self) -> Phase:
+        if self.source == "replay" and self.pack.replay:
+            raise ValueError(
+                f"pack.replay = {self.pack.replay:g} is per answer of this phase, which has none of its own (source ="
+                " 'replay'); set pack.replay_answers, or leave both out to take all"
+            )
         return self
 
     @model_validator(mode="after")
@@ -369,16 +445,36 @@ class RecipeConfig(Table):
         first = self.phase[0]
         if first.source == "mix":
             raise ValueError(f"phase {first.name!r} needs the student of the previous phase, but it is the first")
-        if first.pack.replay:
+        if first.replays and first.pack.replay_from is None:
             raise ValueError(
-                f"phase {first.name!r}: pack.replay adds answers of the previous phase, but it is the first"
+                f"phase {first.name!r}: pack.replay adds answers of an earlier phase, but it is the first; name a"
+                " folder in pack.replay_from"
             )
         return self
 
     @model_validator(mode="after")
+    def _replay_is_from_an_earlier_phase(self) -> RecipeConfig:
+        for phase in self.phase:
+            name = str(phase.pack.replay_from)
+            if not phase.replays or name not in [other.name for other in self.phase]:
+                continue
+            if (earlier := self.replayed_phase(phase)) is None:
+                raise ValueError(f"phase {phase.name!r}: pack.replay_from = {name!r} is not an earlier phase")
+            if earlier.source == "replay":
+                raise ValueError(
+                    f"phase {phase.name!r}: pack.replay_from = {name!r} has no answers of its own (source = 'replay')"
+                )
+        return self
+
+    def replayed_phase(self, phase: Phase) -> Phase | None:
+        """Return the earlier phase that pack.replay_from names; None if it is not set, or a folder."""
+        earlier = self.phase[: next(i for i, other in enumerate(self.phase) if other.name == phase.name)]
+        return next((other for other in earlier if other.name == str(phase.pack.replay_from)), None)
+
+    @model_validator(mode="after")
     def _sources_are_given(self) -> RecipeConfig:
         for phase in self.phase:
-            if phase.source != "ingest" and self.teacher is None:
+            if phase.source in ASKING and self.teacher is None:
                 raise ValueError(f"phase {phase.name!r} asks a teacher, but there is no [teacher] table")
             if phase.source == "sample" and self.prompts.path is None:
                 raise ValueError(f"phase {phase.name!r} samples, but prompts.path is not set")
@@ -394,7 +490,7 @@ class RecipeConfig(Table):
                 what = "score.when = 'always'" if phase.score.when == "always" else what
                 raise ValueError(
                     f"phase {phase.name!r}: {what} needs log-probabilities, but teacher.logprobs = false;"
-                    " use 'random' or 'all', without weighting"
+                    f" use {NEED_NO_LOGPROBS}, without weighting"
                 )
         return self
 

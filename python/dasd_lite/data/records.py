@@ -114,7 +114,7 @@ DOCUMENT, TOKEN = "doc:", "token:"
 GRADED = pa.schema(
     [
         *_COMPLETION,
-        ("grade", pa.string()),  # "right", "wrong", or "unparseable" (no answer found)
+        ("grade", pa.string()),  # "right", "wrong", or "unparseable" (no answer found, or cut off)
         ("extracted", pa.string()),
         ("num_tokens", pa.int64()),
         ("max_tokens", pa.int64()),

@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from dasd_lite.errors import DataError
 from dasd_lite.method.ragged import check_groups
 
+_FROM_SCORES = ("mean_logprob", "student_mean_logprob", "rank_sum", "surprisal_sum")
+_LEAST_SURPRISAL = 1e-6  # nats; an answer without any is the worst, not an infinite score
+
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
@@ -29,7 +32,12 @@ class Candidates:
         num_tokens: Length in the student's tokens, int64.
         prompt_index: The prompt that it answers, int64; numbered from 0.
         seed: Seed for rules that draw random numbers.
-        mean_logprob: Mean log-probability by the teacher, float64, NaN if unknown; None if the stage did not need it.
+        mean_logprob: Mean log-probability by the teacher, float64, NaN if unknown; None if there are neither scores nor
+            weights.
+        student_mean_logprob: The same by the student before training; None without scores.
+        rank_sum: Σ min(rank, 100) over answer and end token by the student, float64, NaN if its engine has no ranks;
+            None without scores. A rank is 1 + the number of tokens that are likelier.
+        surprisal_sum: Σ −log p of the same tokens by the student, float64; None without scores.
 
     Raises:
         DataError: The arrays are not equally long, or a count is negative or not a number; names array and index.
@@ -43,6 +51,9 @@ class Candidates:
     prompt_index: NDArray[np.int64]
     seed: int = 0
     mean_logprob: NDArray[np.float64] | None = None
+    student_mean_logprob: NDArray[np.float64] | None = None
+    rank_sum: NDArray[np.float64] | None = None
+    surprisal_sum: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         """Check the arrays."""
@@ -52,12 +63,22 @@ class Candidates:
                 continue
             if np.shape(values) != (len(self),):
                 raise DataError(f"{field.name} has shape {list(np.shape(values))}; there are {len(self)} candidates")
-            if field.name != "mean_logprob" and len(bad := np.flatnonzero(~(np.asarray(values) >= 0))):
+            if field.name not in _FROM_SCORES and len(bad := np.flatnonzero(~(np.asarray(values) >= 0))):
                 raise DataError(f"{field.name}[{bad[0]}] is {values[bad[0]]}; it must be at least 0")
 
     def __len__(self) -> int:
         """Return the number of candidates."""
         return len(self.teacher_counts)
+
+    def known(self, name: str) -> NDArray[np.float64]:
+        """Return an optional column; raises DataError naming the first candidate that has no value."""
+        values: NDArray[np.float64] | None = getattr(self, name)
+        if values is None:
+            raise DataError(f"the rule needs {name}, which is not known without scores; run score first")
+        if len(unknown := np.flatnonzero(~np.isfinite(values))):
+            why = "; only transformers has ranks (score.engine)" if name == "rank_sum" else ""
+            raise DataError(f"the rule needs {name}, but candidate {unknown[0]} of {len(values)} has none{why}")
+        return values
 
 
 class SelectionRule(Protocol):
@@ -81,30 +102,42 @@ def count(candidates: Candidates) -> NDArray[np.float64]:
 
 
 def ratio(candidates: Candidates) -> NDArray[np.float64]:
-    """Score: the share of Teacher sentences; 0 without sentences. Prefers short answers, whose share varies most."""
-    return np.asarray(candidates.teacher_counts / np.maximum(candidates.num_sentences, 1.0))
+    """Score: the share of Teacher sentences among those that have a class; 0 if none has one.
+
+    Prefers short answers, whose share varies most.
+    """
+    with_class = candidates.teacher_counts + candidates.shared_counts + candidates.student_counts
+    return np.asarray(candidates.teacher_counts / np.maximum(with_class, 1.0))
 
 
 def length_matched(candidates: Candidates) -> NDArray[np.float64]:
     """Score: Teacher sentences beyond the number expected for an answer of this length, so length alone earns nothing.
 
-    It is the residual of a linear regression of count on length. The slope is estimated within prompts (both columns
-    minus their mean over the prompt's candidates, all prompts pooled: the fixed-effects estimator), because candidates
-    are ranked within prompts: a line through all candidates would also reflect that hard questions have long answers
-    and many, or few, Teacher sentences. Within prompts the score is uncorrelated with length. Its unit is sentences:
-    +5 means five more than expected. If no prompt has candidates of different lengths, the slope is 0.
+    Expected is the rate of the prompt (its Teacher sentences ÷ its tokens, over all candidates) × the length. Counts
+    vary with the square root of what is expected, so the difference is divided by it: otherwise the longest and the
+    shortest candidate would be chosen more often than others by chance alone. Where the rate itself changes with length
+    (an opening counts the same in a short answer), a line in the length relative to the prompt's mean is subtracted,
+    one slope for all prompts, by least squares. The score is in standard deviations: +2 is rare by chance.
+
+    Source: ours. If candidates differ by chance alone, each of a prompt is chosen equally often, whatever its length.
     """
     if not len(candidates):
         return np.zeros(0)
     prompts = check_groups("prompt_index", candidates.prompt_index, len(candidates))
-    sizes = np.bincount(prompts)
-    counts, tokens = (
-        values - (np.bincount(prompts, values) / sizes)[prompts]
-        for values in (candidates.teacher_counts, candidates.num_tokens)
-    )
-    spread = float(tokens @ tokens)
-    slope = float(tokens @ counts) / spread if spread > 0 else 0.0
-    return np.asarray(counts - slope * tokens)
+    tokens, spread_of_counts = candidates.num_tokens.astype(np.float64), deviation(candidates)
+    beyond = candidates.teacher_counts - spread_of_counts**2
+    score = np.divide(beyond, spread_of_counts, out=np.zeros(len(tokens)), where=spread_of_counts > 0)
+    means = np.maximum(np.bincount(prompts, tokens) / np.bincount(prompts), 1.0)
+    line = spread_of_counts * (tokens / means[prompts] - 1)
+    spread = float(line @ line)
+    return np.asarray(score - (float(line @ score) / spread if spread > 0 else 0.0) * line)
+
+
+def deviation(candidates: Candidates) -> NDArray[np.float64]:
+    """Return the square root of the Teacher sentences that the rate of its prompt lets expect of each candidate."""
+    prompts = check_groups("prompt_index", candidates.prompt_index, len(candidates))
+    counts, tokens = np.bincount(prompts, candidates.teacher_counts), np.bincount(prompts, candidates.num_tokens)
+    return np.asarray(np.sqrt((counts / np.maximum(tokens, 1.0))[prompts] * candidates.num_tokens))
 
 
 def random(candidates: Candidates) -> NDArray[np.float64]:
@@ -112,7 +145,51 @@ def random(candidates: Candidates) -> NDArray[np.float64]:
     return np.random.Generator(np.random.Philox(candidates.seed)).random(len(candidates))
 
 
-RULES: dict[str, SelectionRule] = {"count": count, "ratio": ratio, "length_matched": length_matched, "random": random}
+def longest(candidates: Candidates) -> NDArray[np.float64]:
+    """Score: the length. A control: a rule that does no better chooses by length."""
+    return candidates.num_tokens.astype(np.float64)
+
+
+def shortest(candidates: Candidates) -> NDArray[np.float64]:
+    """Score: the length with its sign turned. A control."""
+    return -candidates.num_tokens.astype(np.float64)
+
+
+def fewest(candidates: Candidates) -> NDArray[np.float64]:
+    """Score: the number of Teacher sentences with its sign turned. A control: the opposite of `count`."""
+    return -candidates.teacher_counts.astype(np.float64)
+
+
+def likelihood(candidates: Candidates) -> NDArray[np.float64]:
+    """Score: the mean log-probability by the student before training: what fits it best already.
+
+    Source: GRAPE (arXiv 2502.04194), with the mean over tokens, so that length alone costs nothing.
+    """
+    return candidates.known("student_mean_logprob")
+
+
+def rsr(candidates: Candidates) -> NDArray[np.float64]:
+    """Score: minus the rank-surprisal ratio, Σ min(rank, 100) ÷ Σ −log p by the student, over answer and end token.
+
+    A low ratio: the student finds the tokens unlikely, but has them near the top of its list.
+
+    Source: arXiv 2601.14249, where lower is better.
+    """
+    surprisals = np.maximum(candidates.known("surprisal_sum"), _LEAST_SURPRISAL)
+    return np.asarray(-candidates.known("rank_sum") / surprisals)
+
+
+RULES: dict[str, SelectionRule] = {
+    "count": count,
+    "ratio": ratio,
+    "length_matched": length_matched,
+    "rsr": rsr,
+    "likelihood": likelihood,
+    "longest": longest,
+    "shortest": shortest,
+    "fewest": fewest,
+    "random": random,
+}
 """The built-in rules. `all`, which keeps every candidate, ranks nothing."""
 
 

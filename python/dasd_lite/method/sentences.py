@@ -4,7 +4,7 @@ Input: texts as `str`, `bytes` or an Arrow column. Output: sentence ends as byte
 Invariant: the ends of a text strictly increase, the last is the number of its bytes, and none lies inside a character;
 an empty text has none. So sentences cover a text without gaps, and byte offsets work for any two tokenizers.
 
-The rules are in Rust (`rust/core/src/segment.rs`, `rust/core/src/repeat.rs`) and run without the GIL; Ctrl-C stops
+The rules are in Rust (`rust/core/src/segment.rs`, `repeat.rs`, `stretch.rs`) and run without the GIL; Ctrl-C stops
 them. Columns go to Rust without a copy.
 """
 
@@ -94,16 +94,16 @@ class NgramRepetition(NamedTuple):
 
     Attributes:
         num_repeated: Number of positions whose n-gram also begins at an earlier position; int64 `[num_sequences]`.
-        longest: Length in ids of the longest span of at least n ids that begins at two positions (the two may overlap);
-            0 if there is none; int64 `[num_sequences]`.
+        longest_stretch: Length in ids of the longest stretch of back-to-back copies: at least three, and at least 3n
+            ids together; a last copy may be cut short. 0 if there is none; int64 `[num_sequences]`.
     """
 
     num_repeated: NDArray[np.int64]
-    longest: NDArray[np.int64]
+    longest_stretch: NDArray[np.int64]
 
 
 def repeated_ngrams(ids: NDArray[np.integer[Any]], offsets: NDArray[np.int64], n: int) -> NgramRepetition:
-    """Count the repeated n-grams of token ids within each sequence, exactly.
+    """Count the repeated n-grams of token ids within each sequence, and find the longest loop, exactly.
 
     Args:
         ids: Token ids; any integer dtype `[num_ids]`, read without a copy if contiguous int32 or uint32.

@@ -101,7 +101,7 @@ def _measure(run: RunFolder) -> _Run:
     for phase in recipe.phase:
         measured = read_phase(run, phase, earlier, graders[phase.evaluate.grader])
         phases += [measured] if measured else []
-        earlier = run.stage(phase.name, "select") if phase.source != "mix" else earlier
+        earlier = run.stage(phase.name, "select") if phase.source not in ("mix", "replay") else earlier
     accuracies = [results.read_accuracy(own.folder) for own in finished if own.stage == "evaluate"]
     curves = [curve for stage in stages if stage.stage == "train" and (curve := results.read_curve(stage.path))]
     return _Run(run.path, recipe, stages, finished, accuracies, phases, curves)
@@ -199,7 +199,7 @@ def _selection(phases: list[PhaseRollouts]) -> Section:
     part = Section("Selection")
     selected = [phase for phase in phases if phase.reasons is not None]
     if selected:
-        part.tables.append(tables.reasons(selected))
+        part.tables += [tables.reasons(selected), *_some(tables.choices(selected))]
     for phase in selected:
         part.tables += tables.preference(phase)
     return part

@@ -106,6 +106,7 @@ class Accuracy:
     """All answers."""
     truncated: int
     unparseable: int
+    """Without those that were truncated."""
     tokens: int
     """In all answers together."""
 
@@ -175,7 +176,7 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> Accuracy:
         by_question={uid: sum(answers) / len(answers) for uid, answers in right.items()},
         samples=len(rows),
         truncated=sum(row["finish_reason"] == "length" for row in rows),
-        unparseable=sum(row["grade"] == "unparseable" for row in rows),
+        unparseable=sum(row["grade"] == "unparseable" and row["finish_reason"] != "length" for row in rows),
         tokens=sum(row["num_tokens"] for row in rows),
     )
 

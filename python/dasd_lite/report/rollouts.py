@@ -146,6 +146,8 @@ class Mixed:
     prompts: int
     cut_off: int
     """Answers that reached the length limit."""
+    wrong: int | None
+    """Answers that were finished and wrong; None if they were not graded."""
     cut: npt.NDArray[np.bool_]
     """Whether each answer did."""
     lengths: Floats
@@ -176,6 +178,7 @@ class PhaseRollouts:
     )
     geometric: Floats = field(default_factory=lambda: np.empty(0))
     reasons: Counter[str] | None = None  # "" stands for kept; None if select is not finished
+    choice: dict[str, float | None] | None = None  # what select measured about its rule; None if it ranks nothing
     tokens: dict[str, Floats] = field(default_factory=dict)  # "kept" and "rejected": length of each answer
     preference: Preference | None = None
     mixed: Mixed | None = None
@@ -211,6 +214,7 @@ def _read_selection(measured: PhaseRollouts, select: Path) -> dict[str, tuple[st
     """Return for each rollout why it was rejected ("" if kept) and its length in the student's tokens."""
     counts = read_manifest(select)["counts"]
     measured.reasons = Counter({"": counts["kept"], **counts["rejected"]})
+    measured.choice = counts.get("choice")
     chosen: dict[str, tuple[str, int]] = {}
     for table in ("kept", "rejected"):
         columns = ["uid", "ids", "num_context_tokens", *(["reason"] if table == "rejected" else [])]
@@ -384,4 +388,5 @@ def _read_mixed(mix: StageFolder, earlier: Path | None, grader: CheckedGrader | 
                 grades[grader(row["completion"], row["answer"]).verdict] += 1
     counts = read_manifest(mix.path)["counts"]
     share = prefix / total if total else math.nan
-    return Mixed(counts["prompts"], counts["cut_off"], np.array(cut, dtype=bool), np.array(known), grades, share)
+    numbers = counts["prompts"], counts["cut_off"], counts.get("wrong")
+    return Mixed(*numbers, np.array(cut, dtype=bool), np.array(known), grades, share)

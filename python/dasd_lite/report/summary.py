@@ -8,9 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dasd_lite.config.stages import CLASS_RULES
 from dasd_lite.costs.estimate import format_bytes
 from dasd_lite.report.results import StageResult, read_accuracy, read_curve, read_result
 from dasd_lite.report.tables import monitored, with_error
+
+_FEW = 0.1  # share of sentences in the rarer kind, below which a count of them is a count of all
+_STRONG = 0.8  # a rank correlation
+_MANY = 0.3  # share of questions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,6 +50,24 @@ def rejections(manifest: dict[str, Any]) -> Table | None:
     return table
 
 
+def rule_warning(manifest: dict[str, Any]) -> str | None:
+    """Return a line about a selection rule that decides little, or something else than it says; None if all is well."""
+    measured, rule = manifest["counts"].get("choice"), manifest["config"].get("rule")
+    if manifest["stage"] != "select" or not measured or not measured["questions"]:
+        return None
+    correlation, share = measured["length_correlation"] or 0.0, measured["teacher_share"]
+    lines = []
+    if rule in CLASS_RULES and share is not None and not _FEW <= share <= 1 - _FEW:
+        lines.append(f"{share:.0%} of all sentences are teacher sentences, so they hardly tell answers apart")
+    if rule not in ("longest", "shortest") and abs(correlation) >= _STRONG:
+        way = "long" if correlation > 0 else "short"
+        lines.append(f"it prefers {way} answers (rank correlation with length {correlation:+.2f})".replace("-", "−"))
+    for name, words in (("tied", "the best scores are equal"), ("could_flip", "engine noise could change the choice")):
+        if (measured[name] or 0.0) >= _MANY:
+            lines.append(f"{words} in {measured[name]:.0%} of the questions")
+    return f"  rule {rule!r}: {'; '.join(lines)}" if lines else None
+
+
 def _value(value: float) -> str:
     """Format a count of tokens as an integer and a share with three digits."""
     return f"{value:,.0f}" if value == round(value) else f"{value:.3g}"
@@ -69,6 +92,8 @@ def _select(result: StageResult) -> list[str]:
     counts = result.counts
     reasons = [f"{name} {number:,}" for name, number in counts["rejected"].items()]
     kept = [f"kept {counts['kept']:,} of {counts['rollouts']:,} (rejected: {', '.join(reasons) or 'none'})"]
+    if lost := counts.get("prompts_lost"):
+        kept.append(f"{lost:,} of {counts['prompts']:,} questions lost all their candidates")
     if "lam" not in counts:
         return kept
     share = counts["effective_sample_size"]
@@ -99,7 +124,16 @@ def _train(result: StageResult) -> list[str]:
 
 
 def _mix(result: StageResult) -> list[str]:
-    counts = result.counts
+    counts, rescue = result.counts, result.manifest["config"].get("rescue", "cut_off")
+    kinds = [f"{counts['cut_off']:,} cut off"] if rescue == "either" else []
+    kinds += [f"{counts['wrong']:,} wrong"] if rescue != "cut_off" else []
+    ungraded = [f"{counts['ungraded']:,} cannot be graded"] if counts.get("ungraded") else []
+    if kinds:
+        what = " and ".join(kinds)
+        return [
+            f"{what} of {counts['prompts']:,} student answers, {counts['rollouts']:,} finished by the teacher",
+            *ungraded,
+        ]
     return [f"{counts['cut_off']:,} of {counts['prompts']:,} student answers cut off and finished by the teacher"]
 
 

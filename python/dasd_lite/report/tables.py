@@ -85,7 +85,7 @@ def accuracy(models: Sequence[ModelAccuracy]) -> ReportTable:
     table.notes.append(
         f"{own.questions:,} questions, {samples}. ±: standard error over questions. Changes are in percentage points,"
         " and in brackets in standard errors of the change, paired by question. Truncated and unparseable answers"
-        " count as wrong. tokens: mean length of an answer."
+        " are not right; one that was truncated is not counted as unparseable too. tokens: mean length of an answer."
     )
     table.notes += lowered(models)
     return table
@@ -220,6 +220,31 @@ def reasons(phases: Sequence[PhaseRollouts]) -> ReportTable:
     return table
 
 
+def choices(phases: Sequence[PhaseRollouts]) -> ReportTable | None:
+    """Tabulate what each choice says about its rule; None if no rule ranked anything."""
+    columns = ("phase", "rule", "questions", "with length", "teacher sentences", "ties", "within noise")
+    table = ReportTable("Does the rule decide?", columns, left=2)
+    for phase in phases:
+        if (own := phase.choice) is not None:
+            correlation = own["length_correlation"]
+            shares = (own[name] for name in ("teacher_share", "tied", "could_flip"))
+            table.add(
+                phase.name,
+                phase.rule,
+                number(own["questions"]),
+                DASH if correlation is None else f"{correlation:+.2f}".replace("-", "−"),
+                *(DASH if share is None else percent(share) for share in shares),
+            )
+    table.notes.append(
+        "questions: those with more candidates than were kept. with length: rank correlation of the score with the"
+        " length of an answer, within questions; near ±1 the rule chooses by length. teacher sentences: their share"
+        " among all that have a class; near 0 or 100 % a count of them tells answers apart by length alone. ties:"
+        " questions in which a rejected answer has the same score as a kept one. within noise: questions in which the"
+        " difference between engines that score measured could turn the choice; – if it measured none."
+    )
+    return table if table.rows else None
+
+
 def preference(phase: PhaseRollouts) -> list[ReportTable]:
     """Tabulate the answers that the rule chose beside those it ranked lower, and the openings of their sentences."""
     ranked = phase.preference
@@ -273,16 +298,18 @@ def _opening(row: Opening) -> list[str]:
 
 def mixed(phases: Sequence[PhaseRollouts]) -> ReportTable | None:
     """Tabulate mixed-policy phases: answers that were cut off, and whether the teacher corrected them."""
-    columns = ("phase", "questions", "cut off", "right after", "wrong", "unparseable", "student's part")
+    columns = ("phase", "questions", "cut off", "ended wrong", "right after", "wrong", "unparseable", "student's part")
     table = ReportTable("Mixed policy", columns)
     for phase in phases:
         if (own := phase.mixed) is not None:
             cut = f"{own.cut_off:,} ({percent(own.cut_off, own.prompts)})"
+            wrong = DASH if own.wrong is None else f"{own.wrong:,} ({percent(own.wrong, own.prompts)})"
             share = percent(own.prefix_share)
-            table.add(phase.name, number(own.prompts), cut, *_verdicts(own.grades), share)
+            table.add(phase.name, number(own.prompts), cut, wrong, *_verdicts(own.grades), share)
     table.notes.append(
-        "cut off: answers of the student that reached the length limit, a multiple of the teacher's length. The teacher"
-        " rewrote these from a point in their second half onward. right after, wrong, unparseable: shares of the"
+        "cut off: answers of the student that reached the length limit, a multiple of the teacher's length. ended"
+        " wrong: finished answers that are not right; – if they were not graded. The teacher rewrote those that"
+        " mix.rescue names from a point in their second half onward. right after, wrong, unparseable: shares of the"
         " rewritten answers before any filter, where the right answer is known. student's part: share of their bytes."
     )
     return table if table.rows else None
@@ -299,7 +326,7 @@ def packing(figures: Sequence[StageResult]) -> ReportTable | None:
             names = ("rollouts", "replayed", "rows", "tokens", "target_tokens")
             table.add(own.phase, *(number(own.counts[name]) for name in names), percent(own.counts["fill"]))
     table.notes.append(
-        "replayed: rollouts repeated from the phase before, included in rollouts. targets: tokens in the loss. fill:"
+        "replayed: rollouts repeated from an earlier phase, included in rollouts. targets: tokens in the loss. fill:"
         " share of the rows' positions that hold a token."
     )
     return table if table.rows else None

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dasd_lite.chat.chat import Chat
-from dasd_lite.config.chain import SOURCES
+from dasd_lite.config.chain import ASKING, SOURCES
 from dasd_lite.config.extensions import is_extension
 from dasd_lite.config.models import CustomTeacher, Endpoint, Student, Teacher, Transformers, Vllm
 from dasd_lite.config.stages import Phase, RecipeConfig
@@ -36,6 +36,7 @@ from dasd_lite.costs.estimate import (
 from dasd_lite.data.files import free_bytes
 from dasd_lite.data.hub import configured_stop_ids, model_folder
 from dasd_lite.data.prompts import Prompts
+from dasd_lite.data.run_folder import StageFolder
 from dasd_lite.errors import ConfigError, DasdError, MissingExtraError
 from dasd_lite.grading import open_grader
 from dasd_lite.inference.custom import load_custom
@@ -66,6 +67,8 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
     faults += _prompt_files(recipe, questions)
     if not faults and _samples(recipe.phase):
         prompts = questions.to_sample(recipe.prompts)
+        for line in _ungraded(recipe.phase, prompts):
+            say_note(line)
     faults += _student(recipe.student, recipe.phase, prompts)
     if recipe.teacher is not None:
         faults += _teacher(recipe.teacher, recipe.phase, prompts)
@@ -92,20 +95,23 @@ def unread_settings(recipe: RecipeConfig) -> Iterator[str]:
     """Name settings that are written but have no effect."""
     for phase in recipe.phase:
         yield from _unread_tables(phase, recipe.phase)
+        yield from _wasted_answers(phase)
+        if phase.pack.replay_from is not None and not phase.replays:
+            yield f"phase {phase.name!r}: pack.replay_from has no effect: pack.replay = 0"
         if phase.select.rule == "all" and phase.select.keep != Phase(name=phase.name).select.keep:
             yield (
                 f"phase {phase.name!r}: select.keep = {phase.select.keep} has no effect: select.rule = 'all' keeps all"
             )
         if phase.select.uses_weights and all(
-            p.train.objective == "sft" for p in recipe.phase if p is phase or p.pack.replay
+            p.train.objective == "sft" for p in recipe.phase if p is phase or p.replays
         ):
             yield (
                 f"phase {phase.name!r}: select.weighting has no effect: train.objective = 'sft' weighs all tokens alike"
             )
     yield from _unread_starts(recipe.phase)
     is_scorer = any(phase.is_scored_by_teacher for phase in recipe.phase)
-    if recipe.teacher is not None and not is_scorer and all(phase.source == "ingest" for phase in recipe.phase):
-        yield "[teacher] has no effect: every phase takes existing answers (source = 'ingest')"
+    if recipe.teacher is not None and not is_scorer and not any(phase.source in ASKING for phase in recipe.phase):
+        yield "[teacher] has no effect: every phase takes existing answers (source = 'ingest' or 'replay')"
 
 
 def _unread_tables(phase: Phase, phases: Sequence[Phase]) -> Iterator[str]:
@@ -115,6 +121,16 @@ def _unread_tables(phase: Phase, phases: Sequence[Phase]) -> Iterator[str]:
         is_read = any(stage in other.stages or (stage == "score" and other.score.when == "never") for other in phases)
         if not is_read and getattr(phase, stage) != getattr(defaults, stage):
             yield f"phase {phase.name!r} has source = {phase.source!r}: its [{stage}] settings have no effect"
+
+
+def _wasted_answers(phase: Phase) -> Iterator[str]:
+    """Say when answers are sampled that the rule does not use: only the random one compares nothing."""
+    bought, keep = phase.sample.num_samples, phase.select.keep
+    if phase.source == "sample" and phase.select.rule == "random" and keep < bought:
+        yield (
+            f"phase {phase.name!r}: select.rule = 'random' keeps {keep} of {bought} answers: sample.num_samples ="
+            f" {keep} saves {1 - keep / bought:.0%}; spare answers only replace those that a filter rejects"
+        )
 
 
 def _unread_starts(phases: Sequence[Phase]) -> Iterator[str]:
@@ -158,7 +174,7 @@ def _columns(recipe: RecipeConfig) -> Iterator[str]:
         name, path = phase.train.objective, phase.pack.columns
         needs = open_objective(name).needs if is_extension(name) else ()
         key = f"phase {phase.name!r}: train.objective = {name!r}"
-        if "weight" in needs and phase.select.weighting is None and not phase.pack.replay:
+        if "weight" in needs and phase.select.weighting is None and not phase.replays:
             yield f"{key} needs weights; set select.weighting, e.g. {{ effective_sample_size = 0.7 }}"
         has_logprobs = not isinstance(recipe.teacher, Endpoint) or recipe.teacher.logprobs
         if "teacher_logprobs" in needs and phase.source == "sample" and not has_logprobs:
@@ -208,6 +224,23 @@ def _prompt_files(recipe: RecipeConfig, questions: Questions) -> Iterator[str]:
         for path in phase.ingest.paths if phase.source == "ingest" else ():
             if not path.is_file():
                 yield f"ingest.paths: {path}: no such file"
+        folder = phase.pack.replay_from if phase.replays and recipe.replayed_phase(phase) is None else None
+        if folder is not None and not StageFolder.at(folder).is_finished:
+            yield (
+                f"phase {phase.name!r}: pack.replay_from = {folder}: neither an earlier phase nor a finished folder of"
+                " select"
+            )
+
+
+def _ungraded(phases: Sequence[Phase], prompts: Prompts) -> Iterator[str]:
+    """Say how many wrong answers mixed policy cannot see."""
+    without = sum(prompt.answer is None for prompt in prompts)
+    for phase in phases if without else ():
+        if phase.source == "mix" and phase.mix.rescue != "cut_off":
+            yield (
+                f"phase {phase.name!r}: mix.rescue = {phase.mix.rescue!r} cannot see wrong answers to {without:,} of"
+                f" {len(prompts):,} prompts, which have no `answer`"
+            )
 
 
 def _budgets(phases: Sequence[Phase], prompts: Prompts | None) -> Iterator[str]:
@@ -333,7 +366,7 @@ def _too_few_rows(phase: Phase, num_prompts: int) -> Iterator[str]:
     train, select = phase.train, phase.select
     wanted = train.micro_batch_size * train.grad_accum_steps
     each = phase.sample.num_samples if select.rule == "all" else min(select.keep, phase.sample.num_samples)
-    most = num_prompts * each + round(phase.pack.replay * num_prompts * each)
+    most = num_prompts * each + (phase.pack.replay_answers or round(phase.pack.replay * num_prompts * each))
     if phase.source == "sample" and 0 < most < wanted:
         yield (
             f"phase {phase.name!r}: train.micro_batch_size × train.grad_accum_steps = {wanted} rows per step,"

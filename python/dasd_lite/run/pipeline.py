@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dasd_lite.config.chain import ASKING, BASE
+from dasd_lite.config.chain import ASKING, BASE, SOURCES
 from dasd_lite.config.models import Teacher
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.config.train import Lora
@@ -22,7 +22,7 @@ from dasd_lite.data.handles import Evaluation, Kept, Model, Rollouts, Rows, Scor
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.journal import read_counts
 from dasd_lite.data.manifest import read_timing
-from dasd_lite.data.run_folder import RunFolder
+from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.data.usage import Usage
 from dasd_lite.errors import ConfigError
 from dasd_lite.run.existing import refuse_stale
@@ -80,7 +80,7 @@ def plan(
             before = _Before(before.model, before.model, None, before.kept, before.sampled)
         steps += _phase_steps(recipe, phase, before, questions, max_steps, finish=finish, reopen=reopen)
         kept, sampled = before.kept, before.sampled
-        if phase.source != "mix":
+        if phase.source not in ("mix", "replay"):
             kept, sampled = out.stage(phase.name, "select"), out.stage(phase.name, phase.source)
         adapter = out.adapter(phase.name) if isinstance(method, Lora) else None
         before = _Before(out.model(phase.name), before.start, adapter, kept, sampled)
@@ -170,6 +170,7 @@ def _mix(recipe: RecipeConfig, phase: Phase, before: _Before) -> Step:
             out=folder,
             student=recipe.student,
             seed=recipe.seed,
+            grader=phase.evaluate.grader,
             sampled=before.sampled,
             reuse=_reuse(recipe, "mix"),
             used=used,
@@ -193,6 +194,7 @@ def _score(recipe: RecipeConfig, phase: Phase) -> Step:
             phase.score,
             out=folder,
             teacher=teacher,
+            student_alone=phase.is_scored_by_student_alone,
             used=used,
             reuse=_reuse(recipe, "score"),
             force=force,
@@ -217,6 +219,7 @@ def _select(recipe: RecipeConfig, phase: Phase) -> Step:
             seq_len=phase.pack.seq_len,
             mask_prefix=phase.source == "mix" and phase.mix.mask_prefix,
             seed=recipe.seed,
+            phase=phase.name,
             force=force,
         )
 
@@ -230,19 +233,32 @@ def _pack(recipe: RecipeConfig, phase: Phase, before: _Before) -> Step:
     folder = run.stage(phase.name, "pack")
 
     def work(*, force: bool, used: Usage | None) -> Rows:
+        replays_only = phase.source == "replay"
+        earlier, earlier_rollouts = _replayed(recipe, phase, before) if phase.replays else (None, None)
         return pack(
-            run.stage(phase.name, "select"),
+            None if replays_only else run.stage(phase.name, "select"),
             phase.pack,
             out=folder,
             seed=recipe.seed,
-            earlier=before.kept,
-            rollouts=run.stage(phase.name, phase.source),
-            earlier_rollouts=before.sampled,
+            earlier=earlier,
+            rollouts=None if replays_only else run.stage(phase.name, phase.source),
+            earlier_rollouts=earlier_rollouts,
             objective=phase.train.objective,
             force=force,
         )
 
     return Step(phase.name, "pack", folder, phase.pack, work)
+
+
+def _replayed(recipe: RecipeConfig, phase: Phase, before: _Before) -> tuple[Path | None, Path | None]:
+    """Return the folder of select whose answers a phase trains on again, and the rollouts that it selected from."""
+    run, wanted = RunFolder(recipe.out), phase.pack.replay_from
+    if wanted is None:
+        return before.kept, before.sampled
+    if (earlier := recipe.replayed_phase(phase)) is not None:
+        return run.stage(earlier.name, "select"), run.stage(earlier.name, earlier.source)
+    beside = (StageFolder.at(wanted).sibling(source) for source in SOURCES)
+    return wanted, next((rollouts.path for rollouts in beside if rollouts.is_finished), None)
 
 
 def _train(recipe: RecipeConfig, phase: Phase, before: _Before, questions: Questions, max_steps: int | None) -> Step:

@@ -100,7 +100,9 @@ def run_trial(recipe: RecipeConfig, questions: Questions) -> None:
 
 
 def _run_small(recipe: RecipeConfig, questions: Questions, folder: Path) -> None:
-    phases = [_small(phase) for phase in recipe.phase if phase.source != "mix"]
+    phases = [_small(phase) for phase in recipe.phase if phase.source not in ("mix", "replay")]
+    if not phases:
+        return
     limit = min(recipe.prompts.limit or TRIAL_PROMPTS, TRIAL_PROMPTS)
     prompts = recipe.prompts.model_copy(update={"limit": limit})
     small = recipe.model_copy(update={"out": folder, "prompts": prompts, "phase": phases})
@@ -116,6 +118,7 @@ def _small(phase: Phase) -> Phase:
     return phase.model_copy(
         update={
             "ingest": phase.ingest.model_copy(update={"limit": TRIAL_PROMPTS}),
+            "pack": phase.pack.model_copy(update={"replay": 0.0, "replay_answers": None}),
             "train": phase.train.model_copy(update=_ONE_ROW),
             "evaluate": phase.evaluate.model_copy(update={"limit": TRIAL_PROMPTS, "num_samples": 1}),
         }

@@ -178,19 +178,24 @@ def _grades(journal: Journal, questions: list[Prompt], grade: Grader) -> list[di
 
 
 def _accuracy(journal: Journal, grades: list[dict[str, Any]], questions: int) -> dict[str, Any]:
-    """Count the grades."""
-    verdicts = Counter(grade["grade"] for grade in grades)
-    truncated = tokens = 0
+    """Count the grades; right, wrong, unparseable and truncated answers are all of them."""
+    verdicts: Counter[str] = Counter()
+    tokens = first = 0
     for batch in journal.batches(("finish_reason", "num_tokens")):
-        truncated += batch["finish_reason"].to_pylist().count("length")
+        graded = grades[first : first + batch.num_rows]
+        first += batch.num_rows
+        # Each answer counts once: one that was cut off is truncated, whatever could be read in it.
+        reasons = batch["finish_reason"].to_pylist()
+        verdicts.update(
+            "truncated" if reason == "length" else grade["grade"] for reason, grade in zip(reasons, graded, strict=True)
+        )
         tokens += sum(batch["num_tokens"].to_pylist())
     right = np.array([grade["grade"] == "right" for grade in grades], dtype=np.float64)
     means = right.reshape(questions, -1).mean(axis=1)
     return {
         "questions": questions,
         "samples": len(grades),
-        **{name: verdicts[name] for name in ("right", "wrong", "unparseable")},
-        "truncated": truncated,
+        **{name: verdicts[name] for name in ("right", "wrong", "unparseable", "truncated")},
         "accuracy": float(means.mean()),
         "standard_error": standard_error(means),
         "mean_tokens": tokens / len(grades),

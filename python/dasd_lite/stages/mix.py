@@ -2,7 +2,8 @@
 
 Input: the rollouts that a phase before kept, the trained student, the teacher. The student answers each question, cut
 off at `max_length_ratio` × the length of the teacher's answer. An answer that is cut off has drifted: it is dropped
-from a random point of its second half on, and the teacher writes the rest. Output: rollouts. Both halves are journals,
+from a random point of its second half on, and the teacher writes the rest. Finished answers that are wrong can be
+rescued likewise, which is ours. Output: rollouts. Both halves are journals,
 so the same call resumes after any stop.
 """
 
@@ -10,17 +11,16 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from dasd_lite.chat.chat import Chat
+from dasd_lite.chat.cutting import place_to_cut
 from dasd_lite.config.models import (
     Endpoint,
     Student,
@@ -45,17 +45,24 @@ from dasd_lite.data.seeds import check_seed, derive_seed, digest
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import DataError
+from dasd_lite.grading import CheckedGrader, open_grader
+from dasd_lite.grading.grade import Grader
 from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
 from dasd_lite.inference.backends import check_same_teacher, model_identity, model_name, open_sampler
 from dasd_lite.inference.collect import collect, token_columns
 from dasd_lite.inference.scorer import context_of
 
-VERSION = 3  # 2 had the phase's name in its seeds
-_GROWS = ("config.num_prompts", "config.max_tokens", "inputs.selected", "inputs.model")
-# A token boundary in every tokenizer: before a space, or after a whole run of line breaks. Anywhere else the teacher
-# would read the student's prefix in other tokens than it would have written.
+_WANTED = {
+    "cut_off": "was cut off",
+    "wrong": "was finished and wrong",
+    "either": "was cut off, or finished and wrong",
+}
+VERSION = 3  # 2 cut at spaces and line breaks only, and had the phase's name in its seeds
+_GROWS = (
+    *("config.num_prompts", "config.max_tokens", "config.rescue", "config.grader"),
+    *("inputs.selected", "inputs.model", "inputs.grader"),
+)
 _QUESTION = ("prompt_uid", "domain", "answer", "index")  # columns that do not decide an answer
-_CUT = re.compile(r"(?=(?<!\s) )|(?<=\n)(?!\s*\n)")
 
 
 def mix(
@@ -67,6 +74,7 @@ def mix(
     out: str | PathLike[str],
     student: Student | None = None,
     seed: int = 0,
+    grader: str | Grader = "math",
     sampled: Path | None = None,
     reuse: Iterable[str | PathLike[str]] = (),
     used: Usage | None = None,
@@ -83,6 +91,7 @@ def mix(
         out: Folder to write. One that `mix` wrote before keeps its answers and gets those that are missing.
         student: How the student is run; None: by transformers.
         seed: Seed of every draw, with all else that decides an answer.
+        grader: Finds wrong answers, if `config.rescue` asks for them: its name, or one of your own.
         sampled: The rollouts that `kept` was selected from: their teacher must be this one.
         reuse: Folders that `mix` wrote, finished or not; answers that they have are not asked for.
         used: What other stages have asked of the teacher; it counts against its budget.
@@ -94,7 +103,7 @@ def mix(
 
     Raises:
         ConfigError: A wrong option.
-        DataError: No answer of the student is cut off, or the rollouts are another teacher's.
+        DataError: No answer of the student is to be rescued, or the rollouts are another teacher's.
         CheckpointError: `out` was made with other options.
 
     Source: arXiv 2601.09088, section 5.
@@ -106,6 +115,10 @@ def mix(
     inputs = {"selected": selected, "model": model, "teacher": model_identity(teacher)}
     asked = {**result_options(config), "seed": seed, "student": engine_options(student)}
     asked["teacher"] = engine_options(teacher) if isinstance(teacher, Table) else {}
+    grade = None if config.rescue == "cut_off" else open_grader(grader)
+    if grade is not None:
+        asked |= {"grader": grade.name}
+        inputs |= {"grader": grade.code} if grade.code is not None else {}
     identity = identify("mix", VERSION, asked, inputs, names={"teacher": model_name(teacher)}, grows=_GROWS)
     if is_finished(out, identity, force=force):
         return Rollouts(out)
@@ -116,20 +129,29 @@ def mix(
     others = list(map(Path, reuse))
     questions = _questions(selected, config, seed)
     halves = [folder / "student" for folder in others]
-    started = _student_answers(questions, model, student, config, out, identity, seed, halves)
-    placed = [pair for row in started if (pair := _cut_off(row, seed))]
-    cut = _with_room(placed, teacher, out)
+    answered = _student_answers(questions, model, student, config, out, identity, halves)
+    started, kinds = to_rescue(answered, config.rescue, grade)
+    reads = _teacher_chat(teacher)
+    chats = [Chat(model), *([] if reads is None else [reads])]
+    placed = [pair for row in started if (pair := _cut_off(row, chats, seed))]
+    cut = _with_room(placed, teacher, reads, out)
     counts = {
         "prompts": len(questions),
-        "cut_off": len(started),
+        **kinds,
         "no_border": len(started) - len(placed),  # left out: nowhere to cut
         "over_context": len(placed) - len(cut),  # left out: no room for the teacher
         "rollouts": len(cut),
     }
     if not cut:
         raise DataError(
-            f"{out}: none of {len(questions)} student answers was cut off at {config.max_length_ratio} × the teacher's"
-            " length, so there is nothing for the teacher to finish; lower mix.max_length_ratio, or drop this phase"
+            f"{out}: none of {len(questions)} student answers {_WANTED[config.rescue]}, so there is nothing for the"
+            f" teacher to finish ({', '.join(f'{name} {number}' for name, number in counts.items())}); lower"
+            f" mix.max_length_ratio (now {config.max_length_ratio:g} × the teacher's length), or drop this phase"
+        )
+    if kinds.get("ungraded"):
+        note(
+            "mix.rescue: finished answers that cannot be graded, as their questions have no `answer`:"
+            f" {kinds['ungraded']:,}"
         )
     keys = [_key(identity, "teacher", base["messages"], prefix, base["uid"]) for base, prefix in cut]
 
@@ -227,10 +249,9 @@ def _student_answers(
     config: MixConfig,
     out: Path,
     parent: Identity,
-    seed: int,
     reuse: list[Path],
 ) -> list[dict[str, Any]]:
-    """Let the student answer each question up to its limit; return the answers cut off, without token columns."""
+    """Let the student answer each question up to its limit; return the answers without token columns."""
     folder = out / "student"
     identity = replace(parent, stage="mix.student", folders={})
     columns = [name for name in ROLLOUT.names if name not in ("token_ids", "logprobs", "token_bytes")]
@@ -272,25 +293,48 @@ def _student_answers(
             name = label(out.parent.name, "student starts")
             timing = collect(journal, request, row, lambda _: open_sampler(student, model), params, name)
             journal.publish({"prompts": len(questions)}, **timing)
-    cut = (batch.filter(pc.field("finish_reason") == "length") for batch in batches(folder, "rollouts", columns))
-    return [row for batch in cut for row in batch.to_pylist()]
+    return [row for batch in batches(folder, "rollouts", columns) for row in batch.to_pylist()]
+
+
+def to_rescue(
+    answers: list[dict[str, Any]], rescue: str, grade: CheckedGrader | None
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Return the student's answers that the teacher is to finish, and how many there are of each kind.
+
+    Of a wrong answer only the thinking is left: whatever follows a finished thought, the teacher cannot think again.
+    """
+    cut_off = [row for row in answers if row["finish_reason"] == "length"]
+    if grade is None:
+        return cut_off, {"cut_off": len(cut_off)}
+    wrong, ungraded = [], 0
+    for row in answers:
+        if row["finish_reason"] != "stop":
+            continue
+        if row["answer"] is None:
+            ungraded += 1
+        elif grade(row["completion"], row["answer"]).verdict != "right":
+            wrong.append(row | {"completion": row["completion"].partition("</think>")[0]})
+    counts = {"cut_off": len(cut_off), "wrong": len(wrong), "ungraded": ungraded}
+    return wrong if rescue == "wrong" else [*cut_off, *wrong], counts
+
+
+def _teacher_chat(teacher: Teacher | Sampler) -> Chat | None:
+    """Return the teacher's tokenizer, if it is known."""
+    if isinstance(teacher, Endpoint):
+        return None if teacher.tokenizer is None else Chat(model_folder(teacher.tokenizer))
+    return Chat(model_folder(teacher.model)) if isinstance(teacher, Transformers | Vllm) else None
 
 
 def _with_room(
-    cut: list[tuple[dict[str, Any], str]], teacher: Teacher | Sampler, out: Path
+    cut: list[tuple[dict[str, Any], str]], teacher: Teacher | Sampler, chat: Chat | None, out: Path
 ) -> list[tuple[dict[str, Any], str]]:
-    """Leave out those whose prompt and prefix fill the teacher's context, where its tokenizer is known.
+    """Leave out those whose prompt and prefix fill the teacher's context, where its tokenizer `chat` is known.
 
     The context is kept in `out`: a server may report another one, or none, when the call resumes, and positions in
     the journal must mean the same rollouts then.
     """
-    if isinstance(teacher, Endpoint):
-        tokenizer = teacher.tokenizer
-    else:
-        tokenizer = teacher.model if isinstance(teacher, Transformers | Vllm) else None
-    if tokenizer is None or not isinstance(teacher, Table):
+    if chat is None:
         return cut
-    chat = Chat(model_folder(tokenizer))
     kept = out / "context.json"
     if not kept.exists():
         write_atomic(kept, json.dumps(context_of(teacher, chat)))
@@ -298,9 +342,10 @@ def _with_room(
     return [pair for pair in cut if len(chat.prompt_ids(pair[0]["messages"], pair[1])) < context]
 
 
-def _cut_off(row: dict[str, Any], seed: int) -> tuple[dict[str, Any], str] | None:
+def _cut_off(row: dict[str, Any], chats: Sequence[Chat], seed: int) -> tuple[dict[str, Any], str] | None:
     """Return the row's prompt columns, and its text up to a random token boundary in its second half, if it has one."""
     text: str = row.pop("completion")
-    places = [m.start() for m in _CUT.finditer(text, pos=len(text) // 2) if 0 < m.start() < len(text)]
     rng = np.random.Generator(np.random.Philox(derive_seed(seed, "cut", row["uid"])))
-    return (row, text[: places[int(rng.integers(len(places)))]]) if places else None
+    at = int(rng.integers(len(text) // 2, len(text))) if text else 0
+    place = place_to_cut(text, at, chats)
+    return None if place is None else (row, text[:place])

@@ -21,7 +21,7 @@ import pyarrow as pa
 from dasd_lite.config.models import result_options
 from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import PackConfig
-from dasd_lite.console import label, progress
+from dasd_lite.console import label, note, progress
 from dasd_lite.data.columns import TEACHER_LOGPROBS, Column, read_columns, read_teacher_logprobs
 from dasd_lite.data.dataset import batches, num_rows
 from dasd_lite.data.files import disk_errors
@@ -62,7 +62,7 @@ class _Documents:
 
 
 def pack(
-    kept: Kept | str | PathLike[str],
+    kept: Kept | str | PathLike[str] | None,
     config: PackConfig | None = None,
     *,
     out: str | PathLike[str],
@@ -77,11 +77,12 @@ def pack(
     """Pack the kept rollouts into rows of at most `seq_len` tokens.
 
     Args:
-        kept: What select wrote.
+        kept: What select wrote; None: replayed rollouts alone are packed.
         config: Options of the stage.
         out: Folder to write.
         seed: Seed of the draw of replayed rollouts.
-        earlier: What select wrote in the phase before; `config.replay` r draws r of them for each one of `kept`.
+        earlier: What select wrote in an earlier phase. `config.replay` r draws r of them for each one of `kept`,
+            `config.replay_answers` draws as many. Without `kept`, the default is all.
         rollouts: The rollouts that `kept` was selected from, for "teacher_logprobs".
         earlier_rollouts: Those that `earlier` was selected from, likewise.
         objective: What the rows will be trained with, as its name or object. The columns it needs are packed too, and
@@ -94,29 +95,22 @@ def pack(
 
     Raises:
         ConfigError: A wrong option.
-        DataError: A rollout with nothing to train on, or without a column that the objective needs.
+        DataError: A rollout with nothing to train on, or without a column that the objective needs; folders that were
+            selected for different tokenizers.
         CheckpointError: `out` was made with other options.
     """
     check_seed(seed)
     config, out = with_options(PackConfig, config, options, "pack"), Path(out)
-    selected, wanted = Kept.of(kept).folder, open_objective(objective)
-    sources = [(selected, np.ones(num_rows(selected, "kept"), dtype=bool))]
-    if config.replay:
-        if earlier is None:
-            raise DataError(
-                f"pack.replay = {config.replay} adds rollouts of an earlier phase; pass their folder as `earlier`"
-            )
-        before, own = Kept.of(earlier).folder, len(sources[0][1])
-        sources.append((before, _drawn(num_rows(before, "kept"), round(config.replay * own), seed)))
+    wanted, sources = open_objective(objective), _sources(kept, earlier, config, seed)
     needs = [name for name in wanted.needs if name != "weight"]  # weights are always packed
     needs += ["prompt"] if wanted.groups and "prompt" not in needs else []
     teachers = [Rollouts.of(source).folder for source in (rollouts, earlier_rollouts) if source is not None]
 
-    inputs: dict[str, Path | str] = {"selected": selected}
-    inputs |= {"replay": sources[1][0]} if config.replay else {}
-    tokenizer = read_manifest(selected)["inputs"].get("tokenizer")
+    inputs: dict[str, Path | str] = {name: folder for name, (folder, _) in sources.items()}
+    tokenizer = _tokenizer([folder for folder, _ in sources.values()])
     inputs |= {"tokenizer": tokenizer} if tokenizer else {}  # train compares it with the model's
-    asked = {key: value for key, value in result_options(config).items() if key != "columns"} | {"seed": seed}
+    asked = {key: value for key, value in result_options(config).items() if key not in ("columns", "replay_from")}
+    asked |= {"seed": seed}
     asked |= ({"needs": sorted(needs)} if needs else {}) | ({"groups": True} if wanted.groups else {})
     if config.columns is not None and not set(needs) <= set(BUILT_IN_COLUMNS):
         inputs["columns"] = config.columns
@@ -128,8 +122,8 @@ def pack(
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(out), tempfile.TemporaryFile(dir=out.parent) as flat:
-        documents = _flatten(sources, flat)
-        _check(documents, selected, wanted, config.seq_len)
+        documents = _flatten(list(sources.values()), flat)
+        _check(documents, next(iter(sources.values()))[0], wanted, config.seq_len)
         flat.flush()
         tokens = np.memmap(flat, dtype=_ID, mode="r")
         plan = _plan(documents, config, wanted.groups)
@@ -143,7 +137,7 @@ def pack(
             writer.publish(
                 {
                     "rollouts": len(documents.uids),
-                    "replayed": len(documents.uids) - len(sources[0][1]),
+                    "replayed": int(sources["replay"][1].sum()) if "replay" in sources else 0,
                     "rows": plan.num_rows,
                     "tokens": plan.num_tokens,
                     "target_tokens": int((documents.lengths - documents.contexts).sum()),
@@ -151,6 +145,50 @@ def pack(
                 }
             )
     return Rows(out)
+
+
+def _sources(
+    kept: Kept | str | PathLike[str] | None,
+    earlier: Kept | str | PathLike[str] | None,
+    config: PackConfig,
+    seed: int,
+) -> dict[str, tuple[Path, npt.NDArray[np.bool_]]]:
+    """Return the folders to pack, and which of their rollouts: "selected", "replay", or both."""
+    sources: dict[str, tuple[Path, npt.NDArray[np.bool_]]] = {}
+    if kept is not None:
+        selected = Kept.of(kept).folder
+        sources["selected"] = selected, np.ones(num_rows(selected, "kept"), dtype=bool)
+    if kept is not None and not config.replays:
+        return sources
+    if earlier is None:
+        option = "replay_answers" if config.replay_answers is not None else "replay"
+        raise DataError(
+            f"pack.{option} = {getattr(config, option)} adds rollouts of an earlier phase; pass their folder as"
+            " `earlier`"
+            if config.replays
+            else "there is nothing to pack: pass what select wrote as `kept` or `earlier`"
+        )
+    before = Kept.of(earlier).folder
+    total = num_rows(before, "kept")
+    number = config.replay_answers
+    if number is None:
+        number = total if kept is None else round(config.replay * len(sources["selected"][1]))
+    elif number > total:
+        note(f"pack.replay_answers = {number:,}, but {before} has {total:,} rollouts; all of them are taken")
+    sources["replay"] = before, _drawn(total, number, seed)
+    return sources
+
+
+def _tokenizer(folders: Sequence[Path]) -> str | None:
+    """Return the fingerprint of the tokenizer that the rollouts were selected for; None if it is not known."""
+    known = {folder: read_manifest(folder)["inputs"].get("tokenizer") for folder in folders}
+    tokenizers = {tokenizer for tokenizer in known.values() if tokenizer}
+    if len(tokenizers) > 1:
+        raise DataError(
+            f"{' and '.join(map(str, known))}: selected for students with different tokenizers or chat templates;"
+            " replay rollouts that were selected for this student"
+        )
+    return next(iter(tokenizers), None)
 
 
 def _drawn(total: int, wanted: int, seed: int) -> npt.NDArray[np.bool_]:

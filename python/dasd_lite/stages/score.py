@@ -39,7 +39,7 @@ from dasd_lite.config.models import (
     student_table,
 )
 from dasd_lite.config.options import with_options
-from dasd_lite.config.stages import ScoreConfig
+from dasd_lite.config.stages import NEED_NO_LOGPROBS, ScoreConfig
 from dasd_lite.console import label, note, progress, say
 from dasd_lite.data.dataset import batches, num_rows
 from dasd_lite.data.handles import Rollouts, Scores, model_path
@@ -87,6 +87,7 @@ def score(
     *,
     out: str | PathLike[str],
     teacher: Teacher | Sampler | None = None,
+    student_alone: bool = False,
     used: Usage | None = None,
     reuse: Iterable[str | PathLike[str]] = (),
     force: bool = False,
@@ -100,6 +101,8 @@ def score(
         config: Options of the stage.
         out: Folder to write. One that `score` wrote before keeps the scores of rollouts that are the same.
         teacher: Scores the answers if `config.by` is "teacher"; otherwise their own log-probabilities count.
+        student_alone: Score answers that have no log-probabilities of the teacher too, which is enough for the rules
+            "rsr" and "likelihood".
         used: What other stages have asked of the teacher; it counts against its budget.
         reuse: Folders that `score` wrote with these options, finished or not; the same rollouts are not scored again.
         force: Replace a folder that was made with other options.
@@ -110,7 +113,7 @@ def score(
 
     Raises:
         ConfigError: A wrong option, or no teacher where one should score.
-        DataError: A rollout without log-probabilities of the teacher, or of another teacher.
+        DataError: A rollout without log-probabilities of the teacher (unless `student_alone`), or of another teacher.
         CheckpointError: `out` was made with other options.
 
     Source: arXiv 2601.09088, section 4.
@@ -159,7 +162,9 @@ def score(
         journal.take_over(others)
         if len(done := journal.done()) < total:
             by_student = _StudentScorer(student, folder, config)
-            pending = _student_items(rollouts, readings, by_student.chat, by_student.context, done)
+            pending = _student_items(
+                rollouts, readings, by_student.chat, by_student.context, done, student_alone=student_alone
+            )
             timing = noise | _fill(
                 journal,
                 by_student.scorer,
@@ -348,7 +353,7 @@ def _noise_of_sampling(rollouts: Path, readings: Path) -> dict[str, float]:
 
 
 def _student_items(
-    rollouts: Path, readings: Path | None, chat: Chat, context: int, done: set[int]
+    rollouts: Path, readings: Path | None, chat: Chat, context: int, done: set[int], *, student_alone: bool
 ) -> Iterator[_Item | tuple[int, dict[str, Any]]]:
     for position, row in _pending(rollouts, readings, done):
         where = f"{rollouts}: rollout {row['uid']}"
@@ -357,7 +362,7 @@ def _student_items(
         if len(ids) > chat.context:  # select rejects it as too long, so it needs no score
             yield position, _score(item, chat, None, None)
             continue
-        if row["logprobs"] is None:
+        if row["logprobs"] is None and not student_alone:
             raise DataError(f"{where} {_why_unscored(row, readings)}")
         if len(ids) > context:
             raise DataError(
@@ -374,7 +379,7 @@ def _why_unscored(row: dict[str, Any], readings: Path | None) -> str:
         )
     return (
         "has no teacher log-probabilities, so it cannot be scored; let the teacher score it (score.by = 'teacher'),"
-        " sample from a teacher that returns them, or use select.rule = 'random' or 'all'"
+        f" sample from a teacher that returns them, or use select.rule = {NEED_NO_LOGPROBS}"
     )
 
 

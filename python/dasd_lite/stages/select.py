@@ -8,8 +8,9 @@ second writes.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
@@ -23,27 +24,25 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from dasd_lite.chat.chat import Chat
-from dasd_lite.chat.spelling import TokenIds
 from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of, running
 from dasd_lite.config.models import Student, result_options, student_table
 from dasd_lite.config.options import with_options
-from dasd_lite.config.stages import SelectConfig
+from dasd_lite.config.stages import CLASS_RULES, NEED_NO_LOGPROBS, NGRAM, SelectConfig
 from dasd_lite.console import label, note, progress
 from dasd_lite.data.dataset import batches, num_rows, read_table
 from dasd_lite.data.handles import Kept, Rollouts, Scores
 from dasd_lite.data.hub import model_folder
-from dasd_lite.data.manifest import fingerprint, identify, read_manifest
+from dasd_lite.data.manifest import fingerprint, identify, read_manifest, read_timing
 from dasd_lite.data.records import KEPT, REJECTED, TOKENS
 from dasd_lite.data.seeds import check_seed, derive_seed
 from dasd_lite.data.writer import ShardWriter, is_finished
 from dasd_lite.errors import DataError
-from dasd_lite.method import divergence, filters, selection, weights
+from dasd_lite.method import choice, divergence, filters, selection, weights
 from dasd_lite.method.ragged import Ragged, from_arrow, join, offsets_of
 from dasd_lite.method.selection import Candidates, SelectionRule
 from dasd_lite.method.sentences import repeated_ngrams, text_repetition
 
-VERSION = 4  # 2 had no weights; 3 had other sentence ends
-_NGRAM = 20
+VERSION = 5  # 2 had no weights; 3 had other sentence ends; 4 had no limit on loops, and other scores of length_matched
 _REMEDIES = {  # what to do about a reason when nothing is left
     "truncated": " (raise max_tokens of sample or mix)",
     "no thinking": " (no <think>…</think>; for data without thinking, set select.require_think = false)",
@@ -55,9 +54,11 @@ _REMEDIES = {  # what to do about a reason when nothing is left
     "repeated lines": " (select.max_duplicate_lines)",
     "repeated sentences": " (select.max_duplicate_sentences)",
     "repeated n-grams": " (select.max_repeated_ngrams)",
+    "repeated span": " (select.max_repeated_span)",
 }
 _ROLLOUT_COLUMNS = KEPT.names[: KEPT.names.index("ids")]
 _SCORE_COLUMNS = ("uid", "ids", "num_context_tokens")
+_BY_STUDENT = ("student_mean_logprob", "rank_sum", "surprisal_sum")
 
 
 @dataclass
@@ -71,7 +72,29 @@ class _Measured:
     num_tokens: list[int] = field(default_factory=list)  # of the answer, in the student's tokens
     num_sentences: list[int] = field(default_factory=list)
     counts: list[list[int]] = field(default_factory=list)  # shared, teacher, student
+    by_teacher: list[bool] = field(default_factory=list)  # whether the teacher has scored it; empty without scores
+    unsure: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+    """Teacher sentences that would be none, and others that would be one, if the noise turned against them."""
     mean_logprob: list[float] = field(default_factory=list)  # by the teacher, NaN if unknown; empty if not needed
+    by_student: dict[str, list[float]] = field(default_factory=dict)  # columns of the scores, NaN if unknown
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """How far scores of the same answers are apart between engines, as `score` measured it; None if it did not."""
+
+    sentence: float | None
+    """In the p of a sentence."""
+    token: float | None
+    """In the student's mean log-probability of an answer."""
+
+    @staticmethod
+    def of(scores: Path | None) -> _Noise:
+        """Read what a folder of scores says."""
+        timing = {} if scores is None else read_timing(scores)
+        # A mean of log-probabilities that moves by x moves p by at most x.
+        sentence = [timing[name] for name in ("engine_noise_sentence", "sampling_noise_mean") if name in timing]
+        return _Noise(max(sentence, default=None), timing.get("engine_noise_mean"))
 
 
 def select(
@@ -84,6 +107,7 @@ def select(
     seq_len: int | None = None,
     mask_prefix: bool = False,
     seed: int = 0,
+    phase: str = "",
     rule: str | SelectionRule | None = None,
     force: bool = False,
     **options: Any,
@@ -99,6 +123,7 @@ def select(
         seq_len: Tokens of the rows that will be packed: longer answers are rejected. None: the student's context.
         mask_prefix: Do not train on the part of a mixed answer that the student wrote.
         seed: Seed of the rule "random" and of the budget's draws.
+        phase: Name of the phase: with the same seed, "random" draws other candidates in another one.
         rule: A selection rule by its name, or one of your own; None: the one that `config.rule` names.
         force: Replace a folder that was made with other options.
         **options: Fields of SelectConfig, in place of those of `config`.
@@ -126,8 +151,12 @@ def select(
     asked = {**result_options(config), "max_tokens": limit, "seed": seed, "mask_prefix": mask_prefix}
     inputs: dict[str, Path | str] = {"rollouts": rollouts, "tokenizer": chat.fingerprint}
     inputs |= {"rule": code_hash(chosen)} if callable(chosen) else {}
+    asked |= {"phase": phase} if chosen == "random" or callable(chosen) else {}
     if config.needs_scores and scores is None:
-        raise DataError(f"select.rule = {config.rule!r} needs scores; run score first, or use 'random' or 'all'")
+        raise DataError(
+            f"select.rule = {config.rule!r} needs scores; run score first, or use 'longest', 'shortest', 'random' or"
+            " 'all'"
+        )
     if config.uses_weights and config.rule != "all" and config.keep == 1:
         raise DataError("select.weighting weighs a prompt's kept answers, but select.keep = 1 keeps one; raise it")
     identity = identify("select", VERSION, asked, inputs | ({"scores": scores} if scores else {}))
@@ -139,13 +168,14 @@ def select(
         return Kept(out)
 
     total = num_rows(rollouts, "rollouts")
-    candidates = _Measured()
-    tokenize = partial(_tokenize, chat, mask_prefix)
+    candidates, noise = _Measured(), _Noise.of(scores)
+    read = partial(_read, rollouts, scores, chat)
     with progress(label(out.parent.name, "select"), 2 * total, "rollouts") as bar:
-        for batch in _read(rollouts, scores, _measured_columns(scores, config), tokenize, bar):
-            _measure(candidates, batch, config, limit, chat.answer_end_ids)
+        for batch in read(_measured_columns(scores, config), bar):
+            _measure(candidates, batch, config, limit, chat.answer_end_ids, noise.sentence or 0.0)
         _name_unknown_domains(candidates, config)
-        score = _rank(candidates, chosen, config, seed)
+        score, about_rule = _rank(candidates, chosen, config, derive_seed(seed, "random", phase), scores, noise)
+        _spend_budgets(candidates, config, seed)
         reasons = Counter(reason for reason in candidates.reason if reason)
         if len(candidates.reason) == sum(reasons.values()):
             why = ", ".join(f"{reason} {count}{_REMEDIES.get(reason, '')}" for reason, count in reasons.most_common())
@@ -153,10 +183,10 @@ def select(
         weight, weight_counts = _weigh(candidates, config, rollouts)
         with ShardWriter(out, identity, {"kept": KEPT, "rejected": REJECTED}, config) as writer:
             first = 0
-            for batch in _read(rollouts, scores, (), tokenize, bar):
-                _write(writer, batch, candidates, score, weight, first)
+            for batch in read((), bar):
+                _write(writer, batch, candidates, score, weight, first, mask_prefix)
                 first += batch.rollouts.num_rows
-            writer.publish(_counts(candidates, reasons) | weight_counts)
+            writer.publish(_counts(candidates, reasons) | about_rule | weight_counts)
     return Kept(out)
 
 
@@ -192,59 +222,73 @@ class _Batch:
 
     rollouts: pa.RecordBatch
     ids: pa.LargeListArray[Any]
-    num_context: npt.NDArray[np.int64]
+    num_prompt: npt.NDArray[np.int64]
+    num_before: npt.NDArray[np.int64]
+    """Tokens before the teacher's part: the prompt, and the student's part of a mixed answer."""
     scores: pa.RecordBatch | None
 
-    def answers(self) -> Ragged:
-        """Return the token ids after each prompt, with the end token."""
+    def ids_after(self, num_tokens: npt.NDArray[np.int64]) -> Ragged:
+        """Return the ids of each rollout after so many, with the end token."""
         ids, edges = from_arrow(self.ids)
-        return join([ids[s:e] for s, e in zip(edges[:-1] + self.num_context, edges[1:], strict=True)])
+        return join([ids[s:e] for s, e in zip(edges[:-1] + num_tokens, edges[1:], strict=True)])
+
+    def teacher_texts(self) -> Any:
+        """Return the text of each answer after the bytes that the student wrote."""
+        texts = self.rollouts["completion"]
+        pairs = zip(texts.to_pylist(), self.rollouts["prefix_bytes"].to_pylist(), strict=True)
+        return pa.array([text.encode()[length:].decode() for text, length in pairs], texts.type)
 
 
 def _measured_columns(scores: Path | None, config: SelectConfig) -> tuple[str, ...]:
     """Return the columns that only the first pass reads: of the scores if there are any, else of the rollouts."""
     if scores is None:
         return ("logprobs", "token_bytes") if config.uses_weights else ()
-    return ("p_teacher", "p_student", *(("teacher_mean_logprob",) if config.uses_weights else ()))
+    return ("p_teacher", "p_student", "teacher_mean_logprob", *_BY_STUDENT)
 
 
-def _read(rollouts: Path, scores: Path | None, columns: tuple[str, ...], tokenize: Any, bar: Any) -> Iterator[_Batch]:
+def _read(rollouts: Path, scores: Path | None, chat: Chat, columns: tuple[str, ...], bar: Any) -> Iterator[_Batch]:
     """Yield the rollouts with their ids (from the scores, or tokenized here) and more columns from the same place."""
     scored = batches(scores, "scores", (*_SCORE_COLUMNS, *columns)) if scores else repeat(None)
     wanted = _ROLLOUT_COLUMNS if scores else [*_ROLLOUT_COLUMNS, *columns]
     for batch, score in zip(batches(rollouts, "rollouts", wanted), scored, strict=False):
         if score is None:
             texts = batch.select(_ROLLOUT_COLUMNS).to_pylist()  # columns of numbers stay arrays
-            ids, num_context = zip(*map(tokenize, texts), strict=True)
-            yield _Batch(batch, pa.array(ids, TOKENS), np.array(num_context, np.int64), None)
+            examples, prompts = zip(*(chat.example(row["messages"], row["completion"]) for row in texts), strict=True)
+            ids, num_prompt = pa.array(examples, TOKENS), np.array(prompts, np.int64)
         elif score["uid"].equals(batch["uid"]):
-            yield _Batch(batch, score["ids"], score["num_context_tokens"].to_numpy(), score)
+            ids, num_prompt = score["ids"], score["num_context_tokens"].to_numpy()
         else:
             raise DataError(f"{scores}: its rows do not match {rollouts}; score them again")
+        yield _Batch(batch, ids, num_prompt, _num_before(batch, ids, num_prompt, chat), score)
         bar.advance(batch.num_rows)
 
 
-def _tokenize(chat: Chat, mask_prefix: bool, row: dict[str, Any]) -> tuple[TokenIds, int]:
-    """Return the ids of a rollout, and how many of them are not trained on."""
-    completion = row["completion"]
-    ids, num_context = chat.example(row["messages"], completion)
-    if mask_prefix and row["prefix_bytes"]:
-        lengths = chat.token_bytes(ids[num_context:-1], completion)
+def _num_before(
+    rollouts: pa.RecordBatch, ids: pa.LargeListArray[Any], num_prompt: npt.NDArray[np.int64], chat: Chat
+) -> npt.NDArray[np.int64]:
+    """Return how many tokens come before the teacher's part of each rollout; one that both wrote is among them."""
+    num_before, prefix_bytes, (values, edges) = num_prompt.copy(), rollouts["prefix_bytes"].to_numpy(), from_arrow(ids)
+    for row in np.flatnonzero(prefix_bytes).tolist():
+        completion = rollouts["completion"][row].as_py()
+        lengths = chat.token_bytes(values[edges[row] + num_prompt[row] : edges[row + 1] - 1], completion)
         opened = len(completion.encode()) - int(lengths.sum())
-        num_context += int(np.argmax(opened + np.cumsum(lengths) >= row["prefix_bytes"])) + 1
-    return ids, num_context
+        num_before[row] += int(np.argmax(opened + np.cumsum(lengths) >= prefix_bytes[row])) + 1
+    return num_before
 
 
-def _measure(candidates: _Measured, batch: _Batch, config: SelectConfig, limit: int, stop_ids: tuple[int, ...]) -> None:
+def _measure(
+    candidates: _Measured, batch: _Batch, config: SelectConfig, limit: int, stop_ids: tuple[int, ...], noise: float
+) -> None:
     """Add each rollout's numbers, and the first filter that it fails."""
-    rollouts, answers = batch.rollouts, batch.answers()
+    rollouts, texts, answers = batch.rollouts, batch.rollouts["completion"], batch.ids_after(batch.num_prompt)
     num_ids, num_answer = batch.ids.value_lengths().to_numpy(), np.diff(answers.offsets)
-    repeats, _ = repeated_ngrams(answers.values, answers.offsets, _NGRAM)
-    shares = repeats / np.maximum(num_answer - _NGRAM + 1, 1)
+    whole = config.filter_prefix or not rollouts["prefix_bytes"].to_numpy().any()
+    own = answers if whole else batch.ids_after(batch.num_before)
+    repeats, spans = repeated_ngrams(own.values, own.offsets, NGRAM)
+    shares = repeats / np.maximum(np.diff(own.offsets) - NGRAM + 1, 1)
+    duplicate_lines, duplicate_sentences = text_repetition(texts if whole else batch.teacher_texts())
     stops = offsets_of(np.isin(answers.values, stop_ids))  # stop tokens before each place
     early = stops[np.maximum(answers.offsets[1:] - 1, 0)] - stops[answers.offsets[:-1]]
-    duplicate_lines, duplicate_sentences = text_repetition(rollouts["completion"])
-    texts = rollouts["completion"]
     failed = [
         *filters.endings(rollouts["finish_reason"], num_ids),
         *(filters.structure(texts) if config.require_think else ()),
@@ -254,27 +298,42 @@ def _measure(candidates: _Measured, batch: _Batch, config: SelectConfig, limit: 
         filters.over("repeated lines", duplicate_lines, config.max_duplicate_lines),
         filters.over("repeated sentences", duplicate_sentences, config.max_duplicate_sentences),
         filters.over("repeated n-grams", shares, config.max_repeated_ngrams),
+        filters.over("repeated span", spans, config.max_repeated_span),
     ]
     reasons, values = filters.first_failed(failed, rollouts.num_rows)
     candidates.reason += reasons
     candidates.value += values
     candidates.num_tokens += num_answer.tolist()
-    num_sentences, counts = _count_classes(batch, config.beta)
-    candidates.num_sentences += num_sentences
-    candidates.counts += counts
-    if config.uses_weights:
+    _count_classes(candidates, batch, config.beta, noise)
+    if config.uses_weights or batch.scores is not None:
         candidates.mean_logprob += _mean_logprobs(batch).tolist()
+    if batch.scores is not None:
+        for name in _BY_STUDENT:
+            column = batch.scores[name].to_numpy(zero_copy_only=False).astype(np.float64)
+            candidates.by_student.setdefault(name, []).extend(column.tolist())
     candidates.domain += rollouts["domain"].to_pylist()
     candidates.prompt += rollouts["prompt_uid"].to_pylist()
 
 
-def _count_classes(batch: _Batch, beta: float) -> tuple[list[int], list[list[int]]]:
-    """Return the number of sentences of each rollout, and of each class; zeros and nothing without scores."""
+def _count_classes(candidates: _Measured, batch: _Batch, beta: float, noise: float) -> None:
+    """Add the number of sentences of each rollout, and of each class; zeros and nothing without scores."""
     if batch.scores is None:
-        return [0] * batch.rollouts.num_rows, [[]] * batch.rollouts.num_rows
+        candidates.num_sentences += [0] * batch.rollouts.num_rows
+        candidates.counts += [[]] * batch.rollouts.num_rows
+        return
     teacher, student = from_arrow(batch.scores["p_teacher"]), from_arrow(batch.scores["p_student"])
     classes = divergence.classify_sentences(teacher.values, student.values, beta)
-    return np.diff(teacher.offsets).tolist(), divergence.class_counts(classes, teacher.offsets).tolist()
+    num_sentences = np.diff(teacher.offsets)
+    candidates.num_sentences += num_sentences.tolist()
+    candidates.counts += divergence.class_counts(classes, teacher.offsets).tolist()
+    known = offsets_of(np.isfinite(teacher.values))[teacher.offsets]
+    candidates.by_teacher += ((num_sentences == 0) | (np.diff(known) > 0)).tolist()
+    if noise:
+        beyond = teacher.values.astype(np.float64) - student.values - beta
+        for numbers, near in zip(
+            candidates.unsure, ((beyond > 0) & (beyond <= noise), (beyond <= 0) & (beyond > -noise)), strict=True
+        ):
+            numbers += np.diff(offsets_of(near)[teacher.offsets]).tolist()
 
 
 def _mean_logprobs(batch: _Batch) -> npt.NDArray[np.float64]:
@@ -299,38 +358,98 @@ def _name_unknown_domains(candidates: _Measured, config: SelectConfig) -> None:
 
 
 def _rank(
-    candidates: _Measured, rule: str | SelectionRule, config: SelectConfig, seed: int
-) -> npt.NDArray[np.float32] | None:
-    """Mark what rank or budget reject among those that pass the filters; return their scores."""
+    candidates: _Measured,
+    rule: str | SelectionRule,
+    config: SelectConfig,
+    seed: int,
+    scores: Path | None,
+    noise: _Noise,
+) -> tuple[npt.NDArray[np.float32] | None, dict[str, Any]]:
+    """Mark what is ranked too low among those that pass the filters.
+
+    Returns their scores, and what the manifest says about the rule.
+    """
+    if rule == "all":
+        return None, {}
     passed = np.flatnonzero([not reason for reason in candidates.reason])
-    score: npt.NDArray[np.float32] | None = None
-    prompts = np.unique(np.asarray(candidates.prompt)[passed], return_inverse=True)[1]
-    if rule != "all":
-        counts = np.array([classes or [0, 0, 0] for classes in candidates.counts], np.int64).reshape(-1, 3)[passed]
-        known = candidates.mean_logprob
-        ranked = Candidates(
-            teacher_counts=counts[:, divergence.SentenceClass.TEACHER],
-            shared_counts=counts[:, divergence.SentenceClass.SHARED],
-            student_counts=counts[:, divergence.SentenceClass.STUDENT],
-            num_sentences=np.array(candidates.num_sentences, np.int64)[passed],
-            num_tokens=np.array(candidates.num_tokens, np.int64)[passed],
-            prompt_index=prompts,
-            seed=derive_seed(seed, "random"),
-            mean_logprob=np.array(known)[passed] if known else None,
-        )
-        score = np.full(len(candidates.reason), np.nan, dtype=np.float32)
-        score[passed] = selection.score_candidates(
-            rule if isinstance(rule, str) else _reported(rule, config.rule), ranked, config.rule
-        )
-        keep = selection.rank_within_prompts(score[passed], prompts, config.keep)
-        for i in passed[~keep]:
-            candidates.reason[i], candidates.value[i] = "rank", float(score[i])
+    if config.rule in CLASS_RULES and scores is not None:
+        _check_compared(candidates, passed, config.rule, scores)
+    ranked = _candidates(candidates, passed, seed)
+    score = np.full(len(candidates.reason), np.nan, dtype=np.float32)
+    score[passed] = selection.score_candidates(
+        rule if isinstance(rule, str) else _reported(rule, config.rule), ranked, config.rule
+    )
+    keep = selection.rank_within_prompts(score[passed], ranked.prompt_index, config.keep)
+    for i in passed[~keep]:
+        candidates.reason[i], candidates.value[i] = "rank", float(score[i])
+    unsure = [np.array(numbers)[passed] for numbers in candidates.unsure if numbers]
+    return score, {"choice": _choice(ranked, score[passed].astype(np.float64), keep, config.rule, noise, unsure)}
+
+
+def _candidates(candidates: _Measured, passed: npt.NDArray[np.int64], seed: int) -> Candidates:
+    """Return what a rule is given of those that pass the filters."""
+    counts = np.array([classes or [0, 0, 0] for classes in candidates.counts], np.int64).reshape(-1, 3)[passed]
+    known = candidates.mean_logprob
+    return Candidates(
+        teacher_counts=counts[:, divergence.SentenceClass.TEACHER],
+        shared_counts=counts[:, divergence.SentenceClass.SHARED],
+        student_counts=counts[:, divergence.SentenceClass.STUDENT],
+        num_sentences=np.array(candidates.num_sentences, np.int64)[passed],
+        num_tokens=np.array(candidates.num_tokens, np.int64)[passed],
+        prompt_index=np.unique(np.asarray(candidates.prompt)[passed], return_inverse=True)[1],
+        seed=seed,
+        mean_logprob=np.array(known)[passed] if known else None,
+        **{name: np.array(values)[passed] for name, values in candidates.by_student.items()},
+    )
+
+
+def _choice(
+    ranked: Candidates,
+    score: npt.NDArray[np.float64],
+    kept: npt.NDArray[np.bool_],
+    rule: str,
+    noise: _Noise,
+    unsure: Sequence[npt.NDArray[np.int64]],
+) -> dict[str, Any]:
+    """Return what the choice says about its rule; None for what is not known."""
+    prompts = ranked.prompt_index
+    classes = sum(int(counts.sum()) for counts in (ranked.teacher_counts, ranked.shared_counts, ranked.student_counts))
+    size, flips = choice.per_sentence(rule, ranked), None
+    if size is not None and unsure and noise.sentence is not None:
+        less, more = unsure if rule != "fewest" else reversed(unsure)
+        flips = choice.could_flip(score - less * abs(size), score + more * abs(size), kept, prompts)
+    elif rule == "likelihood" and noise.token is not None:
+        flips = choice.could_flip(score - noise.token, score + noise.token, kept, prompts)
+    measured = {
+        "length_correlation": choice.rank_correlation(score, ranked.num_tokens, prompts),
+        "tied": choice.tied(score, kept, prompts),
+        "teacher_share": ranked.teacher_counts.sum() / classes if classes else None,
+        "could_flip": flips,
+    }
+    known = {name: None if value is None or math.isnan(value) else float(value) for name, value in measured.items()}
+    return {"questions": choice.num_choices(kept, prompts), **known}
+
+
+def _spend_budgets(candidates: _Measured, config: SelectConfig, seed: int) -> None:
+    """Mark what the budgets of the domains reject among those that are left."""
+    passed = np.flatnonzero([not reason for reason in candidates.reason])
     for domain, budget in config.budget.items():
         rest = [i for i in passed if not candidates.reason[i] and candidates.domain[i] == domain]
         order = np.random.Generator(np.random.Philox(derive_seed(seed, "budget", domain))).permutation(len(rest))
         for j in order[budget:]:  # drawn at random: dropping by score would drop the short answers
             candidates.reason[rest[j]], candidates.value[rest[j]] = "budget", float(budget)
-    return score
+
+
+def _check_compared(candidates: _Measured, passed: npt.NDArray[np.int64], rule: str, scores: Path) -> None:
+    """Refuse to compare models where only one has scored."""
+    alone = passed[~np.array(candidates.by_teacher, dtype=bool)[passed]]
+    if len(alone):
+        uid = read_table(scores, "scores", ["uid"])["uid"][int(alone[0])].as_py()
+        raise DataError(
+            f"{scores}: {len(alone)} of {len(passed)} rollouts were scored by the student alone, the first is {uid};"
+            f" select.rule = {rule!r} needs the teacher's log-probabilities as well; score again with them, or use"
+            f" {NEED_NO_LOGPROBS}"
+        )
 
 
 def _weigh(
@@ -377,6 +496,7 @@ def _write(
     score: npt.NDArray[np.float32] | None,
     weight: npt.NDArray[np.float32] | None,
     first: int,
+    mask_prefix: bool,
 ) -> None:
     span = slice(first, first + batch.rollouts.num_rows)
     reason = candidates.reason[span]
@@ -384,7 +504,7 @@ def _write(
     columns = {
         **{name: batch.rollouts[name] for name in _ROLLOUT_COLUMNS},
         "ids": batch.ids,
-        "num_context_tokens": pa.array(batch.num_context),
+        "num_context_tokens": pa.array(batch.num_before if mask_prefix else batch.num_prompt),
         **{
             name: pa.nulls(len(reason)) if values is None else pa.array(values[span], pa.float32(), from_pandas=True)
             for name, values in (("score", score), ("weight", weight))
@@ -405,10 +525,13 @@ def _counts(candidates: _Measured, reasons: Counter[str]) -> dict[str, Any]:
     kept = np.array([not reason for reason in candidates.reason])
     lengths = np.array(candidates.num_tokens)
     ranked = np.array([reason in ("", "rank") for reason in candidates.reason])
+    passed = [reason in ("", "rank", "budget") for reason in candidates.reason]
     return {
         "rollouts": len(kept),
         "kept": int(kept.sum()),
+        "prompts": len(set(candidates.prompt)),
         "prompts_kept": len({p for p, k in zip(candidates.prompt, kept, strict=True) if k}),
+        "prompts_lost": len(set(candidates.prompt) - {p for p, k in zip(candidates.prompt, passed, strict=True) if k}),
         "rejected": dict(reasons.most_common()),
         "rejected_values": {reason: _range(candidates, reason) for reason, _ in reasons.most_common()},
         "mean_tokens_kept": float(lengths[kept].mean()),

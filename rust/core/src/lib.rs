@@ -46,6 +46,7 @@ pub mod segment;
 mod sentence_kernel;
 pub mod simd;
 pub mod stats;
+mod stretch;
 mod tight;
 pub mod toml;
 

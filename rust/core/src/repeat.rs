@@ -1,13 +1,15 @@
-//! Repetition inside a response: of token n-grams, and of whole lines and sentences.
+//! Repetition inside a response: of token n-grams, of back-to-back copies, and of whole lines and sentences.
 //!
 //! All counts are exact: hashes only propose, comparison decides.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::parallel::{self, GRAIN};
 use crate::ragged::{Ragged, to_offset};
+use crate::stretch::StretchFinder;
 
 /// Lines and sentences of at most this many bytes, without the white space around them, are too short to count.
 pub const MIN_REPEATED_BYTES: usize = 8;
@@ -17,9 +19,9 @@ pub const MIN_REPEATED_BYTES: usize = 8;
 pub struct Repetition {
     /// Number of positions whose n-gram also begins at an earlier position.
     pub num_repeated: i64,
-    /// The length of the longest span of at least n ids that begins at two positions (the two may overlap); 0 if there
-    /// is none.
-    pub longest: i64,
+    /// The length of the longest stretch of back-to-back copies: at least three, and at least 3n ids together; a last
+    /// copy may be cut short. 0 if there is none.
+    pub longest_stretch: i64,
 }
 
 /// Repeated n-grams of each response; responses shorter than `n` have none.
@@ -35,18 +37,47 @@ pub fn repeated_ngrams<I: Copy + Eq + Into<i64> + Sync>(
         return Err(Error::Argument { name: "n", value: 0.0, must: "at least 1" });
     }
     let parts = parallel::try_map(parallel::cut(ids.offsets(), 4 * GRAIN), interrupt, |responses| {
-        let mut finder = GramFinder::default();
+        let (mut grams, mut stretches) = (GramFinder::default(), StretchFinder::default());
         responses
             .map(|response| {
                 let ids = &ids[response];
                 if i32::try_from(ids.len()).is_err() {
                     return Err(Error::TooManyIds { response, len: ids.len() });
                 }
-                finder.repetition(ids, n, interrupt)
+                let runs = grams.repeated(ids, n, interrupt)?;
+                Ok(Repetition {
+                    num_repeated: to_offset(runs.iter().map(ExactSizeIterator::len).sum()),
+                    longest_stretch: to_offset(longest_stretch(ids, n, &runs, &mut stretches, interrupt)?),
+                })
             })
             .collect::<Result<Vec<_>>>()
     })?;
     Ok(parts.concat())
+}
+
+/// The longest stretch of back-to-back copies, which is looked for only where n-grams repeat: most responses repeat
+/// nothing, and this costs them nothing.
+///
+/// In a stretch of L ids with period p ≤ L/3, all n-grams from its second copy on have begun before. There are
+/// L − p − n + 1 of them, more than n if L ≥ 3n, and they lie in one run. So a run of g grams, which spans g + n − 1
+/// ids, holds a stretch of at most 3/2 of these ids, and of its first copy at most half of them lie before the run.
+fn longest_stretch<I: Copy + Eq>(
+    ids: &[I],
+    n: usize,
+    runs: &[Range<usize>],
+    finder: &mut StretchFinder<I>,
+    interrupt: &Interrupt,
+) -> Result<usize> {
+    let mut longest = n.saturating_mul(3) - 1;
+    let too_short = longest;
+    for run in runs {
+        let spanned = run.len() + n - 1;
+        if spanned + spanned / 2 > longest {
+            let part = &ids[run.start.saturating_sub(spanned / 2)..run.end + n - 1];
+            longest = finder.longer_than(longest, part, interrupt)?;
+        }
+    }
+    Ok(if longest == too_short { 0 } else { longest })
 }
 
 /// Finds equal n-grams with a rolling hash and an open-addressing table of first positions.
@@ -59,75 +90,38 @@ struct GramFinder {
     last: u32,
 }
 
-/// What one pass over the n-grams of a response finds.
-#[derive(Default)]
-struct Pass {
-    num_repeated: usize,
-    /// The longest span that is known to repeat; 0 if there is none.
-    longest: usize,
-    /// No repeated span is longer than this.
-    at_most: usize,
-}
-
-/// Equal spans: the grams from `start` on are those that begin `distance` ids earlier.
-#[derive(Clone, Copy)]
-struct Match {
-    start: usize,
-    distance: usize,
-}
-
 impl GramFinder {
-    /// One pass is nearly always enough: the longest match that it finds is as long as its longest run of repeated
-    /// grams. The two differ where the parts of a span first occurred in different places; then a pass over grams that
-    /// are longer than the match by one id decides. Where even that finds a longer match, the steps double, and at last
-    /// halve, so that the number of passes is logarithmic.
-    fn repetition<I: Copy + Eq + Into<i64>>(
+    /// Where the grams begin that have begun before: runs without gaps.
+    fn repeated<I: Copy + Eq + Into<i64>>(
         &mut self,
         ids: &[I],
         n: usize,
         interrupt: &Interrupt,
-    ) -> Result<Repetition> {
-        let Pass { num_repeated, mut longest, mut at_most } = self.pass(ids, n, interrupt)?;
-        let mut step = 1;
-        while longest < at_most {
-            let next = (longest + step).min((longest + 1).midpoint(at_most + 1));
-            match self.pass(ids, next, interrupt)?.longest {
-                0 => at_most = next - 1,
-                longer => (longest, step) = (longer, 2 * step),
-            }
-        }
-        Ok(Repetition { num_repeated: to_offset(num_repeated), longest: to_offset(longest) })
-    }
-
-    fn pass<I: Copy + Eq + Into<i64>>(&mut self, ids: &[I], n: usize, interrupt: &Interrupt) -> Result<Pass> {
-        let mut pass = Pass::default();
-        let Some(num_grams) = (ids.len() + 1).checked_sub(n).filter(|&grams| grams > 0) else { return Ok(pass) };
+    ) -> Result<Vec<Range<usize>>> {
+        let mut runs: Vec<Range<usize>> = vec![];
+        let Some(num_grams) = (ids.len() + 1).checked_sub(n).filter(|&grams| grams > 0) else { return Ok(runs) };
         let before = self.begin(num_grams);
         let slots = &mut self.slots[..(2 * num_grams).next_power_of_two()];
         let mut hash = RollingHash::new(&ids[..n]);
-        let mut current: Option<Match> = None;
-        // Where the current run of repeated grams starts.
-        let mut run = 0;
+        // How far back the equal gram began, inside a run.
+        let mut distance: Option<usize> = None;
         for at in 0..num_grams {
             interrupt.every(at)?;
             if at > 0 {
                 hash.roll(ids[at - 1], ids[at + n - 1]);
             }
-            // While the match continues, the gram need not be looked up.
-            if !current.is_some_and(|Match { distance, .. }| ids[at + n - 1 - distance] == ids[at + n - 1]) {
-                pass.end_match(ids, current, at + n - 1, run);
-                let first = first_occurrence(slots, before, ids, n, at, hash.value());
-                current = first.map(|first| Match { start: at, distance: at - first });
+            // While the next id is equal too, the gram need not be looked up.
+            if !distance.is_some_and(|distance| ids[at + n - 1 - distance] == ids[at + n - 1]) {
+                distance = first_occurrence(slots, before, ids, n, at, hash.value()).map(|first| at - first);
             }
-            if current.is_some() {
-                pass.num_repeated += 1;
-                pass.at_most = pass.at_most.max(at + n - run);
-            } else {
-                run = at + 1;
+            if distance.is_some() {
+                match runs.last_mut() {
+                    Some(run) if run.end == at => run.end += 1,
+                    _ => runs.push(at..at + 1),
+                }
             }
         }
-        pass.end_match(ids, current, ids.len(), run);
-        Ok(pass)
+        Ok(runs)
     }
 
     /// Makes room for the grams and numbers them; returns the number before the first.
@@ -175,20 +169,6 @@ fn first_occurrence<I: Copy + Eq>(
             }
         }
         slot = (slot + 1) & mask;
-    }
-}
-
-impl Pass {
-    /// Notes the length of a match that ends before `end`, in a run of repeated grams that starts at `run`.
-    fn end_match<I: Copy + Eq>(&mut self, ids: &[I], ended: Option<Match>, end: usize, run: usize) {
-        // Ids before the match may be equal too, but none before the run.
-        if let Some(Match { start, distance }) = ended
-            && end - run > self.longest
-        {
-            let earlier = ids[run..start].iter().rev().zip(ids[..start - distance].iter().rev());
-            let equal = earlier.take_while(|(one, other)| one == other).count();
-            self.longest = self.longest.max(end - start + equal);
-        }
     }
 }
 
@@ -325,10 +305,10 @@ mod tests {
     fn numbers_of_grams_restart_when_they_run_out() {
         let ids: Vec<i32> = (0..40).chain(10..30).collect();
         let quiet = Interrupt::new();
-        let expected = Repetition { num_repeated: 16, longest: 20 };
         let mut finder = GramFinder { slots: vec![], last: u32::MAX - 200 };
         for _ in 0..20 {
-            assert_eq!(finder.repetition(&ids, 5, &quiet), Ok(expected));
+            let runs = finder.repeated(&ids, 5, &quiet).unwrap();
+            assert_eq!((runs.len(), runs[0].start, runs[0].end), (1, 40, 56));
         }
         assert!(finder.last < 2000, "they have run out once");
     }

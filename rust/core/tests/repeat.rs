@@ -15,21 +15,20 @@ fn find(ids: &[u32], n: usize) -> Repetition {
 }
 
 fn reference(ids: &[u32], n: usize) -> Repetition {
-    let repeated = |n| {
-        let mut seen = HashSet::new();
-        ids.windows(n).filter(|gram| !seen.insert(*gram)).count()
-    };
-    // common[j]: how many ids from i and from j on are equal, from the last i to the first.
-    let mut common = vec![0; ids.len() + 1];
-    let mut longest = 0;
-    for i in (0..ids.len()).rev() {
-        for j in 0..ids.len() {
-            common[j] = if ids[i] == ids[j] { common[j + 1] + 1 } else { 0 };
+    let mut seen = HashSet::new();
+    let num_repeated = ids.windows(n).filter(|gram| !seen.insert(*gram)).count();
+    let mut longest_stretch = 0;
+    for period in 1..=ids.len() / 3 {
+        let mut equal = 0;
+        for at in period..ids.len() {
+            equal = if ids[at] == ids[at - period] { equal + 1 } else { 0 };
+            if equal >= 2 * period && equal + period >= 3 * n {
+                longest_stretch = longest_stretch.max(equal + period);
+            }
         }
-        longest = common[..i].iter().copied().max().unwrap_or(0).max(longest);
     }
-    let longest = if longest < n { 0 } else { longest };
-    Repetition { num_repeated: i64::try_from(repeated(n)).unwrap(), longest: i64::try_from(longest).unwrap() }
+    let [num_repeated, longest_stretch] = [num_repeated, longest_stretch].map(|number| i64::try_from(number).unwrap());
+    Repetition { num_repeated, longest_stretch }
 }
 
 proptest! {
@@ -49,6 +48,19 @@ proptest! {
         let (from, to) = (from.index(ids.len()), to.index(ids.len()));
         let mut ids = ids;
         ids.extend_from_within(from.min(to)..from.max(to));
+        prop_assert_eq!(find(&ids, n), reference(&ids, n));
+    }
+
+    #[test]
+    fn copies_back_to_back_are_found(
+        (unit, before, after) in prop::collection::vec(0..3_u32, 1..20).prop_flat_map(|unit| {
+            let ids = || prop::collection::vec(0..3_u32, 0..40);
+            (Just(unit), ids(), ids())
+        }),
+        length in 0..150_usize,
+        n in 1..9_usize,
+    ) {
+        let ids: Vec<u32> = before.into_iter().chain(unit.into_iter().cycle().take(length)).chain(after).collect();
         prop_assert_eq!(find(&ids, n), reference(&ids, n));
     }
 
@@ -85,20 +97,35 @@ proptest! {
 fn long_and_regular_sequences_take_no_square_time() {
     // All equal, periodic, and the Thue-Morse word, on which polynomial hashes modulo 2^64 collide.
     let length = 200_000_u32;
-    assert_eq!(find(&vec![7; length as usize], 20), Repetition { num_repeated: 199_980, longest: 199_999 });
+    assert_eq!(find(&vec![7; length as usize], 20), Repetition { num_repeated: 199_980, longest_stretch: 200_000 });
     let periodic: Vec<u32> = (0..length).map(|id| id % 1000).collect();
-    assert_eq!(find(&periodic, 20), Repetition { num_repeated: 198_981, longest: 199_000 });
+    assert_eq!(find(&periodic, 20), Repetition { num_repeated: 198_981, longest_stretch: 200_000 });
     let thue_morse: Vec<u32> = (0..1 << 16).map(|id: u32| id.count_ones() % 2).collect();
-    assert!(find(&thue_morse, 20).longest >= 1 << 14);
+    assert_eq!(find(&thue_morse, 3).longest_stretch, 0, "it holds nothing three times in a row");
+    assert!(find(&thue_morse, 20).num_repeated > 1 << 15);
     let different: Vec<u32> = (0..length).collect();
     assert_eq!(find(&different, 20), Repetition::default());
 }
 
 #[test]
+fn a_stretch_is_what_comes_three_times_in_a_row() {
+    let unit: Vec<u32> = (100..2100).collect();
+    let stretch = |copies: usize, extra: usize| {
+        let text = unit.repeat(copies).into_iter().chain(unit[..extra].iter().copied());
+        find(&(0..50).chain(text).chain(50..99).collect::<Vec<u32>>(), 20).longest_stretch
+    };
+    assert_eq!([stretch(2, 0), stretch(2, 1999), stretch(3, 0), stretch(3, 7)], [0, 0, 6000, 6007]);
+    // Nine ids four hundred times in a long answer: as long as they are, however long the rest is.
+    let rest: Vec<u32> = (1000..15_330).collect();
+    let looped = (0..3600).map(|at| at % 9);
+    assert_eq!(find(&rest.iter().copied().chain(looped).collect::<Vec<u32>>(), 20).longest_stretch, 3600);
+}
+
+#[test]
 fn responses_are_apart() {
     let repetition =
-        repeated_ngrams(Ragged::new("offsets", &[1_i32, 2, 1, 2, 1, 2, 1], &[0, 2, 2, 7]).unwrap(), 2, &QUIET);
-    let second = Repetition { num_repeated: 2, longest: 3 };
+        repeated_ngrams(Ragged::new("offsets", &[1_i32, 2, 1, 2, 1, 2, 1, 2], &[0, 2, 2, 8]).unwrap(), 2, &QUIET);
+    let second = Repetition { num_repeated: 3, longest_stretch: 6 };
     assert_eq!(repetition.unwrap(), [Repetition::default(), Repetition::default(), second]);
 }
 

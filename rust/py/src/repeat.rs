@@ -24,9 +24,9 @@ pub fn repeated_ngrams<'py>(
         Integers::U32(ids) => run(py, ids.as_slice()?, &offsets, n),
         Integers::I64(_) => Err(PyTypeError::new_err("ids must be int32 or uint32")),
     }?;
-    let (num_repeated, longest): (Vec<_>, Vec<_>) =
-        repetition.iter().map(|one| (one.num_repeated, one.longest)).unzip();
-    Ok((num_repeated.into_pyarray(py), longest.into_pyarray(py)))
+    let (num_repeated, longest_stretch): (Vec<_>, Vec<_>) =
+        repetition.iter().map(|one| (one.num_repeated, one.longest_stretch)).unzip();
+    Ok((num_repeated.into_pyarray(py), longest_stretch.into_pyarray(py)))
 }
 
 fn run<I: Copy + Eq + Into<i64> + Sync>(

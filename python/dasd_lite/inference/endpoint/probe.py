@@ -16,6 +16,7 @@ import numpy as np
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.config.models import Endpoint
+from dasd_lite.config.stages import NEED_NO_LOGPROBS
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.records import Message
 from dasd_lite.errors import EndpointError
@@ -212,7 +213,7 @@ class _Probe:
         if not values or any(value is None for value in values):
             remedy = (
                 "enable `logprobs` on the server, use a provider that returns them, or run the model on this machine"
-                " (kind = 'vllm'); or do without: teacher.logprobs = false and select.rule = 'random' or 'all'"
+                f" (kind = 'vllm'); or do without: teacher.logprobs = false and select.rule = {NEED_NO_LOGPROBS}"
             )
             self._result.add("logprobs", "rejected" if self._unsupported else "none", remedy, fatal=True)
             return False
