@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dasd_lite.data.prompts import read_prompts, read_rows
+from dasd_lite.data.prompts import read_prompts
 from dasd_lite.errors import ConfigError, DataError
 
 
@@ -81,7 +81,7 @@ def test_parquet_and_jsonl_give_the_same_prompts(tmp_path, write):
         ([b"", b"  "], "", ["no prompts"]),
         ([{"prompt": "a"}, b'{"prompt": "b"'], ":2", ["not JSON", "column"]),
         ([{"prompt": "a"}, b"", b"nonsense"], ":3", ["not JSON", "column 1"]),
-        ([b'["prompt"]'], ":1", ["is not a JSON object", '{"prompt": …}']),
+        ([b'["prompt"]'], " row 0", ["is not a JSON object", '{"prompt": …}']),
         ([{"prompt": "a"}, b'{"prompt": "\xff"}'], ":2", ["not UTF-8", "0xff", "column 13"]),
         ([b'{"prompt": "a"}', b'{"prompt": "\\ud83d!"}'], ":2", ["not UTF-8", "\\ud83d"]),
         ([b'{"messages": [{"role": "user", "content": "\\uDE00"}]}'], ":1", ["not UTF-8", "\\ude00"]),
@@ -90,18 +90,22 @@ def test_parquet_and_jsonl_give_the_same_prompts(tmp_path, write):
         ([{"messages": []}], ":1", ["the prompt is empty"]),
         ([{"messages": [{"role": "assistant", "content": "x"}]}], ":1", ["the prompt is empty"]),
         ([{"prompt": 3}], ":1", ["prompt = 3", "text"]),
-        ([{"messages": "hello"}], ":1", ["messages = hello", "list of {role, content}"]),
-        ([{"messages": [{"role": "user"}]}], ":1", ["messages = ", "list of {role, content}"]),
-        ([{"question": "a", "id": 3}], ":1", ["has question, id", "`prompt`"]),
+        ([{"messages": "hello"}], ":1", ["messages = 'hello'", "list of {role, content}"]),
+        ([{"messages": [{"role": "user"}]}], ":1", ["the prompt is empty"]),
+        ([{"messages": ["user"]}], ":1", ["messages[0] = 'user'", "role and content"]),
+        ([{"text": "a", "id": 3}], ":1", ["has text, id", "`prompt`"]),
         ([{}], ":1", ["has no keys", "`prompt`"]),
         (
             [{"uid": "x", "prompt": "a"}, {"prompt": "b"}, {"uid": "x", "prompt": "c"}],
             ":3",
             ["same uid 'x' as ", ":1; uids must be unique"],
         ),
-        ([{"prompt": "a"}, {"prompt": "a"}], ":2", ["same question as ", ":1; remove one", "its own uid"]),
+        (
+            [{"prompt": "a", "answer": 1}, {"prompt": "a", "answer": 2}],
+            ":2",
+            ["same question as ", ":1, but another answer"],
+        ),
         ([{"uid": 5, "prompt": "a"}, {"uid": "5", "prompt": "b"}], ":2", ["same uid '5'"]),
-        ([{"uid": None, "prompt": "a"}, {"uid": None, "prompt": "a"}], ":2", ["same question as "]),
     ],
 )
 def test_errors_name_file_line_and_value(write, lines, where, words):
@@ -113,10 +117,10 @@ def test_errors_name_file_line_and_value(write, lines, where, words):
 
 def test_files_that_cannot_be_read(tmp_path):
     assert "no such file" in refusal(tmp_path / "gone.jsonl")
-    assert "is a folder; name a file" in refusal(tmp_path)
-    (tmp_path / "a.csv").write_text("prompt\nx\n")
-    assert "'.csv'" in refusal(tmp_path / "a.csv")
-    assert ".parquet" in refusal(tmp_path / "a.csv")
+    assert "no file ends in .jsonl" in refusal(tmp_path)
+    assert "no file matches" in refusal(tmp_path / "*.jsonl")
+    (tmp_path / "a.txt").write_text("prompt\nx\n")
+    assert "ends in '.txt'; use .jsonl, .json, .csv or .parquet" in refusal(tmp_path / "a.txt")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing PAR1")
     assert "not a Parquet file" in refusal(tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes(b"")
@@ -140,4 +144,4 @@ def test_a_limit_is_at_least_1(write, limit):
 def test_reading_stops_at_the_limit(write):
     path = write({"prompt": "a"}, b"nonsense")
     assert len(read_prompts(path, limit=1)) == 1
-    assert next(read_rows(path))[0] == f"{path}:1"
+    assert read_prompts(path, limit=1)[0].where == f"{path}:1"

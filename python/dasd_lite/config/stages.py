@@ -25,6 +25,7 @@ from dasd_lite.config.models import (
     Teacher,
     Temperature,
 )
+from dasd_lite.config.reading import DataPath, Reading
 from dasd_lite.config.train import TrainConfig
 
 _SCORED_RULES = ("count", "ratio", "length_matched")
@@ -35,12 +36,12 @@ GRADERS = ("math",)
 """The built-in graders."""
 
 
-class PromptsConfig(Table):
+class PromptsConfig(Reading):
     """The prompts to distill on."""
 
-    path: FilePath | None = None
-    """JSONL or Parquet file with `prompt` or `messages`, and optionally `uid`, `answer` and `domain`. The sample stage
-    needs it."""
+    path: DataPath | None = None
+    """File of prompts: JSONL, JSON, CSV or Parquet, also with .gz or .zst; a folder; a pattern; or
+    hf://datasets/ORG/NAME@REVISION/path. The sample stage needs it."""
     limit: PositiveInt | None = None
     """Use only the first prompts, up to this number."""
     system: str | None = None
@@ -65,12 +66,12 @@ class SampleConfig(Table):
     select."""
 
 
-class IngestConfig(Table):
+class IngestConfig(Reading):
     """Existing answers, used instead of a teacher."""
 
-    paths: list[FilePath] = Field(default=[])
-    """JSONL or Parquet files with `input` and `output`, or `messages`. The columns `uid`, `domain`, `answer` and
-    `finish_reason` are kept."""
+    paths: list[DataPath] = Field(default=[])
+    """Files of questions with answers: JSONL, JSON, CSV or Parquet, also with .gz or .zst; folders; patterns; or
+    hf://datasets/ORG/NAME@REVISION/path."""
     limit: PositiveInt | None = None
     """Use only the first answers, up to this number over all files."""
 
@@ -190,11 +191,11 @@ class MixConfig(Table):
     """Do not train on the student's part (worse in the paper)."""
 
 
-class EvaluateConfig(Table):
+class EvaluateConfig(Reading):
     """Accuracy on prompts with known answers (paper section 7)."""
 
-    prompts: FilePath | None = None
-    """JSONL or Parquet file with `prompt` and `answer`. Without it, nothing is evaluated."""
+    prompts: DataPath | None = None
+    """File of prompts with their `answer`, as prompts.path. Without it, nothing is evaluated."""
     limit: PositiveInt | None = None
     """Use only the first prompts, up to this number."""
     num_samples: PositiveInt = 4

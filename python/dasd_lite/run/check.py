@@ -20,6 +20,7 @@ from dasd_lite.chat.chat import Chat
 from dasd_lite.config.chain import SOURCES
 from dasd_lite.config.extensions import is_extension
 from dasd_lite.config.models import CustomTeacher, Endpoint, Student, Teacher, Transformers, Vllm
+from dasd_lite.config.reading import Reading
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.config.train import Lora
 from dasd_lite.console import say, say_note
@@ -34,9 +35,10 @@ from dasd_lite.costs.estimate import (
     trainings_of,
 )
 from dasd_lite.data.files import free_bytes
+from dasd_lite.data.formats.read import RowFiles
 from dasd_lite.data.hub import configured_stop_ids, model_folder
 from dasd_lite.data.prompts import Prompts
-from dasd_lite.errors import ConfigError, DasdError, MissingExtraError
+from dasd_lite.errors import ConfigError, DasdError, DataError, MissingExtraError
 from dasd_lite.grading import open_grader
 from dasd_lite.inference.custom import load_custom
 from dasd_lite.run.endpoint_check import probe_teacher
@@ -186,20 +188,27 @@ def _samples(phases: Sequence[Phase]) -> bool:
 def _prompt_files(recipe: RecipeConfig, questions: Questions) -> Iterator[str]:
     """Read every file of prompts to its end."""
     system = recipe.prompts.system
-    files = {("prompts.path", recipe.prompts.path)} if recipe.prompts.path and _samples(recipe.phase) else set()
-    files |= {("evaluate.prompts", p.evaluate.prompts) for p in recipe.phase if p.evaluate.prompts is not None}
-    for key, path in sorted(files):
+    files: dict[tuple[str, str, str], Reading] = {}
+    if recipe.prompts.path and _samples(recipe.phase):
+        files["prompts.path", recipe.prompts.path, ""] = recipe.prompts
+    for phase in recipe.phase:
+        if phase.evaluate.prompts is not None:
+            how = f"{phase.evaluate.format} {phase.evaluate.columns}"
+            files["evaluate.prompts", phase.evaluate.prompts, how] = phase.evaluate
+    for (key, path, _), reading in sorted(files.items(), key=lambda item: item[0]):
         try:
-            prompts = questions.read(path, None, system)
+            prompts = questions.read(path, reading, None, system)
         except DasdError as error:
             yield f"{key}: {error}"
             continue
-        if key == "evaluate.prompts" and (without := [p.uid for p in prompts if p.answer is None]):
+        if key == "evaluate.prompts" and (without := [p.name for p in prompts if p.answer is None]):
             yield f"{key}: {path}: {len(without)} questions have no `answer`, the first is {without[0]}"
     for phase in recipe.phase:
-        for path in phase.ingest.paths if phase.source == "ingest" else ():
-            if not path.is_file():
-                yield f"ingest.paths: {path}: no such file"
+        if phase.source == "ingest":
+            try:
+                RowFiles(phase.ingest.paths, phase.ingest, answers=True)
+            except DataError as error:
+                yield from (f"ingest.paths: {line}" for line in str(error).splitlines())
 
 
 def _budgets(phases: Sequence[Phase], prompts: Prompts | None) -> Iterator[str]:
@@ -261,7 +270,7 @@ def _too_long(prompts: Prompts | None, chat: Chat) -> str:
         length = len(chat.prompt_ids(prompt.messages))
         if length >= chat.context:
             return (
-                f"prompt {prompt.uid} has {length} tokens, but the context of {chat.folder} is {chat.context} tokens;"
+                f"prompt {prompt.name} has {length} tokens, but the context of {chat.folder} is {chat.context} tokens;"
                 " shorten it or leave it out"
             )
     return ""

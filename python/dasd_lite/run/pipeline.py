@@ -256,7 +256,7 @@ def _train(recipe: RecipeConfig, phase: Phase, before: _Before, questions: Quest
             out=folder,
             seed=recipe.seed,
             adapter=before.adapter,
-            prompts=None if path is None else questions.read(path, phase.evaluate.limit, recipe.prompts.system),
+            prompts=None if path is None else questions.to_evaluate(phase.evaluate, recipe.prompts.system),
             grader=phase.evaluate.grader,
             max_tokens=phase.evaluate.max_tokens,
             max_steps=max_steps,

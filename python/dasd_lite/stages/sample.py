@@ -112,7 +112,7 @@ def sample(
             prices=teacher.prices if isinstance(teacher, Endpoint) else None,
             used=used,
         )
-        journal.publish({"prompts": len(prompts), "rollouts": len(plan)}, **timing)
+        journal.publish({"prompts": len(prompts), "rollouts": len(plan), **prompts.left_out}, **timing)
     return Rollouts(out)
 
 
@@ -122,14 +122,15 @@ def _take_over(journal: Journal, trial: Path, identity: Identity, plan: list[tup
         return
     manifest = read_manifest(trial)
     is_same = {**manifest["config"], "limit": None} == {**identity.config, "limit": None}
-    if not is_same or manifest["inputs"] != identity.inputs or manifest["version"] != VERSION:
+    is_same = is_same and {**manifest["inputs"], "prompts": ""} == {**identity.inputs, "prompts": ""}
+    if not is_same or manifest["version"] != VERSION:
         return
     positions = {(prompt.uid, index): position for position, (prompt, index) in enumerate(plan)}
     rows: dict[int, dict[str, Any]] = {}
     for batch in batches(trial, "rollouts"):
         for row in batch.to_pylist():
             position = positions.get((row["prompt_uid"], row["index"]))
-            if position is not None:
+            if position is not None and row["messages"] == list(plan[position][0].messages):
                 new_uid = digest(identity.fingerprint, row["prompt_uid"], row["index"])[:16]
                 rows[position] = {**row, "uid": new_uid}
     timing = read_timing(trial)

@@ -1,0 +1,141 @@
+"""Where users' files are: a file, a folder, a pattern, or a place on the Hugging Face hub → files on this disk.
+
+Input: a path as a recipe has it. Output: files in a fixed order, and what identifies their content. Invariant: a path
+that leads to no file is an error, and files of the hub are those of one commit, which the identity names.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dasd_lite.data.formats.containers import kind_of
+from dasd_lite.data.manifest import fingerprint
+from dasd_lite.data.seeds import digest
+from dasd_lite.errors import DataError
+
+HUB = "hf://"
+_PLACE = re.compile(
+    r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/(?:convert|pr)/[\w-]+|[^/]+))?(?:/(?P<path>.*))?"
+)
+_PATTERN = re.compile(r"[*?\[]")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to read, and what errors and notes call it."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a path of a recipe leads to; files of the hub have `identity`, the path with its commit."""
+
+    files: tuple[SourceFile, ...]
+    identity: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content of the files, or the commit that they are of."""
+        if self.identity:
+            return self.identity
+        hashes = [fingerprint(file.path) for file in self.files]
+        return (
+            hashes[0]
+            if len(hashes) == 1
+            else digest([[f.path.name, h] for f, h in zip(self.files, hashes, strict=True)])
+        )
+
+
+def find(place: str) -> Source:
+    """Return the files at a place: a file, a folder, a pattern, or `hf://datasets/ORG/NAME@REVISION/path`.
+
+    Raises:
+        DataError: There is no such file, or the hub cannot be reached.
+    """
+    if place.startswith(HUB):
+        return _on_hub(place)
+    path = Path(place).expanduser()
+    if path.is_file():
+        return Source((SourceFile(path, str(path)),))
+    if path.is_dir():
+        found = _data_files(path, [p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()])
+    elif _PATTERN.search(place):
+        root = Path(path.anchor)
+        pattern = path.relative_to(root).as_posix() if path.anchor else path.as_posix()
+        found = sorted(match for match in root.glob(pattern) if match.is_file())
+        if not found:
+            raise DataError(f"{place}: no file matches")
+    else:
+        raise DataError(f"{place}: no such file")
+    return Source(tuple(SourceFile(each, str(each)) for each in found))
+
+
+def _data_files(folder: Path, names: list[str]) -> list[Path]:
+    """Return the files of a folder with rows: those of one kind."""
+    if "manifest.json" in names:  # of a stage
+        names = [name for name in names if name.startswith("rollouts-")]
+    names = sorted(n for n in names if kind_of(Path(n))[0] and not any(part.startswith(".") for part in Path(n).parts))
+    kinds = {"".join(Path(name).suffixes[-2:]) if kind_of(Path(name))[1] else Path(name).suffix for name in names}
+    if not names:
+        raise DataError(f"{folder}: no file ends in .jsonl, .json, .csv or .parquet")
+    if len(kinds) > 1:
+        raise DataError(
+            f"{folder}: has files that end in {', '.join(sorted(kinds))}; name one kind, as {folder}/*{min(kinds)}"
+        )
+    return [folder / name for name in names]
+
+
+def _on_hub(place: str) -> Source:
+    """Find and download files of a data set on the hub."""
+    match = _PLACE.fullmatch(place)
+    if match is None:
+        raise DataError(f"{place}: should look like hf://datasets/ORG/NAME@REVISION/path/*.parquet")
+    name, revision, wanted = match["name"], match["revision"], match["path"] or ""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    api = HfApi()
+    try:
+        is_exact = bool(revision and _COMMIT.fullmatch(revision)) and kind_of(Path(wanted))[0] != ""
+        is_exact = is_exact and not _PATTERN.search(wanted)
+        commit = revision if is_exact else api.dataset_info(name, revision=revision).sha
+        assert commit is not None
+        files = (
+            [wanted] if is_exact else _matching(api.list_repo_files(name, revision=commit, repo_type="dataset"), wanted)
+        )
+        if not files:
+            raise DataError(f"{place}: no file matches; the data set is at {commit[:12]}")
+        found = tuple(
+            SourceFile(
+                Path(hf_hub_download(name, file, repo_type="dataset", revision=commit)),
+                f"{HUB}datasets/{name}@{commit[:12]}/{file}",
+            )
+            for file in files
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{place}: cannot be downloaded: {reason}") from error
+    return Source(found, f"{HUB}datasets/{name}@{commit}/{wanted}")
+
+
+def _matching(files: list[str], wanted: str) -> list[str]:
+    """Return the files at a path, below a folder, or that match a pattern; `*` does not cross folders, `**` does."""
+    if _PATTERN.search(wanted):
+        expression = "/".join(
+            ".*"
+            if part == "**"
+            else fnmatch.translate(part).removeprefix("(?s:").removesuffix(r")\Z").replace(".*", "[^/]*")
+            for part in wanted.split("/")
+        ).replace(".*/", "(?:.*/)?")
+        return sorted(file for file in files if re.fullmatch(expression, file))
+    if wanted in files:
+        return [wanted]
+    below = wanted.rstrip("/") + "/" if wanted else ""
+    inside = [file for file in files if file.startswith(below)]
+    return [path.as_posix() for path in _data_files(Path(), inside)] if inside else []
