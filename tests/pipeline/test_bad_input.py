@@ -114,7 +114,10 @@ BAD_QUESTIONS = {
         ["q.jsonl:2: the prompt is empty; the last message must be a user's, with text"],
     ),
     "no prompts": ([b""], ["q.jsonl: contains no prompts"]),
-    "duplicate uid": ([GOOD, GOOD | {"prompt": "Which?"}], ["q.jsonl:2: same uid 'a' as q.jsonl:1; uids must be unique"]),
+    "duplicate uid": (
+        [GOOD, GOOD | {"prompt": "Which?"}],
+        ["q.jsonl:2: same uid 'a' as q.jsonl:1; uids must be unique"],
+    ),
     "malformed line": ([GOOD, b'{"prompt": "x"'], ["q.jsonl:2: not JSON: Expecting", "column 15"]),
     "not UTF-8": ([GOOD, b'{"prompt": "\xe9"}'], ["q.jsonl:2: not UTF-8: byte 0xe9 at column 13"]),
     "half a character": ([b'{"prompt": "\\ud83d"}'], ["q.jsonl:1: not UTF-8", "\\ud83d"]),

@@ -145,6 +145,8 @@ class Meaning:
             raise Fault(f"{shape.prompt_paths[0]} = {shown(values[0])}; it must be a list of {{role, content}}")
         texts = [_content(value, path) for value, path in zip(values, shape.prompt_paths, strict=True)]
         text = "\n\n".join(text for text in texts if text)
+        if text.strip() == "-":  # OpenCodeReasoning's second split
+            raise Fault(f"{shape.prompt_paths[0]} = '-': the question is in another data set; join them first")
         return [{"role": "user", "content": text}], None
 
     def _must_agree(self, shape: _Shape, messages: list[Message], value: Any, other: str) -> None:

@@ -67,6 +67,7 @@ class RowFiles:
         self._num_faulty: Counter[str] = Counter()
         self._notes: list[str] = []
         self._file = ""
+        self._not_loaded: list[str] = []
 
     @property
     def files(self) -> list[SourceFile]:
@@ -103,7 +104,7 @@ class RowFiles:
 
     def rows(self, file: SourceFile) -> Iterator[Row]:
         """Yield the rows of one of the files that can be read and are not left out."""
-        self._file = file.name
+        self._file, self._not_loaded = file.name, []
         meaning = Meaning(self._reading, answers=self._answers, tokens=self._tokens, system=self._system)
         try:
             for where, row in rows_of(file.path, file.name, self._wanted):
@@ -134,6 +135,7 @@ class RowFiles:
         wanted = KNOWN | {str(parse_path(path)[0]) for path in paths}
         if not self._tokens:
             wanted -= set(TOKEN_COLUMNS)
+        self._not_loaded = [name for name in names if name not in wanted]
         return [name for name in names if name in wanted]
 
     def _fatal(self, message: str) -> None:
@@ -156,7 +158,7 @@ class RowFiles:
         read = meaning.num_rows
         if self._reading.format == "auto" and meaning.formats:
             self._notes.append(f"{file.name}: read as {', '.join(map(repr, meaning.formats))}")
-        if unread := meaning.unread:
+        if unread := meaning.unread + Counter(dict.fromkeys(self._not_loaded, read)):
             listed = [key if n == read else f"{key} ({n:,} rows)" for key, n in unread.items()]
             self._notes.append(f"{file.name}: not read: {', '.join(listed)}, of {read:,} rows")
         for tag, number in (+meaning.rewritten).items():

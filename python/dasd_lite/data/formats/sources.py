@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 from dasd_lite.data.formats.containers import kind_of
@@ -66,9 +67,7 @@ def find(place: str) -> Source:
     if path.is_dir():
         found = _data_files(path, [p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()])
     elif _PATTERN.search(place):
-        root = Path(path.anchor)
-        pattern = path.relative_to(root).as_posix() if path.anchor else path.as_posix()
-        found = sorted(match for match in root.glob(pattern) if match.is_file())
+        found = sorted(match for match in map(Path, glob(str(path), recursive=True)) if match.is_file())
         if not found:
             raise DataError(f"{place}: no file matches")
     else:
