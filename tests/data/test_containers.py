@@ -132,13 +132,6 @@ def test_places_are_all_looked_at_before_any_is_read(tmp_path):
     ]
 
 
-def test_the_folder_of_a_stage_is_its_rollouts(tmp_path, finished):
-    rows, notes = all_rows(finished / "run" / "low" / "sample")
-    assert len(rows) == 16
-    assert rows[0].prompt_uid.startswith(("dial", "pick", "cups"))
-    assert "read as 'rollouts'" in notes[0]
-
-
 def test_the_fingerprint_of_a_place_is_that_of_its_files(tmp_path):
     a, b = write(tmp_path / "1.jsonl", ROWS[:1]), write(tmp_path / "2.jsonl", ROWS[1:2])
     both = find(str(tmp_path)).fingerprint

@@ -6,7 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dasd_lite.data.prompts import read_prompts
+from dasd_lite.data.prompts import Prompts, read_prompts
+from dasd_lite.data.records import Prompt
+from dasd_lite.data.seeds import digest
 from dasd_lite.errors import ConfigError, DataError
 
 
@@ -48,6 +50,48 @@ def test_every_accepted_form_of_a_prompt(write):
     assert len({b.uid, c.uid, d.uid}) == 3
     assert next(p.uid for p in read_prompts(path, limit=2)) == "7"
     assert len(read_prompts(path, limit=2)) == 2
+
+
+def test_the_same_question_again_is_left_out_and_counted(write, capsys):
+    prompts = read_prompts(
+        write({"prompt": "a"}, {"prompt": "b", "uid": "x"}, {"prompt": "a"}, {"uid": "x", "prompt": "b"})
+    )
+    assert len(prompts) == 2
+    assert prompts.left_out == {"duplicate questions": 2}
+    assert capsys.readouterr().err.endswith("questions.jsonl: 2 left out: the same question again\n")
+    assert len(read_prompts(write({"prompt": "a", "uid": "x"}, {"prompt": "a", "uid": "y"}))) == 2, (
+        "with uids of their own"
+    )
+
+
+def test_the_name_of_a_prompt_leads_to_its_row(write):
+    path = write({"prompt": "What is\n2 + 2?"}, {"prompt": "word " * 20}, {"prompt": "b", "uid": "x"})
+    first, second, third = read_prompts(path)
+    assert first.name == f'{path}:1 ("What is 2 + 2?")'
+    assert second.name == f'{path}:2 ("word word word word word word word word …")'
+    assert third.name == "x"
+    bare = Prompt(digest([{"role": "user", "content": "a"}]), ({"role": "user", "content": "a"},), "all", None)
+    assert bare.name == '"a"'
+
+
+def test_the_fingerprint_is_that_of_the_questions(write, tmp_path):
+    rows = [{"prompt": "a", "answer": 5}, {"prompt": "b"}]
+    first = read_prompts(write(*rows)).fingerprint
+    assert read_prompts(write(*({"source": "x"} | row for row in rows))).fingerprint == first, "a column more"
+    pq.write_table(pa.Table.from_pylist([{"question": "a", "answer": "5"}, {"question": "b"}]), tmp_path / "q.parquet")
+    assert read_prompts(tmp_path / "q.parquet").fingerprint == first, "another container"
+    assert Prompts.of(list(read_prompts(write(*rows)))).fingerprint == first, "a list"
+    assert read_prompts(write(*rows), limit=1).fingerprint == read_prompts(write(rows[0])).fingerprint != first
+    assert read_prompts(write(*rows)).first(1).fingerprint == read_prompts(write(rows[0])).fingerprint
+    assert read_prompts(write(rows[0], {"prompt": "b", "answer": "6"})).fingerprint != first
+
+
+def test_a_map_of_columns(write):
+    path = write({"problem": "a", "gold": {"value": 5}})
+    (prompt,) = read_prompts(path, columns={"prompt": "problem", "answer": "gold.value"})
+    assert (prompt.messages[0]["content"], prompt.answer) == ("a", "5")
+    with pytest.raises(ConfigError, match=r"prompts\.colums: unknown key; did you mean 'columns'\?"):
+        read_prompts(path, colums={})
 
 
 def test_the_uid_of_a_prompt_depends_on_its_text_not_its_position(write):

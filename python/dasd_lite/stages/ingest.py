@@ -6,6 +6,7 @@ without log-probabilities.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from os import PathLike, fspath
@@ -24,7 +25,6 @@ from dasd_lite.data.handles import Rollouts
 from dasd_lite.data.manifest import identify
 from dasd_lite.data.prompts import to_prompt
 from dasd_lite.data.records import ROLLOUT, Prompt
-from dasd_lite.data.seeds import digest
 from dasd_lite.data.writer import ShardWriter, is_finished
 from dasd_lite.errors import DataError
 
@@ -143,7 +143,8 @@ class _Seen:
         Raises:
             Fault: Its uid, or that of its question, is that of another.
         """
-        key = digest(prompt.uid, answer.completion)[:16]
+        text = f"{prompt.uid}\0{answer.completion}"
+        key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         if key in self._answers:
             self.num_duplicates += 1
             return None

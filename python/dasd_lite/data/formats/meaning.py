@@ -192,7 +192,7 @@ class Meaning:
             completion, tag = join(each.thinking, each.content)
             if not kept or not each.is_trained:
                 self.left_out["weight = 0" if kept else f"{shape.columns.keep} = false"] += 1
-            elif not completion.strip():
+            elif not completion or completion.isspace():
                 if len(turns) == 1:
                     raise Fault("has an empty answer")
                 self.left_out["empty answers"] += 1

@@ -91,25 +91,22 @@ def _data_files(folder: Path, names: list[str]) -> list[Path]:
 
 
 def _on_hub(place: str) -> Source:
-    """Find and download files of a data set on the hub."""
+    """Find and download files of a data set on the hub; a commit and a file that are here already need no network."""
     match = _PLACE.fullmatch(place)
     if match is None:
         raise DataError(f"{place}: should look like hf://datasets/ORG/NAME@REVISION/path/*.parquet")
     name, revision, wanted = match["name"], match["revision"], match["path"] or ""
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     api = HfApi()
+    is_file = kind_of(Path(wanted))[0] != "" and not _PATTERN.search(wanted)
     try:
-        is_exact = bool(revision and _COMMIT.fullmatch(revision)) and kind_of(Path(wanted))[0] != ""
-        is_exact = is_exact and not _PATTERN.search(wanted)
-        commit = revision if is_exact else api.dataset_info(name, revision=revision).sha
-        assert commit is not None
-        files = (
-            [wanted] if is_exact else _matching(api.list_repo_files(name, revision=commit, repo_type="dataset"), wanted)
-        )
+        is_commit = revision is not None and _COMMIT.fullmatch(revision)
+        commit = str(revision if is_commit else api.dataset_info(name, revision=revision).sha)
+        files = [wanted] if is_file else api.list_repo_files(name, revision=commit, repo_type="dataset")
+        files = files if is_file else _matching(files, wanted)
         if not files:
-            raise DataError(f"{place}: no file matches; the data set is at {commit[:12]}")
+            raise DataError(f"{place}: no file matches, at commit {commit[:12]}")
         found = tuple(
             SourceFile(
                 Path(hf_hub_download(name, file, repo_type="dataset", revision=commit)),
@@ -117,10 +114,32 @@ def _on_hub(place: str) -> Source:
             )
             for file in files
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"{place}: cannot be downloaded: {reason}") from error
+    except Exception as error:
+        if isinstance(error, DataError) or not _is_of_hub(error):
+            raise
+        raise DataError(f"{place}: {_hub_problem(error)}") from error
     return Source(found, f"{HUB}datasets/{name}@{commit}/{wanted}")
+
+
+def _is_of_hub(error: Exception) -> bool:
+    """Return whether the network or the hub failed; which client raises what depends on huggingface_hub's version."""
+    rooms = {each.__module__.partition(".")[0] for each in type(error).__mro__}
+    return isinstance(error, OSError) or bool(rooms & {"huggingface_hub", "httpx", "httpx2", "requests"})
+
+
+def _hub_problem(error: Exception) -> str:
+    """Say what a failure of the hub means."""
+    known = {
+        "GatedRepoError": "the data set is gated; accept its terms on the hub, then set HF_TOKEN",
+        "RepositoryNotFoundError": "no such data set, or it is private and HF_TOKEN is not set",
+        "RevisionNotFoundError": "no such revision",
+        "EntryNotFoundError": "no such file at this revision",
+        "LocalEntryNotFoundError": "not downloaded yet, and the hub cannot be reached",
+        "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set; name a commit of 40 digits and a file that has been downloaded",
+    }
+    kinds = [each.__name__ for each in type(error).__mro__]
+    first = next(iter(str(error).splitlines()), kinds[0])
+    return next((known[kind] for kind in kinds if kind in known), f"the hub cannot be reached: {first}")
 
 
 def _matching(files: list[str], wanted: str) -> list[str]:

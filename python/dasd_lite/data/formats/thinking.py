@@ -59,7 +59,8 @@ def rewrite(text: str) -> tuple[str, str]:
             rest = solution[1]
         return f"<think>\n{thinking.strip(_SPACE)}\n</think>\n\n{rest.strip(_SPACE)}", tag
     if start.startswith("<think>"):
-        head, closing, rest = text.partition("</think>")
-        if closing and rest[:40].lstrip(_SPACE).startswith("<") and (match := _ANSWER.fullmatch(rest)):
-            return f"{head}{closing}{match[1]}{match[3].strip(_SPACE)}", f"<{match[2]}>"
+        end = text.find("</think>") + len("</think>")
+        is_tag = end >= len("</think>") and text[end : end + 40].lstrip(_SPACE).startswith("<")
+        if is_tag and (match := _ANSWER.fullmatch(text, end)):
+            return f"{text[:end]}{match[1]}{match[3].strip(_SPACE)}", f"<{match[2]}>"
     return text, ""
