@@ -160,7 +160,7 @@ def test_a_teacher_without_thinking(project, cli, demo):
 def test_a_prompt_longer_than_the_context(project, cli):
     override = project.questions(GOOD, {"uid": "long one", "prompt": "far too long " * 500})
     ended = cli("check", "run.toml", override, "evaluate={}", cwd=project.folder)
-    assert_refused(ended, "prompt long one has", "tokens, but the context of", "shorten it or leave it out", lines=2)
+    assert_refused(ended, "prompt long one has", "tokens, but the context of", "prompts.skip_overlong = true", lines=2)
     assert "dasd-lite: student: " in ended.stderr and "dasd-lite: teacher: " in ended.stderr
     ended = cli("run", "run.toml", override, "evaluate={}", "teacher.batch_size=1", cwd=project.folder)
     assert_refused(

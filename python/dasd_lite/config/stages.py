@@ -46,6 +46,9 @@ class PromptsConfig(Reading):
     """Use only the first prompts, up to this number."""
     system: str | None = None
     """System prompt of all stages (the paper: "You are a helpful assistant.")."""
+    skip_overlong: bool = False
+    """Leave out prompts that fill the context of student or teacher, and count them; otherwise `check` names them and
+    they end the run."""
 
 
 class SampleConfig(Table):

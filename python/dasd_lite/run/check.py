@@ -35,14 +35,14 @@ from dasd_lite.costs.estimate import (
     trainings_of,
 )
 from dasd_lite.data.files import free_bytes
-from dasd_lite.data.formats.read import RowFiles
 from dasd_lite.data.hub import configured_stop_ids, model_folder
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.errors import ConfigError, DasdError, DataError, MissingExtraError
 from dasd_lite.grading import open_grader
 from dasd_lite.inference.custom import load_custom
 from dasd_lite.run.endpoint_check import probe_teacher
-from dasd_lite.run.questions import Questions
+from dasd_lite.run.ingest_check import check_ingest
+from dasd_lite.run.questions import Questions, overlong
 from dasd_lite.run.trial import run_trial
 from dasd_lite.stages.select import open_rule
 from dasd_lite.training.requirements import conflicts, missing_layers
@@ -65,7 +65,12 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
     prompts: Prompts | None = None
     faults += _prompt_files(recipe, questions)
     if not faults and _samples(recipe.phase):
-        prompts = questions.to_sample(recipe.prompts)
+        try:
+            prompts = questions.to_sample(recipe)
+        except DataError as error:
+            faults.append(f"prompts.path: {error}")
+        except ConfigError:
+            pass  # of a model; what follows reports it
     faults += _student(recipe.student, recipe.phase, prompts)
     if recipe.teacher is not None:
         faults += _teacher(recipe.teacher, recipe.phase, prompts)
@@ -203,12 +208,7 @@ def _prompt_files(recipe: RecipeConfig, questions: Questions) -> Iterator[str]:
             continue
         if key == "evaluate.prompts" and (without := [p.name for p in prompts if p.answer is None]):
             yield f"{key}: {path}: {len(without)} questions have no `answer`, the first is {without[0]}"
-    for phase in recipe.phase:
-        if phase.source == "ingest":
-            try:
-                RowFiles(phase.ingest.paths, phase.ingest, answers=True)
-            except DataError as error:
-                yield from (f"ingest.paths: {line}" for line in str(error).splitlines())
+    yield from check_ingest(recipe.phase, system)
 
 
 def _budgets(phases: Sequence[Phase], prompts: Prompts | None) -> Iterator[str]:
@@ -265,15 +265,16 @@ def _servers(teacher: Endpoint, phases: Sequence[Phase], prompts: Prompts | None
 
 
 def _too_long(prompts: Prompts | None, chat: Chat) -> str:
-    """Name the first prompt that leaves no room for an answer."""
-    for prompt in prompts or ():
-        length = len(chat.prompt_ids(prompt.messages))
-        if length >= chat.context:
-            return (
-                f"prompt {prompt.name} has {length} tokens, but the context of {chat.folder} is {chat.context} tokens;"
-                " shorten it or leave it out"
-            )
-    return ""
+    """Name the first prompt that leaves no room for an answer, and how many there are."""
+    long = list(overlong(prompts, chat)) if prompts is not None else []
+    if not long:
+        return ""
+    prompt, length = long[0]
+    more = f" ({len(long) - 1:,} more are too long)" if len(long) > 1 else ""
+    return (
+        f"prompt {prompt.name} has {length:,} tokens, but the context of {chat.folder} is {chat.context:,}{more};"
+        " shorten it, or leave such prompts out with prompts.skip_overlong = true"
+    )
 
 
 # --- this machine -------------------------------------------------------------------------------------

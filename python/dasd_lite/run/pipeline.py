@@ -135,7 +135,7 @@ def _sample(recipe: RecipeConfig, phase: Phase, questions: Questions) -> Step:
 
     def work(*, force: bool, used: Usage | None) -> Rollouts:
         return sample(
-            questions.to_sample(recipe.prompts),
+            questions.to_sample(recipe),
             teacher,
             phase.sample,
             out=folder,
