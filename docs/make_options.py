@@ -16,11 +16,12 @@ from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from dasd_lite.config import models, stages, train
+from dasd_lite.config import models, reading, stages, train
 
 TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("At the top", stages.RecipeConfig),
     ("[prompts]", stages.PromptsConfig),
+    ("[prompts], [ingest] or [evaluate] columns = { … }", reading.Columns),
     ('[teacher] or [student], kind = "transformers"', models.Transformers),
     ('[teacher] or [student], kind = "vllm"', models.Vllm),
     ('[teacher], kind = "endpoint"', models.Endpoint),

@@ -103,13 +103,13 @@ def test_paths_beside_the_recipe_can_be_used_from_anywhere(load, tmp_path):
         (tmp_path / name).write_text("")
     (tmp_path / "student").mkdir()
     recipe = load("", "", "pack.columns=columns.parquet", "evaluate.prompts=heldout.jsonl", 'ingest.paths=["a.jsonl"]')
-    assert recipe.prompts.path == tmp_path / "questions.jsonl"
+    assert recipe.prompts.path == str(tmp_path / "questions.jsonl")
     assert recipe.student.model == str(tmp_path / "student")
     assert recipe.teacher.model.endswith("dasd_lite/demo/teacher")
     for phase in recipe.phase:
         assert phase.pack.columns == tmp_path / "columns.parquet"
-        assert phase.evaluate.prompts == tmp_path / "heldout.jsonl"
-        assert phase.ingest.paths == [tmp_path / "a.jsonl"]
+        assert phase.evaluate.prompts == str(tmp_path / "heldout.jsonl")
+        assert phase.ingest.paths == [str(tmp_path / "a.jsonl")]
     assert load("", "", "student.model=Qwen/Qwen3-4B").student.model == "Qwen/Qwen3-4B"
     assert str(load("", "", "out=elsewhere").out) == "elsewhere", "results go to the current folder"
 

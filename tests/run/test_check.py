@@ -1,11 +1,14 @@
-"""`check` reports mistakes in the training options before anything is spent."""
+"""`check` reports mistakes in the training options, in files of prompts and in answers before anything is spent."""
 
 import json
 
 import pytest
 
 from dasd_lite.config.load import load_recipe
+from dasd_lite.data.manifest import read_manifest
+from dasd_lite.data.prompts import read_prompts
 from dasd_lite.run.check import unread_settings
+from dasd_lite.run.ingest_check import check_ingest
 
 LORA = 'train.method={ kind = "lora", rank = 4, target_modules = ["q_proj", "model.layers.0.mlp.up_proj"] }'
 
@@ -70,3 +73,110 @@ def test_wrong_answers_that_mixed_policy_cannot_see_are_noted(small_recipe, tmp_
     assert note in " ".join((result.stdout + result.stderr).split())
     result = cli("check", "run.toml", "--until", "models", cwd=tmp_path)
     assert "mix.rescue" not in result.stdout + result.stderr
+
+
+# --- files of prompts and answers ---------------------------------------------------------------------
+
+
+def have(tmp_path, small_recipe, *rows, rule="random", **ingest):
+    """A recipe that takes existing answers from a file of these rows."""
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (tmp_path / "have.jsonl").write_text("\n".join(lines))
+    phase = {"name": "have", "source": "ingest", "ingest": {"paths": ["have.jsonl"], **ingest}, "select.rule": rule}
+    return small_recipe(tmp_path, prompts=None, evaluate=None, teacher=None, phase=[phase])
+
+
+GOOD = {"prompt": "q", "output": "<think>a</think>b", "answer": 5, "source": "x"}
+
+
+def test_check_reads_the_files_of_answers(small_recipe, tmp_path, cli):
+    have(tmp_path, small_recipe, GOOD, GOOD | {"output": "c"}, GOOD | {"prompt": "r", "answer": None})
+    ended = cli("check", "run.toml", cwd=tmp_path)
+    assert ended.rc == 0, ended.stderr
+    assert (
+        "have: 3 answers to 2 prompts, 1.5 per prompt; the first 3 rows: 2 answers with thinking, 0 with something for"
+        " each token; 2 rows with a reference answer\n"
+        "note: have.jsonl: not read: source, of 3 rows\n"
+    ) in ended.stdout
+
+
+def test_check_says_each_fault_of_a_file_of_answers_once(small_recipe, tmp_path, cli):
+    have(tmp_path, small_recipe, GOOD, "nonsense", {"prompt": "q", "tools": ["x"], "output": "a"}, {"prompt": "q"})
+    ended = cli("check", "run.toml", cwd=tmp_path)
+    assert ended.rc == 2
+    assert [line.partition(": ")[2].partition(": ")[2][:30] for line in ended.stderr.splitlines()] == [
+        "have.jsonl:2: not JSON: Expect",
+        "have.jsonl:3: has tools, which",
+        "have.jsonl:4: has no answer; a",
+    ]
+    (tmp_path / "have.jsonl").unlink()
+    ended = cli("check", "run.toml", cwd=tmp_path)
+    assert ended.stderr == "dasd-lite: ingest.paths: have.jsonl: no such file\n"
+
+
+def test_check_knows_what_answers_without_log_probabilities_cannot_be_used_for(small_recipe, tmp_path, cli):
+    have(tmp_path, small_recipe, GOOD, rule="count")
+    ended = cli("check", "run.toml", cwd=tmp_path)
+    assert (ended.rc, ended.stderr) == (
+        2,
+        "dasd-lite: phase 'have': select.rule = 'count' needs log-probabilities, which 1 of 1 answers lack; use"
+        " 'random' or 'all', or let the teacher score them: score.by = 'teacher'\n",
+    )
+    teacher = ("score.by='teacher'", 'teacher={ kind = "transformers", model = "demo:teacher" }')
+    assert cli("check", "run.toml", *teacher, cwd=tmp_path).rc == 0
+
+
+def test_check_knows_that_no_answer_thinks(small_recipe, tmp_path, cli):
+    have(tmp_path, small_recipe, GOOD | {"output": "c"})
+    assert cli("check", "run.toml", cwd=tmp_path).rc == 0
+    ended = cli("check", "run.toml", "select.require_think=true", cwd=tmp_path)
+    assert ended.rc == 2 and "rejects every answer: none has <think>…</think>" in ended.stderr
+
+
+def test_a_long_file_of_answers_is_read_in_part(small_recipe, tmp_path, capsys):
+    recipe = load_recipe(have(tmp_path, small_recipe, *(GOOD | {"prompt": f"q{i}"} for i in range(200))))
+    assert list(check_ingest(recipe.phase, None, seconds=0.0)) == []
+    shown = capsys.readouterr().out
+    assert "have: 64 answers to 64 prompts in what was read in 0 s, 1.0 per prompt; the first 64 rows: " in shown
+
+
+def test_prompts_over_the_context_are_named_or_left_out(small_recipe, tmp_path, cli):
+    rows = [
+        {"prompt": "What?"},
+        {"prompt": "far too long " * 500},
+        {"prompt": "Who?"},
+        {"prompt": "long as well " * 600},
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    small_recipe(tmp_path, evaluate=None, prompts={"path": "q.jsonl"}, phase=[{"name": "low"}])
+    ended = cli("check", "run.toml", cwd=tmp_path)
+    assert ended.rc == 2
+    student, teacher = ended.stderr.splitlines()
+    assert student.startswith(
+        'dasd-lite: student: prompt q.jsonl:2 ("far too long far too long far too long f …") has '
+    )
+    assert student.endswith(
+        " (1 more are too long); shorten it, or leave such prompts out with prompts.skip_overlong = true"
+    )
+    assert teacher.startswith("dasd-lite: teacher: prompt q.jsonl:2 (")
+    for command in ("check", "sample"):
+        ended = cli(command, "run.toml", "prompts.skip_overlong=true", cwd=tmp_path)
+        assert ended.rc == 0, ended.stderr
+        assert (
+            ended.stderr.count('note: 2 of 4 prompts left out (prompts.skip_overlong); the first is q.jsonl:2 ("') == 1
+        )
+    manifest = read_manifest(tmp_path / "run" / "low" / "sample")
+    assert manifest["counts"] == {"prompts": 2, "rollouts": 4, "prompts over the context": 2}
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(rows[i]) for i in (0, 2)))
+    assert manifest["inputs"]["prompts"] == read_prompts(tmp_path / "q.jsonl").fingerprint
+    (tmp_path / "q.jsonl").write_text(json.dumps(rows[1]))
+    ended = cli("check", "run.toml", "prompts.skip_overlong=true", cwd=tmp_path)
+    assert ended.stderr.startswith("dasd-lite: prompts.path: all 1 prompts are too long, the first is q.jsonl:1 (")
+
+
+def test_a_missing_file_of_prompts_is_said_once(small_recipe, tmp_path, cli):
+    teacher = {"kind": "endpoint", "model": "x", "base_urls": ["http://127.0.0.1:9/v1"], "max_retries": 0}
+    small_recipe(tmp_path, evaluate=None, prompts={"path": "gone.jsonl"}, teacher=teacher, phase=[{"name": "low"}])
+    ended = cli("check", "run.toml", cwd=tmp_path)
+    assert ended.rc == 2
+    assert ended.stderr.count("gone.jsonl") == 1

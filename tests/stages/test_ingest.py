@@ -61,12 +61,11 @@ def test_answers_to_the_same_question_are_its_candidates(run):
     [
         ({"input": "q"}, ["has no answer", "`output`"]),
         ({"input": "q", "output": ""}, ["has no answer"]),
-        ({"input": "q", "output": 5}, ["has no answer"]),
+        ({"input": "q", "output": 5}, ["output = 5; it must be text"]),
         ({"messages": [{"role": "user", "content": "s"}]}, ["has no answer", "end with the assistant"]),
-        ({"output": "x"}, ["a row needs `prompt`, `input`, or `messages`"]),
+        ({"output": "x"}, ["has output; a row needs `prompt` or `messages`"]),
         (b'{"input": "q"', ["not JSON"]),
         (b'{"input": "\xff"}', ["not UTF-8"]),
-        ({"input": "q", "output": "same"}, ["repeats the answer of", ":1 (uid"]),
     ],
 )
 def test_a_bad_row_is_one_line_and_the_same_call_succeeds_once_it_is_fixed(run, tmp_path, bad, words):
@@ -79,6 +78,55 @@ def test_a_bad_row_is_one_line_and_the_same_call_succeeds_once_it_is_fixed(run, 
         assert word in str(error.value)
     assert not (tmp_path / "ingest" / "manifest.json").exists()
     assert len(run([good, {"input": "q", "output": "other"}])) == 2
+
+
+def test_the_same_answer_again_is_left_out_and_counted(run, tmp_path, capsys):
+    first = {"input": "q", "output": "a", "uid": "x"}
+    rows = run([first, first | {"uid": "y"}, {"input": "q", "output": "b"}], [{"prompt": "q", "completion": "a"}])
+    assert next((row["uid"], row["completion"], row["index"]) for row in rows) == ("x", "a", 0)
+    assert [row["completion"] for row in rows] == ["a", "b"]
+    counts = read_manifest(tmp_path / "ingest")["counts"]
+    assert counts == {"prompts": 1, "rollouts": 2, "duplicates": 2}
+    assert capsys.readouterr().err == "note: 2 left out: the same answer to the same question again\n"
+
+
+def test_a_uid_that_two_answers_have(run, tmp_path):
+    with pytest.raises(DataError) as error:
+        run([{"input": "q", "output": str(i), "uid": "x"} for i in range(25)])
+    first, *_, last = str(error.value).replace(str(tmp_path), "").splitlines()
+    assert first == "/0.jsonl:2: same uid 'x' as /0.jsonl:1, but another answer; uids must be unique"
+    assert last == "/0.jsonl: and 4 more rows that cannot be read"
+
+
+def test_several_answers_of_a_row(run, tmp_path):
+    row = {"problem": "q", "answer": "5", "uuid": "u", "generations": ["a", "b", "c"], "messages": []}
+    rows = run([row | {"is_reasoning_complete": [True, False, True]}])
+    assert [(r["uid"], r["index"], r["completion"], r["answer"]) for r in rows] == [
+        ("u-0", 0, "a", "5"),
+        ("u-1", 1, "c", "5"),
+    ]
+    counts = read_manifest(tmp_path / "ingest")["counts"]
+    assert counts == {"prompts": 1, "rollouts": 2, "left out: is_reasoning_complete = false": 1}
+    assert len(run([row | {"is_reasoning_complete": [True, False, True]}], limit=1, out="less")) == 1
+
+
+def test_rollouts_of_a_stage_are_taken_as_they_are(run, tmp_path):
+    rows = run([{"input": "q", "output": str(n), "domain": "math", "answer": 5} for n in range(3)])
+    ingest.ingest(tmp_path / "ingest", out=tmp_path / "again")
+    assert read_table(tmp_path / "again", "rollouts").to_pylist() == rows
+
+
+def test_log_probabilities_are_not_passed_over_in_silence(run, capsys):
+    rows = run([{"input": "q", "output": "a", "logprobs": [-0.5]}, {"input": "r", "output": "b"}])
+    assert [row["logprobs"] for row in rows] == [None, None]
+    assert "1 have none: log-probabilities without tokens 1 (the first is" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_format_and_a_map_are_part_of_the_identity(run):
+    rows = [{"a": "q", "b": "x", "c": "y"}]
+    assert run(rows, columns={"prompt": "a", "completion": "b"})[0]["completion"] == "x"
+    with pytest.raises(Exception, match=r"made with another configuration \(columns\.completion: b there, c now"):
+        run(rows, columns={"prompt": "a", "completion": "c", "ignore": ["b"]})
 
 
 def test_files_that_are_missing_or_empty(run, tmp_path):

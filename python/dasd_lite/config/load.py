@@ -6,6 +6,7 @@ Output: the resolved recipe. Each mistake is one line with file, line, key, valu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -197,6 +198,14 @@ def _use_paths(recipe: RecipeConfig, folder: Path) -> RecipeConfig:
             return DEMO / str(path).removeprefix("demo:")
         return folder / path if not path.is_absolute() and (folder / path).exists() else path
 
+    def data(place: str) -> str:
+        """Return a path of data, which may also be a pattern, or a place on the hub."""
+        path = Path(place)
+        if place.startswith("hf://") or path.is_absolute():
+            return place
+        is_below = any(folder.glob(place)) if re.search(r"[*?\[]", place) and not path.exists() else False
+        return str(folder / path if is_below else usable(path))
+
     def model(table: Any) -> Any:
         if table is None or isinstance(table, CustomTeacher) or not table.model.startswith(("demo:", "./", "../")):
             return table
@@ -204,7 +213,7 @@ def _use_paths(recipe: RecipeConfig, folder: Path) -> RecipeConfig:
         is_local = path.exists() or table.model.startswith("demo:")
         return table.model_copy(update={"model": str(path)}) if is_local else table
 
-    prompts = recipe.prompts.model_copy(update={"path": recipe.prompts.path and usable(recipe.prompts.path)})
+    prompts = recipe.prompts.model_copy(update={"path": recipe.prompts.path and data(recipe.prompts.path)})
     phases = []
     for phase in recipe.phase:
         files, columns, heldout = phase.ingest.paths, phase.pack.columns, phase.evaluate.prompts
@@ -212,9 +221,9 @@ def _use_paths(recipe: RecipeConfig, folder: Path) -> RecipeConfig:
         if replayed is not None and recipe.replayed_phase(phase) is None:
             replayed = usable(replayed)
         stages = {
-            "ingest": phase.ingest.model_copy(update={"paths": [usable(path) for path in files]}),
+            "ingest": phase.ingest.model_copy(update={"paths": [data(path) for path in files]}),
             "pack": phase.pack.model_copy(update={"columns": columns and usable(columns), "replay_from": replayed}),
-            "evaluate": phase.evaluate.model_copy(update={"prompts": heldout and usable(heldout)}),
+            "evaluate": phase.evaluate.model_copy(update={"prompts": heldout and data(heldout)}),
         }
         phases.append(phase.model_copy(update=stages))
     tables = {"prompts": prompts, "phase": phases, "teacher": model(recipe.teacher), "student": model(recipe.student)}

@@ -25,6 +25,7 @@ from dasd_lite.config.models import (
     Teacher,
     Temperature,
 )
+from dasd_lite.config.reading import DataPath, Reading
 from dasd_lite.config.train import TrainConfig
 
 CLASS_RULES = ("count", "ratio", "length_matched", "fewest")
@@ -47,16 +48,19 @@ NGRAM = 20
 """Student tokens that are compared as one when repetition is measured."""
 
 
-class PromptsConfig(Table):
+class PromptsConfig(Reading):
     """The prompts to distill on."""
 
-    path: FilePath | None = None
-    """JSONL or Parquet file with `prompt` or `messages`, and optionally `uid`, `answer` and `domain`. The sample stage
-    needs it."""
+    path: DataPath | None = None
+    """File of prompts: JSONL, JSON, CSV or Parquet, also with .gz or .zst; a folder; a pattern; or
+    hf://datasets/ORG/NAME@REVISION/path. The sample stage needs it."""
     limit: PositiveInt | None = None
     """Use only the first prompts, up to this number."""
     system: str | None = None
     """System prompt of all stages (the paper: "You are a helpful assistant.")."""
+    skip_overlong: bool = False
+    """Leave out prompts that fill the context of student or teacher, and count them; otherwise `check` names them and
+    they end the run."""
 
 
 class SampleConfig(Table):
@@ -77,14 +81,23 @@ class SampleConfig(Table):
     select."""
 
 
-class IngestConfig(Table):
+class IngestConfig(Reading):
     """Existing answers, used instead of a teacher."""
 
-    paths: list[FilePath] = Field(default=[])
-    """JSONL or Parquet files with `input` and `output`, or `messages`. The columns `uid`, `domain`, `answer` and
-    `finish_reason` are kept."""
+    paths: list[DataPath] = Field(default=[])
+    """Files of questions with answers: JSONL, JSON, CSV or Parquet, also with .gz or .zst; folders; patterns; or
+    hf://datasets/ORG/NAME@REVISION/path."""
     limit: PositiveInt | None = None
     """Use only the first answers, up to this number over all files."""
+    logprobs: list[DataPath] = Field(default=[])
+    """Files of log-probabilities apart from the answers (as the published Logprob set): rows with `sample_uuid` (or
+    `uuid`), `token_ids` and `logprobs`, joined to the answers of that uuid."""
+    tokenizer: str | None = None
+    """Local folder or Hugging Face Hub id of the tokenizer whose ids come with the answers. Needed for token ids
+    without their bytes. Default: the teacher's, if it is a local model or names one."""
+    require_logprobs: bool = False
+    """Leave out answers without log-probabilities, or whose tokens do not spell them; each reason is counted. false:
+    they are kept without log-probabilities."""
 
 
 class ScoreConfig(Table):
@@ -241,11 +254,11 @@ class MixConfig(Table):
     """Do not train on the student's part (worse in the paper)."""
 
 
-class EvaluateConfig(Table):
+class EvaluateConfig(Reading):
     """Accuracy on prompts with known answers (paper section 7)."""
 
-    prompts: FilePath | None = None
-    """JSONL or Parquet file with `prompt` and `answer`. Without it, nothing is evaluated."""
+    prompts: DataPath | None = None
+    """File of prompts with their `answer`, as prompts.path. Without it, nothing is evaluated."""
     limit: PositiveInt | None = None
     """Use only the first prompts, up to this number."""
     num_samples: PositiveInt = 4

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -125,12 +125,25 @@ GRADED = pa.schema(
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question: the messages before the answer, and the reference answer if it is known."""
+    """A question: the messages before the answer, and the reference answer if it is known.
+
+    `where` is its place in a file, as `file:line`; "" if it comes from none.
+    """
 
     uid: str
     messages: tuple[Message, ...]
     domain: str
     answer: str | None
+    where: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        """What errors call it: its uid, or its place and first words if the uid is only a hash of the messages."""
+        if self.uid != digest(list(self.messages)):
+            return self.uid
+        words = " ".join(self.messages[-1]["content"].split())
+        quoted = f'"{words}"' if len(words) <= 40 else f'"{words[:40].rstrip()} …"'
+        return f"{self.where} ({quoted})" if self.where else quoted
 
     @property
     def key(self) -> str:

@@ -20,6 +20,7 @@ from dasd_lite.chat.chat import Chat
 from dasd_lite.config.chain import ASKING, SOURCES
 from dasd_lite.config.extensions import is_extension
 from dasd_lite.config.models import CustomTeacher, Endpoint, Student, Teacher, Transformers, Vllm
+from dasd_lite.config.reading import Reading
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.config.train import Lora
 from dasd_lite.console import say, say_note
@@ -36,15 +37,18 @@ from dasd_lite.costs.estimate import (
 from dasd_lite.data.files import free_bytes
 from dasd_lite.data.hub import configured_stop_ids, model_folder
 from dasd_lite.data.prompts import Prompts
+from dasd_lite.data.records import Prompt
 from dasd_lite.data.run_folder import StageFolder
-from dasd_lite.errors import ConfigError, DasdError, MissingExtraError
+from dasd_lite.errors import ConfigError, DasdError, DataError, MissingExtraError
 from dasd_lite.grading import open_grader
 from dasd_lite.inference.custom import load_custom
 from dasd_lite.run.endpoint_check import probe_teacher
 from dasd_lite.run.existing import answers_there, in_the_way, orphans
+from dasd_lite.run.ingest_check import check_ingest, check_logprobs
 from dasd_lite.run.pipeline import plan
-from dasd_lite.run.questions import Questions
+from dasd_lite.run.questions import Questions, overlong
 from dasd_lite.run.trial import run_trial
+from dasd_lite.stages.ingest import tokenizer_name
 from dasd_lite.stages.select import open_rule
 from dasd_lite.training.requirements import conflicts, missing_layers
 
@@ -66,8 +70,13 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
     prompts: Prompts | None = None
     faults += _prompt_files(recipe, questions)
     if not faults and _samples(recipe.phase):
-        prompts = questions.to_sample(recipe.prompts)
-        for line in _ungraded(recipe.phase, prompts):
+        try:
+            prompts = questions.to_sample(recipe)
+        except DataError as error:
+            faults.append(f"prompts.path: {error}")
+        except ConfigError:
+            pass  # of a model; what follows reports it
+        for line in _ungraded(recipe.phase, prompts or ()):
             say_note(line)
     faults += _student(recipe.student, recipe.phase, prompts)
     if recipe.teacher is not None:
@@ -111,7 +120,11 @@ def unread_settings(recipe: RecipeConfig) -> Iterator[str]:
     yield from _unread_starts(recipe.phase)
     is_scorer = any(phase.is_scored_by_teacher for phase in recipe.phase)
     if recipe.teacher is not None and not is_scorer and not any(phase.source in ASKING for phase in recipe.phase):
-        yield "[teacher] has no effect: every phase takes existing answers (source = 'ingest' or 'replay')"
+        is_tokenizer = any(
+            tokenizer_name(phase.ingest, recipe.teacher) != phase.ingest.tokenizer for phase in recipe.phase
+        )
+        but = ", but for its tokenizer" if is_tokenizer else ""
+        yield f"[teacher] has no effect{but}: every phase takes existing answers (source = 'ingest' or 'replay')"
 
 
 def _unread_tables(phase: Phase, phases: Sequence[Phase]) -> Iterator[str]:
@@ -210,20 +223,24 @@ def _samples(phases: Sequence[Phase]) -> bool:
 def _prompt_files(recipe: RecipeConfig, questions: Questions) -> Iterator[str]:
     """Read every file of prompts to its end."""
     system = recipe.prompts.system
-    files = {("prompts.path", recipe.prompts.path)} if recipe.prompts.path and _samples(recipe.phase) else set()
-    files |= {("evaluate.prompts", p.evaluate.prompts) for p in recipe.phase if p.evaluate.prompts is not None}
-    for key, path in sorted(files):
+    files: dict[tuple[str, str, str], Reading] = {}
+    if recipe.prompts.path and _samples(recipe.phase):
+        files["prompts.path", recipe.prompts.path, ""] = recipe.prompts
+    for phase in recipe.phase:
+        if phase.evaluate.prompts is not None:
+            how = f"{phase.evaluate.format} {phase.evaluate.columns}"
+            files["evaluate.prompts", phase.evaluate.prompts, how] = phase.evaluate
+    for (key, path, _), reading in sorted(files.items(), key=lambda item: item[0]):
         try:
-            prompts = questions.read(path, None, system)
+            prompts = questions.read(path, reading, None, system)
         except DasdError as error:
             yield f"{key}: {error}"
             continue
-        if key == "evaluate.prompts" and (without := [p.uid for p in prompts if p.answer is None]):
+        if key == "evaluate.prompts" and (without := [p.name for p in prompts if p.answer is None]):
             yield f"{key}: {path}: {len(without)} questions have no `answer`, the first is {without[0]}"
+    yield from check_ingest(recipe.phase, system)
+    yield from check_logprobs(recipe.phase, recipe.teacher)
     for phase in recipe.phase:
-        for path in phase.ingest.paths if phase.source == "ingest" else ():
-            if not path.is_file():
-                yield f"ingest.paths: {path}: no such file"
         folder = phase.pack.replay_from if phase.replays and recipe.replayed_phase(phase) is None else None
         if folder is not None and not StageFolder.at(folder).is_finished:
             yield (
@@ -232,7 +249,7 @@ def _prompt_files(recipe: RecipeConfig, questions: Questions) -> Iterator[str]:
             )
 
 
-def _ungraded(phases: Sequence[Phase], prompts: Prompts) -> Iterator[str]:
+def _ungraded(phases: Sequence[Phase], prompts: Sequence[Prompt]) -> Iterator[str]:
     """Say how many wrong answers mixed policy cannot see."""
     without = sum(prompt.answer is None for prompt in prompts)
     for phase in phases if without else ():
@@ -297,15 +314,16 @@ def _servers(teacher: Endpoint, phases: Sequence[Phase], prompts: Prompts | None
 
 
 def _too_long(prompts: Prompts | None, chat: Chat) -> str:
-    """Name the first prompt that leaves no room for an answer."""
-    for prompt in prompts or ():
-        length = len(chat.prompt_ids(prompt.messages))
-        if length >= chat.context:
-            return (
-                f"prompt {prompt.uid} has {length} tokens, but the context of {chat.folder} is {chat.context} tokens;"
-                " shorten it or leave it out"
-            )
-    return ""
+    """Name the first prompt that leaves no room for an answer, and how many there are."""
+    long = list(overlong(prompts, chat)) if prompts is not None else []
+    if not long:
+        return ""
+    prompt, length = long[0]
+    more = f" ({len(long) - 1:,} more are too long)" if len(long) > 1 else ""
+    return (
+        f"prompt {prompt.name} has {length:,} tokens, but the context of {chat.folder} is {chat.context:,}{more};"
+        " shorten it, or leave such prompts out with prompts.skip_overlong = true"
+    )
 
 
 # --- this machine -------------------------------------------------------------------------------------

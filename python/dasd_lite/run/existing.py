@@ -78,7 +78,7 @@ def answers_there(recipe: RecipeConfig, steps: Sequence[Step], questions: Questi
     for step in steps:
         if step.stage == "sample" and step.state != "not started" and recipe.teacher is not None:
             phase = next(phase for phase in recipe.phase if phase.name == step.phase)
-            prompts = questions.to_sample(recipe.prompts)
+            prompts = questions.to_sample(recipe)
             identity = sample_identity(prompts, recipe.teacher, phase.sample, recipe.seed)
             folders = [step.path, *RunFolder(recipe.out).stages("sample")]
             folders += [folder for run in recipe.reuse for folder in RunFolder(run).stages("sample")]
@@ -115,7 +115,7 @@ def _is_replaced(recipe: RecipeConfig, step: Step, questions: Questions) -> bool
     if step.stage != "sample" or recipe.teacher is None:
         return bool(changed_options(step))
     phase = next(phase for phase in recipe.phase if phase.name == step.phase)
-    identity = sample_identity(questions.to_sample(recipe.prompts), recipe.teacher, phase.sample, recipe.seed)
+    identity = sample_identity(questions.to_sample(recipe), recipe.teacher, phase.sample, recipe.seed)
     name = "manifest.json" if step.is_finished else "unfinished.json"
     return not identity.changed(read_state(step.path / name)) <= identity.grows
 

@@ -128,7 +128,7 @@ def _sample(recipe: RecipeConfig, phase: Phase, questions: Questions, *, finish:
 
     def work(*, force: bool, used: Usage | None) -> Rollouts:
         return sample(
-            questions.to_sample(recipe.prompts),
+            questions.to_sample(recipe),
             teacher,
             phase.sample,
             out=folder,
@@ -150,7 +150,8 @@ def _ingest(recipe: RecipeConfig, phase: Phase) -> Step:
     folder = RunFolder(recipe.out).stage(phase.name, "ingest")
 
     def work(*, force: bool, used: Usage | None) -> Rollouts:
-        return ingest(config=phase.ingest, out=folder, system=recipe.prompts.system, force=force)
+        system, teacher = recipe.prompts.system, recipe.teacher
+        return ingest(config=phase.ingest, out=folder, system=system, teacher=teacher, force=force)
 
     return Step(phase.name, "ingest", folder, phase.ingest, work)
 
@@ -276,7 +277,7 @@ def _train(recipe: RecipeConfig, phase: Phase, before: _Before, questions: Quest
             out=folder,
             seed=recipe.seed,
             adapter=before.adapter,
-            prompts=None if path is None else questions.read(path, phase.evaluate.limit, recipe.prompts.system),
+            prompts=None if path is None else questions.to_evaluate(phase.evaluate, recipe.prompts.system),
             grader=phase.evaluate.grader,
             max_tokens=phase.evaluate.max_tokens,
             max_steps=max_steps,

@@ -61,7 +61,7 @@ def before_paying(
     if has_begun and run.probed.exists() and run.probed.read_text(encoding="utf-8") == probed:
         return
     plan(recipe)  # raises for a missing student, before anything is paid
-    prompts = questions.to_sample(recipe.prompts) if recipe.prompts.path is not None else None
+    prompts = questions.to_sample(recipe) if recipe.prompts.path is not None else None
     faults = probe_teacher(teacher, recipe.phase, prompts)
     if faults:
         raise EndpointError("\n".join(faults))

@@ -16,6 +16,7 @@ import numpy as np
 
 from dasd_lite.config.models import Student, Table, Transformers, engine_options, result_options
 from dasd_lite.config.options import with_options
+from dasd_lite.config.reading import Reading
 from dasd_lite.config.stages import EvaluateConfig
 from dasd_lite.console import label
 from dasd_lite.data.handles import Evaluation, Model, model_path
@@ -82,12 +83,13 @@ def evaluate(
     prompts = config.prompts if prompts is None else prompts
     if prompts is None:
         raise DataError("evaluate.prompts is not set; name a file of questions with answers")
-    questions = Prompts.of(prompts, limit=config.limit, system=system)
+    questions = Prompts.of(prompts, limit=config.limit, system=system, reading=config)
     weights = model_path(model)
     if student is None:
         student = model if isinstance(model, Table) else Transformers(model=str(weights))
     grade = open_grader(grader or config.grader)
-    asked = {k: v for k, v in result_options(config).items() if k not in ("prompts", "grader", "limit")}
+    asked = {k: v for k, v in result_options(config).items() if k not in ("prompts", "grader", *Reading.model_fields)}
+    del asked["limit"]  # in the fingerprint of the questions
     asked |= {"seed": seed, "student": engine_options(student), "grader": grade.name}
     inputs: dict[str, Path | str] = {"prompts": questions.fingerprint, "model": weights}
     inputs |= {"grader": grade.code} if grade.code is not None else {}
@@ -98,7 +100,7 @@ def evaluate(
     for question in questions:
         if question.answer is None:
             where = questions.path or "prompts"
-            raise DataError(f"{where}: question {question.uid} has no answer to grade by; give it `answer`")
+            raise DataError(f"{where}: question {question.name} has no answer to grade by; give it `answer`")
     times = times_before(question.key for question in questions)
     plan = [
         (question, before, index)

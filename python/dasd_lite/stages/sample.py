@@ -152,7 +152,7 @@ def sample(
                 used=used,
             )
             num_answers = len(plan)
-        journal.publish({"prompts": len(prompts), "rollouts": num_answers}, **timing)
+        journal.publish({"prompts": len(prompts), "rollouts": num_answers, **prompts.left_out}, **timing)
     return _noted(Rollouts(out))
 
 

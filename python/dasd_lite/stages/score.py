@@ -379,7 +379,8 @@ def _why_unscored(row: dict[str, Any], readings: Path | None) -> str:
         )
     return (
         "has no teacher log-probabilities, so it cannot be scored; let the teacher score it (score.by = 'teacher'),"
-        f" sample from a teacher that returns them, or use select.rule = {NEED_NO_LOGPROBS}"
+        " sample from a teacher that returns them, leave such answers out (ingest.require_logprobs = true), or use"
+        f" select.rule = {NEED_NO_LOGPROBS}"
     )
 
 

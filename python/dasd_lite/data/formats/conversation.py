@@ -1,0 +1,132 @@
+"""Messages as every tool writes them → roles and texts.
+
+Input: a list of messages with `role` and `content`, or `from` and `value`. Output: messages of the roles system, user
+and assistant, and the assistant's last one apart from them. Invariant: whatever a message has that is not read is a
+fault, or is counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dasd_lite.data.formats.row import Fault
+from dasd_lite.data.records import Message
+
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter", "question"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "answer"), "assistant"),
+}
+"""What the roles of other tools are here."""
+THINKING = ("reasoning_content", "reasoning", "thinking")
+"""Where a message or row may have the thinking before the answer."""
+_TRAINED = ("weight", "loss", "train", "trainable")
+_CHANGES = ("tool_calls", "function_call", "tool_call_id", "tools", "functions", "refusal", "audio", "images", "image")
+_READ = frozenset({"role", "content", "from", "value", *THINKING, *_TRAINED, *_CHANGES})
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the assistant says: `thinking` is "" if it has no field of its own."""
+
+    content: str
+    thinking: str = ""
+    is_trained: bool = True
+
+
+def read_messages(value: Sequence[Any], key: str, unread: Counter[str]) -> tuple[list[Message], Turn | None]:
+    """Return a conversation without the answer at its end, and that answer.
+
+    Args:
+        value: The messages.
+        key: Where they are, for errors.
+        unread: Counts what is not read and changes nothing.
+
+    Raises:
+        Fault: A message that is not understood, or with something that changes its meaning.
+    """
+    messages: list[Message] = []
+    last: Turn | None = None
+    for i, message in enumerate(value):
+        role, turn = _read(message, f"{key}[{i}]", unread)
+        if last is not None:
+            if role == "assistant":
+                raise Fault(f"{key}[{i - 1}] and {key}[{i}] are both the assistant's; one answer follows a question")
+            messages.append({"role": "assistant", "content": last.content})
+            unread["thinking of earlier answers"] += bool(last.thinking)
+            unread["earlier answers, which are part of the question,"] += 1
+            last = None
+        if role == "assistant":
+            last = turn
+        else:
+            messages.append({"role": role, "content": turn.content})
+    return messages, last
+
+
+def _read(message: Any, at: str, unread: Counter[str]) -> tuple[str, Turn]:
+    """Return the role and text of a message."""
+    if not isinstance(message, Mapping):
+        raise Fault(f"{at} = {shown(message)}; a message has role and content, or from and value")
+    role = message.get("role", message.get("from"))
+    content = message.get("content") if "content" in message else message.get("value")
+    known = ROLES.get(role) if isinstance(role, str) else None
+    if known is None:
+        what = (
+            "calls of tools are not read"
+            if role in ("tool", "function", "observation", "function_call")
+            else ("should be system, user or assistant")
+        )
+        raise Fault(f"{at}: role = {shown(role)}; {what}")
+    thinking, is_trained = "", True
+    if len(message) > 2:
+        for name, extra in message.items():
+            if extra is None or extra == "" or extra == [] or name in ("role", "content", "from", "value"):
+                continue
+            if name in THINKING:
+                if not isinstance(extra, str):
+                    raise Fault(f"{at}.{name} = {shown(extra)}; it must be text")
+                if thinking not in ("", extra):
+                    raise Fault(f"{at} has two fields with different thinking; {name} is one of them")
+                thinking = extra
+            elif name in _TRAINED:
+                if not isinstance(extra, bool) and extra not in (0, 1):
+                    raise Fault(f"{at}.{name} = {shown(extra)}; only 0 and 1 are read")
+                is_trained = is_trained and bool(extra)
+            elif name in _CHANGES:
+                raise Fault(f"{at} has {name}, which are not read")
+            else:
+                unread[f"{at.partition('[')[0]}[].{name}"] += 1
+    if not isinstance(content, str):
+        inside, content = _parts(content, at)
+        thinking = thinking or inside
+    return known, Turn(content, thinking, is_trained)
+
+
+def _parts(content: Any, at: str) -> tuple[str, str]:
+    """Return thinking and text of content that is a list of parts."""
+    if content is None:
+        return "", ""
+    if not isinstance(content, list):
+        raise Fault(f"{at}.content = {shown(content)}; it must be text, or a list of parts")
+    thinking, texts = [], []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(part, str):
+            texts.append(part)
+        elif kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind in ("thinking", "reasoning"):
+            inner = next((part[name] for name in ("thinking", "reasoning", "text") if part.get(name)), "")
+            thinking.append(inner if isinstance(inner, str) else _parts(inner, at)[1])
+        else:
+            raise Fault(f"{at}.content has a part of type {shown(kind)}; only text and thinking are read")
+    return "".join(thinking), "".join(texts)
+
+
+def shown(value: Any) -> str:
+    """Write a value of a file into an error, cut short."""
+    text = repr(value) if isinstance(value, str) else str(value)[:200]
+    return text if len(text) <= 60 else f"{text[:59]}…"

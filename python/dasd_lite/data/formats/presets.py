@@ -1,0 +1,124 @@
+"""Formats by name: where published data sets and other tools have what is read.
+
+A format is a map of columns. `signature` are columns by which `format = "auto"` recognizes it; most need none, because
+the columns have names that are read anyway.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dasd_lite.config.reading import Columns
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format: its map, and what `auto` knows it by."""
+
+    columns: Columns
+    signature: frozenset[str] = frozenset()
+
+
+def _format(*signature: str, **columns: object) -> Format:
+    return Format(Columns.model_validate(columns), frozenset(signature))
+
+
+_NEMOTRON_MATH = {
+    "prompt": "messages",
+    "answer": "expected_answer",
+    "only": {"tools": ""},  # the others call Python in their thinking
+    "ignore": ["problem"],
+}
+
+PRESETS: dict[str, Format] = {
+    # --- tools
+    "messages": _format(prompt="messages"),
+    "sharegpt": _format(prompt="conversations", system="system"),
+    "alpaca": _format(prompt=["instruction", "input"], completion="output", system="system"),
+    "trl": _format(prompt="prompt", completion="completion"),
+    "prompt-response": _format(prompt="prompt", completion="response"),
+    "input-output": _format(prompt="input", completion="output"),
+    "rollouts": _format(
+        *("prompt_uid", "messages", "completion", "prefix_bytes"),
+        prompt="messages",
+        completion="completion",
+        uid="uid",
+        prompt_uid="prompt_uid",
+        domain="domain",
+        answer="answer",
+        finish_reason="finish_reason",
+    ),
+    "verl": _format(
+        "prompt",
+        "reward_model",
+        "data_source",
+        prompt="prompt",
+        answer="reward_model.ground_truth",
+        domain="data_source",
+    ),
+    # --- data sets
+    "dasd": _format(
+        "uuid", "input", "output", "domain", prompt="input", completion="output", uid="uuid", domain="domain"
+    ),
+    "openthoughts": _format(prompt="conversations", system="system", domain="domain"),
+    "openr1-math": _format(
+        *("problem", "generations", "is_reasoning_complete"),
+        prompt="problem",
+        completion="generations",
+        answer="answer",
+        uid="uuid",
+        finish_reason="finish_reasons",
+        keep="is_reasoning_complete",
+        ignore=["messages"],  # the first generation again
+    ),
+    "am-deepseek-r1": _format(prompt="messages", answer="messages[user].info.reference_answer"),
+    "nemotron-post-training": _format(
+        *("category", "reasoning", "messages", "generator"),
+        prompt="messages",
+        uid="uuid",
+        domain="category",
+        ignore=["reasoning"],  # "on" or "off"
+    ),
+    "nemotron-math": _format("problem", "messages", "expected_answer", uid="uuid", **_NEMOTRON_MATH),
+    "openmathreasoning": _format(
+        *("problem", "generated_solution", "expected_answer"),
+        prompt="problem",
+        completion="generated_solution",
+        answer="expected_answer",
+    ),
+    "acereason": _format(prompt="input", completion="output", domain="category"),
+    "opencodereasoning": _format(
+        "input", "output", "solution", "dataset", prompt="input", completion="output", uid="id"
+    ),
+    "deepmath": _format(
+        *("question", "final_answer", "r1_solution_1"),
+        prompt="question",
+        completion=["r1_solution_1", "r1_solution_2", "r1_solution_3"],
+        answer="final_answer",
+    ),
+    "numinamath": _format(
+        *("problem", "solution", "answer", "problem_is_valid", "question_type"),
+        prompt="problem",
+        answer="answer",
+        only={"problem_is_valid": "Yes"},
+        no_answer=["proof", "notfound"],
+    ),
+    "s1k": _format(
+        *("question", "thinking_trajectories", "attempt"),
+        prompt="question",
+        thinking="thinking_trajectories",
+        completion="attempt",
+        answer="solution",
+    ),
+    "s1k-1.1": _format(
+        *("question", "deepseek_thinking_trajectory", "deepseek_attempt"),
+        prompt="question",
+        thinking=["gemini_thinking_trajectory", "deepseek_thinking_trajectory"],
+        completion=["gemini_attempt", "deepseek_attempt"],
+        answer="solution",
+        ignore=["thinking_trajectories", "attempt"],
+    ),
+    "limo": _format(prompt="question", completion="solution", answer="answer"),
+    "dolci-think": _format(prompt="messages", uid="id"),
+    "gsm8k": _format(prompt="question", answer="answer"),
+}

@@ -1,0 +1,66 @@
+"""Thinking as every tool writes it → `<think>…</think>` and the final answer.
+
+Input: the text of an answer, and its thinking if that has a field of its own. Output: one text. Invariant: a text that
+has `<think>` already stays as it is to the byte, except for an `<answer>` right behind the thinking.
+"""
+
+from __future__ import annotations
+
+import re
+
+from dasd_lite.data.formats.row import Fault
+
+_SPACE = " \t\r\n"
+_THOUGHT = re.compile(
+    r"\s*(?:<\|begin_of_thought\|>(?P<a>.*?)(?:<\|end_of_thought\|>(?P<b>.*))?|\[THINK\](?P<c>.*?)(?:\[/THINK\](?P<d>.*))?)",
+    re.DOTALL,
+)
+_SOLUTION = re.compile(r"\s*<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>\s*)?", re.DOTALL)
+_ANSWER = re.compile(r"(\s*)<(answer|final_answer|final)>(.*?)(?:</\2>\s*)?", re.DOTALL)
+
+
+def join(thinking: str, content: str) -> tuple[str, str]:
+    """Return one text of an answer, and which tags of the file were rewritten in it ("" for none).
+
+    Args:
+        thinking: The thinking, if it has a field of its own; else "".
+        content: The text of the answer.
+
+    Raises:
+        Fault: Both have a thinking, and they differ.
+    """
+    content, rewritten = rewrite(content)
+    thinking = thinking.strip(_SPACE)
+    if not thinking:
+        return content, rewritten
+    if content.lstrip(_SPACE).startswith("<think>"):
+        inside = content.partition("<think>")[2].partition("</think>")[0]
+        if inside.strip(_SPACE) == thinking:
+            return content, rewritten
+        raise Fault("its thinking is in a field of its own and, another one, in <think> of the answer")
+    if not content.strip(_SPACE):
+        return f"<think>\n{thinking}", rewritten  # nothing shows that it ended
+    if match := _ANSWER.fullmatch(content):
+        content, rewritten = match[3].strip(_SPACE), f"<{match[2]}>"
+    return f"<think>\n{thinking}\n</think>\n\n{content.lstrip(_SPACE)}", rewritten
+
+
+def rewrite(text: str) -> tuple[str, str]:
+    """Return `text` with `<think>` in place of other tags, and the tag that was rewritten ("" for none)."""
+    start = text[:40].lstrip(_SPACE)
+    if start.startswith(("<|begin_of_thought|>", "[THINK]")):
+        match = _THOUGHT.fullmatch(text)
+        assert match is not None, "both tags may be open"
+        thinking, rest = (match["a"], match["b"]) if match["a"] is not None else (match["c"], match["d"])
+        tag = "<|begin_of_thought|>" if match["a"] is not None else "[THINK]"
+        if rest is None:
+            return f"<think>\n{thinking.strip(_SPACE)}", tag
+        if solution := _SOLUTION.fullmatch(rest):
+            rest = solution[1]
+        return f"<think>\n{thinking.strip(_SPACE)}\n</think>\n\n{rest.strip(_SPACE)}", tag
+    if start.startswith("<think>"):
+        end = text.find("</think>") + len("</think>")
+        is_tag = end >= len("</think>") and text[end : end + 40].lstrip(_SPACE).startswith("<")
+        if is_tag and (match := _ANSWER.fullmatch(text, end)):
+            return f"{text[:end]}{match[1]}{match[3].strip(_SPACE)}", f"<{match[2]}>"
+    return text, ""

@@ -1,0 +1,163 @@
+"""Files of data sets on the hub, against a real HTTP server on loopback that answers as the hub does."""
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from dasd_lite.data.dataset import read_table
+from dasd_lite.data.formats.sources import _matching
+from dasd_lite.data.manifest import read_manifest
+from dasd_lite.errors import DataError
+
+OLD, NEW = "1" * 40, "2" * 40
+
+
+def line(question, answer="a"):
+    return json.dumps({"prompt": question, "output": answer}).encode() + b"\n"
+
+
+FILES = {
+    OLD: {"data/a.jsonl": line("old a")},
+    NEW: {"README.md": b"# x", "data/a.jsonl": line("a"), "data/b.jsonl": line("b"), "data/deep/c.jsonl": line("c")},
+}
+REFS = {"main": NEW, "v1": OLD, "refs/convert/parquet": OLD, OLD: OLD, NEW: NEW}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Knows the data set ORG/SET, and ORG/GATED, which one may not read."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def reply(self, status, body=b"", **headers):
+        self.send_response(status)
+        for name, value in {"Content-Length": len(body), **headers}.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = unquote(urlsplit(self.path).path)
+        self.server.asked.append(path)
+        if "ORG/GATED" in path:
+            return self.reply(403, X_Error_Code="GatedRepo")
+        if "ORG/SET" not in path:
+            return self.reply(404, X_Error_Code="RepoNotFound")
+        what, _, rest = (path.partition("ORG/SET/")[2] or "revision/main").partition("/")
+        commit = next(
+            (REFS[ref] for ref in sorted(REFS, key=len, reverse=True) if (rest + "/").startswith(ref + "/")), None
+        )
+        if commit is None:
+            return self.reply(404, X_Error_Code="RevisionNotFound")
+        files = FILES[commit]
+        if what == "revision":
+            siblings = [{"rfilename": name} for name in files]
+            return self.reply(200, json.dumps({"id": "ORG/SET", "sha": commit, "siblings": siblings}).encode())
+        if what == "tree":
+            entries = [{"type": "file", "path": n, "size": len(c), "oid": "0"} for n, c in files.items()]
+            return self.reply(200, json.dumps(entries).encode())
+        name = rest.partition("/")[2]
+        if name not in files:
+            return self.reply(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
+        etag = hashlib.sha1(files[name]).hexdigest()
+        return self.reply(200, files[name], ETag=f'"{etag}"', X_Repo_Commit=commit)
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked = []
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def ingest(hub, tmp_path, small_recipe, cli_process):
+    """`ingest(place)` runs the stage in a process of its own, because the hub's address is read at its start."""
+
+    def run(place, endpoint=None, offline="0", **tables):
+        tables = {"prompts": None, "evaluate": None, **tables}
+        phase = [{"name": "have", "source": "ingest", "ingest": {"paths": [place]}, "select.rule": "random"}]
+        small_recipe(tmp_path, phase=phase, **tables)
+        environment = {
+            "HF_ENDPOINT": endpoint or f"http://127.0.0.1:{hub.server_port}",
+            "HF_HUB_OFFLINE": offline,
+            "HF_HOME": str(tmp_path / "cache"),
+        }
+        return cli_process("ingest", "run.toml", "--force", cwd=tmp_path, **environment)
+
+    return run
+
+
+def questions(tmp_path):
+    table = read_table(tmp_path / "run" / "have" / "ingest", "rollouts")
+    return [messages[-1]["content"] for messages in table["messages"].to_pylist()]
+
+
+def test_files_of_a_revision_and_the_commit_in_the_manifest(ingest, hub, tmp_path):
+    done = ingest("hf://datasets/ORG/SET/data/*.jsonl")
+    assert done.rc == 0, done.stderr
+    assert questions(tmp_path) == ["a", "b"], "`*` stays in its folder"
+    inputs = read_manifest(tmp_path / "run" / "have" / "ingest")["inputs"]
+    assert inputs["paths.0"] == f"hf://datasets/ORG/SET@{NEW}/data/*.jsonl"
+    assert ingest("hf://datasets/ORG/SET@refs/convert/parquet/data/a.jsonl").rc == 0
+    assert questions(tmp_path) == ["old a"]
+    asked = len(hub.asked)
+    done = ingest(f"hf://datasets/ORG/SET@{OLD}/data/a.jsonl", endpoint="http://127.0.0.1:9", offline="1")
+    assert done.rc == 0, done.stderr
+    assert len(hub.asked) == asked, "a commit's file that is here needs no network"
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("hf://datasets/ORG/NONE/a.jsonl", "hf://datasets/ORG/NONE/a.jsonl: no such data set, or it is private"),
+        ("hf://datasets/ORG/GATED/a.jsonl", "the data set is gated; accept its terms on the hub, then set HF_TOKEN"),
+        ("hf://datasets/ORG/SET@v9/data/a.jsonl", "hf://datasets/ORG/SET@v9/data/a.jsonl: no such revision"),
+        ("hf://datasets/ORG/SET/gone.jsonl", "hf://datasets/ORG/SET/gone.jsonl: no such file at this revision"),
+        ("hf://datasets/ORG/SET/*.csv", f"hf://datasets/ORG/SET/*.csv: no file matches, at commit {NEW[:12]}"),
+        ("hf://models/x", "hf://models/x: should look like hf://datasets/ORG/NAME@REVISION/path/*.parquet"),
+    ],
+)
+def test_what_is_not_there_is_one_line(ingest, place, words):
+    done = ingest(place)
+    assert done.rc == 2
+    (error,) = done.stderr.splitlines()
+    assert error.startswith("dasd-lite: ingest.paths: ") and words in error
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(ingest):
+    done = ingest("hf://datasets/ORG/SET/data/a.jsonl", endpoint="http://127.0.0.1:9")
+    assert (done.rc, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "the hub cannot be reached" in done.stderr
+
+
+def test_patterns_of_a_data_set():
+    files = ["README.md", "a.jsonl", "data/a.jsonl", "data/b.jsonl.zst", "data/deep/c.jsonl", "x/1.parquet"]
+    for wanted, right in {
+        "*.jsonl": ["a.jsonl"],
+        "data/*.jsonl*": ["data/a.jsonl", "data/b.jsonl.zst"],
+        "**/*.jsonl": ["a.jsonl", "data/a.jsonl", "data/deep/c.jsonl"],
+        "data/**/*.jsonl": ["data/a.jsonl", "data/deep/c.jsonl"],
+        "data/[ab].jsonl": ["data/a.jsonl"],
+        "x": ["x/1.parquet"],
+        "a.jsonl": ["a.jsonl"],
+        "dat": [],
+    }.items():
+        assert _matching(files, wanted) == right, wanted
+    with pytest.raises(DataError, match="has files that end in"):
+        _matching(files, "")

@@ -1,0 +1,329 @@
+"""Published data sets: a look-alike of each, made up here, and what its rows mean, by hand."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dasd_lite.config.reading import FORMATS, Reading
+from dasd_lite.data.formats.presets import PRESETS
+from dasd_lite.data.formats.read import RowFiles
+from dasd_lite.data.records import ROLLOUT
+
+
+@dataclass
+class Case:
+    """Rows of a set; what is read of them: per row the question, answers, reference, domain and uid; and the notes."""
+
+    rows: list[dict[str, Any]]
+    means: list[tuple[str, list[str], str | None, str | None, str | None]]
+    notes: list[str] = field(default_factory=list)
+    is_recognized: bool = False
+
+
+def talk(question, answer, **info):
+    return [{"role": "user", "content": question, **info}, {"role": "assistant", "content": answer}]
+
+
+def share(question, answer):
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+T = "<think>\nIt is.\n</think>\n\n"
+CASES = {
+    "messages": Case([{"messages": talk("q", "a")}], [("q", ["a"], None, None, None)]),
+    "sharegpt": Case([{"conversations": share("q", "a")}], [("q", ["a"], None, None, None)]),
+    "alpaca": Case(
+        [{"instruction": "Do.", "input": "x", "output": "a"}, {"instruction": "q", "input": "", "output": "b"}],
+        [("Do.\n\nx", ["a"], None, None, None), ("q", ["b"], None, None, None)],
+    ),
+    "trl": Case(
+        [{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}],
+        [("q", ["a"], None, None, None)],
+    ),
+    "prompt-response": Case([{"prompt": "q", "response": "a"}], [("q", ["a"], None, None, None)]),
+    "input-output": Case([{"input": "q", "output": "a"}], [("q", ["a"], None, None, None)]),
+    "rollouts": Case(
+        [
+            {
+                "uid": "r1",
+                "prompt_uid": "q1",
+                "messages": [{"role": "user", "content": "q"}],
+                "domain": "math",
+                "answer": "5",
+                "index": 3,
+                "completion": T + "5",
+                "finish_reason": "stop",
+                "prefix_bytes": 0,
+                "token_ids": None,
+                "logprobs": None,
+                "token_bytes": None,
+            }
+        ],
+        [("q", [T + "5"], "5", "math", "r1")],
+        ["index, prefix_bytes"],
+        is_recognized=True,
+    ),
+    "verl": Case(
+        [
+            {
+                "data_source": "gsm8k",
+                "prompt": [{"role": "user", "content": "q"}],
+                "ability": "math",
+                "reward_model": {"style": "rule", "ground_truth": "72"},
+                "extra_info": {"index": 0},
+            }
+        ],
+        [("q", [], "72", "gsm8k", None)],
+        ["ability, extra_info"],
+        is_recognized=True,
+    ),
+    "dasd": Case(
+        [
+            {"uuid": "u1", "input": "q", "output": "<think>a</think>\nb", "domain": "science", "meta": "{}"},
+            {"uuid": "u2", "input": "r", "output": "no end of thinking", "domain": "science", "meta": "{}"},
+            {
+                "uuid": "u3",
+                "input": "s",
+                "output": "<think>a</think><answer>b</answer>",
+                "domain": "math",
+                "meta": "{}",
+            },
+        ],
+        [
+            ("q", ["<think>a</think>\nb"], None, "science", "u1"),
+            ("r", ["no end of thinking"], None, "science", "u2"),
+            ("s", ["<think>a</think>b"], None, "math", "u3"),
+        ],
+        ["not read: meta", "<answer> became <think> or was removed in 1 answers"],
+        is_recognized=True,
+    ),
+    "openthoughts": Case(
+        [
+            {"difficulty": 7, "source": "s", "domain": "math", "conversations": share("q", "<think>a</think> b")},
+            {
+                "system": "Be brief.",
+                "domain": "code",
+                "conversations": share(
+                    "q", "<|begin_of_thought|>\na\n<|end_of_thought|>\n<|begin_of_solution|>\nb\n<|end_of_solution|>"
+                ),
+            },
+        ],
+        [
+            ("q", ["<think>a</think> b"], None, "math", None),
+            ("q", ["<think>\na\n</think>\n\nb"], None, "code", None),
+        ],
+        ["not read: difficulty (1 rows), source (1 rows)", "<|begin_of_thought|> became <think>"],
+    ),
+    "openr1-math": Case(
+        [
+            {
+                "problem": "q",
+                "solution": "s",
+                "answer": "5",
+                "problem_type": "Algebra",
+                "uuid": "u",
+                "is_reasoning_complete": [True, False, True],
+                "generations": [T + "5", "<think>\nIt", T + "6"],
+                "correctness_math_verify": [True, False, False],
+                "finish_reasons": ["stop", "length", None],
+                "messages": talk("q", T + "5"),
+            }
+        ],
+        [("q", [T + "5", T + "6"], "5", None, "u")],
+        ["not read: solution, problem_type, correctness_math_verify", "1 left out: is_reasoning_complete = false"],
+        is_recognized=True,
+    ),
+    "am-deepseek-r1": Case(
+        [
+            {
+                "messages": [
+                    {"role": "user", "content": "q", "info": {"source": "x", "reference_answer": "5"}},
+                    {
+                        "role": "assistant",
+                        "content": "<think>a</think> <answer>5</answer>",
+                        "info": {"think_content": "a", "answer_content": "5"},
+                    },
+                ]
+            },
+            {"messages": [{"role": "user", "content": "r", "info": None}, {"role": "assistant", "content": "b"}]},
+        ],
+        [("q", ["<think>a</think> 5"], "5", None, None), ("r", ["b"], None, None, None)],
+        ["not read: messages[].info", "<answer> became"],
+    ),
+    "nemotron-post-training": Case(
+        [
+            {
+                "uuid": "u",
+                "license": "x",
+                "generator": "g",
+                "version": "v2",
+                "category": "math",
+                "reasoning": "on",
+                "messages": talk("q", "<think>a</think>b"),
+            }
+        ],
+        [("q", ["<think>a</think>b"], None, "math", "u")],
+        ["not read: license, generator, version"],
+        is_recognized=True,
+    ),
+    "nemotron-math": Case(
+        [
+            {
+                "problem": "q",
+                "expected_answer": "5",
+                "uuid": "u",
+                "tools": None,
+                "messages": [
+                    {"role": "user", "content": "Solve: q"},
+                    {"role": "assistant", "reasoning_content": "It is.", "content": "5"},
+                ],
+            },
+            {
+                "problem": "q",
+                "expected_answer": "5",
+                "uuid": "v",
+                "tools": [{"type": "function"}],
+                "messages": [{"role": "user", "content": "Solve: q"}, {"role": "tool", "content": "5"}],
+            },
+        ],
+        [("Solve: q", [T + "5"], "5", None, "u")],
+        ["1 left out: tools is not ''"],
+        is_recognized=True,
+    ),
+    "openmathreasoning": Case(
+        [
+            {
+                "problem": "q",
+                "generated_solution": "<think>a</think>5",
+                "expected_answer": "5",
+                "pass_rate_72b_tir": "n/a",
+            }
+        ],
+        [("q", ["<think>a</think>5"], "5", None, None)],
+        ["not read: pass_rate_72b_tir"],
+        is_recognized=True,
+    ),
+    "acereason": Case(
+        [{"category": "math", "source": "s", "input": "q", "output": "<think>a</think>5"}],
+        [("q", ["<think>a</think>5"], None, "math", None)],
+        ["not read: source"],
+    ),
+    "opencodereasoning": Case(
+        [{"id": "i", "input": "q", "output": "<think>a</think>x = 1", "dataset": "taco", "solution": "x = 1"}],
+        [("q", ["<think>a</think>x = 1"], None, None, "i")],
+        ["not read: dataset, solution"],
+        is_recognized=True,
+    ),
+    "deepmath": Case(
+        [
+            {
+                "question": "q",
+                "final_answer": "5",
+                "difficulty": 5.5,
+                "topic": "t",
+                **{f"r1_solution_{i}": f"a{i}" for i in (1, 2, 3)},
+            }
+        ],
+        [("q", ["a1", "a2", "a3"], "5", None, None)],
+        ["not read: difficulty, topic"],
+        is_recognized=True,
+    ),
+    "numinamath": Case(
+        [
+            {
+                "problem": problem,
+                "solution": "s",
+                "answer": answer,
+                "problem_type": "Algebra",
+                "question_type": "math-word-problem",
+                "problem_is_valid": valid,
+            }
+            for problem, answer, valid in (("q", "5", "Yes"), ("r", "proof", "Yes"), ("s", "7", "Incomplete"))
+        ],
+        [("q", [], "5", None, None), ("r", [], None, None, None)],
+        ["not read: solution, problem_type, question_type", "1 left out: problem_is_valid is not 'Yes'"],
+        is_recognized=True,
+    ),
+    "s1k": Case(
+        [{"solution": "5", "question": "q", "cot": None, "thinking_trajectories": ["It is."], "attempt": "5"}],
+        [("q", [T + "5"], "5", None, None)],
+        is_recognized=True,
+    ),
+    "s1k-1.1": Case(
+        [
+            {
+                "solution": "5",
+                "question": "q",
+                "gemini_thinking_trajectory": "It is.",
+                "gemini_attempt": "5",
+                "deepseek_thinking_trajectory": "It is.",
+                "deepseek_attempt": "6",
+                "deepseek_grade": "No",
+            }
+        ],
+        [("q", [T + "5", T + "6"], "5", None, None)],
+        ["not read: deepseek_grade"],
+        is_recognized=True,
+    ),
+    "limo": Case([{"question": "q", "solution": "It is. 5", "answer": "5"}], [("q", ["It is. 5"], "5", None, None)]),
+    "dolci-think": Case(
+        [{"id": "i", "messages": talk("q", "<think>a</think>b"), "dataset_source": "s"}],
+        [("q", ["<think>a</think>b"], None, None, "i")],
+        ["not read: dataset_source"],
+    ),
+    "gsm8k": Case([{"question": "q", "answer": "1+1=2\n#### 2"}], [("q", [], "1+1=2\n#### 2", None, None)]),
+}
+QUESTIONS_ONLY = {"verl", "numinamath", "gsm8k"}
+
+
+def read(path, name, **options):
+    files = RowFiles([str(path)], Reading(format=name, **options), answers=options.pop("answers", True))
+    rows = list(files)
+    return rows, files.finish()
+
+
+def test_every_format_has_a_case():
+    assert set(FORMATS) == set(PRESETS) == set(CASES)
+
+
+@pytest.mark.parametrize("container", ["jsonl", "parquet"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_look_alike_of_each_set(tmp_path, name, container):
+    case, path = CASES[name], tmp_path / f"f.{container}"
+    if container == "jsonl":
+        path.write_text("\n".join(map(json.dumps, case.rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(case.rows, schema=ROLLOUT if name == "rollouts" else None), path)
+    for format_name in [name, "auto"] if case.is_recognized else [name]:
+        answers = name not in QUESTIONS_ONLY
+        files = RowFiles([str(path)], Reading(format=format_name), answers=answers)
+        rows = list(files)
+        notes = "\n".join(files.finish())
+        means = [
+            (r.messages[-1]["content"], [a.completion for a in r.answers], r.answer, r.domain, r.uid) for r in rows
+        ]
+        assert means == case.means
+        if container == "jsonl":
+            for words in case.notes:
+                assert words in notes
+            for column in ("uuid", "output", "generations"):
+                assert f"not read: {column}" not in notes
+        assert (f"read as {name!r}" in notes) == (format_name == "auto")
+
+
+def test_the_system_message_of_openthoughts_is_read(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_text(json.dumps(CASES["openthoughts"].rows[1]))
+    ((row,), _) = read(path, "openthoughts")
+    assert row.messages[0] == {"role": "system", "content": "Be brief."}
+
+
+def test_the_prompt_of_a_run_s_own_rollouts_keeps_its_name(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_text(json.dumps(CASES["rollouts"].rows[0]))
+    ((row,), _) = read(path, "rollouts")
+    assert (row.prompt_uid, row.uid) == ("q1", "r1")
