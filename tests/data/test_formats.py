@@ -176,6 +176,21 @@ FORMS = {
         ASK,
         ["2"],
     ),
+    "a union of both, with nulls": (
+        {
+            "messages": [
+                {"role": "user", "content": "1+1?", "from": None, "value": None},
+                {"role": None, "content": None, "from": "gpt", "value": "2"},
+            ]
+        },
+        ASK,
+        ["2"],
+    ),
+    "reasoning and nothing else": (
+        {"messages": [*OPENAI, {"role": "assistant", "reasoning": "one and"}]},
+        ASK,
+        ["<think>\none and"],
+    ),
     "null in place of a column": (
         {"prompt": None, "messages": [], "input": "1+1?", "output": "2", "tools": []},
         ASK,

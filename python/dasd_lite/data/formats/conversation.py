@@ -70,8 +70,7 @@ def _read(message: Any, at: str, unread: Counter[str]) -> tuple[str, Turn]:
     """Return the role and text of a message."""
     if not isinstance(message, Mapping):
         raise Fault(f"{at} = {shown(message)}; a message has role and content, or from and value")
-    role = message.get("role", message.get("from"))
-    content = message.get("content") if "content" in message else message.get("value")
+    role, content = role_of(message), content_of(message)
     known = ROLES.get(role) if isinstance(role, str) else None
     if known is None:
         what = (
@@ -81,7 +80,7 @@ def _read(message: Any, at: str, unread: Counter[str]) -> tuple[str, Turn]:
         )
         raise Fault(f"{at}: role = {shown(role)}; {what}")
     thinking, is_trained = "", True
-    if len(message) > 2:
+    if len(message) > 2 or content is None:
         for name, extra in message.items():
             if extra is None or extra == "" or extra == [] or name in ("role", "content", "from", "value"):
                 continue
@@ -103,6 +102,16 @@ def _read(message: Any, at: str, unread: Counter[str]) -> tuple[str, Turn]:
         inside, content = _parts(content, at)
         thinking = thinking or inside
     return known, Turn(content, thinking, is_trained)
+
+
+def role_of(message: Mapping[str, Any]) -> Any:
+    """Return the role of a message, under either name; the other may be there and null."""
+    return message.get("from") if (role := message.get("role")) is None else role
+
+
+def content_of(message: Mapping[str, Any]) -> Any:
+    """Return the content of a message, under either name."""
+    return message.get("value") if (content := message.get("content")) is None else content
 
 
 def _parts(content: Any, at: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from dasd_lite.config.reading import Columns, Reading, Role, parse_path
-from dasd_lite.data.formats.conversation import ROLES, THINKING, shown
+from dasd_lite.data.formats.conversation import ROLES, THINKING, role_of, shown
 from dasd_lite.data.formats.presets import PRESETS, Format
 from dasd_lite.data.formats.row import TOKEN_COLUMNS, Fault
 
@@ -74,7 +74,7 @@ def layout_of(reading: Reading, present: Collection[str], filled: Collection[str
         columns = _merged(PRESETS.get(name, Format(Columns())).columns, columns)
         name = "" if name == "auto" else name
     used = {parse_path(path)[0] for path in paths_of(columns)} | {*columns.ignore, *same_question, *same_completion}
-    unread = tuple(column for column in filled if column not in used and column != "weight")
+    unread = tuple(column for column in filled if column not in used and not (answers and column == "weight"))
     changes = (*_CHANGES_QUESTION, *_CHANGES_ANSWER) if answers else _CHANGES_QUESTION
     if changed := [column for column in unread if column in changes]:
         raise Fault(
@@ -166,7 +166,7 @@ def _step(value: Any, step: str | int | Role, path: str) -> Any:
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise Fault(f"{path}: {shown(value)} is no list of messages")
         wanted = ROLES.get(step, step)
-        of_role = [m for m in value if isinstance(m, Mapping) and ROLES.get(m.get("role", m.get("from"))) == wanted]
+        of_role = [m for m in value if isinstance(m, Mapping) and ROLES.get(role_of(m)) == wanted]
         if len(of_role) > 1:
             raise Fault(f"{path}: {len(of_role)} messages are of this role; name one by its position, [0]")
         return of_role[0] if of_role else None

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from dasd_lite.config.reading import Columns, Reading
-from dasd_lite.data.formats.conversation import Turn, read_messages, shown
+from dasd_lite.data.formats.conversation import Turn, content_of, read_messages, shown
 from dasd_lite.data.formats.layout import Getter, Layout, getter, layout_of
 from dasd_lite.data.formats.row import TOKEN_COLUMNS, Answer, Fault, LeftOut, Row
 from dasd_lite.data.formats.thinking import join
@@ -282,7 +282,7 @@ def _content(value: Any, path: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, Mapping) and ("content" in value or "value" in value):
-        return _content(value.get("content", value.get("value")), path)
+        return _content(content_of(value), path)
     if isinstance(value, bytes):
         return _decoded(value, path)
     raise Fault(f"{path} = {shown(value)}; it must be text")
