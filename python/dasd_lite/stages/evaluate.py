@@ -115,7 +115,7 @@ def evaluate(
         timing = collect(
             journal, request, row, lambda _: open_sampler(student, weights), params, label(out.parent.name, "evaluate")
         )
-        journal.publish(_accuracy(journal, len(questions), config.num_samples), **timing)
+        journal.publish(_accuracy(journal, len(questions), config.num_samples) | questions.counts, **timing)
     return Evaluation(out)
 
 

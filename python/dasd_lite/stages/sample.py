@@ -112,7 +112,7 @@ def sample(
             prices=teacher.prices if isinstance(teacher, Endpoint) else None,
             used=used,
         )
-        journal.publish({"prompts": len(prompts), "rollouts": len(plan), **prompts.left_out}, **timing)
+        journal.publish({"prompts": len(prompts), "rollouts": len(plan), **prompts.counts}, **timing)
     return Rollouts(out)
 
 

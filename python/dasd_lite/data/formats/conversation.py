@@ -8,7 +8,7 @@ fault, or is counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +135,13 @@ def _parts(content: Any, at: str) -> tuple[str, str]:
     return "".join(thinking), "".join(texts)
 
 
+def listed(names: Iterable[str], most: int = 30) -> str:
+    """Write names of columns into a line, however many there are and whatever they contain."""
+    every = [name if name.isprintable() and len(name) <= 60 else shown(name) for name in names]
+    return ", ".join(every[:most]) + (f" and {len(every) - most:,} more" if len(every) > most else "")
+
+
 def shown(value: Any) -> str:
     """Write a value of a file into an error, cut short."""
-    text = repr(value) if isinstance(value, str) else str(value)[:200]
+    text = repr(value[:100]) if isinstance(value, str) else repr(value)[:200]
     return text if len(text) <= 60 else f"{text[:59]}…"
