@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 
 from dasd_lite.config.load import load_recipe
+from dasd_lite.config.reading import FORMATS, Columns
+from dasd_lite.data.formats.conversation import THINKING
+from dasd_lite.data.formats.layout import COMPLETIONS, QUESTIONS, SYSTEMS
+from dasd_lite.data.formats.presets import PRESETS
+from dasd_lite.data.formats.row import TOKEN_COLUMNS
 from dasd_lite.grading import open_grader
 from dasd_lite.inference import Request, SamplingParams
 from dasd_lite.method.selection import Candidates, score_candidates
@@ -39,6 +44,15 @@ def test_every_file_is_in_the_readme_s_tree() -> None:
     assert not [path.name for path in files if not re.search(rf"\b{path.stem}\b", tree[1])]
     assert not [path.name for path in rooms if f"{path.name}/" not in tree[1]]
     assert not [path.name for path in core.glob("*.rs") if path.stem != "lib" and path.name not in tree[1]]
+
+
+def test_the_page_about_data_has_every_format_and_every_column_that_is_known() -> None:
+    page = (ROOT / "docs" / "data.md").read_text()
+    rows = re.findall(r"^\| `([\w.-]+)`( \*)? \|", page.partition("## Formats by name")[2], re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(FORMATS)
+    assert {name for name, star in rows if star} == {name for name, preset in PRESETS.items() if preset.signature}
+    for column in (*QUESTIONS, *COMPLETIONS, *THINKING, *SYSTEMS, *TOKEN_COLUMNS, *Columns.model_fields):
+        assert f"`{column}`" in page, column
 
 
 def test_no_file_names_a_package_registry() -> None:

@@ -176,6 +176,21 @@ FORMS = {
         ASK,
         ["2"],
     ),
+    "a union of both, with nulls": (
+        {
+            "messages": [
+                {"role": "user", "content": "1+1?", "from": None, "value": None},
+                {"role": None, "content": None, "from": "gpt", "value": "2"},
+            ]
+        },
+        ASK,
+        ["2"],
+    ),
+    "reasoning and nothing else": (
+        {"messages": [*OPENAI, {"role": "assistant", "reasoning": "one and"}]},
+        ASK,
+        ["<think>\none and"],
+    ),
     "null in place of a column": (
         {"prompt": None, "messages": [], "input": "1+1?", "output": "2", "tools": []},
         ASK,
@@ -330,6 +345,16 @@ REFUSED = {
     "no answer": ({"prompt": "q"}, "has no answer; a row needs `completion`, `output` or `response`"),
     "the reference for the answer": ({"question": "q", "answer": "a"}, "has no answer; a row needs `completion`"),
     "text where messages are due": ({"messages": "hello"}, "messages = 'hello'; it must be a list of {role, content}"),
+    "one message without a list": (
+        {"messages": {"role": "assistant", "content": "hello"}},
+        "messages = {'role': 'assistant', 'content': 'hello'}; it must be a list of {role, content}",
+    ),
+    "a message for a text": (
+        {"prompt": {"role": "assistant", "content": "x"}, "output": "a"},
+        "prompt = {'role': 'assis",
+    ),
+    "the question elsewhere": ({"input": "-", "output": "a"}, "input = '-': the question is in another data set"),
+    "thousands of columns": ({f"c{i}\n": 1 for i in range(2000)}, "has 'c0\\n', 'c1\\n', "),
     "a string among messages": ({"messages": ["hello"]}, "messages[0] = 'hello'; a message has role and content"),
 }
 
@@ -337,10 +362,15 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_changes_the_meaning_is_refused_by_name(fault, case):
     row, message = REFUSED[case]
-    assert fault(row).startswith(message)
+    refused = fault(row)
+    assert refused.startswith(message)
+    assert len(refused) < 600
 
 
 def test_what_may_be_passed_over_is(read):
+    row = {"category": "math", "reasoning": "on", "generator": "g", "tools": ["x"], "messages": OPENAI, "uuid": "u"}
+    ((found,), notes) = read(row, columns=Columns(ignore=["tools"]), answers=False)
+    assert found.uid == "u", "what the format passes over stays passed over"
     ((found,), notes) = read({"prompt": "q", "output": "a", "tools": ["x"]}, columns=Columns(ignore=["tools"]))
     assert completions(found) == ["a"] and notes == []
 

@@ -122,6 +122,17 @@ def test_files_of_a_revision_and_the_commit_in_the_manifest(ingest, hub, tmp_pat
     assert len(hub.asked) == asked, "a commit's file that is here needs no network"
 
 
+def test_the_commit_of_questions_is_in_the_manifest(hub, tmp_path, small_recipe, cli_process):
+    prompts = {"path": "hf://datasets/ORG/SET/data/*.jsonl"}
+    small_recipe(tmp_path, prompts=prompts, evaluate=None, phase=[{"name": "low"}])
+    address = f"http://127.0.0.1:{hub.server_port}"
+    environment = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "cache")}
+    done = cli_process("sample", "run.toml", cwd=tmp_path, **environment)
+    assert done.rc == 0, done.stderr
+    counts = read_manifest(tmp_path / "run" / "low" / "sample")["counts"]
+    assert counts["prompts_from"] == f"hf://datasets/ORG/SET@{NEW}/data/*.jsonl"
+
+
 @pytest.mark.parametrize(
     ("place", "words"),
     [

@@ -133,6 +133,15 @@ def test_bad_questions(project, cli, case, command):
     assert_refused(ended, *words, run=project.run)
 
 
+def test_all_faults_of_a_file_of_questions_at_once(project, cli):
+    override = project.questions(*[GOOD, b"nonsense", {"prompt": ["a"]}] * 20)
+    ended = cli("check", "run.toml", override, "evaluate={}", cwd=project.folder)
+    assert_refused(
+        ended, "q.jsonl:2: not JSON", "q.jsonl: and 20 more rows that cannot be read", lines=21, run=project.run
+    )
+    assert all(line.startswith("dasd-lite: prompts.path: q.jsonl") for line in ended.stderr.splitlines())
+
+
 def test_missing_questions(project, cli):
     for command in ("run", "check"):
         ended = cli(command, "run.toml", "prompts.path=gone.jsonl", "evaluate={}", cwd=project.folder)

@@ -32,6 +32,7 @@ class Prompts(Sequence[Prompt]):
         limit: How many of the file's prompts were read at most; None for all.
         system: System message added to prompts that had none.
         left_out: Why prompts of the file are not among them → how many.
+        commit: Of files of the hub, their path with the commit; "" for others.
     """
 
     items: tuple[Prompt, ...]
@@ -39,6 +40,12 @@ class Prompts(Sequence[Prompt]):
     limit: int | None = None
     system: str | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    commit: str = ""
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What a manifest says about them, beside their number."""
+        return {**self.left_out, **({"prompts_from": self.commit} if self.commit else {})}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -145,7 +152,7 @@ def read_prompts(
     if duplicates:
         left_out["duplicate questions"] = duplicates
         note(f"{path}: {duplicates:,} left out: the same question again")
-    return Prompts(tuple(prompts.values()), path, limit, system, left_out)
+    return Prompts(tuple(prompts.values()), path, limit, system, left_out, files.sources[0].identity)
 
 
 def to_prompt(row: Row, uid: str | None) -> Prompt:

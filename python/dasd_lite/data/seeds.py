@@ -7,11 +7,12 @@ import json
 
 from dasd_lite.errors import ConfigError
 
+_TO_JSON = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
+
 
 def digest(*parts: object) -> str:
     """Return a 128-bit hash, in hex, of `parts`, which must be JSON values."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(_TO_JSON(parts).encode(), digest_size=16).hexdigest()
 
 
 def check_seed(seed: int) -> None:

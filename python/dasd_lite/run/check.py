@@ -234,7 +234,7 @@ def _prompt_files(recipe: RecipeConfig, questions: Questions) -> Iterator[str]:
         try:
             prompts = questions.read(path, reading, None, system)
         except DasdError as error:
-            yield f"{key}: {error}"
+            yield from (f"{key}: {line}" for line in str(error).splitlines())
             continue
         if key == "evaluate.prompts" and (without := [p.name for p in prompts if p.answer is None]):
             yield f"{key}: {path}: {len(without)} questions have no `answer`, the first is {without[0]}"

@@ -150,7 +150,7 @@ def evaluate(
         timing = collect(journal, request, row, lambda _: open_sampler(student, weights), params, name)
         grades = _grades(journal, [question for question, _, _ in plan], grade)
         journal.columns = lambda position: _of_question(plan[position][0]) | grades[position]
-        journal.publish(_accuracy(journal, grades, len(questions)), **timing)
+        journal.publish(_accuracy(journal, grades, len(questions)) | questions.counts, **timing)
     return Evaluation(out)
 
 

@@ -152,7 +152,7 @@ def sample(
                 used=used,
             )
             num_answers = len(plan)
-        journal.publish({"prompts": len(prompts), "rollouts": num_answers, **prompts.left_out}, **timing)
+        journal.publish({"prompts": len(prompts), "rollouts": num_answers, **prompts.counts}, **timing)
     return _noted(Rollouts(out))
 
 

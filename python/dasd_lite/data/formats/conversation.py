@@ -8,7 +8,7 @@ fault, or is counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +70,7 @@ def _read(message: Any, at: str, unread: Counter[str]) -> tuple[str, Turn]:
     """Return the role and text of a message."""
     if not isinstance(message, Mapping):
         raise Fault(f"{at} = {shown(message)}; a message has role and content, or from and value")
-    role = message.get("role", message.get("from"))
-    content = message.get("content") if "content" in message else message.get("value")
+    role, content = role_of(message), content_of(message)
     known = ROLES.get(role) if isinstance(role, str) else None
     if known is None:
         what = (
@@ -81,7 +80,7 @@ def _read(message: Any, at: str, unread: Counter[str]) -> tuple[str, Turn]:
         )
         raise Fault(f"{at}: role = {shown(role)}; {what}")
     thinking, is_trained = "", True
-    if len(message) > 2:
+    if len(message) > 2 or content is None:
         for name, extra in message.items():
             if extra is None or extra == "" or extra == [] or name in ("role", "content", "from", "value"):
                 continue
@@ -105,6 +104,16 @@ def _read(message: Any, at: str, unread: Counter[str]) -> tuple[str, Turn]:
     return known, Turn(content, thinking, is_trained)
 
 
+def role_of(message: Mapping[str, Any]) -> Any:
+    """Return the role of a message, under either name; the other may be there and null."""
+    return message.get("from") if (role := message.get("role")) is None else role
+
+
+def content_of(message: Mapping[str, Any]) -> Any:
+    """Return the content of a message, under either name."""
+    return message.get("value") if (content := message.get("content")) is None else content
+
+
 def _parts(content: Any, at: str) -> tuple[str, str]:
     """Return thinking and text of content that is a list of parts."""
     if content is None:
@@ -126,7 +135,13 @@ def _parts(content: Any, at: str) -> tuple[str, str]:
     return "".join(thinking), "".join(texts)
 
 
+def listed(names: Iterable[str], most: int = 30) -> str:
+    """Write names of columns into a line, however many there are and whatever they contain."""
+    every = [name if name.isprintable() and len(name) <= 60 else shown(name) for name in names]
+    return ", ".join(every[:most]) + (f" and {len(every) - most:,} more" if len(every) > most else "")
+
+
 def shown(value: Any) -> str:
     """Write a value of a file into an error, cut short."""
-    text = repr(value) if isinstance(value, str) else str(value)[:200]
+    text = repr(value[:100]) if isinstance(value, str) else repr(value)[:200]
     return text if len(text) <= 60 else f"{text[:59]}…"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from dasd_lite.config.reading import Columns, Reading, Role, parse_path
-from dasd_lite.data.formats.conversation import ROLES, THINKING, shown
+from dasd_lite.data.formats.conversation import ROLES, THINKING, listed, role_of, shown
 from dasd_lite.data.formats.presets import PRESETS, Format
 from dasd_lite.data.formats.row import TOKEN_COLUMNS, Fault
 
@@ -64,7 +64,7 @@ def layout_of(reading: Reading, present: Collection[str], filled: Collection[str
     same_question: tuple[str, ...] = ()
     same_completion: tuple[str, ...] = ()
     if name == "auto" and columns.prompt is None:
-        found = recognize(present)
+        found = recognize(present, answers=answers)
         if found:
             name, columns = found, _merged(PRESETS[found].columns, columns)
         else:
@@ -74,7 +74,7 @@ def layout_of(reading: Reading, present: Collection[str], filled: Collection[str
         columns = _merged(PRESETS.get(name, Format(Columns())).columns, columns)
         name = "" if name == "auto" else name
     used = {parse_path(path)[0] for path in paths_of(columns)} | {*columns.ignore, *same_question, *same_completion}
-    unread = tuple(column for column in filled if column not in used and column != "weight")
+    unread = tuple(column for column in filled if column not in used and not (answers and column == "weight"))
     changes = (*_CHANGES_QUESTION, *_CHANGES_ANSWER) if answers else _CHANGES_QUESTION
     if changed := [column for column in unread if column in changes]:
         raise Fault(
@@ -85,9 +85,13 @@ def layout_of(reading: Reading, present: Collection[str], filled: Collection[str
     return Layout(columns, same_question, same_completion, unread, name)
 
 
-def recognize(present: Collection[str]) -> str:
-    """Return the named format that rows with these columns have, or ""."""
-    fits = [name for name, preset in PRESETS.items() if preset.signature and preset.signature <= set(present)]
+def recognize(present: Collection[str], *, answers: bool) -> str:
+    """Return the named format that rows with these columns have, or ""; with answers, one that has answers."""
+    fits = [
+        name
+        for name, preset in PRESETS.items()
+        if preset.signature and preset.signature <= set(present) and (preset.has_answers or not answers)
+    ]
     return max(fits, key=lambda name: len(PRESETS[name].signature), default="")
 
 
@@ -102,7 +106,8 @@ def paths_of(columns: Columns) -> list[str]:
 
 
 def _merged(below: Columns, top: Columns) -> Columns:
-    return below.model_copy(update={name: getattr(top, name) for name in top.model_fields_set})
+    update = {name: getattr(top, name) for name in top.model_fields_set}
+    return below.model_copy(update={**update, "ignore": [*below.ignore, *top.ignore]})
 
 
 def _by_names(
@@ -118,7 +123,7 @@ def _by_names(
         if any(column in present for column in QUESTIONS):
             raise Fault("the prompt is empty; the last message must be a user's, with text")
         raise Fault(
-            f"has {', '.join(map(str, present)) or 'no keys'}; a row needs `prompt` or `messages`, or a map such as"
+            f"has {listed(present) or 'no keys'}; a row needs `prompt` or `messages`, or a map such as"
             ' columns = { prompt = "…" }'
         )
     found: dict[str, Any] = {"prompt": questions[0]}
@@ -166,7 +171,7 @@ def _step(value: Any, step: str | int | Role, path: str) -> Any:
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise Fault(f"{path}: {shown(value)} is no list of messages")
         wanted = ROLES.get(step, step)
-        of_role = [m for m in value if isinstance(m, Mapping) and ROLES.get(m.get("role", m.get("from"))) == wanted]
+        of_role = [m for m in value if isinstance(m, Mapping) and ROLES.get(role_of(m)) == wanted]
         if len(of_role) > 1:
             raise Fault(f"{path}: {len(of_role)} messages are of this role; name one by its position, [0]")
         return of_role[0] if of_role else None

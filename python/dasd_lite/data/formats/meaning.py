@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from dasd_lite.config.reading import Columns, Reading
-from dasd_lite.data.formats.conversation import Turn, read_messages, shown
+from dasd_lite.data.formats.conversation import Turn, content_of, read_messages, shown
 from dasd_lite.data.formats.layout import Getter, Layout, getter, layout_of
 from dasd_lite.data.formats.row import TOKEN_COLUMNS, Answer, Fault, LeftOut, Row
 from dasd_lite.data.formats.thinking import join
@@ -141,7 +141,7 @@ class Meaning:
         values = [get(row) for get in shape.prompt]
         if len(values) == 1 and isinstance(values[0], list):
             return read_messages(values[0], shape.prompt_paths[0], self._unread)
-        if isinstance(values[0], str) and shape.prompt_paths[0] in _LISTS:
+        if shape.prompt_paths[0] in _LISTS:
             raise Fault(f"{shape.prompt_paths[0]} = {shown(values[0])}; it must be a list of {{role, content}}")
         texts = [_content(value, path) for value, path in zip(values, shape.prompt_paths, strict=True)]
         text = "\n\n".join(text for text in texts if text)
@@ -281,8 +281,8 @@ def _content(value: Any, path: str) -> str | None:
     """Return a text: a string, UTF-8 bytes, or what a message says."""
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, Mapping) and ("content" in value or "value" in value):
-        return _content(value.get("content", value.get("value")), path)
+    if isinstance(value, Mapping) and "[" in path and ("content" in value or "value" in value):
+        return _content(content_of(value), path)
     if isinstance(value, bytes):
         return _decoded(value, path)
     raise Fault(f"{path} = {shown(value)}; it must be text")

@@ -18,6 +18,11 @@ class Format:
     columns: Columns
     signature: frozenset[str] = frozenset()
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether its rows have answers, not only questions."""
+        return self.columns.completion is not None or self.columns.prompt in ("messages", "conversations")
+
 
 def _format(*signature: str, **columns: object) -> Format:
     return Format(Columns.model_validate(columns), frozenset(signature))
@@ -106,12 +111,12 @@ PRESETS: dict[str, Format] = {
     "s1k": _format(
         *("question", "thinking_trajectories", "attempt"),
         prompt="question",
-        thinking="thinking_trajectories",
+        thinking="thinking_trajectories[0]",
         completion="attempt",
         answer="solution",
     ),
     "s1k-1.1": _format(
-        *("question", "deepseek_thinking_trajectory", "deepseek_attempt"),
+        *("question", "deepseek_thinking_trajectory", "deepseek_attempt", "gemini_attempt"),
         prompt="question",
         thinking=["gemini_thinking_trajectory", "deepseek_thinking_trajectory"],
         completion=["gemini_attempt", "deepseek_attempt"],

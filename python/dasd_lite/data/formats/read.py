@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from dasd_lite.config.reading import Reading, parse_path
 from dasd_lite.data.formats.containers import rows_of
+from dasd_lite.data.formats.conversation import listed
 from dasd_lite.data.formats.layout import KNOWN, paths_of, recognize
 from dasd_lite.data.formats.meaning import Meaning
 from dasd_lite.data.formats.presets import PRESETS
@@ -129,7 +130,9 @@ class RowFiles:
     def _wanted(self, names: Sequence[str]) -> list[str]:
         """Return the columns of a Parquet file that are read."""
         columns = self._reading.columns
-        format_name = recognize(names) if self._reading.format == "auto" else self._reading.format
+        format_name = (
+            recognize(names, answers=self._answers) if self._reading.format == "auto" else self._reading.format
+        )
         preset = PRESETS.get(format_name)
         paths = [*(paths_of(columns) if columns else []), *(paths_of(preset.columns) if preset else [])]
         wanted = KNOWN | {str(parse_path(path)[0]) for path in paths}
@@ -149,7 +152,7 @@ class RowFiles:
         tops = dict.fromkeys(str(parse_path(path)[0]) for path in paths_of(columns)) if columns else ()
         for top in tops if meaning.columns else ():
             if top not in meaning.columns:
-                there = ", ".join(sorted(meaning.columns))
+                there = listed(sorted(meaning.columns))
                 self._fatal(f"{self._file}: columns name {top!r}, which no row has; rows have {there}")
 
     def _note(self, file: SourceFile, meaning: Meaning) -> None:
@@ -159,8 +162,8 @@ class RowFiles:
         if self._reading.format == "auto" and meaning.formats:
             self._notes.append(f"{file.name}: read as {', '.join(map(repr, meaning.formats))}")
         if unread := meaning.unread + Counter(dict.fromkeys(self._not_loaded, read)):
-            listed = [key if n == read else f"{key} ({n:,} rows)" for key, n in unread.items()]
-            self._notes.append(f"{file.name}: not read: {', '.join(listed)}, of {read:,} rows")
+            each = [key if n == read else f"{key} ({n:,} rows)" for key, n in unread.items()]
+            self._notes.append(f"{file.name}: not read: {listed(each)}, of {read:,} rows")
         for tag, number in (+meaning.rewritten).items():
             self._notes.append(f"{file.name}: {tag} became <think> or was removed in {number:,} answers")
         for reason, number in meaning.left_out.items():

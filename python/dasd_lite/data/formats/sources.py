@@ -61,6 +61,8 @@ def find(place: str) -> Source:
     """
     if place.startswith(HUB):
         return _on_hub(place)
+    if not place:
+        raise DataError("the path is empty; name a file, a folder, or a pattern")
     path = Path(place).expanduser()
     if path.is_file():
         return Source((SourceFile(path, str(path)),))
