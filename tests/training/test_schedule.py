@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasd_lite.config.train import TrainConfig
-from dasd_lite.errors import TrainError
 from dasd_lite.method.ragged import offsets_of
 from dasd_lite.training.schedule import Schedule
 
@@ -109,8 +108,11 @@ def test_fractions_of_an_epoch(epochs, num_rows, steps, samples):
     assert (plan.num_steps, plan.num_samples) == (steps, samples)
 
 
-def test_fewer_rows_than_a_step_reads():
-    with pytest.raises(
-        TrainError, match=r"^there are only 3 rows, fewer than the 4 .* = 1 × train.grad_accum_steps = 4\)"
-    ):
-        schedule(3, TrainConfig(grad_accum_steps=4))
+def test_fewer_rows_than_a_step_reads_are_one_short_step_an_epoch():
+    plan = schedule(3, TrainConfig(epochs=2, grad_accum_steps=4, micro_batch_size=2))
+    assert (plan.num_steps, plan.num_samples) == (2, 6)
+    for step in range(2):
+        assert sorted(plan.rows_of(step)) == [0, 1, 2], "no row twice in a step"
+        shares = [plan.share(step, rank, 4) for rank in range(4)]
+        assert sorted(row for share in shares for rows in share for row in rows) == [0, 1, 2]
+    assert schedule(3, TrainConfig(epochs=1, grad_accum_steps=4)).num_steps == 1

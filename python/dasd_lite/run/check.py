@@ -373,14 +373,15 @@ def _training(recipe: RecipeConfig, num_prompts: int) -> Iterator[str]:
     yield from missing_layers((phase.train.method for phase in recipe.phase), Path(recipe.student.model))
     yield from too_big(trainings_of(recipe.phase, recipe.student.model))
     for phase in recipe.phase:
-        yield from _too_few_rows(phase, num_prompts)
+        for line in _too_few_rows(phase, num_prompts):
+            say_note(line)
     free, wanted = free_bytes(recipe.out), disk_bytes(recipe.phase, recipe.student.model, num_prompts)
     if wanted > free:
         yield f"out = {recipe.out}: needs up to {format_bytes(wanted)}, but the disk has {format_bytes(free)} free"
 
 
 def _too_few_rows(phase: Phase, num_prompts: int) -> Iterator[str]:
-    """Report a step that reads more rows than all kept answers could fill, even with one answer per row."""
+    """Say that a step reads more rows than all kept answers could fill, even with one answer per row."""
     train, select = phase.train, phase.select
     wanted = train.micro_batch_size * train.grad_accum_steps
     each = phase.sample.num_samples if select.rule == "all" else min(select.keep, phase.sample.num_samples)
@@ -388,7 +389,8 @@ def _too_few_rows(phase: Phase, num_prompts: int) -> Iterator[str]:
     if phase.source == "sample" and 0 < most < wanted:
         yield (
             f"phase {phase.name!r}: train.micro_batch_size × train.grad_accum_steps = {wanted} rows per step,"
-            f" but at most {most:,} answers of {num_prompts:,} prompts are kept; lower train.grad_accum_steps"
+            f" but at most {most:,} answers of {num_prompts:,} prompts are kept, so each step reads all of them; lower"
+            " train.grad_accum_steps for more steps"
         )
 
 

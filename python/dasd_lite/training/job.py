@@ -177,7 +177,7 @@ def load_job(
     device = pick_device(ranks.device)
     ranks = dataclasses.replace(ranks, device=str(device))
     dtype = pick_dtype(config.dtype, device)
-    _note_idle_ranks(schedule, ranks)
+    _note_short_steps(schedule, ranks)
     cost = _expected_cost(task, rows, ranks, dtype)
     is_sharded = ranks.size > 1 and isinstance(config.method, Full)
     torch.manual_seed(derive_seed(task.seed, "train"))  # for a new adapter
@@ -244,7 +244,14 @@ def _open_rows(
             mapped.unlink(missing_ok=True)
 
 
-def _note_idle_ranks(schedule: Schedule, ranks: Ranks) -> None:
+def _note_short_steps(schedule: Schedule, ranks: Ranks) -> None:
+    wanted = schedule.config.micro_batch_size * schedule.config.grad_accum_steps
+    if schedule.num_rows < wanted:
+        rows = f"{schedule.num_rows} row" + ("s" if schedule.num_rows > 1 else "")
+        note(
+            f"there are only {rows}, fewer than the {wanted} of an optimizer step (train.micro_batch_size ×"
+            " train.grad_accum_steps), so each step reads all of them"
+        )
     num_micro_batches = math.ceil(schedule.rows_per_step / schedule.config.micro_batch_size)
     if num_micro_batches < ranks.size:
         each = f"{num_micro_batches} micro-batch{'es' if num_micro_batches > 1 else ''}"

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from dasd_lite.config.train import TrainConfig
 from dasd_lite.data.seeds import derive_seed
-from dasd_lite.errors import TrainError
 from dasd_lite.method import packing
 
 _MAX_GROUP = 8  # rows of equal cost that are next to each other in the order
@@ -44,15 +43,6 @@ class Schedule:
     max_steps: int | None = None
     _orders: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict, repr=False)
 
-    def __post_init__(self) -> None:
-        """Refuse fewer rows than one step reads: it would have to read a row twice."""
-        if self.num_rows < self.rows_per_step:
-            raise TrainError(
-                f"there are only {self.num_rows} rows, fewer than the {self.rows_per_step} of one optimizer step"
-                f" (train.micro_batch_size = {self.config.micro_batch_size} × train.grad_accum_steps ="
-                f" {self.config.grad_accum_steps}); lower one of them, or shorten pack.seq_len"
-            )
-
     @property
     def num_rows(self) -> int:
         """Rows in the data."""
@@ -60,8 +50,8 @@ class Schedule:
 
     @property
     def rows_per_step(self) -> int:
-        """Rows of one optimizer step over all processes; the last step takes what is left."""
-        return self.config.micro_batch_size * self.config.grad_accum_steps
+        """Rows of one optimizer step over all processes, at most all; the last step takes what is left."""
+        return min(self.config.micro_batch_size * self.config.grad_accum_steps, self.num_rows)
 
     @property
     def num_samples(self) -> int:
