@@ -2,22 +2,21 @@
 
     OMP_NUM_THREADS=1 python benchmarks/ablate_demo.py [--seeds 3] [--folder runs/ablation]
 
-Every variant is the demo's recipe with a few keys changed. Variants share the teacher's samples and their scores: the
-folders are copied from the first variant that made them. Prints the Markdown table of docs/evidence.md: accuracies at
+Every variant is the demo's recipe with a few keys changed. Variants reuse the answers and scores of those before them.
+Prints the Markdown table of docs/evidence.md: accuracies at
 T=1, mean over seeds ± standard deviation.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 from pathlib import Path
 from typing import Any
 
 import dasd_lite
 from dasd_lite.config.load import load_recipe
-from dasd_lite.config.stages import Phase, RecipeConfig
+from dasd_lite.config.stages import Phase
 from dasd_lite.data.manifest import read_manifest
 from dasd_lite.run.pipeline import plan, run_steps
 
@@ -29,9 +28,10 @@ VARIANTS: dict[str, tuple[list[int], dict[str, Any]]] = {
     "low → high": ([LOW, HIGH], {}),
     "high → low": ([HIGH, LOW], {}),
     "low → high → mixed": ([LOW, HIGH, MIXED], {}),
-    "low → high, rule ratio": ([LOW, HIGH], {"rule": "ratio"}),
-    "low → high, rule length_matched": ([LOW, HIGH], {"rule": "length_matched"}),
-    "low → high, rule random": ([LOW, HIGH], {"rule": "random"}),
+    **{
+        f"low → high, rule {rule}": ([LOW, HIGH], {"rule": rule})
+        for rule in ("ratio", "length_matched", "rsr", "likelihood", "fewest", "longest", "shortest", "random")
+    },
 }
 
 
@@ -62,12 +62,11 @@ def run(folder: Path, name: str, phase_numbers: list[int], select: dict[str, Any
     """Run one variant; return its accuracies and the mean length of the kept answers in tokens."""
     demo = load_recipe(RECIPE, ['evaluate.prompts="demo:validation.jsonl"', f"seed={seed}"])
     out = folder / "".join(c if c.isalnum() else "-" for c in name)
+    others = [path for path in sorted(folder.glob("*")) if path != out]
     phases = [with_selection(demo.phase[number], select) for number in phase_numbers]
-    recipe = demo.model_copy(update={"out": out, "phase": phases})
-    copy_shared(recipe, folder / "shared")
+    recipe = demo.model_copy(update={"out": out, "phase": phases, "reuse": others})
     run_steps(recipe)
-    save_shared(recipe, folder / "shared")
-    manifests = {step.name: read_manifest(step.folder) for step in plan(recipe)}
+    manifests = {step.name: read_manifest(step.path) for step in plan(recipe)}
     sampled = [p.name for p in phases if p.source == "sample"][-1]
     return {
         "before": manifests["base/evaluate"]["counts"]["accuracy"],
@@ -81,26 +80,6 @@ def with_selection(phase: Phase, select: dict[str, Any]) -> Phase:
     if phase.source == "mix":
         return phase
     return phase.model_copy(update={"select": phase.select.model_copy(update=select)})
-
-
-def shareable(recipe: RecipeConfig) -> list[Path]:
-    """Return the folders that do not depend on the variant, relative to the run folder."""
-    names = [Path(p.name) / stage for p in recipe.phase if p.source == "sample" for stage in ("sample", "score")]
-    return [Path("base") / "evaluate", *names]
-
-
-def copy_shared(recipe: RecipeConfig, shared: Path) -> None:
-    """Copy the shared folders into this variant's run folder."""
-    for name in shareable(recipe):
-        if (shared / name).exists() and not (recipe.out / name).exists():
-            shutil.copytree(shared / name, recipe.out / name)
-
-
-def save_shared(recipe: RecipeConfig, shared: Path) -> None:
-    """Copy this variant's shareable folders to where later variants look for them."""
-    for name in shareable(recipe):
-        if (recipe.out / name).exists() and not (shared / name).exists():
-            shutil.copytree(recipe.out / name, shared / name)
 
 
 if __name__ == "__main__":
