@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import sqlite3
 from typing import Annotated
 
@@ -182,6 +183,38 @@ def test_differences_list_changed_added_and_removed_options():
         "written by another version of dasd-lite, s version 1 there, 2 now",
     ]
     assert now.differences(json.loads(json.dumps({"version": 2, "config": now.config, "inputs": now.inputs}))) == []
+
+
+def test_inputs_that_were_made_again_are_followed_but_not_models_that_the_user_chooses(tmp_path):
+    """A folder of another stage, made again, is no other configuration; another teacher is, whoever wrote it."""
+    for name in ("rows", "teacher"):
+        make(tmp_path / name)
+    folders = {"rows": tmp_path / "rows", "teacher": tmp_path / "teacher"}
+
+    def now(stage):
+        return identify(stage, 1, {}, folders, brought=("teacher",))
+
+    for stage in ("pack", "train"):
+        make(tmp_path / stage, now(stage))
+    shutil.rmtree(tmp_path / "rows")
+    make(tmp_path / "rows", TWO)
+    assert not is_finished(tmp_path / "pack", now("pack")) and not (tmp_path / "pack").exists(), "quick: deleted"
+    assert not is_finished(tmp_path / "train", now("train"), keep=True)
+    assert (tmp_path / "train").exists(), "nothing is changed yet"
+    assert not is_finished(tmp_path / "train", now("train"))
+    assert (tmp_path / "train.replaced-1" / "manifest.json").exists(), "slow: set aside"
+    make(tmp_path / "train", now("train"))
+    shutil.rmtree(tmp_path / "teacher")
+    make(tmp_path / "teacher", TWO)
+    with pytest.raises(CheckpointError, match=r"\(teacher: \S+/teacher has changed\)"):
+        is_finished(tmp_path / "train", now("train"))
+
+
+def test_a_stage_never_writes_into_a_folder_that_it_reads(tmp_path):
+    make(tmp_path / "rows")
+    with pytest.raises(DataError, match=r"rows: pack reads this folder; choose another one"):
+        is_finished(tmp_path / "rows", identify("pack", 1, {}, {"rows": tmp_path / "rows"}), force=True)
+    assert list(batches(tmp_path / "rows", "numbers"))
 
 
 # --- identities and fingerprints --------------------------------------------------------------------

@@ -91,6 +91,7 @@ def identify(
     inputs: Mapping[str, Path | str],
     *,
     names: Mapping[str, str] | None = None,
+    brought: Container[str] = (),
     grows: Iterable[str] = (),
 ) -> Identity:
     """Build the identity of a stage's result.
@@ -101,18 +102,19 @@ def identify(
         config: Its options.
         inputs: Each a path, or a string that is its fingerprint.
         names: What people call inputs that are no paths.
+        brought: Inputs that the user chooses, such as a model, even if a stage wrote them.
         grows: As in `Identity`.
     """
     options = result_options(config) if isinstance(config, BaseModel) else dict(config)
     paths = {name: value for name, value in inputs.items() if isinstance(value, Path)}
-    folders = {name: path for name, path in paths.items() if _written_by_stage(path)}
-    brought = {name: str(path) for name, path in paths.items() if name not in folders}
+    folders = {name: path for name, path in paths.items() if name not in brought and _written_by_stage(path)}
+    places = {name: str(path) for name, path in paths.items() if name not in folders}
     return Identity(
         stage,
         version,
         options,
         {name: value if isinstance(value, str) else fingerprint(value) for name, value in inputs.items()},
-        names=brought | dict(names or {}),
+        names=places | dict(names or {}),
         folders=folders,
         grows=frozenset(grows),
     )

@@ -119,7 +119,8 @@ def mix(
     if grade is not None:
         asked |= {"grader": grade.name}
         inputs |= {"grader": grade.code} if grade.code is not None else {}
-    identity = identify("mix", VERSION, asked, inputs, names={"teacher": model_name(teacher)}, grows=_GROWS)
+    names = {"teacher": model_name(teacher)}
+    identity = identify("mix", VERSION, asked, inputs, names=names, brought=("teacher",), grows=_GROWS)
     if is_finished(out, identity, force=force):
         return Rollouts(out)
     if sampled is not None:

@@ -166,6 +166,7 @@ def sample_identity(prompts: Prompts, teacher: Teacher | Sampler, config: Sample
         asked,
         {"prompts": prompts.fingerprint, "teacher": model_identity(teacher)},
         names={"prompts": str(prompts.path or "the prompts"), "teacher": model_name(teacher)},
+        brought=("teacher",),
         grows=_GROWS,
     )
 

@@ -44,7 +44,7 @@ from dasd_lite.console import label, note, progress, say
 from dasd_lite.data.dataset import batches, num_rows
 from dasd_lite.data.handles import Rollouts, Scores, model_path
 from dasd_lite.data.journal import Journal
-from dasd_lite.data.manifest import Identity, identify, read_manifest, read_state
+from dasd_lite.data.manifest import Identity, identify, read_manifest, read_state, read_timing
 from dasd_lite.data.records import SCORE, TEACHER_TOKENS
 from dasd_lite.data.seeds import digest
 from dasd_lite.data.usage import Usage
@@ -131,11 +131,12 @@ def score(
         asked["teacher"] = engine_options(teacher) if isinstance(teacher, Table) else {}
         inputs["teacher"] = model_identity(teacher)
     names = {"teacher": model_name(teacher)} if teacher is not None else {}
-    identity = identify("score", VERSION, asked, inputs, names=names, grows=_GROWS)
+    identity = identify("score", VERSION, asked, inputs, names=names, brought=("student", "teacher"), grows=_GROWS)
     if is_finished(out, identity, force=force):
         return Scores(out)
 
-    phase, readings, noise = out.parent.name, None, {}
+    phase, readings = out.parent.name, None
+    noise = {name: value for name, value in read_timing(out).items() if "_noise_" in name}  # until it is measured again
     others = [Path(folder) for folder in reuse if _has_same_options(Path(folder), identity)]
     total = num_rows(rollouts, "rollouts")
     keys, uids = cache(partial(_keys, rollouts)), cache(partial(_uids, rollouts))
@@ -146,7 +147,7 @@ def score(
         readings = out / "teacher"
         halves = [folder / "teacher" for folder in others]
         _score_by_teacher(rollouts, teacher, config, readings, identity, keys, uids, halves, phase, used or Usage())
-        noise = _noise_of_sampling(rollouts, readings)
+        noise |= _noise_of_sampling(rollouts, readings)
     with Journal(
         out,
         identity,
