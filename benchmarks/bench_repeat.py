@@ -4,8 +4,8 @@
 
 Ids are Zipf-like over 150,000 (what a response's loop repeats is copied into 5 % of the responses); responses have the
 lengths of bench_pack.py. Prints ids per second, and in how many responses the number of repeated n-grams differs from
-ours. Peers count repetitions only; ours finds the longest stretch of copies as well. The slow ones get the first responses.
-Limit: reading the ids once.
+ours. Peers count repetitions only; ours finds the longest stretch of copies as well. The slow ones get the first
+responses. Limit: reading the ids once.
 """
 
 from __future__ import annotations
