@@ -24,7 +24,7 @@ from dasd_lite.grading import open_grader
 from dasd_lite.method.sentences import sentence_ends
 from dasd_lite.report import results, tables
 from dasd_lite.report.page import write_report
-from dasd_lite.report.rollouts import Preference, opening_of, read_phase
+from dasd_lite.report.rollouts import PhaseRollouts, Preference, opening_of, read_phase
 from dasd_lite.report.show.show import show
 from dasd_lite.report.summary import summary
 
@@ -252,6 +252,19 @@ def test_accuracy_by_hand(reported):
     assert dial[1] == ["low", "2", "100.0 ± 0.0", "+75.0 (3.0)", "0.0 %", "0.0 %"]
     assert "Lower than after the previous phase: mixed (−33.3, 2.0 standard errors)" in text
     assert "docs/evidence.md" in text
+
+
+def test_what_a_choice_says_about_its_rule():
+    measured = {"questions": 400, "length_correlation": -0.414, "teacher_share": 0.93, "tied": 0.0, "could_flip": None}
+    phases = [
+        PhaseRollouts("low", "sample", 1.0, "count", 0.1, choice=measured),
+        PhaseRollouts("mixed", "mix", 1.0, "all", 0.1),
+    ]
+    table = tables.choices(phases)
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["low", "count", "400", "−0.41", "93.0 %", "0.0 %", "–"]
+    ]
+    assert tables.choices(phases[1:]) is None
 
 
 def test_no_line_about_lower_when_nothing_fell(whole):

@@ -193,7 +193,8 @@ def sentences(phases: Sequence[PhaseRollouts]) -> ReportTable:
     betas = sorted({phase.beta for phase in phases})
     table.notes.append(
         f"teacher: p_T − p_S > β = {', '.join(f'{beta:g}' for beta in betas)}; student: p_S − p_T > β;"
-        " shared: neither; none: a model has no token in it. sentences: mean per answer. Classes are shares of all"
+        " shared: neither; none: a model has no token in it, or has not scored the answer. sentences: mean per answer."
+        " Classes are shares of all"
         " sentences; the number before the share of teacher sentences is their mean per answer."
     )
     return table
