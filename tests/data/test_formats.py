@@ -3,9 +3,15 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dasd_lite.config.reading import Columns, Reading, Role, parse_path
+from dasd_lite.data.formats.layout import KNOWN
+from dasd_lite.data.formats.meaning import Meaning
+from dasd_lite.data.formats.presets import PRESETS
 from dasd_lite.data.formats.read import RowFiles
+from dasd_lite.data.formats.row import Fault, LeftOut
 from dasd_lite.data.formats.thinking import join, rewrite
 from dasd_lite.errors import ConfigError, DataError
 
@@ -527,3 +533,39 @@ def test_wrong_options_are_one_line_each():
             Reading(**options)
         assert str(error.value).startswith(message)
         assert "\n" not in str(error.value)
+
+
+# --- any row at all ------------------------------------------------------------------------------------
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "q", "<think>a</think>b", "user"])
+)
+MESSAGE_KEYS = st.sampled_from(
+    ["role", "content", "from", "value", "reasoning", "thinking", "weight", "tool_calls", "type", "text", "info"]
+)
+MESSAGES = st.dictionaries(MESSAGE_KEYS, SCALARS | st.sampled_from(["assistant", "gpt", "system", "text"]), max_size=4)
+VALUES = st.recursive(
+    SCALARS | MESSAGES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(MESSAGE_KEYS, inner)
+)
+ANY_ROW = st.dictionaries(
+    st.sampled_from(sorted(KNOWN | {column for p in PRESETS.values() for column in p.signature})), VALUES, max_size=6
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(row=ANY_ROW, name=st.sampled_from(["auto", *PRESETS]), answers=st.booleans())
+def test_any_row_is_read_or_a_fault_of_one_line(row, name, answers):
+    meaning = Meaning(Reading(format=name), answers=answers, tokens=True, system="s")
+    try:
+        found = meaning.read("f:1", row)
+    except Fault as fault:
+        assert str(fault) and "\n" not in str(fault)
+        return
+    except LeftOut:
+        assert meaning.left_out
+        return
+    assert found.messages[-1]["role"] == "user" and found.messages[-1]["content"].strip()
+    assert all(isinstance(m[key], str) for m in found.messages for key in ("role", "content"))
+    assert bool(found.answers) == answers
+    assert all(isinstance(answer.completion, str) and answer.completion.strip() for answer in found.answers)
+    assert all(isinstance(value, str | None) for value in (found.uid, found.domain, found.answer))
