@@ -132,7 +132,7 @@ def test_a_format_and_a_map_are_part_of_the_identity(run):
 def test_files_that_are_missing_or_empty(run, tmp_path):
     with pytest.raises(DataError, match=r"ingest\.paths: .*gone\.jsonl: no such file"):
         ingest.ingest(config=IngestConfig(paths=[tmp_path / "gone.jsonl"]), out=tmp_path / "ingest")
-    with pytest.raises(DataError, match=r"0\.jsonl: no rows"):
+    with pytest.raises(DataError, match=r"0\.jsonl: no rows$"):
         run([])
     assert not (tmp_path / "ingest" / "manifest.json").exists()
 
@@ -194,3 +194,9 @@ def test_a_server_that_later_reports_another_context_does_not_change_the_plan(de
     assert len(_with_room(cut, teacher, _teacher_chat(teacher), tmp_path / "new")) > len(first), (
         "without the stored context"
     )
+
+
+def test_when_every_row_is_left_out_the_reasons_are_said(run):
+    silent = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]}
+    with pytest.raises(DataError, match=r"every row is left out: .*weight.* 2$"):
+        run([silent, silent])

@@ -119,7 +119,10 @@ def ingest(
         for line in files.finish():
             note(line)
         if not seen:
-            raise DataError(f"{', '.join(config.paths)}: no rows")
+            why = ", ".join(
+                f"{reason} {number:,}" for reason, number in (files.left_out + tokens.left_out).most_common()
+            )
+            raise DataError(f"{', '.join(config.paths)}: " + (f"every row is left out: {why}" if why else "no rows"))
         if seen.num_duplicates:
             note(f"{seen.num_duplicates:,} left out: the same answer to the same question again")
         writer.write("rollouts", pa.RecordBatch.from_pylist(rows, schema=ROLLOUT))
@@ -224,6 +227,11 @@ class _Tokens:
         self._reasons[found.reason] += 1
         self._first = self._first or f"{where}: {found.detail}"
         return None if self._required else {}
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """Why answers are left out for want of log-probabilities → how many."""
+        return self._reasons if self._required else Counter()
 
     def finish(self, *, read_all: bool) -> None:
         """Print what came of the log-probabilities; with `read_all` also count those that belong to no answer."""
