@@ -118,7 +118,8 @@ def test_another_reference_answer_or_domain_costs_nothing(tmp_path, cli):
 
 def test_two_rules_side_by_side_with_the_answers_of_one_run(finished, tmp_path, cli):
     write_recipe(tmp_path)
-    ended = cli("run", "run.toml", "low.select.rule=random", f'reuse=["{finished}/run"]', cwd=tmp_path)
+    options = ["low.select.rule=random", "train.learning_rate=1e-4", f'reuse=["{finished}/run"]']
+    ended = cli("run", "run.toml", *options, cwd=tmp_path)
     assert ended.rc == 0, ended.stderr
     for stage in ("low/sample", "base/evaluate"):
         assert asked(tmp_path, stage) == 0, stage
@@ -299,3 +300,17 @@ def test_a_kept_answer_is_never_asked_for_again(tmp_path, cli):
     assert len(set(sampled)) == 18
     table = read_table(tmp_path / "run/low/sample", "rollouts", ["uid"])
     assert pc.count_distinct(table["uid"]).as_py() == 18
+
+
+def test_another_server_is_probed_before_it_is_asked_for_more(tmp_path, cli):
+    with ChatServer() as server:
+        paid_recipe(tmp_path, server)
+        assert cli("sample", "run.toml", "prompts.limit=2", cwd=tmp_path).rc == 0
+    with ChatServer(habits=["refuses logprobs"]) as other:
+        url = f'teacher.base_urls=["{other.url}"]'
+        ended = cli("sample", "run.toml", "prompts.limit=2", url, cwd=tmp_path)
+        assert (ended.rc, ended.stdout.splitlines()[0], other.asked) == (0, "Nothing to do.", [])
+        ended = cli("sample", "run.toml", url, cwd=tmp_path)
+        assert ended.rc == 2 and "logprobs" in ended.stderr
+        assert all(body["seed"] < 1000 for body in other.asked if "seed" in body), "only the probe"
+    assert len(rollouts(tmp_path)) == 4

@@ -16,7 +16,7 @@ from dasd_lite.costs.estimate import format_bytes
 from dasd_lite.data.journal import read_counts, stored_keys
 from dasd_lite.data.manifest import read_state, read_timing
 from dasd_lite.data.records import ROLLOUT
-from dasd_lite.data.run_folder import RunFolder
+from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.errors import CheckpointError
 from dasd_lite.run.questions import Questions
 from dasd_lite.run.step import Step
@@ -88,6 +88,16 @@ def answers_there(recipe: RecipeConfig, steps: Sequence[Step], questions: Questi
             total = len(prompts) * phase.sample.num_samples
             missing = missing_answers(prompts, identity, phase.sample.num_samples, there)
             yield f"{step.path}: {total - missing:,} of {total:,} answers are there, {missing:,} will be asked for"
+
+
+def is_answered(recipe: RecipeConfig, stage: StageFolder, questions: Questions) -> bool:
+    """Return whether a folder that asks the teacher is finished, and holds all that the recipe asks for now."""
+    if not stage.is_finished or stage.stage != "sample" or recipe.teacher is None:
+        return stage.is_finished
+    phase = next(phase for phase in recipe.phase if phase.name == stage.phase)
+    identity = sample_identity(questions.to_sample(recipe), recipe.teacher, phase.sample, recipe.seed)
+    manifest = read_state(stage.path / "manifest.json")
+    return identity.fingerprint in (manifest["fingerprint"], manifest.get("closed_from"))
 
 
 def orphans(recipe: RecipeConfig) -> list[str]:

@@ -74,6 +74,8 @@ def run_resolved(
         replaced = "; ".join(paid_answers_replaced(recipe, steps, questions))
         if replaced and not allow(f"--force sets aside {replaced}"):
             raise ConfigError(f"nothing was changed; --force would set aside {replaced}; add --yes to agree")
+        if replaced:
+            note(f"--force sets aside {replaced}")
     for run in recipe.reuse:
         if not any(RunFolder(run).stages(stage) for stage in REUSED):
             raise DataError(f"reuse = {run}: holds no answers or scores of a run; name the `out` folder of one")

@@ -21,6 +21,7 @@ from dasd_lite.data.seeds import digest
 from dasd_lite.data.writer import JOURNAL_FILE
 from dasd_lite.errors import EndpointError
 from dasd_lite.run.endpoint_check import probe_teacher, requirements_of
+from dasd_lite.run.existing import is_answered
 from dasd_lite.run.pipeline import plan, run_steps
 from dasd_lite.run.questions import Questions
 from dasd_lite.run.step import Step
@@ -50,13 +51,13 @@ def before_paying(
     stages: list[tuple[str, str]] = [(phase.name, phase.source) for phase in recipe.phase if phase.source in ASKING]
     stages += [(phase.name, "score") for phase in recipe.phase if phase.is_scored_by_teacher]
     asking = [
-        run.stage(phase, stage)
+        StageFolder(phase, stage, run.stage(phase, stage))
         for phase, stage in stages
         if only_phase in (None, phase) and only_stage in (None, stage)
     ]
-    if all(StageFolder.at(folder).is_finished for folder in asking):
+    if all(is_answered(recipe, stage, questions) for stage in asking):
         return
-    has_begun = any(StageFolder.at(folder).is_finished or (folder / JOURNAL_FILE).exists() for folder in asking)
+    has_begun = any(stage.is_finished or (stage.path / JOURNAL_FILE).exists() for stage in asking)
     probed = _probed(recipe.phase, teacher)
     if has_begun and run.probed.exists() and run.probed.read_text(encoding="utf-8") == probed:
         return
