@@ -130,7 +130,7 @@ def mix(
     others = list(map(Path, reuse))
     questions = _questions(selected, config, seed)
     halves = [folder / "student" for folder in others]
-    answered = _student_answers(questions, model, student, config, out, identity, halves)
+    answered = _student_answers(questions, model, student, config, out, identity, seed, halves)
     started, kinds = to_rescue(answered, config.rescue, grade)
     reads = _teacher_chat(teacher)
     chats = [Chat(model), *([] if reads is None else [reads])]
@@ -154,7 +154,7 @@ def mix(
             "mix.rescue: finished answers that cannot be graded, as their questions have no `answer`:"
             f" {kinds['ungraded']:,}"
         )
-    keys = [_key(identity, "teacher", base["messages"], prefix, base["uid"]) for base, prefix in cut]
+    uids = [_uid(identity, "teacher", base["messages"], prefix, base["uid"]) for base, prefix in cut]
 
     def of_question(position: int) -> dict[str, Any]:
         return {name: cut[position][0][name] for name in _QUESTION}
@@ -164,7 +164,7 @@ def mix(
         identity,
         ROLLOUT,
         len(cut),
-        keys=[key[:16] for key in keys],
+        keys=uids,
         limit=config.max_tokens,
         columns=of_question,
         config=config,
@@ -172,28 +172,26 @@ def mix(
         name = label(out.parent.name, "teacher finishes")
         if taken := journal.take_over(others):
             note(f"{name}: {taken:,} answers are there already, in folders to reuse")
-        timing = _teacher_ends(journal, cut, keys, teacher, config, name, used)
+        timing = _teacher_ends(journal, cut, uids, teacher, config, seed, name, used)
         journal.publish(counts, **timing)
     return Rollouts(out)
 
 
-def _key(identity: Identity, half: str, messages: Any, *more: object) -> str:
-    """Return a hash of all that decides an answer of one half; its first 16 digits name the rollout."""
-    decides = {name: value for name, value in identity.config.items() if f"config.{name}" not in _GROWS}
+def _uid(identity: Identity, half: str, messages: Any, *more: object) -> str:
+    """Return a hash of all that decides an answer of one half, "student" or "teacher"."""
+    other = "teacher" if half == "student" else "student"
+    decides = {k: v for k, v in identity.config.items() if f"config.{k}" not in _GROWS and k != other}
     model = identity.inputs["model" if half == "student" else "teacher"]
-    return digest("mix", half, messages, *more, model, decides)
-
-
-def _seed(key: str) -> int:
-    return int(key[16:], 16) >> 1
+    return digest("mix", half, messages, *more, model, decides)[:16]
 
 
 def _teacher_ends(
     journal: Journal,
     cut: list[tuple[dict[str, Any], str]],
-    keys: list[str],
+    uids: list[str],
     teacher: Teacher | Sampler,
     config: MixConfig,
+    seed: int,
     name: str,
     used: Usage | None,
 ) -> dict[str, float]:
@@ -203,7 +201,7 @@ def _teacher_ends(
         base, prefix = cut[completion.position]
         return {
             **base,
-            "uid": keys[completion.position][:16],
+            "uid": uids[completion.position],
             "completion": prefix + completion.text,
             "finish_reason": completion.finish_reason,
             "prefix_bytes": len(prefix.encode()),
@@ -213,7 +211,8 @@ def _teacher_ends(
 
     def request(position: int) -> Request:
         base, prefix = cut[position]
-        return Request(position, tuple(base["messages"]), config.max_tokens, _seed(keys[position]), prefix)
+        new_seed = derive_seed(seed, "mix", "teacher", base["messages"], prefix)
+        return Request(position, tuple(base["messages"]), config.max_tokens, new_seed, prefix)
 
     return collect(
         journal,
@@ -250,6 +249,7 @@ def _student_answers(
     config: MixConfig,
     out: Path,
     parent: Identity,
+    seed: int,
     reuse: list[Path],
 ) -> list[dict[str, Any]]:
     """Let the student answer each question up to its limit; return the answers without token columns."""
@@ -258,8 +258,8 @@ def _student_answers(
     columns = [name for name in ROLLOUT.names if name not in ("token_ids", "logprobs", "token_bytes")]
     limits = [math.ceil(config.max_length_ratio * question["length"]) for question in questions]
     times = times_before(digest(question["messages"]) for question in questions)
-    keys = [
-        _key(identity, "student", question["messages"], before, limit)
+    uids = [
+        _uid(identity, "student", question["messages"], before, limit)
         for question, before, limit in zip(questions, times, limits, strict=True)
     ]
     if not is_finished(folder, identity):
@@ -268,20 +268,21 @@ def _student_answers(
             identity,
             ROLLOUT,
             len(questions),
-            keys=[key[:16] for key in keys],
+            keys=uids,
             columns=lambda position: {name: questions[position][name] for name in _QUESTION},
             config=config,
         ) as journal:
 
             def request(position: int) -> Request:
-                messages = tuple(questions[position]["messages"])
-                return Request(position, messages, limits[position], _seed(keys[position]))
+                messages = questions[position]["messages"]
+                new_seed = derive_seed(seed, "mix", "student", messages, times[position])
+                return Request(position, tuple(messages), limits[position], new_seed)
 
             def row(completion: Completion) -> dict[str, Any]:
                 question = {key: value for key, value in questions[completion.position].items() if key != "length"}
                 return {
                     **question,
-                    "uid": keys[completion.position][:16],
+                    "uid": uids[completion.position],
                     "completion": completion.text,
                     "finish_reason": completion.finish_reason,
                     "prefix_bytes": 0,

@@ -23,7 +23,7 @@ from dasd_lite.data.journal import Journal
 from dasd_lite.data.manifest import Identity, identify, read_timing
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import ROLLOUT, Prompt, times_before
-from dasd_lite.data.seeds import check_seed, digest
+from dasd_lite.data.seeds import check_seed, derive_seed, digest
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import is_finished
 from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
@@ -40,17 +40,8 @@ class _Asked:
 
     prompt: Prompt
     index: int
-    key: str
-
-    @property
-    def seed(self) -> int:
-        """Seed of its draw."""
-        return int(self.key[16:], 16) >> 1
-
-    @property
-    def uid(self) -> str:
-        """Name of the rollout."""
-        return self.key[:16]
+    uid: str
+    seed: int
 
 
 def sample(
@@ -177,11 +168,20 @@ def missing_answers(prompts: Prompts, identity: Identity, num_samples: int, ther
 
 
 def _plan(prompts: Prompts, identity: Identity, num_samples: int) -> list[_Asked]:
-    """Return what is asked, in order. A question that is there twice gets other answers the second time."""
+    """Return what is asked, in order. A question that is there twice gets other answers the second time.
+
+    The seed of a draw does not depend on the teacher, so one model gives the same answers here and behind a server.
+    """
     decides = {name: value for name, value in identity.config.items() if f"config.{name}" not in _GROWS}
+    draws = {name: value for name, value in decides.items() if name not in ("seed", "teacher")}
     questions = [prompt.key for prompt in prompts]
     return [
-        _Asked(prompt, index, digest("answer", question, times, identity.inputs["teacher"], decides, index))
+        _Asked(
+            prompt,
+            index,
+            uid=digest("sample", question, times, identity.inputs["teacher"], decides, index)[:16],
+            seed=derive_seed(decides["seed"], "sample", question, times, draws, index),
+        )
         for prompt, question, times in zip(prompts, questions, times_before(questions), strict=True)
         for index in range(num_samples)
     ]
