@@ -202,6 +202,19 @@ class Chat:
             self._piece_cache[token_id] = piece
             return piece
 
+    def vocabulary(self) -> list[bytes | None]:
+        """Return the bytes that each token spells, by id; None for an id without a token."""
+        entries: list[bytes | None] = [None] * self.vocab_size
+        for token_id in self._tokenizer.get_vocab(with_added_tokens=True).values():
+            entries[token_id] = self.piece(token_id)
+        return entries
+
+    @cached_property
+    def special_tokens(self) -> dict[int, str]:
+        """The special tokens, which are no text: id → name."""
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        return {token_id: token.content for token_id, token in added if token.special}
+
     @cached_property
     def _piece_cache(self) -> dict[int, bytes]:
         return {}
@@ -293,10 +306,10 @@ class Chat:
         """Return the token that ends an answer: the special token that the template writes after it."""
         turn = [{"role": "user", "content": _MARKER}, {"role": "assistant", "content": _MARKER}]
         after = self._render(turn, add_generation_prompt=False).rpartition(_MARKER)[2].lstrip()
-        special = {t.content: i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
+        special = {content: token_id for token_id, content in self.special_tokens.items()}
         for content in sorted(special, key=len, reverse=True):
             if after.startswith(content):
-                return int(special[content])
+                return special[content]
         eos = self._config.get("eos_token")
         name = eos["content"] if isinstance(eos, dict) else eos
         token_id = None if name is None else self._tokenizer.token_to_id(name)

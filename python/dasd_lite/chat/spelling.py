@@ -7,7 +7,9 @@ byte length of each token in it. Invariant: the lengths add up to the UTF-8 leng
 from __future__ import annotations
 
 import re
+from codecs import getincrementaldecoder
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,15 @@ def _decode(raw: bytes) -> tuple[str, list[tuple[int, int]]]:
             parts += [raw[start:invalid].decode(), "\ufffd"]
             replaced.append((invalid, end))
             start = end
+
+
+def replace_invalid(pieces: list[bytes]) -> list[bytes]:
+    """Replace bytes that are not UTF-8 by U+FFFD, as servers do; a split character goes to its last token."""
+    with suppress(UnicodeDecodeError):
+        b"".join(pieces).decode()
+        return pieces
+    decoder = getincrementaldecoder("utf-8")(errors="replace")
+    return [decoder.decode(p, final=i + 1 == len(pieces)).encode() for i, p in enumerate(pieces)]
 
 
 def piece_reader(tokenizer: dict[str, Any], path: Path) -> Callable[[str], bytes]:

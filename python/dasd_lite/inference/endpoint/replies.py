@@ -8,7 +8,6 @@ names it, a body that is not a reply at all a ValueError.
 from __future__ import annotations
 
 import re
-from codecs import getincrementaldecoder
 from contextlib import suppress
 from typing import Any
 
@@ -16,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from dasd_lite.chat.spelling import ByteLengths
+from dasd_lite.chat.spelling import ByteLengths, replace_invalid
 from dasd_lite.errors import EndpointError
 from dasd_lite.method.divergence import TOLERANCE
 
@@ -293,7 +292,7 @@ def _token_bytes(token: str) -> bytes:
 
 def _text_of_tokens(pieces: list[bytes], reasoning: str, content: str) -> tuple[str, ByteLengths | None]:
     """Return the text of the tokens and their lengths, if it contains the text that the server returns."""
-    pieces = _replace_invalid(pieces)
+    pieces = replace_invalid(pieces)
     raw = b"".join(pieces)
     start = raw.find(reasoning.encode())
     end = -1 if start < 0 else raw.find(content.encode(), start + len(reasoning.encode()))
@@ -336,7 +335,7 @@ def align(pieces: list[bytes], reasoning: str, content: str, *, ended: bool) -> 
 
 
 def _align_exactly(pieces: list[bytes], reasoning: str, content: str, *, ended: bool) -> tuple[str, ByteLengths | None]:
-    pieces = _replace_invalid(pieces)
+    pieces = replace_invalid(pieces)
     raw = b"".join(pieces)
     think, answer = reasoning.encode(), content.encode()
     think_at = closing_at = answer_at = 0
@@ -361,12 +360,3 @@ def _align_exactly(pieces: list[bytes], reasoning: str, content: str, *, ended: 
     text_edges = np.minimum(text_bounds[part] + edges - raw_bounds[part], text_bounds[part + 1])
     text_edges[0] = 0
     return text.decode(), np.diff(text_edges).astype(np.int32)
-
-
-def _replace_invalid(pieces: list[bytes]) -> list[bytes]:
-    """Replace bytes that are not UTF-8 by U+FFFD, as servers do; a split character goes to its last token."""
-    with suppress(UnicodeDecodeError):
-        b"".join(pieces).decode()
-        return pieces
-    decoder = getincrementaldecoder("utf-8")(errors="replace")
-    return [decoder.decode(p, final=i + 1 == len(pieces)).encode() for i, p in enumerate(pieces)]
