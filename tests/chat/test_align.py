@@ -159,6 +159,26 @@ def test_white_space_that_was_stripped_or_changed_around_the_tags(chat):
     assert ANSWER.encode() in b"".join(parts[-len(chat.encode(ANSWER + "\n")) :])
 
 
+@pytest.mark.parametrize(
+    ("opening", "closing", "end"),
+    [
+        ("<think>", "</think>\n<answer>", "</answer>"),
+        ("", "\n</think>\n\n<answer>\n", "\n</answer>\n"),
+        ("<|begin_of_thought|>\n\n", "\n<|end_of_thought|>\n\n<|begin_of_solution|>", "<|end_of_solution|>"),
+        ("[THINK]", "[/THINK]", ""),
+    ],
+)
+def test_tags_that_a_reader_of_files_rewrites_or_removes(chat, opening, closing, end):
+    ids = chat.encode(f"{opening}{THOUGHT}{closing}{ANSWER}{end}").tolist()
+    result = by_ids(chat, TEXT, [*ids, chat.eos_id])
+    parts = spelled_by(result, TEXT)
+    assert b"".join(parts) == TEXT.encode()
+    assert parts[0] == (b"" if opening else b"<think>\n")
+    inside = [part for part in parts if part.strip() and part.strip() not in b"<think>\n</think>"]
+    assert b"".join(inside).replace(b"\n", b"").endswith(ANSWER.encode())
+    assert isinstance(by_ids(chat, TEXT, [*ids, *chat.encode("!").tolist()]), Misfit)
+
+
 def test_half_a_character_becomes_what_a_decoder_writes(chat):
     ids = chat.encode("so 𓀀").tolist()
     assert chat.decode_answer(ids[:-1], "length")[0].endswith("\ufffd"), "the character has several tokens"

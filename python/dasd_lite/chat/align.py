@@ -12,14 +12,15 @@ the tokens spell the text byte by byte, and what they do not spell is one of the
   as in a server's reply.
 * The end: special tokens after the text have no bytes, like an end token that was sampled.
 
-What tokens spell and the text has not: white space that was stripped from the ends of thinking and answer, and special
-tokens. A text with U+FFFD for bytes that are not UTF-8 is compared with what a decoder makes of the tokens.
+What tokens may spell although the text has it not: special tokens, white space at the ends of thinking and answer, and
+tags that readers of files rewrite or remove, as `<answer>`. A text with U+FFFD for bytes that are not UTF-8 is compared
+with what a decoder makes of the tokens.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeGuard
 
@@ -39,6 +40,15 @@ _O200K_NAMES |= {200007: "end", 200008: "message", 200012: "call"}
 _CONTROL = re.compile(r"<[|｜][^<>]*[|｜]>|</?s>|<eos>|<end_of_turn>|\[[A-Z_/]+\]")
 _OPEN, _CLOSE = b"<think>", b"</think>"
 _WHITE = b" \t\n\r\f\v"
+# Tags that readers of files rewrite to <think> and </think>, or remove: see data/formats/thinking.py.
+_TAG = re.compile(
+    rb"</?think>|\[/?THINK\]|<\|(?:begin|end)_of_(?:thought|solution)\|>|</?(?:answer|final_answer|final)>"
+)
+_OPENED = re.compile(rb"\s*(?:<think>|\[THINK\]|<\|begin_of_thought\|>)?\s*")
+_CLOSED = re.compile(
+    rb"\s*(?:</think>|\[/THINK\]|<\|end_of_thought\|>)?\s*(?:<(?:answer|final_answer|final|\|begin_of_solution\|)>)?\s*"
+)
+_ENDED = re.compile(rb"\s*(?:</(?:answer|final_answer|final)>|<\|end_of_solution\|>)?\s*")
 _PLACEHOLDER = -9000.0  # some sources write -9999 for a value that they do not have
 
 
@@ -305,10 +315,11 @@ def _fit_valid(pieces: list[bytes], special: Mapping[int, str], text: bytes) -> 
     for stop in range(end, len(pieces) + 1):  # the text may end with the names of special tokens
         if _spell(pieces[:stop], text):
             return _lengths(pieces[:stop], len(pieces))
-    ways: list[Callable[[list[bytes], Mapping[int, str], bytes], ByteLengths | None]] = [_fit_channels, _fit_parts]
     inside = {i: name for i, name in special.items() if i < end}
-    for way in ways:
-        if (lengths := way(pieces[:end], inside, text)) is not None:
+    channels = _spell_channels(pieces[:end], inside)
+    silent = [b"" if i in inside and not _TAG.fullmatch(piece) else piece for i, piece in enumerate(pieces[:end])]
+    for spelled in (silent,) if channels is None else (channels, silent):
+        if (lengths := _fit_parts(spelled, text)) is not None:
             return np.append(lengths, np.zeros(len(pieces) - end, np.int32))
     return None
 
@@ -333,61 +344,45 @@ def _lengths(pieces: Sequence[bytes], number: int) -> ByteLengths:
     return lengths
 
 
-def _fit_channels(pieces: list[bytes], special: Mapping[int, str], text: bytes) -> ByteLengths | None:
-    """Fit tokens with harmony's channels, from which the source made `<think>` and `</think>`."""
+def _spell_channels(pieces: list[bytes], special: Mapping[int, str]) -> list[bytes] | None:
+    """Return what the tokens of harmony's channels spell with `<think>` and `</think>` in place of headers."""
     names = {i: name for i, name in special.items() if name}
     if "message" not in names.values():
         return None
     tags = (_OPEN.decode(), _CLOSE.decode())
     prefix = "" if 0 in names else tags[0]
     spelled, verdict = harmony.Rewriter(names, pieces.__getitem__, tags).rewrite(range(len(pieces)), prefix)
-    if verdict:
-        return None
-    messages = [i for i, name in names.items() if name == "message"]
-    opened = next((i for i in messages if spelled[i] == _OPEN), None)
-    closed = next((i for i in messages if spelled[i] == _CLOSE), len(pieces))
-    first = 0 if opened is None else opened + 1
-    thinking, answer = b"".join(spelled[first:closed]), b"".join(spelled[closed + 1 :])
-    # Whatever white space the source put around the tags, they belong to the tokens that stand for them.
-    after_tag = len(text) - len(text.removeprefix(_OPEN))
-    think_at = max(text.find(thinking, after_tag), 0) if thinking else after_tag
-    answer_at = len(text) - len(answer)
-    opening, closing = text[:think_at], text[think_at + len(thinking) : answer_at]
-    if opened is not None:
-        if opening.strip() != _OPEN:
-            return None
-        spelled[opened] = opening
-    if closed < len(pieces):
-        if closing.strip() != _CLOSE:
-            return None
-        spelled[closed] = closing
-    return _lengths(spelled, len(spelled)) if _spell(spelled, text) else None
+    return None if verdict else spelled
 
 
-def _fit_parts(pieces: list[bytes], special: Mapping[int, str], text: bytes) -> ByteLengths | None:
-    """Fit tokens that spell the tags in another way, or not at all, and white space that the text has not."""
+def _fit_parts(pieces: list[bytes], text: bytes) -> ByteLengths | None:
+    """Fit tokens part by part: what they spell between thinking and answer, or nothing, stands for the text's tags."""
     opening, thinking, closing, answer = _split(text)
-    spelled = [b"" if i in special and piece not in (_OPEN, _CLOSE) else piece for i, piece in enumerate(pieces)]
-    raw = b"".join(spelled)
-    think_at = len(raw) - len(raw.lstrip(_WHITE).removeprefix(_OPEN).lstrip(_WHITE)) if opening else 0
+    raw = b"".join(pieces)
+    think_at = _end(_OPENED, raw, 0) if opening else 0
     closing_at = answer_at = think_at + len(thinking)
     if closing:
-        answer_at = len(raw) - len(raw[closing_at:].lstrip(_WHITE).removeprefix(_CLOSE).lstrip(_WHITE))
+        answer_at = _end(_CLOSED, raw, closing_at)
     end = answer_at + len(answer)
-    if raw[think_at:closing_at] != thinking or raw[answer_at:end] != answer or raw[end:].strip():
+    if raw[think_at:closing_at] != thinking or raw[answer_at:end] != answer or _end(_ENDED, raw, end) < len(raw):
         return None
-    edges = np.cumsum([0, *map(len, spelled)])
-    if closing and answer_at == closing_at and closing_at not in edges:
+    edges = np.cumsum([0, *map(len, pieces)])
+    has_closing = answer_at > closing_at
+    if closing and not has_closing and closing_at not in edges:
         return None  # one token for the end of the thinking and the beginning of the answer
     raw_bounds = np.array([0, think_at, closing_at, answer_at, end])
     text_bounds = np.cumsum([0, len(opening), len(thinking), len(closing), len(answer), 0])
     part = np.searchsorted(raw_bounds, edges, side="right") - 1
     text_edges = np.minimum(text_bounds[part] + edges - raw_bounds[part], text_bounds[part + 1])
-    if closing and answer_at == closing_at:  # special tokens between the two have the separator
-        before_last = (edges == closing_at) & (np.append(edges[1:], -1) == closing_at)
-        text_edges[before_last] = text_bounds[2]
+    if closing and not has_closing:  # special tokens between the two, the last of which gets the separator
+        text_edges[:-1][(edges[:-1] == closing_at) & (edges[1:] == closing_at)] = text_bounds[2]
     # Thinking that is empty and has no tokens of its own leaves more than an opener unspelled.
     return np.diff(text_edges).astype(np.int32) if _is_opener(text, int(text_edges[0])) else None
+
+
+def _end(pattern: re.Pattern[bytes], raw: bytes, start: int) -> int:
+    match = pattern.match(raw, start)
+    return match.end() if match else start
 
 
 def _split(text: bytes) -> tuple[bytes, bytes, bytes, bytes]:
