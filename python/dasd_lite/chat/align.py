@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -316,10 +317,9 @@ def _fit_valid(pieces: list[bytes], special: Mapping[int, str], text: bytes) -> 
         if _spell(pieces[:stop], text):
             return _lengths(pieces[:stop], len(pieces))
     inside = {i: name for i, name in special.items() if i < end}
-    channels = _spell_channels(pieces[:end], inside)
-    silent = [b"" if i in inside and not _TAG.fullmatch(piece) else piece for i, piece in enumerate(pieces[:end])]
-    for spelled in (silent,) if channels is None else (channels, silent):
-        if (lengths := _fit_parts(spelled, text)) is not None:
+    for spell in (_spell_channels, _spell_no_special):
+        spelled = spell(pieces[:end], inside)
+        if spelled is not None and (lengths := _fit_parts(spelled, text)) is not None:
             return np.append(lengths, np.zeros(len(pieces) - end, np.int32))
     return None
 
@@ -349,10 +349,29 @@ def _spell_channels(pieces: list[bytes], special: Mapping[int, str]) -> list[byt
     names = {i: name for i, name in special.items() if name}
     if "message" not in names.values():
         return None
+    # To the rewriter, the text between two special tokens is one token.
+    edges = sorted({0, *names, *(i + 1 for i in names), len(pieces)})
+    runs = [b"".join(pieces[start:stop]) for start, stop in pairwise(edges)]
     tags = (_OPEN.decode(), _CLOSE.decode())
+    special_runs = {run: names[edges[run]] for run in range(len(runs)) if edges[run] in names}
     prefix = "" if 0 in names else tags[0]
-    spelled, verdict = harmony.Rewriter(names, pieces.__getitem__, tags).rewrite(range(len(pieces)), prefix)
-    return None if verdict else spelled
+    rewritten, verdict = harmony.Rewriter(special_runs, runs.__getitem__, tags).rewrite(range(len(runs)), prefix)
+    if verdict:
+        return None
+    spelled = list(pieces)
+    for (start, stop), before, after in zip(pairwise(edges), runs, rewritten, strict=True):
+        if after != before:  # a special token, or the words of a header, which spell nothing
+            spelled[start:stop] = [after] if stop == start + 1 else [b""] * (stop - start)
+    return spelled
+
+
+def _spell_no_special(pieces: list[bytes], special: Mapping[int, str]) -> list[bytes]:
+    """Return what tokens spell without the special ones, except for tags."""
+    spelled = list(pieces)
+    for i in special:
+        if not _TAG.fullmatch(spelled[i]):
+            spelled[i] = b""
+    return spelled
 
 
 def _fit_parts(pieces: list[bytes], text: bytes) -> ByteLengths | None:
@@ -366,7 +385,7 @@ def _fit_parts(pieces: list[bytes], text: bytes) -> ByteLengths | None:
     end = answer_at + len(answer)
     if raw[think_at:closing_at] != thinking or raw[answer_at:end] != answer or _end(_ENDED, raw, end) < len(raw):
         return None
-    edges = np.cumsum([0, *map(len, pieces)])
+    edges = np.append(0, np.cumsum(_lengths(pieces, len(pieces))))
     has_closing = answer_at > closing_at
     if closing and not has_closing and closing_at not in edges:
         return None  # one token for the end of the thinking and the beginning of the answer

@@ -14,7 +14,6 @@ as it is, and select rejects the answer for its structure.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -91,15 +90,7 @@ class Rewriter:
         self._header: list[int] = []
         self._calls_tool = self._after_start = False
         spelled: list[bytes] = []
-        special = [i for i, token_id in enumerate(ids) if token_id in self.special_tokens]
-        while (done := len(spelled)) < len(ids):
-            if self._where == "message":  # its text, all at once
-                after = bisect_left(special, done)
-                end = special[after] if after < len(special) else len(ids)
-                spelled += map(self.piece, ids[done:end])
-                if end == len(ids):
-                    break
-            token_id = ids[len(spelled)]
+        for token_id in ids:
             piece = self._take(token_id)
             if piece is None:
                 return [self.piece(i) for i in ids], "malformed"
