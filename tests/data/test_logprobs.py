@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dasd_lite.data.formats.sources import SourceFile
 from dasd_lite.data.logprobs import Partners, read_tokens
 from dasd_lite.errors import DataError
 
@@ -24,7 +25,7 @@ def write(path, rows):
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return SourceFile(path, str(path))
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
@@ -42,8 +43,7 @@ def test_each_answer_gets_its_row_whatever_the_order(tmp_path, form, order):
             assert tokens["token_ids"].tolist() == [n, n + 1, 200_002]
             assert tokens["logprobs"].tolist() == [-0.5 * n, -1.0, 0.0]
             assert (tokens["token_ids"].dtype, tokens["logprobs"].dtype) == (np.int32, np.float32)
-        spilled = (tmp_path / "logprobs.tmp").stat().st_size
-        assert (spilled == 0) == (order == "same"), "in the same order nothing has to wait"
+        assert (tmp_path / "logprobs.tmp").exists() == (order != "same"), "in the same order nothing has to wait"
         assert partners.num_left() == 0 and partners.num_read == 200
     assert not (tmp_path / "logprobs.tmp").exists()
 
@@ -85,17 +85,17 @@ def test_what_is_no_list_of_numbers_is_kept_for_who_judges_it(tmp_path):
         {"logprobs": [[-1.0], [-1.0, -2.0]], "token_ids": []},
         {"logprobs": "none"},
     ]
-    path = write(tmp_path / "a.jsonl", [{"uuid": "u", **row} for row in given])
-    assert [tokens for _, tokens in read_tokens(path)] == given
-    path.write_text('{"uuid": "u", "logprobs": [NaN, -1e300]}\n')
-    ((_, tokens),) = read_tokens(path)
+    file = write(tmp_path / "a.jsonl", [{"uuid": "u", **row} for row in given])
+    assert [tokens for _, tokens in read_tokens(file)] == given
+    file.path.write_text('{"uuid": "u", "logprobs": [NaN, -1e300]}\n')
+    ((_, tokens),) = read_tokens(file)
     assert np.isnan(tokens["logprobs"][0]) and np.isneginf(tokens["logprobs"][1])
 
 
 def test_null_cells_of_a_parquet_file(tmp_path):
     given = [{"uuid": "a", "token_ids": [1, 2], "logprobs": None}, {"uuid": "b", "token_ids": None, "logprobs": [-1.0]}]
     pq.write_table(pa.Table.from_pylist(given), tmp_path / "a.parquet")
-    (a, first), (b, second) = read_tokens(tmp_path / "a.parquet")
+    (a, first), (b, second) = read_tokens(SourceFile(tmp_path / "a.parquet", "a.parquet"))
     assert (a, list(first), first["token_ids"].tolist()) == ("a", ["token_ids"], [1, 2])
     assert (b, list(second), second["logprobs"].tolist()) == ("b", ["logprobs"], [-1.0])
 
@@ -105,13 +105,16 @@ def test_null_cells_of_a_parquet_file(tmp_path):
     [
         (b'{"sample_uuid": "u"}\n{"token_ids": [1]}\n', r"a\.jsonl:2: has token_ids; .* needs 'sample_uuid'"),
         (b'{"sample_uuid": "u"}\n\n{"token_ids": [1\n', r"a\.jsonl:3: not JSON"),
-        (b"[1]\n", r"a\.jsonl:1: '\[1\]' is not a JSON object"),
-        (b'{"uuid": "\xff"}\n', r"a\.jsonl:1: not JSON: .*utf-8"),
+        (b"1\n", r"a\.jsonl:1: '1' is not a JSON object"),
+        (b'{"uuid": "\xff"}\n', r"a\.jsonl:1: not UTF-8: byte 0xff"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, content, message):
     (tmp_path / "a.jsonl").write_bytes(content)
-    with pytest.raises(DataError, match=message), Partners([tmp_path / "a.jsonl"], tmp_path) as partners:
+    with (
+        pytest.raises(DataError, match=message),
+        Partners([SourceFile(tmp_path / "a.jsonl", "a.jsonl")], tmp_path) as partners,
+    ):
         partners.take("nobody")
     assert not (tmp_path / "logprobs.tmp").exists()
 
@@ -119,6 +122,4 @@ def test_a_bad_row_is_named(tmp_path, content, message):
 def test_a_file_that_is_none(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"no")
     with pytest.raises(DataError, match=r"a\.parquet: not a Parquet file"):
-        list(read_tokens(tmp_path / "a.parquet"))
-    with pytest.raises(DataError, match="gone: no such file"):
-        list(read_tokens(tmp_path / "gone"))
+        list(read_tokens(SourceFile(tmp_path / "a.parquet", "a.parquet")))

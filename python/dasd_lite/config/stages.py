@@ -77,6 +77,15 @@ class IngestConfig(Reading):
     hf://datasets/ORG/NAME@REVISION/path."""
     limit: PositiveInt | None = None
     """Use only the first answers, up to this number over all files."""
+    logprobs: list[DataPath] = Field(default=[])
+    """Files of log-probabilities apart from the answers (as the published Logprob set): rows with `sample_uuid` (or
+    `uuid`), `token_ids` and `logprobs`, joined to the answers of that uuid."""
+    tokenizer: str | None = None
+    """Local folder or Hugging Face Hub id of the tokenizer whose ids come with the answers. Needed for token ids
+    without their bytes. Default: the teacher's, if it is a local model or names one."""
+    require_logprobs: bool = False
+    """Leave out answers without log-probabilities, or whose tokens do not spell them; each reason is counted. false:
+    they are kept without log-probabilities."""
 
 
 class ScoreConfig(Table):

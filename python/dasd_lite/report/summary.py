@@ -59,6 +59,11 @@ def _sample(result: StageResult) -> list[str]:
     return [f"{result.counts['rollouts']:,} rollouts of {result.counts['prompts']:,} prompts"]
 
 
+def _ingest(result: StageResult) -> list[str]:
+    logprobs = result.counts.get("logprobs")
+    return [*_sample(result), *([f"{logprobs['aligned']:,} with log-probabilities"] if logprobs else [])]
+
+
 def _score(result: StageResult) -> list[str]:
     too_long = result.counts.get("over_context")
     over = [f"{too_long:,} longer than the student's context"] if too_long else []
@@ -115,7 +120,7 @@ def _evaluate(result: StageResult) -> list[str]:
 
 _PARTS = {
     "sample": _sample,
-    "ingest": _sample,
+    "ingest": _ingest,
     "score": _score,
     "select": _select,
     "pack": _pack,

@@ -41,9 +41,10 @@ from dasd_lite.errors import ConfigError, DasdError, DataError, MissingExtraErro
 from dasd_lite.grading import open_grader
 from dasd_lite.inference.custom import load_custom
 from dasd_lite.run.endpoint_check import probe_teacher
-from dasd_lite.run.ingest_check import check_ingest
+from dasd_lite.run.ingest_check import check_ingest, check_logprobs
 from dasd_lite.run.questions import Questions, overlong
 from dasd_lite.run.trial import run_trial
+from dasd_lite.stages.ingest import tokenizer_name
 from dasd_lite.stages.select import open_rule
 from dasd_lite.training.requirements import conflicts, missing_layers
 
@@ -104,7 +105,11 @@ def unread_settings(recipe: RecipeConfig) -> Iterator[str]:
     yield from _unread_starts(recipe.phase)
     is_scorer = any(phase.is_scored_by_teacher for phase in recipe.phase)
     if recipe.teacher is not None and not is_scorer and all(phase.source == "ingest" for phase in recipe.phase):
-        yield "[teacher] has no effect: every phase takes existing answers (source = 'ingest')"
+        is_tokenizer = any(
+            tokenizer_name(phase.ingest, recipe.teacher) != phase.ingest.tokenizer for phase in recipe.phase
+        )
+        but = ", but for its tokenizer" if is_tokenizer else ""
+        yield f"[teacher] has no effect{but}: every phase takes existing answers (source = 'ingest')"
 
 
 def _unread_tables(phase: Phase, phases: Sequence[Phase]) -> Iterator[str]:
@@ -209,6 +214,7 @@ def _prompt_files(recipe: RecipeConfig, questions: Questions) -> Iterator[str]:
         if key == "evaluate.prompts" and (without := [p.name for p in prompts if p.answer is None]):
             yield f"{key}: {path}: {len(without)} questions have no `answer`, the first is {without[0]}"
     yield from check_ingest(recipe.phase, system)
+    yield from check_logprobs(recipe.phase, recipe.teacher)
 
 
 def _budgets(phases: Sequence[Phase], prompts: Prompts | None) -> Iterator[str]:

@@ -6,11 +6,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from dasd_lite.chat.chat import Chat
+from dasd_lite.config.models import Teacher
 from dasd_lite.config.stages import Phase
 from dasd_lite.console import say, say_note
 from dasd_lite.data.formats.read import RowFiles
+from dasd_lite.data.formats.sources import find
+from dasd_lite.data.hub import model_folder
 from dasd_lite.data.prompts import to_prompt
-from dasd_lite.errors import DataError
+from dasd_lite.errors import DasdError, DataError
+from dasd_lite.stages.ingest import tokenizer_name
 
 _SECONDS = 10.0  # longer files are read in part; the stage reads all of them
 _FIRST = 100  # rows
@@ -86,15 +91,37 @@ def _read(phase: Phase, system: str | None, seconds: float) -> _Content:
     return content
 
 
+def check_logprobs(phases: Sequence[Phase], teacher: Teacher | None) -> Iterator[str]:
+    """Find the files of log-probabilities, and open the tokenizer of their token ids; yield what is wrong with them."""
+    faults: dict[str, None] = {}
+    for phase in phases:
+        if phase.source != "ingest":
+            continue
+        name = tokenizer_name(phase.ingest, teacher)
+        for key, places, open_one in (
+            ("logprobs", phase.ingest.logprobs, find),
+            ("tokenizer", [] if name is None else [name], lambda folder: Chat(model_folder(folder))),
+        ):
+            for place in places:
+                try:
+                    open_one(place)
+                except DasdError as error:
+                    faults |= dict.fromkeys(f"ingest.{key}: {line}" for line in str(error).splitlines())
+    yield from faults
+
+
 def _later_faults(phase: Phase, content: _Content) -> Iterator[str]:
     """Name what would end the run at a later stage."""
     lacking = content.answers - content.with_tokens
+    if phase.ingest.logprobs or phase.ingest.require_logprobs:
+        lacking = 0  # known only when they are aligned
     if phase.needs_logprobs and phase.score.by == "student" and lacking:
         what = f"select.rule = {phase.select.rule!r}" if phase.select.uses_scores else "select.weighting"
         what = "score.when = 'always'" if phase.score.when == "always" else what
         yield (
             f"phase {phase.name!r}: {what} needs log-probabilities, which {lacking:,} of {content.answers:,} answers"
-            " lack; use 'random' or 'all', or let the teacher score them: score.by = 'teacher'"
+            " lack; use 'random' or 'all', let the teacher score them (score.by = 'teacher'), or leave them out"
+            " (ingest.require_logprobs = true)"
         )
     if phase.select.require_think and content.with_thinking == 0 and content.is_whole:
         yield (

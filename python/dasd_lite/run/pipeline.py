@@ -155,7 +155,8 @@ def _ingest(recipe: RecipeConfig, phase: Phase) -> Step:
     folder = RunFolder(recipe.out).stage(phase.name, "ingest")
 
     def work(*, force: bool, used: Usage | None) -> Rollouts:
-        return ingest(config=phase.ingest, out=folder, system=recipe.prompts.system, force=force)
+        system, teacher = recipe.prompts.system, recipe.teacher
+        return ingest(config=phase.ingest, out=folder, system=system, teacher=teacher, force=force)
 
     return Step(phase.name, "ingest", folder, phase.ingest, work)
 

@@ -312,7 +312,8 @@ def _why_unscored(row: dict[str, Any], readings: Path | None) -> str:
         )
     return (
         "has no teacher log-probabilities, so it cannot be scored; let the teacher score it (score.by = 'teacher'),"
-        " sample from a teacher that returns them, or use select.rule = 'random' or 'all'"
+        " sample from a teacher that returns them, leave such answers out (ingest.require_logprobs = true), or use"
+        " select.rule = 'random' or 'all'"
     )
 
 
