@@ -100,13 +100,13 @@ def ingest(
         tokens = _Tokens(config, chat, stack.enter_context(Partners((f for s in sources for f in s.files), out)))
         for prompt, answer, uid in _answers(files, bar):
             try:
-                name = seen.admit(prompt, answer, uid)
+                admitted = seen.admit(prompt, answer, uid)
             except Fault as fault:
                 files.fault(prompt.where, str(fault))
                 continue
-            if name is None or (columns := tokens.columns(prompt.where, answer, uid)) is None:
+            if admitted is None or (columns := tokens.columns(prompt.where, answer, uid)) is None:
                 continue
-            rows.append(seen.add(prompt, answer, name) | columns)
+            rows.append(seen.add(prompt, answer, *admitted) | columns)
             if len(rows) == _BATCH:
                 writer.write("rollouts", pa.RecordBatch.from_pylist(rows, schema=ROLLOUT))
                 rows.clear()
@@ -157,8 +157,8 @@ class _Seen:
         duplicates = {"duplicates": self.num_duplicates} if self.num_duplicates else {}
         return {"prompts": len(self._candidates), "rollouts": len(self), **duplicates}
 
-    def admit(self, prompt: Prompt, answer: Answer, uid: str | None) -> str | None:
-        """Return the name of a new answer, or None if the same answer to the same question was there before.
+    def admit(self, prompt: Prompt, answer: Answer, uid: str | None) -> tuple[str, str] | None:
+        """Return key and name of a new answer, or None if the same answer to the same question was there before.
 
         Raises:
             Fault: Its uid, or that of its question, is that of another.
@@ -171,11 +171,11 @@ class _Seen:
         uid = key if uid is None else uid
         if uid in self._places:
             raise Fault(f"same uid {uid!r} as {self._places[uid]}, but another answer; uids must be unique")
-        return uid
+        return key, uid
 
-    def add(self, prompt: Prompt, answer: Answer, uid: str) -> dict[str, Any]:
+    def add(self, prompt: Prompt, answer: Answer, key: str, uid: str) -> dict[str, Any]:
         """Return the rollout of an answer that was admitted."""
-        self._answers.add(digest(prompt.uid, answer.completion)[:16])
+        self._answers.add(key)
         self._places[uid] = prompt.where
         index = self._candidates[prompt.uid]
         self._candidates[prompt.uid] += 1
