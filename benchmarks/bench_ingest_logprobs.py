@@ -20,14 +20,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import harness
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dasd_lite.chat.chat import Chat
+from dasd_lite.data.writer import ShardWriter
 from dasd_lite.stages.ingest import ingest
 
 RETURN, CHANNEL, START, END, MESSAGE = 200002, 200005, 200006, 200007, 200008
@@ -113,22 +114,33 @@ def _to_parquet(source: Path, target: Path) -> None:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Ingest what `write` wrote; return the counts, processor seconds, bytes read and peak memory."""
+    """Ingest what `write` wrote; return the counts, processor seconds, bytes read and memory.
+
+    `peak` is that of the process, `memory` has what it uses after each batch of answers that it wrote.
+    """
     (logprobs,) = folder.glob("logprobs.*")
+    memory: list[int] = []
+
+    class Watched(ShardWriter):
+        def write(self, table: str, batch: pa.RecordBatch | pa.Table) -> None:
+            super().write(table, batch)
+            memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+
     before = resource.getrusage(resource.RUSAGE_SELF)
-    result = ingest(
-        [folder / "sft.jsonl"],
-        logprobs=[str(logprobs)],
-        tokenizer=str(folder / "tokenizer"),
-        out=folder / "ingest",
-    )
+    with mock.patch("dasd_lite.stages.ingest.ShardWriter", Watched):
+        result = ingest(
+            [folder / "sft.jsonl"],
+            logprobs=[str(logprobs)],
+            tokenizer=str(folder / "tokenizer"),
+            out=folder / "ingest",
+        )
     after = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "counts": result.counts,
         "seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         "bytes": sum(path.stat().st_size for path in (folder / "sft.jsonl", logprobs)),
         "peak": after.ru_maxrss * 1024,
-        "before": before.ru_maxrss * 1024,
+        "memory": memory,
     }
 
 
@@ -148,7 +160,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         write(Path(name), options.answers, options.tokens, order=options.order, kind=options.kind)
         command = [sys.executable, __file__, "--measure", "--folder", name]
-        done = subprocess.run(command, check=True, env=os.environ, stdout=subprocess.PIPE, text=True)
+        one_core = os.environ | dict.fromkeys(("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "ARROW_NUM_THREADS"), "1")
+        done = subprocess.run(command, check=True, env=one_core, stdout=subprocess.PIPE, text=True)
         one = json.loads(done.stdout)
     aligned = one["counts"]["logprobs"]["aligned"]
     print(
@@ -159,5 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert harness  # importing it pinned this process to one core
     main()

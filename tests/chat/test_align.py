@@ -325,10 +325,10 @@ def test_bytes_and_lengths_beside_ids():
         ({"logprobs": [-1.0, -9999.0]}, "a log-probability that stands for a missing one", "the log-probability of"),
         ({"logprobs": [[-1.0, -2.0]]}, "no log-probabilities", "no log-probabilities"),
         ({"logprobs": [-1.0, -1.0]}, "log-probabilities without tokens", "neither token_ids nor bytes"),
-        ({"logprobs": [-1.0], "token_ids": [1, 2]}, "as many tokens as log-probabilities", "2 ids, 1 logprobs"),
+        ({"logprobs": [-1.0], "token_ids": [1, 2]}, "not as many tokens as log-probabilities", "2 ids, 1 logprobs"),
         (
             {"logprobs": [-1.0], "token_bytes": [1, 2]},
-            "as many tokens as log-probabilities",
+            "not as many tokens as log-probabilities",
             "2 token bytes, 1 logprobs",
         ),
         (

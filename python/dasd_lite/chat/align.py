@@ -141,7 +141,7 @@ def _read(tokens: Mapping[str, Any]) -> _Given:
     token_ids = None if ids is None else _integers(ids, "token_ids")
     for name, others in (("ids", token_ids), ("token bytes", lengths), ("tokens", pieces)):
         if others is not None and len(others) != len(logprobs):
-            raise _Misfits("as many tokens as log-probabilities", f"{len(others)} {name}, {len(logprobs)} logprobs")
+            raise _Misfits("not as many tokens as log-probabilities", f"{len(others)} {name}, {len(logprobs)} logprobs")
     return _Given(token_ids, logprobs, pieces, lengths)
 
 

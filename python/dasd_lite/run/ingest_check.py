@@ -120,8 +120,7 @@ def _later_faults(phase: Phase, content: _Content) -> Iterator[str]:
         what = "score.when = 'always'" if phase.score.when == "always" else what
         yield (
             f"phase {phase.name!r}: {what} needs log-probabilities, which {lacking:,} of {content.answers:,} answers"
-            " lack; use 'random' or 'all', let the teacher score them (score.by = 'teacher'), or leave them out"
-            " (ingest.require_logprobs = true)"
+            " lack; use 'random' or 'all', or let the teacher score them: score.by = 'teacher'"
         )
     if phase.select.require_think and content.with_thinking == 0 and content.is_whole:
         yield (
