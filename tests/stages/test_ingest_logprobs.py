@@ -178,3 +178,17 @@ def test_score_says_what_to_do_about_answers_without_log_probabilities(published
     student = Transformers(model=str(demo / "student"))
     with pytest.raises(DataError, match=r"has no teacher log-probabilities.*ingest\.require_logprobs = true"):
         score(tmp_path / "ingest", student, ScoreConfig(), out=tmp_path / "score")
+
+
+def test_a_teacher_that_scores_ingested_answers_reads_their_text_not_their_ids(finished, demo, tmp_path):
+    """The ids may be another model's, or begin behind a header; their log-probabilities would be wrong in silence."""
+    rows = read_table(finished / "run" / "low" / "sample", "rollouts").to_pylist()[:4]
+    for name, shift in (("right", 0), ("wrong", 1)):
+        given = [{**row, "token_ids": [max(3, i - shift) for i in row["token_ids"]]} for row in rows]
+        pq.write_table(pa.Table.from_pylist(given), tmp_path / f"{name}.parquet")
+        ingest(tmp_path / f"{name}.parquet", out=tmp_path / name / "ingest")
+        student, teacher = (Transformers(model=str(demo / who)) for who in ("student", "teacher"))
+        config = ScoreConfig(by="teacher")
+        score(tmp_path / name / "ingest", student, config, out=tmp_path / name / "score", teacher=teacher)
+    right, wrong = (read_table(tmp_path / name / "score", "scores").to_pylist() for name in ("right", "wrong"))
+    np.testing.assert_equal(wrong, right)

@@ -42,7 +42,7 @@ from dasd_lite.console import label, note, progress, say
 from dasd_lite.data.dataset import batches, num_rows
 from dasd_lite.data.handles import Rollouts, Scores, model_path
 from dasd_lite.data.journal import Journal
-from dasd_lite.data.manifest import Identity, identify
+from dasd_lite.data.manifest import Identity, identify, read_manifest
 from dasd_lite.data.records import SCORE, TEACHER_TOKENS
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
@@ -206,7 +206,7 @@ def _score_by_teacher(
     phase: str,
     used: Usage,
 ) -> None:
-    """Let the teacher score every answer: by the token ids that came with it, or else as it would tokenize the text."""
+    """Let the teacher score every answer: by the token ids that it sampled, or else as it would tokenize the text."""
     inputs = {name: parent.inputs[name] for name in ("rollouts", "teacher")}
     identity = identify("score.teacher", VERSION, parent.config["teacher"], inputs)
     if is_finished(out, identity):
@@ -220,16 +220,19 @@ def _score_by_teacher(
                 teacher, batch_tokens=config.batch_tokens, chunk_tokens=config.chunk_tokens, used=used
             )
 
+            # Ids that came from files may be another model's, and may begin behind a header that the model writes.
+            was_sampled = read_manifest(rollouts)["stage"] != "ingest"
+
             def row(item: _Item, logprobs: TokenLogprobs, ranks: Ranks | None) -> dict[str, Any]:
                 answer = slice(item.num_context, None)
                 token_bytes = item.row["token_bytes"]
-                if not _has_ids(item.row):
+                if not (was_sampled and _has_ids(item.row)):
                     lengths = chat.token_bytes(item.ids[answer][:-1], item.row["completion"])
                     token_bytes = np.append(lengths, np.int32(0))  # the end token
                 tokens = {"token_ids": item.ids[answer], "logprobs": logprobs[answer], "token_bytes": token_bytes}
                 return {"uid": item.row["uid"], **tokens}
 
-            items = _teacher_items(rollouts, chat, context_of(teacher, chat), done)
+            items = _teacher_items(rollouts, chat, context_of(teacher, chat), done, by_ids=was_sampled)
             timing = _fill(journal, scorer, items, row, label(phase, "teacher scores"))
         counted = journal.counts()
         counts = {"rollouts": total, "over_context": counted.get("over_context", 0)}
@@ -237,10 +240,10 @@ def _score_by_teacher(
 
 
 def _teacher_items(
-    rollouts: Path, chat: Chat, context: int, done: set[int]
+    rollouts: Path, chat: Chat, context: int, done: set[int], *, by_ids: bool
 ) -> Iterator[_Item | tuple[int, dict[str, Any]]]:
     for position, row in _pending(rollouts, None, done):
-        if _has_ids(row):
+        if by_ids and _has_ids(row):
             prompt = chat.prompt_ids(row["messages"])
             ids, num_context = np.concatenate([prompt, row["token_ids"]]), len(prompt)
         else:
