@@ -13,10 +13,12 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,9 +141,21 @@ def measure(folder: Path) -> dict[str, Any]:
         "counts": result.counts,
         "seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         "bytes": sum(path.stat().st_size for path in (folder / "sft.jsonl", logprobs)),
-        "peak": after.ru_maxrss * 1024,
+        # Not ru_maxrss, which a process inherits from the one that started it.
+        "peak": int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024,
         "memory": memory,
+        "json": json_speed(logprobs) if logprobs.suffix == ".jsonl" else None,
     }
+
+
+def json_speed(path: Path) -> float:
+    """Return at how many bytes per second Python's own decoder reads lines of a file: the yardstick of the machine."""
+    with path.open("rb") as file:
+        lines = [line for _, line in zip(range(500), file, strict=False)]
+    start = time.process_time()
+    for line in lines:
+        json.loads(line)
+    return sum(map(len, lines)) / (time.process_time() - start)
 
 
 def main() -> None:
@@ -163,11 +177,14 @@ def main() -> None:
         one_core = os.environ | dict.fromkeys(("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "ARROW_NUM_THREADS"), "1")
         done = subprocess.run(command, check=True, env=one_core, stdout=subprocess.PIPE, text=True)
         one = json.loads(done.stdout)
+    yardstick = f", where json.loads alone reads {one['json'] / 1e6:.0f}" if one["json"] else ""
     aligned = one["counts"]["logprobs"]["aligned"]
     print(
         f"{aligned:,} of {options.answers:,} answers aligned, {one['bytes'] / 1e9:.2f} GB of {options.kind} in"
-        f" {options.order} order, {one['seconds']:.1f} s of one core, {one['bytes'] / one['seconds'] / 1e6:.0f} MB/s,"
-        f" peak memory {one['peak'] / 1e9:.2f} GB"
+        f" {options.order} order, {one['seconds']:.1f} s of one core, {one['bytes'] / one['seconds'] / 1e6:.0f} MB/s"
+        f"{yardstick};"
+        f" peak memory {one['peak'] / 1e9:.2f} GB, {one['memory'][0] / 1e9:.2f} after the first batch and"
+        f" {one['memory'][-1] / 1e9:.2f} after the last"
     )
 
 
