@@ -275,6 +275,14 @@ def test_an_entry_whose_bytes_are_lost_is_refused(token):
     assert result == ("a token without bytes", f"token {token!r} has no bytes")
 
 
+def test_without_a_tokenizer_only_what_looks_like_a_special_token_may_be_missing_in_the_text():
+    for end, fits in ((b"</s>", True), (b"<|endoftext|>", True), (b"[A]", False), (b"<b>", False)):
+        result = Aligner().align("So 4", {"logprobs": {"content": entries([b"So", b" 4", end])}})
+        assert isinstance(result, Aligned) == fits, end
+        whole = Aligner().align(f"So 4{end.decode()}", {"logprobs": {"content": entries([b"So", b" 4", end])}})
+        assert whole.token_bytes.tolist() == [2, 2, len(end)], "unless the text has it"
+
+
 def test_entries_that_name_ids_are_ids(chat):
     ids = chat.encode(ANSWER).tolist()
     content = [{"token": f"token_id:{i}", "logprob": -1.0} for i in ids]

@@ -35,8 +35,8 @@ def run(tmp_path_factory, cli) -> tuple[Path, Published]:
     assert ended.rc == 0, ended.stderr
     assert f"{len(CASES) - len(ALIGNED)} are left out" in " ".join(ended.stderr.split())
     assert f"{len(ALIGNED)} with log-probabilities" in ended.stdout
-    again = cli("run", "run.toml", *options, cwd=folder)
-    assert again.rc == 0, again.stderr
+    checked = cli("check", "run.toml", *options, "--until", "models", cwd=folder)
+    assert checked.rc == 0, checked.stderr
     return folder / "run" / "stage1", published
 
 

@@ -26,7 +26,7 @@ O200K_CONTROL = range(200002, 200013)
 
 _O200K_NAMES = {200002: "return", 200003: "constrain", 200005: "channel", 200006: "start"}
 _O200K_NAMES |= {200007: "end", 200008: "message", 200012: "call"}
-_CONTROL = re.compile(r"<[|｜][^<>]*[|｜]>|</?s>|<eos>|<end_of_turn>|\[[A-Z_/]+\]")
+_CONTROL = re.compile(r"<[|｜][^<>]*[|｜]>|</?s>|<eos>|<end_of_turn>|\[/?THINK\]")
 _PLACEHOLDER = -9000.0  # some sources write -9999 for a value that they do not have
 
 

@@ -119,6 +119,10 @@ def difference_in_length(spelled: int, text: int) -> tuple[str, str]:
 def _fit_valid(spelled: Spelled, text: bytes) -> ByteLengths | None:
     num, edges = spelled.num_text, spelled.edges
     for stop in range(num, len(spelled.lengths) + 1):  # the text may end with the names of special tokens
+        if edges[stop] > len(text):
+            break
+        if stop > num and edges[stop] == edges[stop - 1]:
+            continue
         body = spelled.raw[: edges[stop]]
         if text.endswith(body) and is_opener(text, len(text) - len(body)):
             return _padded(spelled.lengths[:stop], len(spelled.lengths))
