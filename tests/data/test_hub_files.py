@@ -112,8 +112,8 @@ def test_files_of_a_revision_and_the_commit_in_the_manifest(ingest, hub, tmp_pat
     done = ingest("hf://datasets/ORG/SET/data/*.jsonl")
     assert done.rc == 0, done.stderr
     assert questions(tmp_path) == ["a", "b"], "`*` stays in its folder"
-    inputs = read_manifest(tmp_path / "run" / "have" / "ingest")["inputs"]
-    assert inputs["paths.0"] == f"hf://datasets/ORG/SET@{NEW}/data/*.jsonl"
+    names = read_manifest(tmp_path / "run" / "have" / "ingest")["names"]
+    assert names["paths"] == f"hf://datasets/ORG/SET@{NEW}/data/*.jsonl"
     assert ingest("hf://datasets/ORG/SET@refs/convert/parquet/data/a.jsonl").rc == 0
     assert questions(tmp_path) == ["old a"]
     asked = len(hub.asked)

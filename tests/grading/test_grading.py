@@ -12,7 +12,6 @@ from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.grading import CheckedGrader, open_grader
 from dasd_lite.grading.grade import Grade
 from dasd_lite.grading.math import extract, grade
-from dasd_lite.inference import Completion
 from dasd_lite.stages.evaluate import _graded
 
 
@@ -93,17 +92,13 @@ def test_enormous_numbers_are_wrong_and_cost_no_time(said):
     assert grade(f"Answer: {said}", "5").verdict == "wrong"
 
 
-def completion(text, finish_reason):
-    return Completion(0, text, [1, 2], [0.0, 0.0], [1, 1], finish_reason)
-
-
 def test_an_answer_that_was_cut_off_is_never_right():
     """`Answer: 12` may be the beginning of `Answer: 123`."""
     question = Prompt("q", ({"role": "user", "content": "?"},), "all", "12")
-    whole = _graded(completion("</think> Answer: 12", "stop"), question, 0, "f", grade)
-    cut = _graded(completion("</think> Answer: 12", "length"), question, 0, "f", grade)
-    assert (whole["grade"], whole["extracted"]) == ("right", "12")
-    assert (cut["grade"], cut["extracted"], cut["finish_reason"]) == ("unparseable", None, "length")
+    whole = _graded("</think> Answer: 12", "stop", question, grade)
+    cut = _graded("</think> Answer: 12", "length", question, grade)
+    assert whole == {"grade": "right", "extracted": "12"}
+    assert cut == {"grade": "unparseable", "extracted": None}
 
 
 # --- graders of one's own -----------------------------------------------------------------------------
@@ -146,8 +141,7 @@ def test_a_grader_from_another_file(my_graders):
     assert grader == open_grader(my_graders.last_line), "named in a recipe or passed as a function"
     assert (grader.name, grader.code) == ("my_graders:last_line", code_hash(my_graders.last_line))
     question = Prompt("q", ({"role": "user", "content": "?"},), "all", "5")
-    row = _graded(completion("I think\n5", "stop"), question, 0, "f", grader)
-    assert (row["grade"], row["extracted"]) == ("right", "5")
+    assert _graded("I think\n5", "stop", question, grader) == {"grade": "right", "extracted": "5"}
 
 
 def test_a_grader_may_be_an_object(my_graders):
