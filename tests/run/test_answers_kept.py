@@ -269,6 +269,8 @@ def test_an_unfinished_sample_can_be_finished_as_it_is_and_grow_later(tmp_path, 
             number,
             12 - number,
         )
+        ended = cli("check", "run.toml", "select.rule=random", cwd=tmp_path)
+        assert f"{number} of 12 answers are there, {12 - number} stay missing until `dasd-lite sample`" in ended.stdout
         answered = len(server.answered)
         ended = cli("run", "run.toml", "select.rule=random", cwd=tmp_path)
         assert ended.rc == 0, ended.stderr
@@ -299,3 +301,15 @@ def test_a_kept_answer_is_never_asked_for_again(tmp_path, cli):
     assert len(set(sampled)) == 18
     table = read_table(tmp_path / "run/low/sample", "rollouts", ["uid"])
     assert pc.count_distinct(table["uid"]).as_py() == 18
+
+
+def test_force_refuses_files_that_no_stage_wrote_where_answers_are_paid(tmp_path, cli):
+    with ChatServer() as server:
+        paid_recipe(tmp_path, server)
+        folder = tmp_path / "run/low/sample"
+        folder.mkdir(parents=True)
+        (folder / "notes.txt").write_text("mine")
+        ended = cli("sample", "run.toml", "--force", cwd=tmp_path)
+        assert ended.rc == 2
+        assert "run/low/sample: has files that dasd-lite did not write" in ended.stderr
+        assert (folder / "notes.txt").read_text() == "mine"
