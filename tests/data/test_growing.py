@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasd_lite.data import dataset
+from dasd_lite.data import journal as journal_module
 from dasd_lite.data.dataset import batches, num_rows, read_row, read_table
 from dasd_lite.data.journal import Journal, read_counts
 from dasd_lite.data.manifest import Identity, fingerprint, read_manifest
@@ -280,3 +281,44 @@ def test_any_plans_one_after_the_other_ask_for_each_key_once(tmp_path_factory, p
         if (folder / "manifest.json").exists():
             assert uids(folder) == keys
             assert [row["uid"] for row in dataset.read_table(folder, "rollouts").to_pylist()] == keys
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["--finish", "another plan"])
+def test_a_kill_behind_the_rest_of_a_plan_leaves_every_answer_with_its_own_question(tmp_path, monkeypatch, closes):
+    """What was there so far fills no shard; killed once it is in one, the old plan goes on."""
+    folder, keys = tmp_path / "f", "abcdefgh"
+    with open_journal(folder, keys) as journal:
+        for position in (2, 5, 7):
+            journal.commit({position: answer(keys[position])})
+    written = journal_module._write_shard
+
+    def killed(*args, **options):
+        written(*args, **options)
+        raise Killed
+
+    monkeypatch.setattr(journal_module, "_write_shard", killed)
+    with pytest.raises(Killed):
+        if closes:
+            open_journal(folder, keys).close_as_it_is()
+        else:
+            open_journal(folder, keys + "xy")
+    monkeypatch.undo()
+    assert finish(folder, keys) == [0, 1, 3, 4, 6]
+    assert uids(folder) == list(keys)
+
+
+def test_a_shard_of_an_earlier_plan_that_was_removed_moves_no_other_answer(tmp_path):
+    folder, keys = tmp_path / "f", "abcdefghi"
+    finish(folder, "abc")
+    with open_journal(folder, keys) as journal:
+        for position in (3, 4, 5):
+            journal.commit({position: answer(keys[position])})
+    (folder / "rollouts-00000.parquet").unlink()
+    columns = {"columns": lambda position: {"answer": f"of {keys[position]}"}}
+    assert finish(folder, keys, **columns) == [0, 1, 2, 6, 7, 8]
+    rows = read_table(folder, "rollouts").to_pylist()
+    assert [(row["uid"], row["answer"]) for row in rows] == [(key, f"of {key}") for key in keys]

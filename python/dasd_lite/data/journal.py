@@ -101,9 +101,13 @@ class Journal(FolderWriter):
         self._key, self._limit, self._keys = key, limit, keys
         with disk_errors(folder):
             self._db = _open(folder)
-        for number, file in self._db.execute("SELECT number, file FROM shards").fetchall():
-            if not (folder / file).exists():  # removed by hand: make its items again
-                self._db.execute("DELETE FROM shards WHERE number = ?", (number,))
+        recorded = self._db.execute("SELECT number, file FROM shards").fetchall()
+        removed = [number for number, file in recorded if not (folder / file).exists()]
+        if removed and _base(self._db):  # by hand: other positions are open now, so what is there is found by its keys
+            with disk_errors(folder):
+                _write_rest(self._db, folder, table, schema)
+        for number in removed:  # make its items again
+            self._db.execute("DELETE FROM shards WHERE number = ?", (number,))
         self._files = {number: folder / file for number, file in self._db.execute("SELECT number, file FROM shards")}
         self._base = _base(self._db)
         self._served, self._is_closed = self._serve(), False
@@ -369,16 +373,26 @@ def _write_rest(db: sqlite3.Connection, folder: Path, table: str, schema: pa.Sch
     number = max(number, _base(db))
     span = db.execute("SELECT min(position), max(position) FROM items").fetchone()
     if span[0] is not None:
-        _write_shard(db, folder, table, number, schema, span)
-        number += 1
+        _write_shard(db, folder, table, number, schema, span, ends_plan=True)
+        return
     with _lasting(db):
         db.execute("INSERT INTO base VALUES (?)", (number,))
 
 
 def _write_shard(
-    db: sqlite3.Connection, folder: Path, table: str, number: int, schema: pa.Schema, span: tuple[int, int]
+    db: sqlite3.Connection,
+    folder: Path,
+    table: str,
+    number: int,
+    schema: pa.Schema,
+    span: tuple[int, int],
+    *,
+    ends_plan: bool = False,
 ) -> Path:
-    """Move the items at the positions of `span`, both ends included, from SQLite to a shard."""
+    """Move the items at the positions of `span`, both ends included, from SQLite to a shard.
+
+    With `ends_plan` a new plan begins behind it, in the same transaction: a shard with gaps is none of the old plan's.
+    """
     path = folder / f"{table}-{number:05d}.parquet"
     temporary = path.with_name(f"{path.name}.tmp")
     stored = db.execute("SELECT row FROM items WHERE position BETWEEN ? AND ? ORDER BY position", span)
@@ -394,6 +408,8 @@ def _write_shard(
     with _lasting(db):
         db.execute("INSERT INTO shards VALUES (?, ?, ?)", (number, path.name, num_rows))
         db.execute("DELETE FROM items WHERE position BETWEEN ? AND ?", span)
+        if ends_plan:
+            db.execute("INSERT INTO base VALUES (?)", (number + 1,))
     return path
 
 
