@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -322,3 +323,52 @@ def test_a_shard_of_an_earlier_plan_that_was_removed_moves_no_other_answer(tmp_p
     assert finish(folder, keys, **columns) == [0, 1, 2, 6, 7, 8]
     rows = read_table(folder, "rollouts").to_pylist()
     assert [(row["uid"], row["answer"]) for row in rows] == [(key, f"of {key}") for key in keys]
+
+
+def test_rows_of_one_key_are_taken_over_once_for_each_position(tmp_path):
+    """Two answers that are the same have the same scores; an unfinished folder may hold both."""
+    schema = pa.schema([("uid", pa.string()), ("key", pa.string())])
+    keys = ["same", *(f"other {i}" for i in range(100)), "same", "missing"]
+
+    def scores(folder):
+        identity = Identity("score", 1, {}, {})
+        columns = {"columns": lambda position: {"uid": str(position)}}
+        return Journal(tmp_path / folder, identity, schema, len(keys), keys=keys, key="key", table="scores", **columns)
+
+    with scores("one") as one:
+        for position in range(102):
+            one.commit({position: {"uid": str(position), "key": keys[position]}})
+    with scores("two") as two:
+        assert two.take_over([tmp_path / "one"]) == 102
+        two.commit({102: {"uid": "102", "key": "missing"}})
+        two.publish({})
+    rows = read_table(tmp_path / "two", "scores").to_pylist()
+    assert rows == [{"uid": str(position), "key": key} for position, key in enumerate(keys)]
+
+
+def test_a_damaged_shard_of_another_folder_is_named(tmp_path):
+    finish(tmp_path / "one", "abc")
+    (tmp_path / "one" / "rollouts-00000.parquet").write_bytes(b"PAR1 and no more")
+    with (
+        open_journal(tmp_path / "two", "abcd") as journal,
+        pytest.raises(DataError, match=r"one/rollouts-00000\.parquet: damaged"),
+    ):
+        journal.take_over([tmp_path / "one"])
+
+
+def test_a_table_that_grew_many_times_reads_each_row_group_once(tmp_path, monkeypatch):
+    """One candidate more each time: neighbors lie in different shards."""
+    folder, opened = tmp_path / "f", 0
+    for number in range(1, 8):
+        finish(folder, [f"{question}-{i}" for question in range(20) for i in range(number)], shard_items=100)
+    read = pq.ParquetFile.read_row_group
+
+    def counted(*args, **options):
+        nonlocal opened
+        opened += 1
+        return read(*args, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    whole = pa.Table.from_batches(batches(folder, "rollouts", ["uid"], batch_size=140))
+    assert whole["uid"].to_pylist() == [f"{question}-{i}" for question in range(20) for i in range(7)]
+    assert opened == 7
