@@ -179,7 +179,7 @@ def test_differences_list_changed_added_and_removed_options():
     assert now.differences(manifest) == [
         "new: not set there, [1] now",
         "old: 1 there, not set now",
-        "model has changed",
+        "model: aa there, bb now",
         "written by another version of dasd-lite, s version 1 there, 2 now",
     ]
     assert now.differences(json.loads(json.dumps({"version": 2, "config": now.config, "inputs": now.inputs}))) == []

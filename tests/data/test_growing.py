@@ -4,11 +4,13 @@ import shutil
 import sqlite3
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasd_lite.data import dataset
+from dasd_lite.data import journal as journal_module
 from dasd_lite.data.dataset import batches, num_rows, read_row, read_table
 from dasd_lite.data.journal import Journal, read_counts
 from dasd_lite.data.manifest import Identity, fingerprint, read_manifest
@@ -280,3 +282,93 @@ def test_any_plans_one_after_the_other_ask_for_each_key_once(tmp_path_factory, p
         if (folder / "manifest.json").exists():
             assert uids(folder) == keys
             assert [row["uid"] for row in dataset.read_table(folder, "rollouts").to_pylist()] == keys
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["--finish", "another plan"])
+def test_a_kill_behind_the_rest_of_a_plan_leaves_every_answer_with_its_own_question(tmp_path, monkeypatch, closes):
+    """What was there so far fills no shard; killed once it is in one, the old plan goes on."""
+    folder, keys = tmp_path / "f", "abcdefgh"
+    with open_journal(folder, keys) as journal:
+        for position in (2, 5, 7):
+            journal.commit({position: answer(keys[position])})
+    written = journal_module._write_shard
+
+    def killed(*args, **options):
+        written(*args, **options)
+        raise Killed
+
+    monkeypatch.setattr(journal_module, "_write_shard", killed)
+    with pytest.raises(Killed):
+        if closes:
+            open_journal(folder, keys).close_as_it_is()
+        else:
+            open_journal(folder, keys + "xy")
+    monkeypatch.undo()
+    assert finish(folder, keys) == [0, 1, 3, 4, 6]
+    assert uids(folder) == list(keys)
+
+
+def test_a_shard_of_an_earlier_plan_that_was_removed_moves_no_other_answer(tmp_path):
+    folder, keys = tmp_path / "f", "abcdefghi"
+    finish(folder, "abc")
+    with open_journal(folder, keys) as journal:
+        for position in (3, 4, 5):
+            journal.commit({position: answer(keys[position])})
+    (folder / "rollouts-00000.parquet").unlink()
+    columns = {"columns": lambda position: {"answer": f"of {keys[position]}"}}
+    assert finish(folder, keys, **columns) == [0, 1, 2, 6, 7, 8]
+    rows = read_table(folder, "rollouts").to_pylist()
+    assert [(row["uid"], row["answer"]) for row in rows] == [(key, f"of {key}") for key in keys]
+
+
+def test_rows_of_one_key_are_taken_over_once_for_each_position(tmp_path):
+    """Two answers that are the same have the same scores; an unfinished folder may hold both."""
+    schema = pa.schema([("uid", pa.string()), ("key", pa.string())])
+    keys = ["same", *(f"other {i}" for i in range(100)), "same", "missing"]
+
+    def scores(folder):
+        identity = Identity("score", 1, {}, {})
+        columns = {"columns": lambda position: {"uid": str(position)}}
+        return Journal(tmp_path / folder, identity, schema, len(keys), keys=keys, key="key", table="scores", **columns)
+
+    with scores("one") as one:
+        for position in range(102):
+            one.commit({position: {"uid": str(position), "key": keys[position]}})
+    with scores("two") as two:
+        assert two.take_over([tmp_path / "one"]) == 102
+        two.commit({102: {"uid": "102", "key": "missing"}})
+        two.publish({})
+    rows = read_table(tmp_path / "two", "scores").to_pylist()
+    assert rows == [{"uid": str(position), "key": key} for position, key in enumerate(keys)]
+
+
+def test_a_damaged_shard_of_another_folder_is_named(tmp_path):
+    finish(tmp_path / "one", "abc")
+    (tmp_path / "one" / "rollouts-00000.parquet").write_bytes(b"PAR1 and no more")
+    with (
+        open_journal(tmp_path / "two", "abcd") as journal,
+        pytest.raises(DataError, match=r"one/rollouts-00000\.parquet: damaged"),
+    ):
+        journal.take_over([tmp_path / "one"])
+
+
+def test_a_table_that_grew_many_times_reads_each_row_group_once(tmp_path, monkeypatch):
+    """One candidate more each time: neighbors lie in different shards."""
+    folder, opened = tmp_path / "f", 0
+    for number in range(1, 8):
+        finish(folder, [f"{question}-{i}" for question in range(20) for i in range(number)], shard_items=100)
+    read = pq.ParquetFile.read_row_group
+
+    def counted(*args, **options):
+        nonlocal opened
+        opened += 1
+        return read(*args, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    whole = pa.Table.from_batches(batches(folder, "rollouts", ["uid"], batch_size=140))
+    assert whole["uid"].to_pylist() == [f"{question}-{i}" for question in range(20) for i in range(7)]
+    assert opened == 7

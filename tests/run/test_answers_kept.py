@@ -270,6 +270,8 @@ def test_an_unfinished_sample_can_be_finished_as_it_is_and_grow_later(tmp_path, 
             number,
             12 - number,
         )
+        ended = cli("check", "run.toml", "select.rule=random", cwd=tmp_path)
+        assert f"{number} of 12 answers are there, {12 - number} stay missing until `dasd-lite sample`" in ended.stdout
         answered = len(server.answered)
         ended = cli("run", "run.toml", "select.rule=random", cwd=tmp_path)
         assert ended.rc == 0, ended.stderr
@@ -314,3 +316,15 @@ def test_another_server_is_probed_before_it_is_asked_for_more(tmp_path, cli):
         assert ended.rc == 2 and "logprobs" in ended.stderr
         assert all(body["seed"] < 1000 for body in other.asked if "seed" in body), "only the probe"
     assert len(rollouts(tmp_path)) == 4
+
+
+def test_force_refuses_files_that_no_stage_wrote_where_answers_are_paid(tmp_path, cli):
+    with ChatServer() as server:
+        paid_recipe(tmp_path, server)
+        folder = tmp_path / "run/low/sample"
+        folder.mkdir(parents=True)
+        (folder / "notes.txt").write_text("mine")
+        ended = cli("sample", "run.toml", "--force", cwd=tmp_path)
+        assert ended.rc == 2
+        assert "run/low/sample: has files that dasd-lite did not write" in ended.stderr
+        assert (folder / "notes.txt").read_text() == "mine"

@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from dasd_lite.data.files import disk_errors, sync_path, write_atomic
 from dasd_lite.data.manifest import Identity, new_state, read_manifest, read_state, read_timing, to_json
 from dasd_lite.data.seeds import digest
-from dasd_lite.data.stored import ORDER, Place, ShardRows, index_by_key, replace_columns, serves
+from dasd_lite.data.stored import ORDER, Place, ShardRows, index_by_key, read_names, replace_columns, serves
 from dasd_lite.data.writer import JOURNAL_FILE, FolderWriter
 from dasd_lite.errors import DataError
 
@@ -101,9 +101,13 @@ class Journal(FolderWriter):
         self._key, self._limit, self._keys = key, limit, keys
         with disk_errors(folder):
             self._db = _open(folder)
-        for number, file in self._db.execute("SELECT number, file FROM shards").fetchall():
-            if not (folder / file).exists():  # removed by hand: make its items again
-                self._db.execute("DELETE FROM shards WHERE number = ?", (number,))
+        recorded = self._db.execute("SELECT number, file FROM shards").fetchall()
+        removed = [number for number, file in recorded if not (folder / file).exists()]
+        if removed and _base(self._db):  # by hand: other positions are open now, so what is there is found by its keys
+            with disk_errors(folder):
+                _write_rest(self._db, folder, table, schema)
+        for number in removed:  # make its items again
+            self._db.execute("DELETE FROM shards WHERE number = ?", (number,))
         self._files = {number: folder / file for number, file in self._db.execute("SELECT number, file FROM shards")}
         self._base = _base(self._db)
         self._served, self._is_closed = self._serve(), False
@@ -198,9 +202,12 @@ class Journal(FolderWriter):
             missing = set(range(self.total)) - self.done()
             if not missing or folder.resolve() == self.folder.resolve():
                 continue
-            wanted = {key: at for at, key in enumerate(self._all_keys()) if at in missing}
+            wanted: dict[str, list[int]] = {}  # two answers that are the same share a key, and so their scores
+            for at, key in enumerate(self._all_keys()):
+                if at in missing:
+                    wanted.setdefault(key, []).append(at)
             stored = _stored_rows(folder, self._table, self._schema, self._key, self._limit, wanted)
-            while rows := {wanted[key]: row for key, row in islice(stored, _ROW_GROUP)}:
+            while rows := {at: row for key, row in islice(stored, _ROW_GROUP) for at in wanted[key]}:
                 newer = {at: self.columns(at) if self.columns else {} for at in rows}
                 if renewed is not None:
                     newer = {at: {**newer[at], **renewed(at, row.to_pylist()[0])} for at, row in rows.items()}
@@ -369,16 +376,26 @@ def _write_rest(db: sqlite3.Connection, folder: Path, table: str, schema: pa.Sch
     number = max(number, _base(db))
     span = db.execute("SELECT min(position), max(position) FROM items").fetchone()
     if span[0] is not None:
-        _write_shard(db, folder, table, number, schema, span)
-        number += 1
+        _write_shard(db, folder, table, number, schema, span, ends_plan=True)
+        return
     with _lasting(db):
         db.execute("INSERT INTO base VALUES (?)", (number,))
 
 
 def _write_shard(
-    db: sqlite3.Connection, folder: Path, table: str, number: int, schema: pa.Schema, span: tuple[int, int]
+    db: sqlite3.Connection,
+    folder: Path,
+    table: str,
+    number: int,
+    schema: pa.Schema,
+    span: tuple[int, int],
+    *,
+    ends_plan: bool = False,
 ) -> Path:
-    """Move the items at the positions of `span`, both ends included, from SQLite to a shard."""
+    """Move the items at the positions of `span`, both ends included, from SQLite to a shard.
+
+    With `ends_plan` a new plan begins behind it, in the same transaction: a shard with gaps is none of the old plan's.
+    """
     path = folder / f"{table}-{number:05d}.parquet"
     temporary = path.with_name(f"{path.name}.tmp")
     stored = db.execute("SELECT row FROM items WHERE position BETWEEN ? AND ? ORDER BY position", span)
@@ -394,6 +411,8 @@ def _write_shard(
     with _lasting(db):
         db.execute("INSERT INTO shards VALUES (?, ?, ?)", (number, path.name, num_rows))
         db.execute("DELETE FROM items WHERE position BETWEEN ? AND ?", span)
+        if ends_plan:
+            db.execute("INSERT INTO base VALUES (?)", (number + 1,))
     return path
 
 
@@ -417,16 +436,16 @@ def stored_rows(folder: Path, table: str, schema: pa.Schema) -> Iterator[dict[st
         with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=_ROW_GROUP):
                 yield from batch.to_pylist()
-    if items is not None:
-        yield from items.to_pylist()
+    for batch in items.to_batches() if items is not None else ():  # of one row each
+        yield from batch.to_pylist()
 
 
 def _stored_rows(
     folder: Path, table: str, schema: pa.Schema, key: str, limit: int | None, wanted: Container[str]
 ) -> Iterator[tuple[str, pa.Table]]:
-    """Yield key and row of all that another folder, finished or not, has of the wanted keys."""
+    """Yield each of the wanted keys that another folder, finished or not, has, and its row."""
     files, items = _files_and_items(folder, table, schema)
-    if any(not set(schema.names) <= set(pq.read_schema(path).names) for path in files.values()):
+    if any(not set(schema.names) <= set(read_names(path)) for path in files.values()):
         return  # written by another version
     places = index_by_key(sorted(files.items()), key, limit)
     found = sorted((place, name) for name, place in places.items() if name in wanted)
@@ -436,8 +455,9 @@ def _stored_rows(
         read = rows.read([place for place, _ in part]).select(schema.names).cast(schema)
         yield from ((name, read.slice(row, 1)) for row, (_, name) in enumerate(part))
     if items is not None:
-        for row in np.flatnonzero(serves(items, limit)).tolist():
-            name = items[key][row].as_py()
+        names = items[key].to_pylist()
+        newest = {names[row]: row for row in np.flatnonzero(serves(items, limit)).tolist()}  # scores may share a key
+        for name, row in newest.items():
             if name in wanted and name not in places:
                 yield name, items.slice(row, 1)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,6 +25,7 @@ from dasd_lite.data.seeds import digest
 from dasd_lite.errors import DataError
 
 SCHEMA_VERSION = 1
+_HASH = re.compile("[0-9a-f]{32}")  # says nothing to people
 PACKAGES = ("dasd-lite", "numpy", "pyarrow", "tokenizers", "torch", "transformers", "peft", "bitsandbytes", "vllm")
 
 
@@ -81,7 +83,9 @@ class Identity:
         before, now = manifest.get("names", {}).get(name), self.names.get(name)
         if "not set" in (old, new) or (before != now and None not in (before, now)):
             return f"{name}: {before or old} there, {now or new} now"
-        return f"{name}: {now or before} has changed" if now or before else f"{name} has changed"
+        if now or before:
+            return f"{name}: {now or before} has changed"
+        return f"{name} has changed" if _HASH.fullmatch(str(new)) else f"{name}: {old} there, {new} now"
 
 
 def identify(

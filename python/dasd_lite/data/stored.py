@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,9 +54,21 @@ def index_by_key(files: Iterable[tuple[int, Path]], key: str, limit: int | None)
 
 def read_columns(path: Path, names: Sequence[str]) -> pa.Table:
     """Read those of some columns that a file has."""
+    with _damage(path), pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+        return file.read(columns=[name for name in names if name in file.schema_arrow.names])
+
+
+def read_names(path: Path) -> list[str]:
+    """Read the names of a file's columns."""
+    with _damage(path):
+        return list(pq.read_schema(path).names)
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Name a file that cannot be read."""
     try:
-        with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
-            return file.read(columns=[name for name in names if name in file.schema_arrow.names])
+        yield
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: damaged ({str(error).splitlines()[0]}); remove it to make its rows again") from None
 
@@ -83,7 +96,9 @@ class ShardRows:
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
 
     def read(self, places: Sequence[Place]) -> pa.Table:
-        """Return the rows at these places, in their order."""
+        """Return the rows at these places, in their order; each row group is read once."""
+        if (order := sorted(range(len(places)), key=places.__getitem__)) != list(range(len(places))):
+            return self.read([places[index] for index in order]).take(np.argsort(order))
         parts: list[pa.Table] = []
         first = 0
         while first < len(places):

@@ -14,7 +14,7 @@ from dasd_lite.config.models import CustomTeacher, Endpoint, result_options
 from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.costs.estimate import format_bytes
 from dasd_lite.data.journal import read_counts, stored_keys
-from dasd_lite.data.manifest import read_state, read_timing
+from dasd_lite.data.manifest import read_manifest, read_state, read_timing
 from dasd_lite.data.records import ROLLOUT
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.errors import CheckpointError
@@ -87,7 +87,10 @@ def answers_there(recipe: RecipeConfig, steps: Sequence[Step], questions: Questi
             }
             total = len(prompts) * phase.sample.num_samples
             missing = missing_answers(prompts, identity, phase.sample.num_samples, there)
-            yield f"{step.path}: {total - missing:,} of {total:,} answers are there, {missing:,} will be asked for"
+            asked = f"{missing:,} will be asked for"
+            if step.is_finished and read_manifest(step.path).get("closed_from") == identity.fingerprint:
+                asked = f"{missing:,} stay missing until `dasd-lite sample` asks for them"
+            yield f"{step.path}: {total - missing:,} of {total:,} answers are there, {asked}"
 
 
 def is_answered(recipe: RecipeConfig, stage: StageFolder, questions: Questions) -> bool:
@@ -126,8 +129,8 @@ def _is_replaced(recipe: RecipeConfig, step: Step, questions: Questions) -> bool
         return bool(changed_options(step))
     phase = next(phase for phase in recipe.phase if phase.name == step.phase)
     identity = sample_identity(questions.to_sample(recipe), recipe.teacher, phase.sample, recipe.seed)
-    name = "manifest.json" if step.is_finished else "unfinished.json"
-    return not identity.changed(read_state(step.path / name)) <= identity.grows
+    state_file = step.path / ("manifest.json" if step.is_finished else "unfinished.json")
+    return state_file.exists() and not identity.changed(read_state(state_file)) <= identity.grows
 
 
 def answers_and_cost(folder: Path) -> str:
