@@ -80,11 +80,12 @@ def init(situation: str) -> None:
     show_default=True,
     help="How far to check: the file, the models and data that it names, or 16 prompts through the whole chain.",
 )
-def check(recipe: Path, overrides: tuple[str, ...], until: str) -> None:
+@_reuse
+def check(recipe: Path, overrides: tuple[str, ...], until: str, reuse: tuple[Path, ...]) -> None:
     """Check a recipe before it costs anything; reports all faults of a level at once."""
     from dasd_lite.run.check import check_recipe
 
-    check_recipe(_load(recipe, overrides), until)
+    check_recipe(_load(recipe, overrides, reuse), until)
     _say(f"{recipe} is good. Next: dasd-lite run {_quoted(recipe, overrides)}")
 
 
@@ -191,7 +192,7 @@ def clean(run_folder: Path, yes: bool) -> None:
         _say(line)
     if lines and not _allow(yes)(f"{len(lines)} folders will be removed for good"):
         raise ConfigError("nothing was removed; add --yes to agree")
-    remove_replaced(lines)
+    remove_replaced(run_folder, lines)
     _say(f"Removed {len(lines)} folders." if lines else "Nothing to remove.")
 
 

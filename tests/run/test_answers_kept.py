@@ -197,9 +197,13 @@ def test_check_says_what_is_there_and_what_is_in_the_way(copied, cli):
     assert "run/low/sample: 16 of 16 answers are there, 0 will be asked for" in ended.stdout
     ended = cli("check", "run.toml", "sample.num_samples=3", "prompts.limit=9", cwd=copied)
     assert "run/low/sample: 16 of 27 answers are there, 11 will be asked for" in ended.stdout
-    ended = cli("check", "run.toml", "select.beta=0.2", cwd=copied)
-    assert ended.rc == 2
-    assert "run/low/select: made with another configuration (beta: 0.1 there, 0.2 now)" in ended.stderr
+    for option, said in (
+        ("select.beta=0.2", "select: made with another configuration (beta: 0.1 there, 0.2 now)"),
+        ("seed=4", "evaluate: made with another configuration (seed: 3 there, 4 now)"),
+    ):
+        for command in ("check", "run"):
+            ended = cli(command, "run.toml", option, cwd=copied)
+            assert ended.rc == 2 and said in ended.stderr, ended.stderr
 
 
 # --- answers that cost money ----------------------------------------------------------------------------
@@ -328,3 +332,48 @@ def test_force_refuses_files_that_no_stage_wrote_where_answers_are_paid(tmp_path
         assert ended.rc == 2
         assert "run/low/sample: has files that dasd-lite did not write" in ended.stderr
         assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_what_was_set_aside_counts_in_the_budget(tmp_path, cli):
+    """--force does not buy a second budget."""
+    with ChatServer() as server:
+        paid_recipe(tmp_path, server, teacher={"budget": {"max_tokens": 100_000}})
+        assert cli("sample", "run.toml", cwd=tmp_path).rc == 0
+        timing = read_timing(tmp_path / "run/low/sample")
+        used = int(timing["prompt_tokens"] + timing["completion_tokens"])
+        options = ["sample.top_p=0.9", "--force", "--yes", f"teacher.budget={{ max_tokens = {used + 30} }}"]
+        ended = cli("sample", "run.toml", *options, cwd=tmp_path)
+        assert ended.rc == 2 and "budget" in ended.stderr
+        assert len(stored_keys(tmp_path / "run/low/sample", "rollouts", ROLLOUT, None)) < 12
+
+
+def test_answers_given_up_after_errors_change_what_the_folder_is(tmp_path, cli):
+    """Stages behind it are made again once they are there; a plain run goes on without them."""
+    with ChatServer(faults={"What is 3 + 3?": "400"}) as server:
+        paid_recipe(tmp_path, server, teacher={"max_skipped": 4, "max_retries": 0})
+        ended = cli("sample", "run.toml", cwd=tmp_path)
+        assert ended.rc == 0, ended.stderr
+        folder = tmp_path / "run/low/sample"
+        before = read_manifest(folder)
+        assert before["closed_from"] != before["fingerprint"]
+        assert [row["finish_reason"] for row in rollouts(tmp_path)].count("error") == 2
+        assert cli("run", "run.toml", "select.rule=random", "train.learning_rate=1e-4", cwd=tmp_path).rc == 0
+        asked_so_far = len(server.asked)
+        assert read_manifest(folder) == before and len(server.answered) < asked_so_far
+    with ChatServer() as server:
+        url = f'teacher.base_urls=["{server.url}"]'
+        ended = cli("sample", "run.toml", url, cwd=tmp_path)
+        assert ended.rc == 0, ended.stderr
+    assert "closed_from" not in read_manifest(folder)
+    assert asked(tmp_path) == 2 and "error" not in [row["finish_reason"] for row in rollouts(tmp_path)]
+
+
+def test_clean_takes_only_a_run_and_no_files_of_others(copied, cli):
+    cli("sample", "run.toml", "low.sample.temperature=0.9", "--force", cwd=copied)
+    aside = copied / "run" / "low" / "sample.replaced-1"
+    (aside / "thesis.tex").write_text("years of work")
+    ended = cli("clean", "run", "--yes", cwd=copied)
+    assert ended.rc == 2 and "thesis.tex, which dasd-lite did not write" in ended.stderr
+    assert (aside / "thesis.tex").exists()
+    ended = cli("clean", "run/low", "--yes", cwd=copied)
+    assert ended.rc == 2 and "holds no run" in ended.stderr

@@ -52,8 +52,6 @@ def test_a_finished_folder_stays_until_training_can_begin(packed, tmp_path):
     model, out, config = make_model(tmp_path / "model"), tmp_path / "out", TrainConfig(**QUICK)
     train(packed, model, config, out=out)
     before = {path.name: path.stat().st_mtime_ns for path in out.rglob("*")}
-    with pytest.raises(TrainError, match="only 16 rows"):
-        train(packed, model, config, out=out, seed=1, force=True, grad_accum_steps=99)
     (weights,) = model.glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:4000])
     with pytest.raises(ConfigError, match="cannot be loaded"):

@@ -265,13 +265,20 @@ class Journal(FolderWriter):
             numbers = {number: index for index, (number, _, _) in enumerate(rows)}
             with disk_errors(self.folder):
                 self._write_order(places, numbers)
-        if self._is_closed:
-            keys = self._all_keys()
-            missing = [keys[position] for position in range(self.total) if position not in places]
-            made_from = self.identity.fingerprint
-            self._state = {"fingerprint": digest(made_from, "closed without", missing), "closed_from": made_from}
+        missing = [self._all_keys()[position] for position in range(self.total) if position not in places]
+        if missing:
             counts = {**counts, "missing": len(missing)}
+        if without := [*missing, *self._left_out()]:
+            made_from = self.identity.fingerprint
+            self._state = {"fingerprint": digest(made_from, "without", without), "closed_from": made_from}
         return super().publish(counts, **timing)
+
+    def _left_out(self) -> list[str]:
+        """Return the keys of answers that were given up after errors; a plan that asks again may get them."""
+        if not self.counts().get("skipped"):
+            return []
+        rows = (zip(b[self._key], b["finish_reason"], strict=True) for b in self.batches((self._key, "finish_reason")))
+        return [key.as_py() for batch in rows for key, reason in batch if reason.as_py() == "error"]
 
     def close_as_it_is(self) -> int:
         """Let `publish` accept that items are missing; return how many are there.

@@ -183,6 +183,11 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def state_file(folder: Path) -> Path | None:
+    """Return the manifest of a folder, or what an unfinished one has instead; None if no stage began it."""
+    return next((path for path in (folder / "manifest.json", folder / "unfinished.json") if path.exists()), None)
+
+
 def read_timing(folder: Path) -> dict[str, float]:
     """Read the seconds, tokens, and costs of a finished stage; empty if they were not recorded."""
     path = folder / "timing.json"

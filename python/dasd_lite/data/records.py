@@ -152,12 +152,11 @@ class Prompt:
 
     def columns(self) -> dict[str, Any]:
         """Return the columns that every row about this question has."""
-        return {
-            "prompt_uid": self.uid,
-            "messages": list(self.messages),
-            "domain": self.domain,
-            "answer": self.answer,
-        }
+        return {"messages": list(self.messages), **self.names()}
+
+    def names(self) -> dict[str, Any]:
+        """Return those of them on which an answer does not depend."""
+        return {"prompt_uid": self.uid, "domain": self.domain, "answer": self.answer}
 
 
 def times_before(questions: Iterable[str]) -> list[int]:

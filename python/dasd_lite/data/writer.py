@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from dasd_lite.console import note
 from dasd_lite.data.files import disk_errors, sync_path, write_atomic
-from dasd_lite.data.manifest import Identity, new_state, package_versions, read_state, to_json
+from dasd_lite.data.manifest import Identity, new_state, package_versions, read_state, state_file, to_json
 from dasd_lite.errors import CheckpointError, DataError
 
 JOURNAL_FILE = "journal.sqlite"
@@ -56,14 +56,14 @@ def is_finished(
     _check_place(folder)
     if folder.resolve() in [path.resolve() for path in identity.folders.values()]:
         raise DataError(f"out = {folder}: {identity.stage} reads this folder; choose another one to write")
-    state_file = next((p for p in (folder / "manifest.json", folder / "unfinished.json") if p.exists()), None)
-    if state_file is None:
+    file = state_file(folder)
+    if file is None:
         if folder.is_dir() and any(p.suffix != ".tmp" for p in folder.iterdir()):
             raise DataError(f"{folder}: has files that dasd-lite did not write; choose another folder or remove it")
         if not keep:
             _delete(folder)
         return False
-    state, finished = read_state(state_file), state_file.name == "manifest.json"
+    state, finished = read_state(file), file.name == "manifest.json"
     is_closed = state.get("closed_from") == identity.fingerprint
     if state["fingerprint"] == identity.fingerprint or (is_closed and not reopen):
         return finished
@@ -133,25 +133,30 @@ def _delete(folder: Path) -> None:
     """
     if not folder.is_dir():
         return
-    if foreign := sorted(path.name for path in folder.iterdir() if not _is_ours(path)):
-        raise DataError(f"{folder}: has {foreign[0]}, which dasd-lite did not write; move it to another place")
-    state_file = folder / "unfinished.json"
+    refuse_foreign(folder)
+    unfinished = folder / "unfinished.json"
     if (folder / "manifest.json").exists():
-        (folder / "manifest.json").rename(state_file)
+        (folder / "manifest.json").rename(unfinished)
     for path in folder.glob(f"{JOURNAL_FILE}*"):  # before the shards that it records
         path.unlink()
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path != state_file:
+        elif path != unfinished:
             path.unlink()
-    state_file.unlink(missing_ok=True)
+    unfinished.unlink(missing_ok=True)
     folder.rmdir()
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise DataError if a folder holds a file that no stage wrote."""
+    if foreign := sorted(path.name for path in folder.iterdir() if not _is_ours(path)):
+        raise DataError(f"{folder}: has {foreign[0]}, which dasd-lite did not write; move it to another place")
 
 
 def _is_ours(path: Path) -> bool:
     if path.is_dir():
-        return path.name in ("student", "teacher", "checkpoints", "model", "adapter")
+        return path.stem in ("student", "teacher", "checkpoints", "model", "adapter", "tensorboard")
     return path.suffix in (".parquet", ".json", ".jsonl", ".tmp") or path.name.startswith(JOURNAL_FILE)
 
 

@@ -278,7 +278,7 @@ class _Pass:
                 self._add(batch, score)
                 bar.advance(batch.num_rows)
         measured.rollouts, measured.prompts = self.candidates.total(), len(self.candidates)
-        shares = [len(texts) / self.sentences[prompt] for prompt, texts in self.distinct.items()]
+        shares = [len(texts) / number for prompt, texts in self.distinct.items() if (number := self.sentences[prompt])]
         measured.varied = float(np.mean(shares)) if shares else math.nan
         geometric = np.concatenate(self.geometric)
         measured.geometric = geometric[np.isfinite(geometric)]

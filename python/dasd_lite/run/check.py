@@ -85,7 +85,7 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
     faults += _packages(recipe)
     faults += _training(recipe, len(prompts or ()))
     steps = [] if faults else plan(recipe, questions)
-    faults += in_the_way(steps)
+    faults += in_the_way(steps, recipe)
     if faults:
         raise ConfigError("\n".join(faults))
     _say_costs(recipe, prompts)

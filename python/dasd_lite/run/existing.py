@@ -10,62 +10,70 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dasd_lite.config.chain import ASKING, STAGES
-from dasd_lite.config.models import CustomTeacher, Endpoint, result_options
+from dasd_lite.config.models import CustomTeacher, Endpoint, Prices, result_options
 from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.costs.estimate import format_bytes
+from dasd_lite.data.files import run_lock
 from dasd_lite.data.journal import read_counts, stored_keys
-from dasd_lite.data.manifest import read_manifest, read_state, read_timing
-from dasd_lite.data.records import ROLLOUT
+from dasd_lite.data.manifest import read_manifest, read_state, read_timing, state_file
+from dasd_lite.data.records import ROLLOUT, TEACHER_TOKENS
 from dasd_lite.data.run_folder import RunFolder, StageFolder
+from dasd_lite.data.usage import Usage
+from dasd_lite.data.writer import refuse_foreign
 from dasd_lite.errors import CheckpointError
+from dasd_lite.inference.backends import model_name
 from dasd_lite.run.questions import Questions
 from dasd_lite.run.step import Step
-from dasd_lite.stages.sample import missing_answers, sample_identity
+from dasd_lite.stages import evaluate, mix, sample
 
-_GROWS = {
-    "sample": ("num_samples", "max_tokens"),
-    "mix": ("num_prompts", "max_tokens"),
-    "evaluate": ("num_samples", "max_tokens", "limit", "grader", "prompts"),
-    "ingest": ("paths",),
-}
-"""Options that a stage may change without --force: it keeps what it has and makes what is missing."""
+_GROWS = {"sample": sample.GROWS, "mix": mix.GROWS, "evaluate": evaluate.GROWS, "ingest": ("config.paths",)}
+"""What may change in each stage without --force."""
 
 
-def changed_options(step: Step) -> list[str]:
-    """List the options with which the folder of a step was made and that the recipe has otherwise now."""
-    state_file = next((f for f in (step.path / "manifest.json", step.path / "unfinished.json") if f.exists()), None)
-    if state_file is None:
+def changed_options(step: Step, recipe: RecipeConfig) -> list[str]:
+    """List what the folder of a step was made with and that the recipe has otherwise now.
+
+    It compares options, the seed and the name of the teacher, but no weights, which may take minutes to read.
+    """
+    file = state_file(step.path)
+    if file is None:
         return []
-    state, wanted = read_state(state_file), result_options(step.config)
+    state, wanted = read_state(file), result_options(step.config)
     written, used = state.get("resolved", {}), state["config"]
+    grows = {key.removeprefix("config.") for key in _GROWS.get(step.stage, ())}
     changed = []
-    for key in sorted((wanted.keys() & used.keys() & written.keys()) - set(_GROWS.get(step.stage, ()))):
+    for key in sorted((wanted.keys() & used.keys() & written.keys()) - grows):
         # A stage fills in None and clamps values above the maximum, so these spellings are equivalent.
         is_open = wanted[key] is None and (written[key] != used[key] or step.defaults.get(key) == used[key])
         if not is_open and wanted[key] not in (written[key], used[key]):
             changed.append(f"{key}: {written[key]} there, {wanted[key]} now")
+    seed = used.get("seed", recipe.seed)
+    changed += [f"seed: {seed} there, {recipe.seed} now"] if seed != recipe.seed else []
+    if step.asks and recipe.teacher is not None:
+        before, now = state.get("names", {}).get("teacher"), model_name(recipe.teacher)
+        changed += [f"teacher: {before} there, {now} now"] if before not in (None, now) else []
     return changed
 
 
-def refuse_stale(before: Sequence[Step]) -> None:
+def refuse_stale(before: Sequence[Step], recipe: RecipeConfig) -> None:
     """Refuse to continue from folders that were made with other options than the recipe has now.
 
     Raises:
         CheckpointError: Names the folder and what differs.
     """
     for step in before:
-        if step.is_finished and (changed := changed_options(step)):
+        if step.is_finished and (changed := changed_options(step, recipe)):
             raise CheckpointError(
                 f"{step.path}: made with another configuration ({'; '.join(changed)}); run {step.stage} and what"
                 " follows it with --force, or use another out folder"
             )
 
 
-def in_the_way(steps: Sequence[Step]) -> Iterator[str]:
+def in_the_way(steps: Sequence[Step], recipe: RecipeConfig) -> Iterator[str]:
     """Name the first folder of each phase that `run` would refuse."""
     phases = set()
     for step in steps:
-        if step.phase not in phases and step.state != "not started" and (changed := changed_options(step)):
+        if step.phase not in phases and (changed := changed_options(step, recipe)):
             phases.add(step.phase)
             yield (
                 f"{step.path}: made with another configuration ({'; '.join(changed)}); use another out folder or"
@@ -76,17 +84,17 @@ def in_the_way(steps: Sequence[Step]) -> Iterator[str]:
 def answers_there(recipe: RecipeConfig, steps: Sequence[Step], questions: Questions) -> Iterator[str]:
     """Say of each folder of answers how many of those that are asked for are there."""
     for step in steps:
-        if step.stage == "sample" and step.state != "not started" and recipe.teacher is not None:
+        if step.stage == "sample" and recipe.teacher is not None and (recipe.reuse or step.state != "not started"):
             phase = next(phase for phase in recipe.phase if phase.name == step.phase)
             prompts = questions.to_sample(recipe)
-            identity = sample_identity(prompts, recipe.teacher, phase.sample, recipe.seed)
-            folders = [step.path, *RunFolder(recipe.out).stages("sample")]
-            folders += [folder for run in recipe.reuse for folder in RunFolder(run).stages("sample")]
+            identity = sample.sample_identity(prompts, recipe.teacher, phase.sample, recipe.seed)
+            runs = (recipe.out, *recipe.reuse)
+            folders = [folder for run in runs for folder in RunFolder(run).stages("sample")]
             there = {
                 key for folder in folders for key in stored_keys(folder, "rollouts", ROLLOUT, phase.sample.max_tokens)
             }
             total = len(prompts) * phase.sample.num_samples
-            missing = missing_answers(prompts, identity, phase.sample.num_samples, there)
+            missing = sample.missing_answers(prompts, identity, phase.sample.num_samples, there)
             asked = f"{missing:,} will be asked for"
             if step.is_finished and read_manifest(step.path).get("closed_from") == identity.fingerprint:
                 asked = f"{missing:,} stay missing until `dasd-lite sample` asks for them"
@@ -98,7 +106,7 @@ def is_answered(recipe: RecipeConfig, stage: StageFolder, questions: Questions) 
     if not stage.is_finished or stage.stage != "sample" or recipe.teacher is None:
         return stage.is_finished
     phase = next(phase for phase in recipe.phase if phase.name == stage.phase)
-    identity = sample_identity(questions.to_sample(recipe), recipe.teacher, phase.sample, recipe.seed)
+    identity = sample.sample_identity(questions.to_sample(recipe), recipe.teacher, phase.sample, recipe.seed)
     manifest = read_state(stage.path / "manifest.json")
     return identity.fingerprint in (manifest["fingerprint"], manifest.get("closed_from"))
 
@@ -110,7 +118,7 @@ def orphans(recipe: RecipeConfig) -> list[str]:
     return sorted(
         str(folder)
         for folder in folders
-        if folder.name not in known and any((folder / stage / "manifest.json").exists() for stage in STAGES)
+        if folder.name not in known and any(state_file(folder / stage) is not None for stage in STAGES)
     )
 
 
@@ -118,41 +126,57 @@ def paid_answers_replaced(recipe: RecipeConfig, steps: Sequence[Step], questions
     """Name folders of answers that cost money and that --force would set aside, with what they cost."""
     if not isinstance(recipe.teacher, Endpoint | CustomTeacher):
         return
+    prices = recipe.teacher.prices if isinstance(recipe.teacher, Endpoint) else None
     for step in steps:
-        if step.stage in ASKING and step.state != "not started" and _is_replaced(recipe, step, questions):
-            yield f"{step.path} ({answers_and_cost(step.path)})"
+        if step.asks and is_replaced(recipe, step, questions):
+            yield f"{step.path} ({answers_and_cost(step.path, prices)})"
 
 
-def _is_replaced(recipe: RecipeConfig, step: Step, questions: Questions) -> bool:
+def is_replaced(recipe: RecipeConfig, step: Step, questions: Questions) -> bool:
     """Return whether a folder of answers would be set aside, and not only grow."""
-    if step.stage != "sample" or recipe.teacher is None:
-        return bool(changed_options(step))
+    file = state_file(step.path)
+    if step.stage != "sample" or recipe.teacher is None or file is None:
+        return bool(changed_options(step, recipe))
     phase = next(phase for phase in recipe.phase if phase.name == step.phase)
-    identity = sample_identity(questions.to_sample(recipe), recipe.teacher, phase.sample, recipe.seed)
-    state_file = step.path / ("manifest.json" if step.is_finished else "unfinished.json")
-    return state_file.exists() and not identity.changed(read_state(state_file)) <= identity.grows
+    identity = sample.sample_identity(questions.to_sample(recipe), recipe.teacher, phase.sample, recipe.seed)
+    return not identity.changed(read_state(file)) <= identity.grows
 
 
-def answers_and_cost(folder: Path) -> str:
+def answers_and_cost(folder: Path, prices: Prices | None = None) -> str:
     """Return how many answers a folder holds, and what they cost if that is known."""
-    number = len(stored_keys(folder, "rollouts", ROLLOUT, None))
-    cost = read_timing(folder).get("cost")
-    tokens = int((read_counts(folder) or read_timing(folder)).get("completion_tokens", 0))
-    return f"{number:,} answers, {f'{cost:,.2f} paid' if cost is not None else f'{tokens:,} tokens'}"
+    part, table, schema = (folder, "rollouts", ROLLOUT)
+    if folder.name.partition(".")[0] == "score":
+        part, table, schema = folder / "teacher", "readings", TEACHER_TOKENS
+    number = len(stored_keys(part, table, schema, None))
+    counted = read_counts(part) or read_timing(part)
+    used = Usage(int(counted.get("prompt_tokens", 0)), int(counted.get("completion_tokens", 0)))
+    cost = used.cost(prices) if prices is not None else counted.get("cost")
+    return f"{number:,} answers, {f'{cost:,.2f} paid' if cost is not None else f'{used.tokens:,} tokens'}"
 
 
 def replaced_folders(run: Path) -> dict[Path, str]:
-    """Return the folders of a run that were set aside, each with a line about it."""
+    """Return the folders of a run that were set aside, each with a line about it.
+
+    Raises:
+        DataError: `run` holds no run.
+    """
+    RunFolder(run).recipe()
     found = sorted(path for path in (*run.glob("*/*.replaced-*"), *run.glob("trial/*/*.replaced-*")) if path.is_dir())
     sizes = {folder: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in found}
     return {
         folder: f"{folder}: {format_bytes(size)}"
-        + (f", {answers_and_cost(folder)}" if folder.name.split(".")[0] in ASKING else "")
+        + (f", {answers_and_cost(folder)}" if folder.name.partition(".")[0] in ASKING else "")
         for folder, size in sizes.items()
     }
 
 
-def remove_replaced(folders: Iterable[Path]) -> None:
-    """Remove folders that were set aside."""
-    for folder in folders:
-        shutil.rmtree(folder)
+def remove_replaced(run: Path, folders: Iterable[Path]) -> None:
+    """Remove folders that were set aside.
+
+    Raises:
+        DataError: Another process is at work in the run, or a folder holds a file that no stage wrote.
+    """
+    with run_lock(run):
+        for folder in folders:
+            refuse_foreign(folder)
+            shutil.rmtree(folder)

@@ -25,7 +25,7 @@ from dasd_lite.data.manifest import read_timing
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.data.usage import Usage
 from dasd_lite.errors import ConfigError
-from dasd_lite.run.existing import refuse_stale
+from dasd_lite.run.existing import is_replaced, refuse_stale
 from dasd_lite.run.questions import Questions
 from dasd_lite.run.step import Step
 
@@ -318,16 +318,22 @@ def _reuse(recipe: RecipeConfig, stage: str) -> list[Path]:
     return [folder for run in (recipe.out, *recipe.reuse) for folder in RunFolder(run).stages(stage)]
 
 
-def _used_elsewhere(recipe: RecipeConfig, step: Step) -> Usage:
-    """Return what the run's other stages have asked of the teacher: all of them share one budget."""
+def _used_elsewhere(recipe: RecipeConfig, step: Step, *, replaced: bool) -> Usage:
+    """Return what the run's other folders have asked of the teacher, those that were set aside included: one budget.
+
+    With `replaced`, the folder of the step itself is about to be set aside.
+    """
     run, usage = RunFolder(recipe.out), Usage()
-    for phase in recipe.phase:
-        asked = [r.stage(phase.name, phase.source) for r in (run, run.trial)]
-        scored = [r.stage(phase.name, "score") / "teacher" for r in (run, run.trial)]
-        for folder, of_trial in (asked, scored) if phase.source in ASKING else (scored,):
-            if step.path not in (folder, folder.parent):
-                counted = read_counts(folder) or read_timing(folder) or read_timing(of_trial)
-                usage += Usage(int(counted.get("prompt_tokens", 0)), int(counted.get("completion_tokens", 0)))
+    for stage in (*ASKING, "score"):
+        for folder in run.stages(stage):
+            taken_over = run.stage(folder.parent.name, stage) if run.trial.path in folder.parents else None
+            if (folder == step.path and not replaced) or (
+                taken_over is not None and (taken_over == step.path or taken_over.exists())
+            ):
+                continue
+            part = folder / "teacher" if stage == "score" else folder
+            counted = read_counts(part) or read_timing(part)
+            usage += Usage(int(counted.get("prompt_tokens", 0)), int(counted.get("completion_tokens", 0)))
     return usage
 
 
@@ -377,12 +383,16 @@ def run_steps(
     ran = 0
     with disk_errors(recipe.out), run_lock(recipe.out) if first else contextlib.nullcontext():
         for step in steps if only_stage is not None else ():
-            refuse_stale([other for other in every[: every.index(step)] if other.phase == step.phase])
+            refuse_stale([other for other in every[: every.index(step)] if other.phase == step.phase], recipe)
         for step in steps:
             before = step.finished_at
             if before is None and first:
                 announce(step, None)
-            handle = step.work(force=force, used=_used_elsewhere(recipe, step) if step.asks else None)
+            used = None
+            if step.asks:
+                replaced = force and is_replaced(recipe, step, questions or Questions())
+                used = _used_elsewhere(recipe, step, replaced=replaced)
+            handle = step.work(force=force, used=used)
             if step.finished_at != before and first:
                 if not ran:  # only now is it certain that the folder accepts this recipe
                     RunFolder(recipe.out).write_recipe(recipe)

@@ -35,7 +35,8 @@ from dasd_lite.inference.collect import collect
 from dasd_lite.method.accuracy import standard_error
 
 VERSION = 2  # 1 had the question's uid in its seeds
-_GROWS = ("config.num_samples", "config.max_tokens", "config.grader", "inputs.prompts", "inputs.grader")
+GROWS = ("config.num_samples", "config.max_tokens", "config.grader", "inputs.prompts", "inputs.grader")
+"""What may change while the folder keeps its answers: it decides which are asked for, not what they are."""
 
 
 def evaluate(
@@ -93,7 +94,7 @@ def evaluate(
     asked |= {"seed": seed, "student": engine_options(student), "grader": grade.name}
     inputs: dict[str, Path | str] = {"prompts": questions.fingerprint, "model": weights}
     inputs |= {"grader": grade.code} if grade.code is not None else {}
-    identity = identify("evaluate", VERSION, asked, inputs, names={"grader": grade.name}, grows=_GROWS)
+    identity = identify("evaluate", VERSION, asked, inputs, names={"grader": grade.name}, grows=GROWS)
     if is_finished(out, identity, force=force):
         return Evaluation(out)
 
@@ -107,8 +108,11 @@ def evaluate(
         for question, before in zip(questions, times, strict=True)
         for index in range(config.num_samples)
     ]
-    decides = {name: value for name, value in identity.config.items() if f"config.{name}" not in _GROWS}
-    uids = [digest("graded", q.key, before, index, identity.inputs["model"], decides)[:16] for q, before, index in plan]
+    decides = {name: value for name, value in identity.config.items() if f"config.{name}" not in GROWS}
+    uids = [
+        digest("evaluate", VERSION, q.key, before, index, identity.inputs["model"], decides)[:16]
+        for q, before, index in plan
+    ]
     with Journal(
         out,
         identity,
@@ -116,7 +120,7 @@ def evaluate(
         len(plan),
         keys=uids,
         limit=config.max_tokens,
-        columns=lambda position: _of_question(plan[position][0]),
+        columns=lambda position: plan[position][0].names(),
         table="graded",
         config=config,
     ) as journal:
@@ -149,16 +153,9 @@ def evaluate(
         params = SamplingParams(config.temperature, config.top_p)
         timing = collect(journal, request, row, lambda _: open_sampler(student, weights), params, name)
         grades = _grades(journal, [question for question, _, _ in plan], grade)
-        journal.columns = lambda position: _of_question(plan[position][0]) | grades[position]
+        journal.columns = lambda position: plan[position][0].names() | grades[position]
         journal.publish(_accuracy(journal, grades, len(questions)) | questions.counts, **timing)
     return Evaluation(out)
-
-
-def _of_question(question: Prompt) -> dict[str, Any]:
-    """Return the columns of a row that are the question's."""
-    columns = question.columns()
-    del columns["messages"]
-    return columns
 
 
 def _graded(text: str, finish_reason: str, question: Prompt, grade: Grader) -> dict[str, Any]:

@@ -58,10 +58,11 @@ _WANTED = {
     "either": "was cut off, or finished and wrong",
 }
 VERSION = 3  # 2 cut at spaces and line breaks only, and had the phase's name in its seeds
-_GROWS = (
+GROWS = (
     *("config.num_prompts", "config.max_tokens", "config.rescue", "config.grader"),
     *("inputs.selected", "inputs.model", "inputs.grader"),
 )
+"""What may change while the folder keeps its answers: it decides which are asked for, not what they are."""
 _QUESTION = ("prompt_uid", "domain", "answer", "index")  # columns that do not decide an answer
 
 
@@ -120,7 +121,7 @@ def mix(
         asked |= {"grader": grade.name}
         inputs |= {"grader": grade.code} if grade.code is not None else {}
     names = {"teacher": model_name(teacher)}
-    identity = identify("mix", VERSION, asked, inputs, names=names, brought=("teacher",), grows=_GROWS)
+    identity = identify("mix", VERSION, asked, inputs, names=names, brought=("teacher",), grows=GROWS)
     if is_finished(out, identity, force=force):
         return Rollouts(out)
     if sampled is not None:
@@ -180,9 +181,9 @@ def mix(
 def _uid(identity: Identity, half: str, messages: Any, *more: object) -> str:
     """Return a hash of all that decides an answer of one half, "student" or "teacher"."""
     other = "teacher" if half == "student" else "student"
-    decides = {k: v for k, v in identity.config.items() if f"config.{k}" not in _GROWS and k != other}
+    decides = {k: v for k, v in identity.config.items() if f"config.{k}" not in GROWS and k != other}
     model = identity.inputs["model" if half == "student" else "teacher"]
-    return digest("mix", half, messages, *more, model, decides)[:16]
+    return digest("mix", VERSION, half, messages, *more, model, decides)[:16]
 
 
 def _teacher_ends(

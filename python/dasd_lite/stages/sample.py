@@ -31,7 +31,8 @@ from dasd_lite.inference.backends import model_identity, model_name, open_sample
 from dasd_lite.inference.collect import collect, token_columns, totals
 
 VERSION = 3  # 2 had the phase's name and the prompt's uid in its seeds
-_GROWS = ("config.num_samples", "config.max_tokens", "inputs.prompts")
+GROWS = ("config.num_samples", "config.max_tokens", "inputs.prompts")
+"""What may change while the folder keeps its answers: it decides which are asked for, not what they are."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def sample(
         len(plan),
         keys=[asked.uid for asked in plan],
         limit=config.max_tokens,
-        columns=lambda position: _of_question(plan[position].prompt),
+        columns=lambda position: plan[position].prompt.names(),
         config=config,
     ) as journal:
 
@@ -158,7 +159,7 @@ def sample_identity(prompts: Prompts, teacher: Teacher | Sampler, config: Sample
         {"prompts": prompts.fingerprint, "teacher": model_identity(teacher)},
         names={"prompts": str(prompts.path or "the prompts"), "teacher": model_name(teacher)},
         brought=("teacher",),
-        grows=_GROWS,
+        grows=GROWS,
     )
 
 
@@ -172,26 +173,19 @@ def _plan(prompts: Prompts, identity: Identity, num_samples: int) -> list[_Asked
 
     The seed of a draw does not depend on the teacher, so one model gives the same answers here and behind a server.
     """
-    decides = {name: value for name, value in identity.config.items() if f"config.{name}" not in _GROWS}
+    decides = {name: value for name, value in identity.config.items() if f"config.{name}" not in GROWS}
     draws = {name: value for name, value in decides.items() if name not in ("seed", "teacher")}
     questions = [prompt.key for prompt in prompts]
     return [
         _Asked(
             prompt,
             index,
-            uid=digest("sample", question, times, identity.inputs["teacher"], decides, index)[:16],
+            uid=digest("sample", VERSION, question, times, identity.inputs["teacher"], decides, index)[:16],
             seed=derive_seed(decides["seed"], "sample", question, times, draws, index),
         )
         for prompt, question, times in zip(prompts, questions, times_before(questions), strict=True)
         for index in range(num_samples)
     ]
-
-
-def _of_question(prompt: Prompt) -> dict[str, Any]:
-    """Return the columns of a rollout that are the question's."""
-    columns = prompt.columns()
-    del columns["messages"]
-    return columns
 
 
 def _noted(rollouts: Rollouts) -> Rollouts:

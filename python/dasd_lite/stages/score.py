@@ -44,7 +44,7 @@ from dasd_lite.console import label, note, progress, say
 from dasd_lite.data.dataset import batches, num_rows
 from dasd_lite.data.handles import Rollouts, Scores, model_path
 from dasd_lite.data.journal import Journal
-from dasd_lite.data.manifest import Identity, identify, read_manifest, read_state, read_timing
+from dasd_lite.data.manifest import Identity, identify, read_manifest, read_state, read_timing, state_file
 from dasd_lite.data.records import SCORE, TEACHER_TOKENS
 from dasd_lite.data.seeds import digest
 from dasd_lite.data.usage import Usage
@@ -181,8 +181,8 @@ def score(
 
 def _has_same_options(folder: Path, identity: Identity) -> bool:
     """Return whether a folder of scores differs from `identity` in nothing but its rollouts."""
-    state = next((p for p in (folder / "manifest.json", folder / "unfinished.json") if p.exists()), None)
-    return state is not None and identity.changed(read_state(state)) <= identity.grows
+    file = state_file(folder)
+    return file is not None and identity.changed(read_state(file)) <= identity.grows
 
 
 def _keys(rollouts: Path) -> list[str]:
@@ -302,9 +302,9 @@ def _score_by_teacher(
 
             items = _teacher_items(rollouts, chat, context_of(teacher, chat), done, by_ids=was_sampled)
             timing = _fill(journal, scorer, items, row, label(phase, "teacher scores"))
-        counted = journal.counts()
-        counts = {"rollouts": total, "over_context": counted.get("over_context", 0)}
-        journal.publish(counts, **timing, prompt_tokens=counted.get("prompt_tokens", 0))
+        unscored = sum(batch["logprobs"].null_count for batch in journal.batches(["logprobs"]))
+        counts = {"rollouts": total, "over_context": unscored}
+        journal.publish(counts, **timing, prompt_tokens=journal.counts().get("prompt_tokens", 0))
 
 
 def _teacher_items(
