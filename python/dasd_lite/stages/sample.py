@@ -129,6 +129,9 @@ def sample(
             journal.take_over([trial], counts={} if journal.counts() else read_timing(trial))
         if taken := journal.take_over(map(Path, reuse)):
             note(f"{name}: {taken:,} answers are there already, in folders to reuse")
+        if journal.has_grown and not finish:
+            missing = len(plan) - len(journal.done())
+            note(f"{name}: {len(plan) - missing:,} answers are there, {missing:,} are asked for")
         if finish:
             num_answers, timing = journal.close_as_it_is(), totals(journal, prices)
         else:
