@@ -11,7 +11,7 @@ from tests.recipes import SMALL, write_recipe
 from tests.server import ChatServer
 
 from dasd_lite.data.dataset import read_table
-from dasd_lite.data.journal import stored_keys
+from dasd_lite.data.journal import read_counts, stored_keys
 from dasd_lite.data.manifest import read_manifest, read_timing
 from dasd_lite.data.records import ROLLOUT
 
@@ -377,3 +377,53 @@ def test_clean_takes_only_a_run_and_no_files_of_others(copied, cli):
     assert (aside / "thesis.tex").exists()
     ended = cli("clean", "run/low", "--yes", cwd=copied)
     assert ended.rc == 2 and "holds no run" in ended.stderr
+
+
+def test_rows_that_come_out_the_same_are_not_trained_on_again(tmp_path, cli):
+    """Another reference answer goes through select and pack, and changes no row."""
+    questions = [{"prompt": f"Tom has {n} apples and buys 2 more. How many?", "answer": "0"} for n in range(4)]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in questions))
+    write_recipe(tmp_path, prompts={"path": "questions.jsonl"}, phase=SMALL["phase"][:1])
+    assert cli("run", "run.toml", cwd=tmp_path).rc == 0
+    before = (tmp_path / "run/low/train/manifest.json").stat().st_mtime_ns
+    file.write_text("".join(json.dumps(row | {"answer": "1"}) + "\n" for row in questions))
+    ended = cli("run", "run.toml", cwd=tmp_path)
+    assert ended.rc == 0, ended.stderr
+    kept = read_table(tmp_path / "run/low/select", "kept")
+    assert set(kept["answer"].to_pylist()) == {"1"}
+    assert (tmp_path / "run/low/train/manifest.json").stat().st_mtime_ns == before
+
+
+def test_what_the_trial_spent_counts_whatever_follows(tmp_path, cli):
+    with ChatServer() as server:
+        paid_recipe(tmp_path, server, teacher={"concurrency": 1})
+        rows = [{"prompt": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(20)]
+        (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        ended = cli("run", "run.toml", "teacher.budget={ max_tokens = 200 }", cwd=tmp_path)
+        assert ended.rc == 2 and "budget" in ended.stderr
+        assert "the trial has answers in run/trial/low/sample" in cli("show", "run/low/sample", cwd=tmp_path).stderr
+        shown = cli("check", "run.toml", cwd=tmp_path).stdout
+        there = int(re.search(r"run/low/sample: (\d+) of 40 answers are there", shown)[1])
+        assert there > 0
+        spent = read_counts(tmp_path / "run/trial/low/sample")
+        assert spent["completion_tokens"] > 0
+        assert cli("sample", "run.toml", "--finish", cwd=tmp_path).rc == 0
+        timing = read_timing(tmp_path / "run/low/sample")
+        assert {name: timing[name] for name in spent} == spent, "what the trial has paid"
+        assert read_manifest(tmp_path / "run/low/sample")["counts"]["prompts"] == -(-there // 2)
+
+
+def test_check_refuses_what_run_would(copied, cli):
+    for option, said in (
+        ('reuse=["nowhere"]', "reuse = nowhere: holds no answers or scores of a run"),
+        ("out=run.toml", "is a file; choose another folder"),
+    ):
+        for command in ("check", "run"):
+            ended = cli(command, "run.toml", option, cwd=copied)
+            assert ended.rc == 2 and said in ended.stderr, (command, ended.stderr)
+    (copied / "other" / "low" / "sample").mkdir(parents=True)
+    (copied / "other" / "low" / "sample" / "notes.txt").write_text("mine")
+    for command in ("check", "run"):
+        ended = cli(command, "run.toml", "out=other", cwd=copied)
+        assert ended.rc == 2 and "other/low/sample: has files that dasd-lite did not write" in ended.stderr

@@ -208,6 +208,8 @@ def _logprobs(values: Any) -> npt.NDArray[np.float32]:
         array = np.asarray(values)
     except ValueError:  # lists of several lengths
         array = np.empty(0, dtype=object)
+    if array.ndim == 0:
+        raise _Misfits("log-probabilities are no list", f"logprobs = {str(values)[:40]!r}")
     if array.dtype.kind not in "fiu" and len(array):
         index = next(
             i for i, value in enumerate(values) if isinstance(value, bool) or not isinstance(value, int | float)

@@ -25,10 +25,7 @@ _SQLITE_NEEDS = 64 << 10  # bytes; with less, SQLite often reports "disk I/O err
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
     """Reserve a run folder for this process; a second process gets an error with the pid of the first."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"out = {folder}: cannot create this folder ({error.strerror}); choose another") from None
+    make_folder(folder)
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,6 +38,14 @@ def run_lock(folder: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def make_folder(folder: Path) -> None:
+    """Create the folder of a run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"out = {folder}: cannot create this folder ({error.strerror}); choose another") from None
 
 
 @contextlib.contextmanager

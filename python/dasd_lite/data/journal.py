@@ -26,7 +26,16 @@ from pydantic import BaseModel
 from dasd_lite.data.files import disk_errors, sync_path, write_atomic
 from dasd_lite.data.manifest import Identity, new_state, read_manifest, read_state, read_timing, to_json
 from dasd_lite.data.seeds import digest
-from dasd_lite.data.stored import ORDER, Place, ShardRows, index_by_key, read_names, replace_columns, serves
+from dasd_lite.data.stored import (
+    ORDER,
+    Place,
+    ShardRows,
+    index_by_key,
+    read_columns,
+    read_names,
+    replace_columns,
+    serves,
+)
 from dasd_lite.data.writer import JOURNAL_FILE, FolderWriter
 from dasd_lite.errors import DataError
 
@@ -199,6 +208,8 @@ class Journal(FolderWriter):
         """
         taken = 0
         for folder in folders:
+            if not folder.is_dir():
+                raise DataError(f"reuse: {folder}: no such folder; name one that the same stage wrote")
             missing = set(range(self.total)) - self.done()
             if not missing or folder.resolve() == self.folder.resolve():
                 continue
@@ -270,7 +281,7 @@ class Journal(FolderWriter):
             counts = {**counts, "missing": len(missing)}
         if without := [*missing, *self._left_out()]:
             made_from = self.identity.fingerprint
-            self._state = {"fingerprint": digest(made_from, "without", without), "closed_from": made_from}
+            self.state = {"fingerprint": digest(made_from, "without", without), "closed_from": made_from}
         return super().publish(counts, **timing)
 
     def _left_out(self) -> list[str]:
@@ -358,6 +369,8 @@ def _take_up(folder: Path, identity: Identity, config: BaseModel | None, table: 
     finished, unfinished = folder / "manifest.json", folder / "unfinished.json"
     if finished.exists():
         manifest = read_manifest(folder)
+        for shard in manifest["tables"].get(table, []):
+            read_columns(folder / shard["file"], schema.names[:1])  # raises if it is damaged, before anything changes
         for path in folder.glob(f"{JOURNAL_FILE}*"):  # left by a kill in the middle of this function
             path.unlink()
         with contextlib.closing(_open(folder)) as db, _lasting(db):

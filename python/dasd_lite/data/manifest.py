@@ -132,18 +132,20 @@ def _written_by_stage(path: Path) -> bool:
 def fingerprint(path: Path) -> str:
     """Hash a path: a dataset by its manifest, a model folder or a file by its content."""
     if (path / "manifest.json").exists():
-        return str(read_manifest(path)["fingerprint"])
+        manifest = read_manifest(path)
+        return str(manifest.get("content", manifest["fingerprint"]))
     if path.name == "model" and (path.parent / "manifest.json").exists():  # written by train
         return digest("model", fingerprint(path.parent))
     if path.is_file():
-        return _hash_file(path)
+        return hash_file(path)
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder; if a stage writes it, run that stage first")
     files = [p for p in sorted(path.iterdir()) if p.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt")]
-    return digest([(p.name, _hash_file(p)) for p in files if p.name != "README.txt"])
+    return digest([(p.name, hash_file(p)) for p in files if p.name != "README.txt"])
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """Hash the content of a file."""
     stat = path.stat()
     return _hash_content(path.resolve(), stat.st_size, stat.st_mtime_ns)
 

@@ -70,7 +70,10 @@ def _damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: damaged ({str(error).splitlines()[0]}); remove it to make its rows again") from None
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path}: damaged ({reason}); restore it from a copy, or remove it to make its rows again"
+        ) from None
 
 
 def serves(columns: pa.Table, limit: int | None) -> npt.NDArray[np.bool_]:

@@ -53,7 +53,7 @@ def is_finished(
         CheckpointError: The folder is of another identity; names the differences.
         DataError: The folder holds files that no stage wrote, or is one that the stage reads.
     """
-    _check_place(folder)
+    check_place(folder)
     if folder.resolve() in [path.resolve() for path in identity.folders.values()]:
         raise DataError(f"out = {folder}: {identity.stage} reads this folder; choose another one to write")
     file = state_file(folder)
@@ -117,7 +117,7 @@ def _has_items(journal: Path) -> bool:
         return True
 
 
-def _check_place(folder: Path) -> None:
+def check_place(folder: Path) -> None:
     """Raise DataError if `folder` is no folder and cannot become one."""
     there = next((path for path in (folder, *folder.parents) if path.exists() or path.is_symlink()), None)
     if there is not None and not there.is_dir():
@@ -221,7 +221,7 @@ class FolderWriter:
         self.folder, self.identity, self.config = folder, identity, config
         self._tables: dict[str, list[dict[str, Any]]] = {}
         self._orders: dict[str, str] = {}
-        self._state: dict[str, Any] = {}
+        self.state: dict[str, Any] = {}  # fields of the manifest in place of those that follow from the identity
         self._started = time.perf_counter()
         with disk_errors(folder):
             begin(folder, identity, config)
@@ -254,7 +254,7 @@ class FolderWriter:
                 config=self.config,
                 timing={"seconds": seconds, **timing},
                 orders=self._orders,
-                state=self._state,
+                state=self.state,
             )
 
 

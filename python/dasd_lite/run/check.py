@@ -43,7 +43,7 @@ from dasd_lite.errors import ConfigError, DasdError, DataError, MissingExtraErro
 from dasd_lite.grading import open_grader
 from dasd_lite.inference.custom import load_custom
 from dasd_lite.run.endpoint_check import probe_teacher
-from dasd_lite.run.existing import answers_there, in_the_way, orphans
+from dasd_lite.run.existing import answers_there, in_the_way, orphans, unknown_runs
 from dasd_lite.run.ingest_check import check_ingest, check_logprobs
 from dasd_lite.run.pipeline import plan
 from dasd_lite.run.questions import Questions, overlong
@@ -76,6 +76,7 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
             faults.append(f"prompts.path: {error}")
         except ConfigError:
             pass  # of a model; what follows reports it
+        faults += _no_references(recipe.phase, prompts or ())
         for line in _ungraded(recipe.phase, prompts or ()):
             say_note(line)
     faults += _student(recipe.student, recipe.phase, prompts)
@@ -84,6 +85,7 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
     faults += _budgets(recipe.phase, prompts)
     faults += _packages(recipe)
     faults += _training(recipe, len(prompts or ()))
+    faults += unknown_runs(recipe)
     steps = [] if faults else plan(recipe, questions)
     faults += in_the_way(steps, recipe)
     if faults:
@@ -247,6 +249,13 @@ def _prompt_files(recipe: RecipeConfig, questions: Questions) -> Iterator[str]:
                 f"phase {phase.name!r}: pack.replay_from = {folder}: neither an earlier phase nor a finished folder of"
                 " select"
             )
+
+
+def _no_references(phases: Sequence[Phase], prompts: Sequence[Prompt]) -> Iterator[str]:
+    """Report mixed policy of wrong answers where no answer can be found wrong."""
+    for phase in phases if prompts and all(prompt.answer is None for prompt in prompts) else ():
+        if phase.source == "mix" and phase.mix.rescue == "wrong":
+            yield f"phase {phase.name!r}: mix.rescue = 'wrong' needs reference answers, but no prompt has an `answer`"
 
 
 def _ungraded(phases: Sequence[Phase], prompts: Sequence[Prompt]) -> Iterator[str]:

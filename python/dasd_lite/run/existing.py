@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dasd_lite.config.chain import ASKING, STAGES
+from dasd_lite.config.chain import ASKING, REUSED, STAGES
 from dasd_lite.config.models import CustomTeacher, Endpoint, Prices, result_options
 from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.costs.estimate import format_bytes
@@ -19,7 +19,7 @@ from dasd_lite.data.manifest import read_manifest, read_state, read_timing, stat
 from dasd_lite.data.records import ROLLOUT, TEACHER_TOKENS
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.data.usage import Usage
-from dasd_lite.data.writer import refuse_foreign
+from dasd_lite.data.writer import check_place, refuse_foreign
 from dasd_lite.errors import CheckpointError
 from dasd_lite.inference.backends import model_name
 from dasd_lite.run.questions import Questions
@@ -72,7 +72,14 @@ def refuse_stale(before: Sequence[Step], recipe: RecipeConfig) -> None:
 def in_the_way(steps: Sequence[Step], recipe: RecipeConfig) -> Iterator[str]:
     """Name the first folder of each phase that `run` would refuse."""
     phases = set()
+    check_place(recipe.out)
     for step in steps:
+        if (
+            state_file(step.path) is None
+            and step.path.is_dir()
+            and any(p.suffix != ".tmp" for p in step.path.iterdir())
+        ):
+            yield f"{step.path}: has files that dasd-lite did not write; remove them or choose another out folder"
         if step.phase not in phases and (changed := changed_options(step, recipe)):
             phases.add(step.phase)
             yield (
@@ -84,18 +91,21 @@ def in_the_way(steps: Sequence[Step], recipe: RecipeConfig) -> Iterator[str]:
 def answers_there(recipe: RecipeConfig, steps: Sequence[Step], questions: Questions) -> Iterator[str]:
     """Say of each folder of answers how many of those that are asked for are there."""
     for step in steps:
-        if step.stage == "sample" and recipe.teacher is not None and (recipe.reuse or step.state != "not started"):
+        if step.stage == "sample" and recipe.teacher is not None:
             phase = next(phase for phase in recipe.phase if phase.name == step.phase)
+            runs = (recipe.out, *recipe.reuse)
+            if not (folders := [folder for run in runs for folder in RunFolder(run).stages("sample")]):
+                continue
             prompts = questions.to_sample(recipe)
             identity = sample.sample_identity(prompts, recipe.teacher, phase.sample, recipe.seed)
-            runs = (recipe.out, *recipe.reuse)
-            folders = [folder for run in runs for folder in RunFolder(run).stages("sample")]
             there = {
                 key for folder in folders for key in stored_keys(folder, "rollouts", ROLLOUT, phase.sample.max_tokens)
             }
             total = len(prompts) * phase.sample.num_samples
             missing = sample.missing_answers(prompts, identity, phase.sample.num_samples, there)
             asked = f"{missing:,} will be asked for"
+            if not there and step.state == "not started":
+                continue
             if step.is_finished and read_manifest(step.path).get("closed_from") == identity.fingerprint:
                 asked = f"{missing:,} stay missing until `dasd-lite sample` asks for them"
             yield f"{step.path}: {total - missing:,} of {total:,} answers are there, {asked}"
@@ -109,6 +119,13 @@ def is_answered(recipe: RecipeConfig, stage: StageFolder, questions: Questions) 
     identity = sample.sample_identity(questions.to_sample(recipe), recipe.teacher, phase.sample, recipe.seed)
     manifest = read_state(stage.path / "manifest.json")
     return identity.fingerprint in (manifest["fingerprint"], manifest.get("closed_from"))
+
+
+def unknown_runs(recipe: RecipeConfig) -> Iterator[str]:
+    """Name folders to reuse that hold nothing to reuse."""
+    for run in recipe.reuse:
+        if not any(RunFolder(run).stages(stage) for stage in REUSED):
+            yield f"reuse = {run}: holds no answers or scores of a run; name the `out` folder of one"
 
 
 def orphans(recipe: RecipeConfig) -> list[str]:
@@ -161,7 +178,8 @@ def replaced_folders(run: Path) -> dict[Path, str]:
         DataError: `run` holds no run.
     """
     RunFolder(run).recipe()
-    found = sorted(path for path in (*run.glob("*/*.replaced-*"), *run.glob("trial/*/*.replaced-*")) if path.is_dir())
+    names = (f"{place}/{stage}.replaced-*" for place in ("*", "trial/*") for stage in STAGES)
+    found = sorted(path for name in names for path in run.glob(name) if state_file(path) is not None)
     sizes = {folder: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in found}
     return {
         folder: f"{folder}: {format_bytes(size)}"

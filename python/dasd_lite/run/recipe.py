@@ -6,14 +6,14 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
-from dasd_lite.config.chain import REUSED
 from dasd_lite.config.load import load_recipe
 from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.console import note
 from dasd_lite.data.run_folder import RunFolder
+from dasd_lite.data.writer import check_place
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.run.check import extension_faults
-from dasd_lite.run.existing import orphans, paid_answers_replaced
+from dasd_lite.run.existing import orphans, paid_answers_replaced, unknown_runs
 from dasd_lite.run.pipeline import Outcome, plan, run_steps
 from dasd_lite.run.questions import Questions
 from dasd_lite.run.step import Step
@@ -76,9 +76,9 @@ def run_resolved(
             raise ConfigError(f"nothing was changed; --force would set aside {replaced}; add --yes to agree")
         if replaced:
             note(f"--force sets aside {replaced}")
-    for run in recipe.reuse:
-        if not any(RunFolder(run).stages(stage) for stage in REUSED):
-            raise DataError(f"reuse = {run}: holds no answers or scores of a run; name the `out` folder of one")
+    check_place(recipe.out)
+    if faults := list(unknown_runs(recipe)):
+        raise DataError("\n".join(faults))
     for folder in orphans(recipe) if only_stage is None and only_phase is None else ():
         note(f"{folder}: no phase of this recipe; nothing reads it")
     if not finish:

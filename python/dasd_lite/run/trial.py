@@ -15,7 +15,7 @@ from dasd_lite.config.chain import ASKING
 from dasd_lite.config.models import Endpoint
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.console import say
-from dasd_lite.data.files import write_atomic
+from dasd_lite.data.files import make_folder, write_atomic
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.data.seeds import digest
 from dasd_lite.data.writer import JOURNAL_FILE
@@ -66,7 +66,7 @@ def before_paying(
     faults = probe_teacher(teacher, recipe.phase, prompts)
     if faults:
         raise EndpointError("\n".join(faults))
-    recipe.out.mkdir(parents=True, exist_ok=True)
+    make_folder(recipe.out)
     write_atomic(run.probed, probed)
     if has_begun or only_stage is not None or only_phase is not None:
         return

@@ -26,9 +26,9 @@ from dasd_lite.data.columns import TEACHER_LOGPROBS, Column, read_columns, read_
 from dasd_lite.data.dataset import batches, num_rows
 from dasd_lite.data.files import disk_errors
 from dasd_lite.data.handles import Kept, Rollouts, Rows
-from dasd_lite.data.manifest import identify, read_manifest
+from dasd_lite.data.manifest import hash_file, identify, read_manifest
 from dasd_lite.data.records import DOCUMENT, ROW, TOKEN
-from dasd_lite.data.seeds import check_seed, derive_seed
+from dasd_lite.data.seeds import check_seed, derive_seed, digest
 from dasd_lite.data.writer import ShardWriter, is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.method.packing import Plan, gather_rows, pack_rows
@@ -134,6 +134,10 @@ def pack(
                 for batch in _rows(plan, tokens, documents, columns, schema):
                     writer.write("rows", batch)
                     bar.advance(batch.num_rows)
+            writer.close()
+            # Other answers, but the same rows: what was trained on them stays. The tokenizer is not in the rows.
+            rows = [hash_file(path) for path in sorted(out.glob("rows-*.parquet"))]
+            writer.state = {"content": digest("rows", VERSION, rows, tokenizer, wanted.groups)}
             writer.publish(
                 {
                     "rollouts": len(documents.uids),

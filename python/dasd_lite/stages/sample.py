@@ -19,7 +19,7 @@ from dasd_lite.config.options import with_options
 from dasd_lite.config.stages import SampleConfig
 from dasd_lite.console import label, note
 from dasd_lite.data.handles import Rollouts
-from dasd_lite.data.journal import Journal
+from dasd_lite.data.journal import Journal, read_counts
 from dasd_lite.data.manifest import Identity, identify, read_timing
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import ROLLOUT, Prompt, times_before
@@ -125,15 +125,18 @@ def sample(
 
         name = label(out.parent.name, "sample")
         prices = teacher.prices if isinstance(teacher, Endpoint) else None
-        if trial is not None:
-            journal.take_over([trial], counts={} if journal.counts() else read_timing(trial))
+        if trial is not None and trial.is_dir():
+            spent = {} if journal.counts() else read_counts(trial) or read_timing(trial)
+            journal.take_over([trial], counts=spent)
         if taken := journal.take_over(map(Path, reuse)):
             note(f"{name}: {taken:,} answers are there already, in folders to reuse")
         if journal.has_grown and not finish:
             missing = len(plan) - len(journal.done())
             note(f"{name}: {len(plan) - missing:,} answers are there, {missing:,} are asked for")
+        num_prompts = len(prompts)
         if finish:
             num_answers, timing = journal.close_as_it_is(), totals(journal, prices)
+            num_prompts = len({plan[position].prompt.uid for position in journal.done()})
         else:
             params = SamplingParams(config.temperature, config.top_p, config.top_k, config.min_p)
             timing = collect(
@@ -147,7 +150,7 @@ def sample(
                 used=used,
             )
             num_answers = len(plan)
-        journal.publish({"prompts": len(prompts), "rollouts": num_answers, **prompts.counts}, **timing)
+        journal.publish({"prompts": num_prompts, "rollouts": num_answers, **prompts.counts}, **timing)
     return _noted(Rollouts(out))
 
 

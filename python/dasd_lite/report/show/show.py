@@ -19,7 +19,7 @@ from dasd_lite.config.chain import SOURCES
 from dasd_lite.config.stages import SelectConfig
 from dasd_lite.data.dataset import batches, num_rows, read_row
 from dasd_lite.data.journal import stored_rows
-from dasd_lite.data.manifest import read_manifest
+from dasd_lite.data.manifest import fingerprint, read_manifest
 from dasd_lite.data.metrics import read_metrics
 from dasd_lite.data.records import GRADED, ROLLOUT
 from dasd_lite.data.run_folder import RunFolder, StageFolder
@@ -157,7 +157,7 @@ def _training_rows(train: StageFolder, rows: StageFolder) -> list[str]:
     notes = [f"Its training rows: {rows.path}"]
     if train.is_finished:
         read = read_manifest(train.path)["inputs"].get("rows")
-        if read not in (None, read_manifest(rows.path)["fingerprint"]):
+        if read not in (None, fingerprint(rows.path)):
             notes.append("These rows were packed again later: they are not the rows that this model was trained on.")
     return notes
 
@@ -175,7 +175,8 @@ def _row_totals(counts: Mapping[str, Any]) -> list[str]:
 def _suggestion(folder: Path) -> str:
     """Say why nothing can be shown, and what can be shown below `folder`."""
     if not folder.is_dir():
-        return "no such folder"
+        trial = folder.parents[1] / "trial" / folder.parent.name / folder.name if len(folder.parts) > 2 else folder
+        return f"no such folder; the trial has answers in {trial}" if trial.is_dir() else "no such folder"
     below = sorted(path.parent for path in folder.glob("**/manifest.json") if path.parent != folder)
     names = [str(path) for path in below if (path / "metrics.jsonl").exists() or read_manifest(path)["tables"]]
     if not names:
