@@ -1,6 +1,7 @@
 """Log-probabilities that come with answers: the published pair, other sources, and a run's own rollouts."""
 
 import json
+import shutil
 from collections import Counter
 from itertools import pairwise
 
@@ -120,12 +121,26 @@ def test_the_tokenizer_is_the_teacher_s_unless_another_is_named(published, tmp_p
         ingest(config=config_of(published, logprobs=[str(tmp_path / "gone")]), out=tmp_path / "gone")
 
 
-def test_another_tokenizer_or_other_log_probabilities_are_another_configuration(published, tmp_path):
-    ingest(config=config_of(published), out=tmp_path / "ingest")
-    other = tmp_path / "other.jsonl"
-    other.write_text(published.logprobs.read_text().replace("nobody", "no-one"))
-    with pytest.raises(CheckpointError, match=r"inputs\.logprobs\.0"):
-        ingest(config=config_of(published, logprobs=[str(other)]), out=tmp_path / "ingest")
+def test_changed_log_probabilities_are_read_again_and_another_tokenizer_is_refused(published, tmp_path):
+    paths = {"logprobs": [str(tmp_path / "l.jsonl")]}
+    (tmp_path / "l.jsonl").write_text(published.logprobs.read_text())
+    ingest(config=config_of(published, **paths), out=tmp_path / "ingest")
+    uuid = published.uuid(CASES[0])
+    changed = published.rows[uuid] | {"logprobs": [-0.125] * len(published.rows[uuid]["logprobs"])}
+    (tmp_path / "l.jsonl").write_text(json.dumps(changed))
+    result = ingest(config=config_of(published, **paths), out=tmp_path / "ingest")
+    assert rollouts(tmp_path / "ingest")[uuid]["logprobs"] == changed["logprobs"]
+    assert (result.counts["logprobs"]["aligned"], result.counts["rollouts"]) == (1, len(CASES))
+    (tmp_path / "a.jsonl").write_text(published.sft.read_text().replace(FINAL, "The sum is 8."))
+    assert ingest(config=config_of(published, paths=[str(tmp_path / "a.jsonl")], **paths), out=tmp_path / "ingest")
+    assert rollouts(tmp_path / "ingest")[uuid]["completion"] == CASES[0].output.replace(FINAL, "The sum is 8.")
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(published.tokenizer, tokenizer)
+    given = json.loads((tokenizer / "tokenizer.json").read_text())
+    given["model"]["merges"].pop()
+    (tokenizer / "tokenizer.json").write_text(json.dumps(given))
+    with pytest.raises(CheckpointError, match="tokenizer has changed"):
+        ingest(config=config_of(published, tokenizer=str(tokenizer), **paths), out=tmp_path / "ingest")
 
 
 def entries(pieces):
@@ -191,4 +206,6 @@ def test_a_teacher_that_scores_ingested_answers_reads_their_text_not_their_ids(f
         config = ScoreConfig(by="teacher")
         score(tmp_path / name / "ingest", student, config, out=tmp_path / name / "score", teacher=teacher)
     right, wrong = (read_table(tmp_path / name / "score", "scores").to_pylist() for name in ("right", "wrong"))
+    keys = [[row.pop("key") for row in rows] for rows in (right, wrong)]
+    assert all(one != other for one, other in zip(*keys, strict=True)), "a key is a hash of the ids too"
     np.testing.assert_equal(wrong, right)

@@ -37,7 +37,7 @@ from dasd_lite.data.writer import ShardWriter, is_finished
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.inference import Sampler
 
-VERSION = 4  # 3 removed tags in the midst of an answer, and took the columns of a run's own rollouts for those of others
+VERSION = 4  # 3 removed tags amid an answer, and read a run's own rollouts and worked solutions as others
 _READ_AGAIN = ("config.limit", "inputs.paths", "inputs.logprobs")  # by themselves, since it costs nothing
 _BATCH = 256
 
