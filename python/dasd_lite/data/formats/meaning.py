@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from dasd_lite.config.reading import Columns, Reading
+from dasd_lite.config.reading import Reading
 from dasd_lite.data.formats.conversation import Turn, content_of, read_messages, shown
 from dasd_lite.data.formats.layout import Getter, Layout, getter, layout_of
+from dasd_lite.data.formats.reference import after_hashes, ends_in_hashes, marked
 from dasd_lite.data.formats.row import TOKEN_COLUMNS, Answer, Fault, LeftOut, Row
 from dasd_lite.data.formats.thinking import join
 from dasd_lite.data.records import Message
@@ -43,6 +44,7 @@ class Meaning:
         self._unread: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
         self.rewritten: Counter[str] = Counter()
+        self.num_solutions = 0  # whose end is the reference answer
 
     def read(self, where: str, row: Mapping[str, Any]) -> Row:
         """Return what a row means.
@@ -77,7 +79,7 @@ class Meaning:
             uid=_text(found.uid(row), found.columns.uid),
             prompt_uid=_text(found.prompt_uid(row), found.columns.prompt_uid),
             domain=_text(found.domain(row), found.columns.domain),
-            answer=_reference(found.answer(row), found.columns),
+            answer=self._reference(found, row),
         )
 
     @property
@@ -161,6 +163,27 @@ class Meaning:
                 f"has different questions in {first} and {other}; name the one to read: columns = {{ prompt ="
                 f" {shape.prompt_paths[0]!r} }}, or a format"
             )
+
+    def _reference(self, shape: _Shape, row: Mapping[str, Any]) -> str | None:
+        """Return the reference answer; of a worked solution only the answer in it, which is counted."""
+        text = _text(shape.answer(row), shape.columns.answer)
+        if text is None or text in shape.columns.no_answer:
+            return None
+        answer: str | None = text
+        match shape.layout.reference:
+            case "after ####":
+                answer = after_hashes(text)
+                if answer is None:
+                    raise Fault(
+                        f"{shape.columns.answer} = {shown(text)}; in this format the answer follows a last '####';"
+                        " without it, leave format out"
+                    )
+            case "marked or as it is":
+                answer = marked(text) or text
+            case None if ends_in_hashes(text):
+                answer = after_hashes(text)
+        self.num_solutions += answer != text
+        return answer
 
     # --- the answers
 
@@ -297,11 +320,6 @@ def _text(value: Any, path: str | None) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or value != value:
         raise Fault(f"{path} = {shown(value)}; it must be text or a number")
     return str(value)
-
-
-def _reference(value: Any, columns: Columns) -> str | None:
-    text = _text(value, columns.answer)
-    return None if text in columns.no_answer else text
 
 
 def _decoded(value: bytes, path: str) -> str:

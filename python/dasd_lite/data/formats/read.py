@@ -166,5 +166,10 @@ class RowFiles:
             self._notes.append(f"{file.name}: not read: {listed(each)}, of {read:,} rows")
         for tag, number in (+meaning.rewritten).items():
             self._notes.append(f"{file.name}: {tag} became <think> or was removed in {number:,} answers")
+        if meaning.num_solutions:
+            self._notes.append(
+                f"{file.name}: the reference is a solution in {meaning.num_solutions:,} rows; only the answer at its"
+                " #### or in its \\boxed{…} is kept"
+            )
         for reason, number in meaning.left_out.items():
             self._notes.append(f"{file.name}: {number:,} left out: {reason}")
