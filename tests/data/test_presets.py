@@ -67,7 +67,6 @@ CASES = {
             }
         ],
         [("q", [T + "5"], "5", "math", "r1")],
-        ["index, prefix_bytes"],
         is_recognized=True,
     ),
     "verl": Case(

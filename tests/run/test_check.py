@@ -127,6 +127,14 @@ def test_check_knows_what_answers_without_log_probabilities_cannot_be_used_for(s
     assert cli("check", "run.toml", *teacher, cwd=tmp_path).rc == 0
 
 
+def test_check_knows_that_mixed_answers_have_log_probabilities_of_the_teacher_s_part_alone(small_recipe, tmp_path, cli):
+    own = {"prompt_uid": "q", "messages": [{"role": "user", "content": "q"}], "completion": "<think>a</think>b"}
+    tokens = {"logprobs": [-0.5], "token_bytes": [1]}
+    have(tmp_path, small_recipe, own | tokens | {"uid": "1", "prefix_bytes": 16}, rule="count")
+    ended = cli("check", "run.toml", cwd=tmp_path)
+    assert ended.rc == 2 and "needs log-probabilities, which 1 of 1 answers lack" in ended.stderr
+
+
 def test_check_knows_that_no_answer_thinks(small_recipe, tmp_path, cli):
     have(tmp_path, small_recipe, GOOD | {"output": "c"})
     assert cli("check", "run.toml", cwd=tmp_path).rc == 0

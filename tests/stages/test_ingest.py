@@ -125,6 +125,7 @@ def test_of_a_folder_that_has_grown_the_table_is_taken_not_what_lies_in_its_shar
     assert sum(pq.read_metadata(path).num_rows for path in folder.glob("rollouts-*.parquet")) == 4
     ingest.ingest(folder, out=tmp_path / "again")
     rows = read_table(tmp_path / "again", "rollouts").to_pylist()
+    assert rows == read_table(folder, "rollouts").to_pylist()
     assert [(row["uid"], row["completion"], row["answer"]) for row in rows] == [
         ("b", "<think>b</think> all of it", "new"),
         ("c", "<think>c</think> all of it", "new"),

@@ -29,7 +29,7 @@ class _Content:
     is_read_to_the_end: bool = True
     answers: int = 0
     with_thinking: int = 0
-    with_tokens: int = 0
+    with_tokens: int = 0  # for all of the answer, not only for what the teacher wrote behind a prefix
     prompts: set[str] = field(default_factory=set)
     domains: set[str] = field(default_factory=set)
     first: str = ""  # a line about the first rows
@@ -69,7 +69,7 @@ def _read(phase: Phase, system: str | None, seconds: float) -> _Content:
         content.domains.add(prompt.domain)
         content.answers += len(row.answers)
         content.with_thinking += sum("</think>" in answer.completion for answer in row.answers)
-        content.with_tokens += sum(bool(answer.tokens) for answer in row.answers)
+        content.with_tokens += sum(bool(answer.tokens) and not answer.prefix_bytes for answer in row.answers)
         answered += row.answer is not None
         if number <= _FIRST:
             content.first = (

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from dasd_lite.config.reading import Columns, Reading, Role, parse_path
 from dasd_lite.data.formats.conversation import ROLES, THINKING, listed, role_of, shown
 from dasd_lite.data.formats.presets import PRESETS, Format, Reference
-from dasd_lite.data.formats.row import TOKEN_COLUMNS, Fault
+from dasd_lite.data.formats.row import OWN_COLUMNS, OWN_FORMAT, TOKEN_COLUMNS, Fault
 
 Getter: TypeAlias = Callable[[Mapping[str, Any]], Any]
 
@@ -77,6 +77,7 @@ def layout_of(reading: Reading, present: Collection[str], filled: Collection[str
         columns = _merged(PRESETS.get(name, Format(Columns())).columns, columns)
         name = "" if name == "auto" else name
     used = {parse_path(path)[0] for path in paths_of(columns)} | {*columns.ignore, *same_question, *same_completion}
+    used |= set(OWN_COLUMNS) if answers and name == OWN_FORMAT else set()
     unread = tuple(column for column in filled if column not in used and not (answers and column == "weight"))
     changes = (*_CHANGES_QUESTION, *_CHANGES_ANSWER) if answers else _CHANGES_QUESTION
     if changed := [column for column in unread if column in changes]:

@@ -16,7 +16,7 @@ from dasd_lite.config.reading import Reading
 from dasd_lite.data.formats.conversation import Turn, content_of, read_messages, shown
 from dasd_lite.data.formats.layout import Getter, Layout, getter, layout_of
 from dasd_lite.data.formats.reference import after_hashes, ends_in_hashes, marked
-from dasd_lite.data.formats.row import TOKEN_COLUMNS, Answer, Fault, LeftOut, Row
+from dasd_lite.data.formats.row import OWN_COLUMNS, OWN_FORMAT, TOKEN_COLUMNS, Answer, Fault, LeftOut, Row
 from dasd_lite.data.formats.thinking import join
 from dasd_lite.data.records import Message
 
@@ -212,17 +212,19 @@ class Meaning:
         for each, kept, reason in zip(turns, keep, reasons, strict=True):
             if not isinstance(kept, bool | int):
                 raise Fault(f"{shape.columns.keep} = {shown(kept)}; it must be true or false")
-            completion, tag = join(each.thinking, each.content)
+            is_own = shape.layout.name == OWN_FORMAT and not each.thinking
+            completion, tag = (each.content, "") if is_own else join(each.thinking, each.content)
+            own = _own(row, completion) if is_own else None
             if not kept or not each.is_trained:
                 self.left_out["weight = 0" if kept else f"{shape.columns.keep} = false"] += 1
-            elif not completion or completion.isspace():
+            elif own is None and (not completion or completion.isspace()):
                 if len(turns) == 1:
                     raise Fault("has an empty answer")
                 self.left_out["empty answers"] += 1
             else:
                 self.rewritten[tag] += bool(tag)
                 finish = _text(reason, shape.columns.finish_reason) or "unknown"
-                answers.append(Answer(completion, finish, each.thinking, each.content, tokens))
+                answers.append(Answer(completion, finish, each.thinking, each.content, tokens, own))
         if not answers:
             raise LeftOut
         return tuple(answers)
@@ -320,6 +322,18 @@ def _text(value: Any, path: str | None) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or value != value:
         raise Fault(f"{path} = {shown(value)}; it must be text or a number")
     return str(value)
+
+
+def _own(row: Mapping[str, Any], completion: str) -> dict[str, int | None]:
+    """Return what only rows of a stage have."""
+    own = {name: row.get(name) for name in OWN_COLUMNS}
+    for name, value in own.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise Fault(f"{name} = {shown(value)}; it must be a whole number of at least 0")
+    text, prefix = completion.encode(), own["prefix_bytes"] or 0
+    if prefix > len(text) or (prefix < len(text) and text[prefix] & 0xC0 == 0x80):  # inside a character
+        raise Fault(f"prefix_bytes = {prefix}; it must be where a character of the {len(text):,} bytes ends")
+    return own
 
 
 def _decoded(value: bytes, path: str) -> str:
