@@ -395,3 +395,15 @@ def test_whatever_is_aligned_adds_up(chat, thought, answer, form, drop):
         if has:
             piece = chat.piece(token_id)
             assert piece.strip() in part or part.strip() in piece, (piece, part)
+
+
+def test_tokens_that_begin_behind_a_prefix(chat):
+    prefix, rest = TEXT[:20], TEXT[20:]
+    ids = chat.encode(rest).tolist()
+    tokens = {"token_ids": ids, "logprobs": logprobs_of(ids)}
+    result = Aligner(chat).align(TEXT, tokens, len(prefix.encode()))
+    assert spelled_by(result, rest) == [b"", *(chat.piece(i) for i in ids)]
+    assert isinstance(Aligner(chat).align(TEXT, tokens), Misfit), "the answer's beginning has no tokens"
+    size = len(rest.encode())
+    with_gap = Aligner(chat).align(f"{prefix}\n{rest}", tokens, len(prefix.encode()))
+    assert with_gap == Misfit("the tokens spell another text", f"tokens spell {size} bytes, the text has {size + 1}")

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import random
+import shutil
 from decimal import Decimal
 
 import numpy as np
@@ -15,6 +16,7 @@ from dasd_lite.config.reading import Columns, Reading
 from dasd_lite.data.formats.containers import rows_of
 from dasd_lite.data.formats.read import RowFiles
 from dasd_lite.data.formats.sources import find
+from dasd_lite.data.manifest import fingerprint
 from dasd_lite.errors import DataError
 
 ROWS = [{"prompt": f'q{i} é漢🙂\n"x", y', "output": f"a{i}"} for i in range(600)]
@@ -139,6 +141,34 @@ def test_the_fingerprint_of_a_place_is_that_of_its_files(tmp_path):
     assert len({both, find(str(a)).fingerprint, find(str(b)).fingerprint}) == 3
     write(b, ROWS[2:3])
     assert find(str(tmp_path)).fingerprint != both
+
+
+def test_a_folder_that_a_stage_wrote_is_one_place(finished, tmp_path):
+    low = finished / "run" / "low"
+    source = find(str(low / "sample"))
+    assert [file.path for file in source.files] == [low / "sample"]
+    assert source.fingerprint == fingerprint(low / "sample")
+    with pytest.raises(DataError, match=r"low/select: has kept, rejected; name the folder of sample, ingest or mix"):
+        find(str(low / "select"))
+    shutil.copytree(low / "sample", tmp_path / "sample")
+    shard = tmp_path / "sample" / "rollouts-00000.parquet"
+    assert texts(shard) == texts(tmp_path / "sample")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert "rollouts-00000.parquet: has " in refusal(tmp_path / "sample")[0]
+    shard.unlink()
+    assert "rollouts-00000.parquet: is missing; the manifest says " in refusal(tmp_path / "sample")[0]
+    (tmp_path / "sample" / "manifest.json").rename(tmp_path / "sample" / "unfinished.json")
+    with pytest.raises(DataError, match="sample: the folder is unfinished; run its stage again"):
+        find(str(tmp_path / "sample"))
+
+
+def test_a_manifest_of_another_kind_makes_no_folder_of_a_stage(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text('{"name": "mine"}')
+    write(tmp_path / "data" / "rollouts-1.jsonl", [{"prompt": "q", "output": "a"}])
+    with pytest.raises(DataError, match=r"data: has files that end in \.json, \.jsonl; name one kind"):
+        find(str(tmp_path / "data"))
+    assert texts(tmp_path / "data" / "*.jsonl") == [("q", "a")]
 
 
 # --- faults ---------------------------------------------------------------------------------------------

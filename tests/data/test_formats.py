@@ -236,6 +236,13 @@ def test_a_row_is_read_by_the_names_of_its_columns(read, form):
         ("[THINK]a[/THINK]5", "<think>\na\n</think>\n\n5"),
         ("[THINK]a", "<think>\na"),
         ("Say [THINK]a[/THINK]", "Say [THINK]a[/THINK]"),
+        ("<think>a</think> <answer>4</answer> more", "<think>a</think> <answer>4</answer> more"),
+        ("<think>a</think><final>4</final><final>5</final>", "<think>a</think><final>4</final><final>5</final>"),
+        (
+            "<|begin_of_thought|>a<|end_of_thought|><|begin_of_solution|>4<|end_of_solution|> trailing",
+            "<|begin_of_thought|>a<|end_of_thought|><|begin_of_solution|>4<|end_of_solution|> trailing",
+        ),
+        ("<|begin_of_thought|>a<|end_of_thought|><|begin_of_solution|>4", "<think>\na\n</think>\n\n4"),
     ],
 )
 def test_tags_of_other_tools_become_think(text, right):
@@ -252,6 +259,7 @@ def test_thinking_beside_an_answer_is_joined_as_replies_of_servers_are():
         assert join(thinking, content or "")[0] == reply
     assert join("a", "<think>a</think>5") == ("<think>a</think>5", "")
     assert join("a", "<answer>5</answer>") == ("<think>\na\n</think>\n\n5", "<answer>")
+    assert join("a", "<answer>5</answer> b") == ("<think>\na\n</think>\n\n<answer>5</answer> b", "")
 
 
 def test_what_else_a_row_says(read):

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from tests.grown import grown
 
 from dasd_lite.data.dataset import read_table
 from dasd_lite.data.formats.sources import _matching
@@ -131,6 +132,16 @@ def test_the_commit_of_questions_is_in_the_manifest(hub, tmp_path, small_recipe,
     assert done.rc == 0, done.stderr
     counts = read_manifest(tmp_path / "run" / "low" / "sample")["counts"]
     assert counts["prompts_from"] == f"hf://datasets/ORG/SET@{NEW}/data/*.jsonl"
+
+
+def test_a_folder_of_a_stage_on_the_hub_is_its_table(ingest, tmp_path, monkeypatch):
+    folder = grown(tmp_path / "grown")
+    for path in folder.iterdir():
+        monkeypatch.setitem(FILES[NEW], f"runs/sample/{path.name}", path.read_bytes())
+    done = ingest("hf://datasets/ORG/SET/runs/sample")
+    assert done.rc == 0, done.stderr
+    assert questions(tmp_path) == ["b", "c"]
+    assert f"hf://datasets/ORG/SET@{NEW[:12]}/runs/sample: read as 'rollouts'" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,10 @@ import pytest
 from dasd_lite.config.reading import FORMATS, Reading
 from dasd_lite.data.formats.presets import PRESETS
 from dasd_lite.data.formats.read import RowFiles
+from dasd_lite.data.prompts import read_prompts
 from dasd_lite.data.records import ROLLOUT
+from dasd_lite.errors import DataError
+from dasd_lite.grading.math import grade
 
 
 @dataclass
@@ -64,7 +67,6 @@ CASES = {
             }
         ],
         [("q", [T + "5"], "5", "math", "r1")],
-        ["index, prefix_bytes"],
         is_recognized=True,
     ),
     "verl": Case(
@@ -249,8 +251,12 @@ CASES = {
         is_recognized=True,
     ),
     "s1k": Case(
-        [{"solution": "5", "question": "q", "cot": None, "thinking_trajectories": ["It is."], "attempt": "5"}],
-        [("q", [T + "5"], "5", None, None)],
+        [
+            {"solution": solution, "question": "q", "cot": None, "thinking_trajectories": ["It is."], "attempt": "5"}
+            for solution in ("5", "So $\\boxed{\\frac{1}{2}}$ is it.", "#### Part 1\n5 apples.", "It is 7.\n#### 7")
+        ],
+        [("q", [T + "5"], answer, None, None) for answer in ("5", "\\frac{1}{2}", "#### Part 1\n5 apples.", "7")],
+        ["the reference is a solution in 2 rows"],
         is_recognized=True,
     ),
     "s1k-1.1": Case(
@@ -275,13 +281,17 @@ CASES = {
         [("q", ["<think>a</think>b"], None, None, "i")],
         ["not read: dataset_source"],
     ),
-    "gsm8k": Case([{"question": "q", "answer": "1+1=2\n#### 2"}], [("q", [], "1+1=2\n#### 2", None, None)]),
+    "gsm8k": Case(
+        [{"question": "q", "answer": "1+1=<<1+1=2>>2\n#### 2"}],
+        [("q", [], "2", None, None)],
+        ["the reference is a solution in 1 rows; only the answer at its ####"],
+    ),
 }
 QUESTIONS_ONLY = {"verl", "numinamath", "gsm8k"}
 
 
-def read(path, name, **options):
-    files = RowFiles([str(path)], Reading(format=name, **options), answers=options.pop("answers", True))
+def read(path, name, *, answers=True):
+    files = RowFiles([str(path)], Reading(format=name), answers=answers)
     rows = list(files)
     return rows, files.finish()
 
@@ -313,6 +323,46 @@ def test_a_look_alike_of_each_set(tmp_path, name, container):
             for column in ("uuid", "output", "generations"):
                 assert f"not read: {column}" not in notes
         assert (f"read as {name!r}" in notes) == (format_name == "auto")
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "auto"])
+def test_a_right_answer_to_a_question_of_gsm8k_is_graded_right(tmp_path, name):
+    path = tmp_path / "f.jsonl"
+    solutions = ["2 + 2 = <<2+2=4>>4 apples.\nNot #### 3.\n#### 4", "It is.\n#### 1,234"]
+    rows = [json.dumps({"question": f"q{n}", "answer": solution}) for n, solution in enumerate(solutions)]
+    path.write_text("\n".join(rows))
+    four, many = (prompt.answer for prompt in read_prompts(path, format=name))
+    assert grade(r"<think>a</think>It is \boxed{4}.", four).verdict == "right"
+    assert grade(r"<think>a</think>It is \boxed{3}.", four).verdict == "wrong"
+    assert grade(r"<think>a</think>It is \boxed{1234}.", many).verdict == "right"
+
+
+def test_a_solution_of_gsm8k_without_its_mark_is_a_fault(tmp_path):
+    path = tmp_path / "f.jsonl"
+    for answer in ("4", "It is 4.\n####"):
+        path.write_text(json.dumps({"question": "q", "answer": answer}))
+        with pytest.raises(DataError, match=r"f\.jsonl:1: answer = '.*4.*'; in this format the answer follows a last"):
+            read(path, "gsm8k", answers=False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("4", "4"),
+        ("#### 4", "4"),
+        ("x = 1\n#### the end\ny = 2", "x = 1\n#### the end\ny = 2"),
+        (r"\boxed{4}", r"\boxed{4}"),
+        ("It is 4.\n#### 4\n", "4"),
+    ],
+)
+def test_a_reference_that_is_found_by_its_name_is_cut_only_if_its_last_line_marks_the_answer(tmp_path, answer, right):
+    path = tmp_path / "f.jsonl"
+    path.write_text(json.dumps({"question": "q", "answer": answer}))
+    files = RowFiles([str(path)], Reading(), answers=False)
+    assert [row.answer for row in files] == [right]
+    assert len(files.finish()) == (answer != right), "it is said"
+    files = RowFiles([str(path)], Reading(columns={"answer": "answer"}), answers=False)
+    assert [row.answer for row in files] == [answer], "as the user's own map has it"
 
 
 def test_the_system_message_of_openthoughts_is_read(tmp_path):

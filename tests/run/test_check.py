@@ -127,11 +127,35 @@ def test_check_knows_what_answers_without_log_probabilities_cannot_be_used_for(s
     assert cli("check", "run.toml", *teacher, cwd=tmp_path).rc == 0
 
 
+def test_check_knows_that_mixed_answers_have_log_probabilities_of_the_teacher_s_part_alone(small_recipe, tmp_path, cli):
+    own = {"prompt_uid": "q", "messages": [{"role": "user", "content": "q"}], "completion": "<think>a</think>b"}
+    tokens = {"logprobs": [-0.5], "token_bytes": [1]}
+    have(tmp_path, small_recipe, own | tokens | {"uid": "1", "prefix_bytes": 16}, rule="count")
+    ended = cli("check", "run.toml", cwd=tmp_path)
+    assert ended.rc == 2 and "needs log-probabilities, which 1 of 1 answers lack" in ended.stderr
+
+
 def test_check_knows_that_no_answer_thinks(small_recipe, tmp_path, cli):
     have(tmp_path, small_recipe, GOOD | {"output": "c"})
     assert cli("check", "run.toml", cwd=tmp_path).rc == 0
     ended = cli("check", "run.toml", "select.require_think=true", cwd=tmp_path)
     assert ended.rc == 2 and "rejects every answer: none has <think>…</think>" in ended.stderr
+
+
+def test_a_budget_for_a_domain_that_no_answer_has(small_recipe, tmp_path, cli):
+    rows = [GOOD | {"prompt": f"q{i}", "domain": domain} for i, domain in enumerate(("math", "code", None))]
+    path = have(tmp_path, small_recipe, *rows)
+    assert cli("check", path.name, "select.budget={ math = 1, code = 1, all = 1 }", cwd=tmp_path).rc == 0
+    ended = cli("check", path.name, "select.budget={ maths = 1, code = 1 }", cwd=tmp_path)
+    assert (ended.rc, ended.stderr) == (
+        2,
+        "dasd-lite: phase 'have': select.budget: no answer has the domain 'maths'; the domains are all, code, math\n",
+    )
+    recipe = load_recipe(path, ["select.budget={ code = 1 }", "ingest.limit=1"])
+    assert list(check_ingest(recipe.phase, None)) == [], "the stage may read further, to the next domain"
+    many = have(tmp_path, small_recipe, *(GOOD | {"prompt": f"q{i}"} for i in range(200)))
+    recipe = load_recipe(many, ["select.budget={ code = 1 }"])
+    assert list(check_ingest(recipe.phase, None, seconds=0.0)) == [], "not all of the file was read"
 
 
 def test_a_long_file_of_answers_is_read_in_part(small_recipe, tmp_path, capsys):

@@ -2,13 +2,16 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
+from tests.grown import grown
 from tests.server import ChatServer
 
 from dasd_lite.config.models import Endpoint, Transformers
 from dasd_lite.config.stages import IngestConfig, ScoreConfig
 from dasd_lite.data.dataset import read_table
-from dasd_lite.data.manifest import read_manifest
+from dasd_lite.data.manifest import fingerprint, read_manifest
+from dasd_lite.data.seeds import digest
 from dasd_lite.errors import DataError
 from dasd_lite.stages import ingest, score, select
 from dasd_lite.stages.mix import _teacher_chat, _with_room
@@ -114,6 +117,20 @@ def test_rollouts_of_a_stage_are_taken_as_they_are(run, tmp_path):
     rows = run([{"input": "q", "output": str(n), "domain": "math", "answer": 5} for n in range(3)])
     ingest.ingest(tmp_path / "ingest", out=tmp_path / "again")
     assert read_table(tmp_path / "again", "rollouts").to_pylist() == rows
+
+
+def test_of_a_folder_that_has_grown_the_table_is_taken_not_what_lies_in_its_shards(tmp_path):
+    """A question less, another reference answer, and an answer that was cut off and made again under one uid."""
+    folder = grown(tmp_path / "grown")
+    assert sum(pq.read_metadata(path).num_rows for path in folder.glob("rollouts-*.parquet")) == 4
+    ingest.ingest(folder, out=tmp_path / "again")
+    rows = read_table(tmp_path / "again", "rollouts").to_pylist()
+    assert rows == read_table(folder, "rollouts").to_pylist()
+    assert [(row["uid"], row["completion"], row["answer"]) for row in rows] == [
+        ("b", "<think>b</think> all of it", "new"),
+        ("c", "<think>c</think> all of it", "new"),
+    ]
+    assert read_manifest(tmp_path / "again")["inputs"] == {"paths": digest([fingerprint(folder)])}
 
 
 def test_log_probabilities_are_not_passed_over_in_silence(run, capsys):

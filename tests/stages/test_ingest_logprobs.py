@@ -1,6 +1,7 @@
 """Log-probabilities that come with answers: the published pair, other sources, and a run's own rollouts."""
 
 import json
+import shutil
 from collections import Counter
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from dasd_lite.config.models import Endpoint, Transformers
 from dasd_lite.config.stages import IngestConfig, ScoreConfig
 from dasd_lite.data.dataset import read_table
 from dasd_lite.data.manifest import read_manifest
+from dasd_lite.data.records import ROLLOUT
 from dasd_lite.errors import CheckpointError, ConfigError, DataError
 from dasd_lite.stages.ingest import ingest
 from dasd_lite.stages.score import score
@@ -120,12 +122,26 @@ def test_the_tokenizer_is_the_teacher_s_unless_another_is_named(published, tmp_p
         ingest(config=config_of(published, logprobs=[str(tmp_path / "gone")]), out=tmp_path / "gone")
 
 
-def test_another_tokenizer_or_other_log_probabilities_are_another_configuration(published, tmp_path):
-    ingest(config=config_of(published), out=tmp_path / "ingest")
-    other = tmp_path / "other.jsonl"
-    other.write_text(published.logprobs.read_text().replace("nobody", "no-one"))
-    with pytest.raises(CheckpointError, match=r"inputs\.logprobs\.0"):
-        ingest(config=config_of(published, logprobs=[str(other)]), out=tmp_path / "ingest")
+def test_changed_log_probabilities_are_read_again_and_another_tokenizer_is_refused(published, tmp_path):
+    paths = {"logprobs": [str(tmp_path / "l.jsonl")]}
+    (tmp_path / "l.jsonl").write_text(published.logprobs.read_text())
+    ingest(config=config_of(published, **paths), out=tmp_path / "ingest")
+    uuid = published.uuid(CASES[0])
+    changed = published.rows[uuid] | {"logprobs": [-0.125] * len(published.rows[uuid]["logprobs"])}
+    (tmp_path / "l.jsonl").write_text(json.dumps(changed))
+    result = ingest(config=config_of(published, **paths), out=tmp_path / "ingest")
+    assert rollouts(tmp_path / "ingest")[uuid]["logprobs"] == changed["logprobs"]
+    assert (result.counts["logprobs"]["aligned"], result.counts["rollouts"]) == (1, len(CASES))
+    (tmp_path / "a.jsonl").write_text(published.sft.read_text().replace(FINAL, "The sum is 8."))
+    assert ingest(config=config_of(published, paths=[str(tmp_path / "a.jsonl")], **paths), out=tmp_path / "ingest")
+    assert rollouts(tmp_path / "ingest")[uuid]["completion"] == CASES[0].output.replace(FINAL, "The sum is 8.")
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(published.tokenizer, tokenizer)
+    given = json.loads((tokenizer / "tokenizer.json").read_text())
+    given["model"]["merges"].pop()
+    (tokenizer / "tokenizer.json").write_text(json.dumps(given))
+    with pytest.raises(CheckpointError, match="tokenizer has changed"):
+        ingest(config=config_of(published, tokenizer=str(tokenizer), **paths), out=tmp_path / "ingest")
 
 
 def entries(pieces):
@@ -173,6 +189,84 @@ def test_a_run_s_own_rollouts_come_back_unchanged_and_score_the_same(finished, d
     np.testing.assert_equal(scores[1], scores[0])
 
 
+def test_mixed_answers_of_a_run_come_back_unchanged_the_student_s_part_as_the_student_s(finished, tmp_path):
+    mixed = finished / "run" / "mixed" / "mix"
+    result = ingest(mixed, out=tmp_path / "ingest")
+    before, after = (read_table(folder, "rollouts").to_pylist() for folder in (mixed, tmp_path / "ingest"))
+    assert after == before
+    assert all(row["prefix_bytes"] > 0 and row["num_tokens"] and row["max_tokens"] for row in after)
+    assert result.counts["logprobs"] == {"aligned": len(before), "reasons": {}}
+
+
+OWN = {
+    "prompt_uid": "q",
+    "messages": [{"role": "user", "content": "q"}],
+    "domain": "all",
+    "answer": None,
+    "completion": "<think>So</think> 7",
+    "finish_reason": "stop",
+    "prefix_bytes": 0,
+    "num_tokens": 3,
+    "max_tokens": 9,
+    "token_ids": None,
+    "logprobs": None,
+    "token_bytes": None,
+}
+
+
+def write_own(path, *rows):
+    own = [OWN | {"uid": str(n), "index": n} | row for n, row in enumerate(rows)]
+    pq.write_table(pa.Table.from_pylist(own, schema=ROLLOUT), path)
+    return own
+
+
+def test_whatever_a_stage_writes_comes_back_unchanged(tmp_path):
+    """Tags as they are, the same text twice, answers that were left out after errors, tokens without some columns."""
+    left_out = {"completion": "", "finish_reason": "error", "num_tokens": None, "logprobs": [], "token_bytes": []}
+    rows = write_own(
+        tmp_path / "a.parquet",
+        {"completion": "<think>a</think> <answer>4</answer>"},
+        {"index": 5},
+        {"uid": "twice"},
+        left_out,
+        left_out,
+        {"completion": "é🙂ü", "prefix_bytes": 6, "logprobs": [-0.5, -0.25], "token_bytes": [2, 0]},
+        {"completion": "é🙂ü", "prefix_bytes": 2, "token_ids": [4]},
+        {"completion": " 7", "prefix_bytes": 2, "logprobs": [-0.5], "token_bytes": [0], "token_ids": [1]},
+    )
+    result = ingest(tmp_path / "a.parquet", out=tmp_path / "ingest")
+    assert read_table(tmp_path / "ingest", "rollouts").to_pylist() == rows
+    assert "duplicates" not in result.counts
+    twice = ingest([tmp_path / "a.parquet"] * 2, out=tmp_path / "twice")
+    assert (twice.counts["rollouts"], twice.counts["duplicates"]) == (len(rows), len(rows))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prefix_bytes": 20}, "prefix_bytes = 20; it must be where a character of the 19 bytes ends"),
+        ({"completion": "é", "prefix_bytes": 1}, "prefix_bytes = 1; it must be where a character of the 2 bytes ends"),
+        ({"max_tokens": -1}, "max_tokens = -1; it must be a whole number of at least 0"),
+    ],
+)
+def test_a_prefix_that_cannot_be_one_is_a_fault(tmp_path, row, message):
+    write_own(tmp_path / "a.parquet", row)
+    with pytest.raises(DataError) as error:
+        ingest(tmp_path / "a.parquet", out=tmp_path / "ingest")
+    assert str(error.value).endswith(f"a.parquet row 0: {message}")
+
+
+def test_tokens_that_do_not_begin_right_behind_the_prefix_are_counted(tmp_path):
+    """An opener that a template writes is at the beginning of an answer; behind a prefix no byte may be missing."""
+    tokens = {"logprobs": [-0.5], "token_bytes": [2]}
+    rows = {"completion": "ab cd", "prefix_bytes": 2}, {"completion": " cd"}
+    write_own(tmp_path / "a.parquet", *(tokens | row for row in rows))
+    result = ingest(tmp_path / "a.parquet", out=tmp_path / "ingest")
+    assert result.counts["logprobs"] == {"aligned": 1, "reasons": {"the tokens spell another text": 1}}
+    wrong, right = read_table(tmp_path / "ingest", "rollouts").to_pylist()
+    assert (wrong["logprobs"], right["logprobs"], wrong["prefix_bytes"]) == (None, [-0.5], 2)
+
+
 def test_score_says_what_to_do_about_answers_without_log_probabilities(published, demo, tmp_path):
     ingest(config=config_of(published), out=tmp_path / "ingest")
     student = Transformers(model=str(demo / "student"))
@@ -191,4 +285,6 @@ def test_a_teacher_that_scores_ingested_answers_reads_their_text_not_their_ids(f
         config = ScoreConfig(by="teacher")
         score(tmp_path / name / "ingest", student, config, out=tmp_path / name / "score", teacher=teacher)
     right, wrong = (read_table(tmp_path / name / "score", "scores").to_pylist() for name in ("right", "wrong"))
+    keys = [[row.pop("key") for row in rows] for rows in (right, wrong)]
+    assert all(one != other for one, other in zip(*keys, strict=True)), "a key is a hash of the ids too"
     np.testing.assert_equal(wrong, right)

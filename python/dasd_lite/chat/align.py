@@ -27,6 +27,7 @@ O200K_CONTROL = range(200002, 200013)
 _O200K_NAMES = {200002: "return", 200003: "constrain", 200005: "channel", 200006: "start"}
 _O200K_NAMES |= {200007: "end", 200008: "message", 200012: "call"}
 _CONTROL = re.compile(r"<[|｜][^<>]*[|｜]>|</?s>|<eos>|<end_of_turn>|\[/?THINK\]")
+NO_LOGPROBS = "no log-probabilities"
 _PLACEHOLDER = -9000.0  # some sources write -9999 for a value that they do not have
 
 
@@ -70,7 +71,7 @@ class Aligner:
         """Take the tokenizer of the model that wrote the answers; None: tokens must come with bytes."""
         self._vocabulary = None if chat is None else _Vocabulary(chat)
 
-    def align(self, completion: str, tokens: Mapping[str, Any]) -> Aligned | Misfit:
+    def align(self, completion: str, tokens: Mapping[str, Any], prefix_bytes: int = 0) -> Aligned | Misfit:
         """Return the tokens of an answer, aligned with its text.
 
         Args:
@@ -78,20 +79,22 @@ class Aligner:
             tokens: What the source says. `logprobs` or `token_logprobs`: a number for each token; or `logprobs` as in
                 OpenAI's replies, `{"content": [{"token", "logprob", "bytes"}, …]}`. `token_ids`. `token_bytes`: the
                 length of each token, or its bytes as a list of numbers.
+            prefix_bytes: Bytes at the beginning of the answer that another model wrote; the tokens begin behind them.
 
         Returns:
             The tokens; or, if something is missing, impossible, or does not add up, the reason.
         """
         try:
             given = _read(tokens)
-            text = completion.encode()
+            text = completion.encode()[prefix_bytes:]
             if given.lengths is not None:
                 total = int(given.lengths.sum(dtype=np.int64))
-                if not is_opener(text, len(text) - total):
+                if total != len(text) if prefix_bytes else not is_opener(text, len(text) - total):
                     return Misfit(*difference_in_length(total, len(text)))
                 return Aligned(given.ids, given.logprobs, given.lengths)
             spelled = self._spell(given)
-            if (lengths := fit(spelled, text)) is None:
+            lengths = fit(spelled, text)
+            if lengths is None or (prefix_bytes and lengths.sum() != len(text)):  # a prefix leaves no opener to others
                 return Misfit(*difference(spelled, text))
             return Aligned(given.ids, given.logprobs, lengths)
         except _Misfits as error:
@@ -131,7 +134,7 @@ def _read(tokens: Mapping[str, Any]) -> _Given:
     if _is_list(values) and len(values) and isinstance(values[0], Mapping):
         ids, values, pieces = _read_entries(values, ids)
     if values is None:
-        raise _Misfits("no log-probabilities")
+        raise _Misfits(NO_LOGPROBS)
     given = tokens.get("token_bytes")
     if _is_list(given) and len(given) and not isinstance(given[0], int | np.integer):
         pieces = [_bytes(piece) for piece in given]
@@ -216,7 +219,7 @@ def _logprobs(values: Any) -> npt.NDArray[np.float32]:
         )
         raise _Misfits("a log-probability is not a number", f"the log-probability of token {index} is {values[index]}")
     if array.ndim != 1 or not len(array):
-        raise _Misfits("no log-probabilities")
+        raise _Misfits(NO_LOGPROBS)
     for reason, wrong in (
         ("a log-probability is not a number", ~np.isfinite(array)),
         ("a log-probability above 0", array > TOLERANCE),

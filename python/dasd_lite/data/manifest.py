@@ -177,6 +177,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def was_begun(folder: Path) -> bool:
+    """Return whether a stage writes or wrote this folder; others may have a manifest.json of another kind."""
+    for path in (folder / "manifest.json", folder / "unfinished.json"):
+        with contextlib.suppress(OSError, ValueError):
+            state = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(state, dict) and {"stage", "fingerprint", "schema_version"} <= state.keys():
+                return True
+    return False
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """Read manifest.json or unfinished.json. Raises DataError if it is damaged."""
     state = _read_object(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from dasd_lite.data.formats.reference import last_boxed
 from dasd_lite.grading.grade import Grade
 
 _MARKED = re.compile(r"answer\**(?:\s*(?:\bis\b|:|=))+\s*\**\s*(.+)", re.IGNORECASE)
@@ -27,23 +28,11 @@ def extract(completion: str) -> str | None:
     _, closed, conclusion = completion.rpartition("</think>")
     if not closed and "<think>" in conclusion:
         return None  # cut off while thinking
-    boxed = _last_boxed(conclusion)
+    boxed = last_boxed(conclusion)
     if boxed is not None:
         return boxed.strip()
     marked = _MARKED.findall(conclusion)
     return _tidy(marked[-1]) if marked else None
-
-
-def _last_boxed(text: str) -> str | None:
-    start = text.rfind(r"\boxed{")
-    if start < 0:
-        return None
-    depth, begin = 0, start + len(r"\boxed")
-    for i in range(begin, len(text)):
-        depth += (text[i] == "{") - (text[i] == "}")
-        if depth == 0:
-            return text[begin + 1 : i]
-    return None
 
 
 def _tidy(text: str) -> str:

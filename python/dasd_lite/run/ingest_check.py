@@ -25,11 +25,13 @@ _FIRST = 100  # rows
 class _Content:
     """What the answers of some files are like."""
 
-    is_whole: bool = True
+    is_whole: bool = True  # nothing that the stage takes was not read, but for want of time
+    is_read_to_the_end: bool = True
     answers: int = 0
     with_thinking: int = 0
-    with_tokens: int = 0
+    with_tokens: int = 0  # for all of the answer, not only for what the teacher wrote behind a prefix
     prompts: set[str] = field(default_factory=set)
+    domains: set[str] = field(default_factory=set)
     first: str = ""  # a line about the first rows
 
 
@@ -62,10 +64,12 @@ def _read(phase: Phase, system: str | None, seconds: float) -> _Content:
     content, end = _Content(), time.monotonic() + seconds
     answered = 0
     for number, row in enumerate(files, start=1):
-        content.prompts.add(to_prompt(row, row.prompt_uid).uid)
+        prompt = to_prompt(row, row.prompt_uid)
+        content.prompts.add(prompt.uid)
+        content.domains.add(prompt.domain)
         content.answers += len(row.answers)
         content.with_thinking += sum("</think>" in answer.completion for answer in row.answers)
-        content.with_tokens += sum(bool(answer.tokens) for answer in row.answers)
+        content.with_tokens += sum(bool(answer.tokens) and not answer.prefix_bytes for answer in row.answers)
         answered += row.answer is not None
         if number <= _FIRST:
             content.first = (
@@ -73,9 +77,10 @@ def _read(phase: Phase, system: str | None, seconds: float) -> _Content:
                 f" {content.with_tokens:,} with something for each token; {answered:,} rows with a reference answer"
             )
         if phase.ingest.limit is not None and content.answers >= phase.ingest.limit:
+            content.is_read_to_the_end = False  # the stage reads on if answers occur twice
             break
         if number % 64 == 0 and time.monotonic() > end:
-            content.is_whole = False
+            content.is_whole = content.is_read_to_the_end = False
             break
     notes = files.finish()
     if content.answers == 0:
@@ -122,6 +127,9 @@ def _later_faults(phase: Phase, content: _Content) -> Iterator[str]:
             f"phase {phase.name!r}: {what} needs log-probabilities, which {lacking:,} of {content.answers:,} answers"
             " lack; use 'random' or 'all', or let the teacher score them: score.by = 'teacher'"
         )
+    for domain in sorted(phase.select.budget.keys() - content.domains) if content.is_read_to_the_end else ():
+        known = ", ".join(sorted(content.domains))
+        yield f"phase {phase.name!r}: select.budget: no answer has the domain {domain!r}; the domains are {known}"
     if phase.select.require_think and content.with_thinking == 0 and content.is_whole:
         yield (
             f"phase {phase.name!r}: select.require_think = true rejects every answer: none has <think>…</think>; map"

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dasd_lite.chat.align import Aligned, Aligner, Misfit
+from dasd_lite.chat.align import NO_LOGPROBS, Aligned, Aligner, Misfit
 from dasd_lite.chat.chat import Chat
 from dasd_lite.config.models import Endpoint, Teacher, Transformers, Vllm, result_options
 from dasd_lite.config.options import with_options
@@ -37,7 +37,7 @@ from dasd_lite.data.writer import ShardWriter, is_finished
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.inference import Sampler
 
-VERSION = 3
+VERSION = 4  # 3 removed tags amid an answer, and read a run's own rollouts and worked solutions as others
 _READ_AGAIN = ("config.limit", "inputs.paths", "inputs.logprobs")  # by themselves, since it costs nothing
 _BATCH = 256
 
@@ -171,6 +171,8 @@ class _Seen:
             Fault: Its uid, or that of its question, is that of another.
         """
         text = f"{prompt.uid}\0{answer.completion}"
+        if answer.own is not None:  # a run that drew the same text twice has two answers
+            text += f"\0{uid}\0{answer.prefix_bytes}"
         key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         if key in self._answers:
             self.num_duplicates += 1
@@ -184,7 +186,9 @@ class _Seen:
         """Return the rollout of an answer that was admitted."""
         self._answers.add(key)
         self._places[uid] = prompt.where
-        index = self._candidates[prompt.uid]
+        own = answer.own or {}
+        index = own.get("index")
+        index = self._candidates[prompt.uid] if index is None else index
         self._candidates[prompt.uid] += 1
         return {
             **prompt.columns(),
@@ -192,7 +196,9 @@ class _Seen:
             "index": index,
             "completion": answer.completion,
             "finish_reason": answer.finish_reason,
-            "prefix_bytes": 0,
+            "prefix_bytes": answer.prefix_bytes,
+            "num_tokens": own.get("num_tokens"),
+            "max_tokens": own.get("max_tokens"),
         }
 
 
@@ -214,11 +220,11 @@ class _Tokens:
         if not tokens and self._has_partners:
             tokens = None if uid is None else self._partners.take(uid)
         if tokens:
-            found = self._aligner.align(answer.completion, tokens)
+            found = self._aligner.align(answer.completion, tokens, answer.prefix_bytes)
         elif self._has_partners:
             found = Misfit("no log-probabilities of this uuid", f"uuid {uid}" if uid is not None else "no uuid")
         elif self._required:
-            found = Misfit("no log-probabilities", "no log-probabilities")
+            found = Misfit(NO_LOGPROBS, NO_LOGPROBS)
         else:
             return {}
         if isinstance(found, Aligned):
@@ -226,7 +232,10 @@ class _Tokens:
             return found._asdict()
         self._reasons[found.reason] += 1
         self._first = self._first or f"{where}: {found.detail}"
-        return None if self._required else {}
+        if self._required:
+            return None
+        has_none = answer.own is not None and found.reason == NO_LOGPROBS  # ids alone, or no tokens of an empty text
+        return {name: answer.tokens.get(name) for name in Aligned._fields} if has_none else {}
 
     @property
     def left_out(self) -> Counter[str]:

@@ -20,7 +20,9 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dasd_lite.data.dataset import batches, shards
 from dasd_lite.data.formats.row import TOKEN_COLUMNS, Fault
+from dasd_lite.data.stored import read_names
 from dasd_lite.errors import DataError
 
 Located: TypeAlias = tuple[str, "dict[str, Any] | Fault"]
@@ -46,16 +48,19 @@ def kind_of(path: Path) -> tuple[str, str | None]:
 
 
 def rows_of(path: Path, name: str, wanted: Wanted) -> Iterator[Located]:
-    """Yield the rows of a file.
+    """Yield the rows of a file, or the rollouts in the folder of a stage.
 
     Args:
-        path: The file.
+        path: The file or folder.
         name: What errors call it.
         wanted: Returns those of a file's columns that are read.
 
     Raises:
         DataError: The file as a whole cannot be read.
     """
+    if path.is_dir():
+        yield from _rollouts(path, name, wanted)
+        return
     kind, compression = kind_of(path)
     if kind == "":
         raise DataError(
@@ -200,6 +205,23 @@ def _parquet(source: Any, name: str, wanted: Wanted, compression: str | None) ->
     except _UNREADABLE as error:
         what = "not a Parquet file" if number == 0 else f"damaged behind row {number - 1}"
         raise DataError(f"{name}: {what}: {_first_line(error)}") from error
+
+
+def _rollouts(folder: Path, name: str, wanted: Wanted) -> Iterator[Located]:
+    """Yield the rows of a stage's table, which an order file may make of some of those in its shards."""
+    number = 0
+    try:
+        names = read_names(shards(folder, "rollouts")[0])
+        columns = list(wanted(names))
+        unread = {column: None for column in names if column not in columns}
+        for batch in batches(folder, "rollouts", columns, _BATCH_ROWS):
+            for row in _rows_of_batch(batch):
+                yield f"{name} row {number}", row if isinstance(row, Fault) else unread | row
+                number += 1
+    except DataError:
+        raise
+    except _UNREADABLE as error:
+        raise DataError(f"{name}: damaged behind row {number - 1}: {_first_line(error)}") from error
 
 
 def _rows_of_batch(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Fault]:

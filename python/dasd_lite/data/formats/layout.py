@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 
 from dasd_lite.config.reading import Columns, Reading, Role, parse_path
 from dasd_lite.data.formats.conversation import ROLES, THINKING, listed, role_of, shown
-from dasd_lite.data.formats.presets import PRESETS, Format
-from dasd_lite.data.formats.row import TOKEN_COLUMNS, Fault
+from dasd_lite.data.formats.presets import PRESETS, Format, Reference
+from dasd_lite.data.formats.row import OWN_COLUMNS, OWN_FORMAT, TOKEN_COLUMNS, Fault
 
 Getter: TypeAlias = Callable[[Mapping[str, Any]], Any]
 
@@ -45,6 +45,8 @@ class Layout:
         same_completion: Other columns with an answer, which must be the same.
         unread: Columns that hold something and are not read.
         name: The format that it is, "" for one without a name.
+        reference: How the reference answer is read; None: found by its name, so that only a text whose last line is
+            `#### …` is taken for more than an answer.
     """
 
     columns: Columns
@@ -52,6 +54,7 @@ class Layout:
     same_completion: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     name: str = ""
+    reference: Reference | None = "as it is"
 
 
 def layout_of(reading: Reading, present: Collection[str], filled: Collection[str], *, answers: bool) -> Layout:
@@ -74,6 +77,7 @@ def layout_of(reading: Reading, present: Collection[str], filled: Collection[str
         columns = _merged(PRESETS.get(name, Format(Columns())).columns, columns)
         name = "" if name == "auto" else name
     used = {parse_path(path)[0] for path in paths_of(columns)} | {*columns.ignore, *same_question, *same_completion}
+    used |= set(OWN_COLUMNS) if answers and name == OWN_FORMAT else set()
     unread = tuple(column for column in filled if column not in used and not (answers and column == "weight"))
     changes = (*_CHANGES_QUESTION, *_CHANGES_ANSWER) if answers else _CHANGES_QUESTION
     if changed := [column for column in unread if column in changes]:
@@ -82,7 +86,14 @@ def layout_of(reading: Reading, present: Collection[str], filled: Collection[str
             f" {'are' if len(changed) > 1 else 'is'} not read; map what you need, or pass it over with columns ="
             f" {{ ignore = {[*changed]} }}"
         )
-    return Layout(columns, same_question, same_completion, unread, name)
+    return Layout(columns, same_question, same_completion, unread, name, _reference(reading, name))
+
+
+def _reference(reading: Reading, name: str) -> Reference | None:
+    """Return how the reference answer is read; where the user's own map names it, as it is."""
+    if reading.columns is not None and reading.columns.answer is not None:
+        return "as it is"
+    return PRESETS[name].reference if name in PRESETS else None
 
 
 def recognize(present: Collection[str], *, answers: bool) -> str:

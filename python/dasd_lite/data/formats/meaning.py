@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from dasd_lite.config.reading import Columns, Reading
+from dasd_lite.config.reading import Reading
 from dasd_lite.data.formats.conversation import Turn, content_of, read_messages, shown
 from dasd_lite.data.formats.layout import Getter, Layout, getter, layout_of
-from dasd_lite.data.formats.row import TOKEN_COLUMNS, Answer, Fault, LeftOut, Row
+from dasd_lite.data.formats.reference import after_hashes, ends_in_hashes, marked
+from dasd_lite.data.formats.row import OWN_COLUMNS, OWN_FORMAT, TOKEN_COLUMNS, Answer, Fault, LeftOut, Row
 from dasd_lite.data.formats.thinking import join
 from dasd_lite.data.records import Message
 
@@ -43,6 +44,7 @@ class Meaning:
         self._unread: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
         self.rewritten: Counter[str] = Counter()
+        self.num_solutions = 0  # whose end is the reference answer
 
     def read(self, where: str, row: Mapping[str, Any]) -> Row:
         """Return what a row means.
@@ -77,7 +79,7 @@ class Meaning:
             uid=_text(found.uid(row), found.columns.uid),
             prompt_uid=_text(found.prompt_uid(row), found.columns.prompt_uid),
             domain=_text(found.domain(row), found.columns.domain),
-            answer=_reference(found.answer(row), found.columns),
+            answer=self._reference(found, row),
         )
 
     @property
@@ -162,6 +164,27 @@ class Meaning:
                 f" {shape.prompt_paths[0]!r} }}, or a format"
             )
 
+    def _reference(self, shape: _Shape, row: Mapping[str, Any]) -> str | None:
+        """Return the reference answer; of a worked solution only the answer in it, which is counted."""
+        text = _text(shape.answer(row), shape.columns.answer)
+        if text is None or text in shape.columns.no_answer:
+            return None
+        answer: str | None = text
+        match shape.layout.reference:
+            case "after ####":
+                answer = after_hashes(text)
+                if answer is None:
+                    raise Fault(
+                        f"{shape.columns.answer} = {shown(text)}; in this format the answer follows a last '####';"
+                        " without it, leave format out"
+                    )
+            case "marked or as it is":
+                answer = marked(text) or text
+            case None if ends_in_hashes(text):
+                answer = after_hashes(text)
+        self.num_solutions += answer != text
+        return answer
+
     # --- the answers
 
     def _read_answers(self, shape: _Shape, row: Mapping[str, Any], turn: Turn | None) -> tuple[Answer, ...]:
@@ -189,17 +212,19 @@ class Meaning:
         for each, kept, reason in zip(turns, keep, reasons, strict=True):
             if not isinstance(kept, bool | int):
                 raise Fault(f"{shape.columns.keep} = {shown(kept)}; it must be true or false")
-            completion, tag = join(each.thinking, each.content)
+            is_own = shape.layout.name == OWN_FORMAT and not each.thinking
+            completion, tag = (each.content, "") if is_own else join(each.thinking, each.content)
+            own = _own(row, completion) if is_own else None
             if not kept or not each.is_trained:
                 self.left_out["weight = 0" if kept else f"{shape.columns.keep} = false"] += 1
-            elif not completion or completion.isspace():
+            elif own is None and (not completion or completion.isspace()):
                 if len(turns) == 1:
                     raise Fault("has an empty answer")
                 self.left_out["empty answers"] += 1
             else:
                 self.rewritten[tag] += bool(tag)
                 finish = _text(reason, shape.columns.finish_reason) or "unknown"
-                answers.append(Answer(completion, finish, each.thinking, each.content, tokens))
+                answers.append(Answer(completion, finish, each.thinking, each.content, tokens, own))
         if not answers:
             raise LeftOut
         return tuple(answers)
@@ -299,9 +324,16 @@ def _text(value: Any, path: str | None) -> str | None:
     return str(value)
 
 
-def _reference(value: Any, columns: Columns) -> str | None:
-    text = _text(value, columns.answer)
-    return None if text in columns.no_answer else text
+def _own(row: Mapping[str, Any], completion: str) -> dict[str, int | None]:
+    """Return what only rows of a stage have."""
+    own = {name: row.get(name) for name in OWN_COLUMNS}
+    for name, value in own.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise Fault(f"{name} = {shown(value)}; it must be a whole number of at least 0")
+    text, prefix = completion.encode(), own["prefix_bytes"] or 0
+    if prefix > len(text) or (prefix < len(text) and text[prefix] & 0xC0 == 0x80):  # inside a character
+        raise Fault(f"prefix_bytes = {prefix}; it must be where a character of the {len(text):,} bytes ends")
+    return own
 
 
 def _decoded(value: bytes, path: str) -> str:

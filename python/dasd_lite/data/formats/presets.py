@@ -7,16 +7,21 @@ the columns have names that are read anyway.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 from dasd_lite.config.reading import Columns
+
+Reference: TypeAlias = Literal["as it is", "after ####", "marked or as it is"]
+"""How the column of the reference answer is read, which may hold a worked solution."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format: its map, and what `auto` knows it by."""
+    """A format: its map, what `auto` knows it by, and how its reference answers are read."""
 
     columns: Columns
     signature: frozenset[str] = frozenset()
+    reference: Reference = "as it is"
 
     @property
     def has_answers(self) -> bool:
@@ -24,11 +29,11 @@ class Format:
         return self.columns.completion is not None or self.columns.prompt in ("messages", "conversations")
 
 
-def _format(*signature: str, **columns: object) -> Format:
-    return Format(Columns.model_validate(columns), frozenset(signature))
+def _format(*signature: str, reference: Reference = "as it is", **columns: object) -> Format:
+    return Format(Columns.model_validate(columns), frozenset(signature), reference)
 
 
-_NEMOTRON_MATH = {
+_NEMOTRON_MATH: dict[str, Any] = {
     "prompt": "messages",
     "answer": "expected_answer",
     "only": {"tools": ""},  # the others call Python in their thinking
@@ -114,6 +119,7 @@ PRESETS: dict[str, Format] = {
         thinking="thinking_trajectories[0]",
         completion="attempt",
         answer="solution",
+        reference="marked or as it is",  # a number, or prose
     ),
     "s1k-1.1": _format(
         *("question", "deepseek_thinking_trajectory", "deepseek_attempt", "gemini_attempt"),
@@ -121,9 +127,10 @@ PRESETS: dict[str, Format] = {
         thinking=["gemini_thinking_trajectory", "deepseek_thinking_trajectory"],
         completion=["gemini_attempt", "deepseek_attempt"],
         answer="solution",
+        reference="marked or as it is",
         ignore=["thinking_trajectories", "attempt"],
     ),
     "limo": _format(prompt="question", completion="solution", answer="answer"),
     "dolci-think": _format(prompt="messages", uid="id"),
-    "gsm8k": _format(prompt="question", answer="answer"),
+    "gsm8k": _format(prompt="question", answer="answer", reference="after ####"),
 }

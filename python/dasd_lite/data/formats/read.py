@@ -15,7 +15,7 @@ from dasd_lite.data.formats.conversation import listed
 from dasd_lite.data.formats.layout import KNOWN, paths_of, recognize
 from dasd_lite.data.formats.meaning import Meaning
 from dasd_lite.data.formats.presets import PRESETS
-from dasd_lite.data.formats.row import TOKEN_COLUMNS, Fault, LeftOut, Row
+from dasd_lite.data.formats.row import OWN_COLUMNS, OWN_FORMAT, TOKEN_COLUMNS, Fault, LeftOut, Row
 from dasd_lite.data.formats.sources import Source, SourceFile, find
 from dasd_lite.errors import DataError
 
@@ -136,6 +136,8 @@ class RowFiles:
         preset = PRESETS.get(format_name)
         paths = [*(paths_of(columns) if columns else []), *(paths_of(preset.columns) if preset else [])]
         wanted = KNOWN | {str(parse_path(path)[0]) for path in paths}
+        if format_name == OWN_FORMAT:
+            wanted |= set(OWN_COLUMNS)
         if not self._tokens:
             wanted -= set(TOKEN_COLUMNS)
         self._not_loaded = [name for name in names if name not in wanted]
@@ -166,5 +168,10 @@ class RowFiles:
             self._notes.append(f"{file.name}: not read: {listed(each)}, of {read:,} rows")
         for tag, number in (+meaning.rewritten).items():
             self._notes.append(f"{file.name}: {tag} became <think> or was removed in {number:,} answers")
+        if meaning.num_solutions:
+            self._notes.append(
+                f"{file.name}: the reference is a solution in {meaning.num_solutions:,} rows; only the answer at its"
+                " #### or in its \\boxed{…} is kept"
+            )
         for reason, number in meaning.left_out.items():
             self._notes.append(f"{file.name}: {number:,} left out: {reason}")

@@ -10,6 +10,10 @@ from dasd_lite.data.records import Message
 
 TOKEN_COLUMNS = ("token_ids", "logprobs", "token_logprobs", "token_bytes")
 """Columns with something for each token of an answer."""
+OWN_FORMAT = "rollouts"
+"""The format of what stages write: answers of a run's own, which are taken as they are."""
+OWN_COLUMNS = ("index", "prefix_bytes", "num_tokens", "max_tokens")
+"""Columns of answers that only this format has, whole numbers."""
 
 
 class Fault(Exception):
@@ -30,6 +34,7 @@ class Answer:
         thinking: The thinking, if it was apart from the rest in the file; else "".
         content: The text beside `thinking`, as it is in the file: with its tags, if it has any.
         tokens: `TOKEN_COLUMNS` that the row has, untouched: lists, or arrays of numpy; `logprobs` also an object.
+        own: `OWN_COLUMNS` of an answer that a stage wrote; None for others.
     """
 
     completion: str
@@ -37,6 +42,12 @@ class Answer:
     thinking: str = ""
     content: str = ""
     tokens: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, int | None] | None = None
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Bytes of the completion that the student wrote; the tokens are those after them."""
+        return (self.own or {}).get("prefix_bytes") or 0
 
 
 @dataclass(frozen=True, slots=True)

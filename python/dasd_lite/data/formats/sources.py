@@ -1,7 +1,8 @@
 """Where users' files are: a file, a folder, a pattern, or a place on the Hugging Face hub → files on this disk.
 
 Input: a path as a recipe has it. Output: files in a fixed order, and what identifies their content. Invariant: a path
-that leads to no file is an error, and files of the hub are those of one commit, which the identity names.
+that leads to no file is an error, and files of the hub are those of one commit, which the identity names. The folder of
+a stage is one source of rows: its table, not its files, which may have rows that the table has no longer.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from glob import glob
 from pathlib import Path
 
 from dasd_lite.data.formats.containers import kind_of
-from dasd_lite.data.manifest import fingerprint
+from dasd_lite.data.manifest import fingerprint, read_manifest, was_begun
 from dasd_lite.data.seeds import digest
 from dasd_lite.errors import DataError
 
@@ -27,7 +28,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to read, and what errors and notes call it."""
+    """A file to read, or the folder of a stage, and what errors and notes call it."""
 
     path: Path
     name: str
@@ -66,7 +67,9 @@ def find(place: str) -> Source:
     path = Path(place).expanduser()
     if path.is_file():
         return Source((SourceFile(path, str(path)),))
-    if path.is_dir():
+    if path.is_dir() and was_begun(path):
+        found = [_with_rollouts(path)]
+    elif path.is_dir():
         found = _data_files(path, [p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()])
     elif _PATTERN.search(place):
         found = sorted(match for match in map(Path, glob(str(path), recursive=True)) if match.is_file())
@@ -77,10 +80,15 @@ def find(place: str) -> Source:
     return Source(tuple(SourceFile(each, str(each)) for each in found))
 
 
+def _with_rollouts(folder: Path) -> Path:
+    """Return the folder of a stage if it has rollouts."""
+    if "rollouts" not in (tables := read_manifest(folder)["tables"]):
+        raise DataError(f"{folder}: has {', '.join(tables) or 'no tables'}; name the folder of sample, ingest or mix")
+    return folder
+
+
 def _data_files(folder: Path, names: list[str]) -> list[Path]:
     """Return the files of a folder with rows: those of one kind."""
-    if "manifest.json" in names:  # of a stage
-        names = [name for name in names if name.startswith("rollouts-")]
     names = sorted(n for n in names if kind_of(Path(n))[0] and not any(part.startswith(".") for part in Path(n).parts))
     kinds = {"".join(Path(name).suffixes[-2:]) if kind_of(Path(name))[1] else Path(name).suffix for name in names}
     if not names:
@@ -106,21 +114,27 @@ def _on_hub(place: str) -> Source:
         is_commit = revision is not None and _COMMIT.fullmatch(revision)
         commit = str(revision if is_commit else api.dataset_info(name, revision=revision).sha)
         files = [wanted] if is_file else api.list_repo_files(name, revision=commit, repo_type="dataset")
-        files = files if is_file else _matching(files, wanted)
-        if not files:
+
+        def download(file: str) -> Path:
+            return Path(hf_hub_download(name, file, repo_type="dataset", revision=commit))
+
+        stage = [] if is_file else _of_stage(files, wanted)
+        folder = next(iter([download(file).parent for file in stage]), None)
+        if folder is not None and was_begun(folder):
+            found = [(_with_rollouts(folder), wanted)]
+        else:
+            files = files if is_file else _matching(files, wanted)
+            found = [(download(file), file) for file in files]
+        if not found:
             raise DataError(f"{place}: no file matches, at commit {commit[:12]}")
-        found = tuple(
-            SourceFile(
-                Path(hf_hub_download(name, file, repo_type="dataset", revision=commit)),
-                f"{HUB}datasets/{name}@{commit[:12]}/{file}",
-            )
-            for file in files
-        )
     except Exception as error:
         if isinstance(error, DataError) or not _is_of_hub(error):
             raise
         raise DataError(f"{place}: {_hub_problem(error)}") from error
-    return Source(found, f"{HUB}datasets/{name}@{commit}/{wanted}")
+    at = f"{HUB}datasets/{name}@{commit[:12]}"
+    return Source(
+        tuple(SourceFile(path, f"{at}/{file}") for path, file in found), f"{HUB}datasets/{name}@{commit}/{wanted}"
+    )
 
 
 def _is_of_hub(error: Exception) -> bool:
@@ -142,6 +156,14 @@ def _hub_problem(error: Exception) -> str:
     kinds = [each.__name__ for each in type(error).__mro__]
     first = next(iter(str(error).splitlines()), kinds[0])
     return next((known[kind] for kind in kinds if kind in known), f"the hub cannot be reached: {first}")
+
+
+def _of_stage(files: list[str], folder: str) -> list[str]:
+    """Return manifest and rollouts of a folder of the hub, if it may be one that a stage wrote."""
+    below = folder.rstrip("/") + "/" if folder else ""
+    names = [file.removeprefix(below) for file in files if file.startswith(below)]
+    shards = [name for name in names if re.fullmatch(r"rollouts[-.][^/]*\.parquet", name)]
+    return [f"{below}{name}" for name in ("manifest.json", *shards)] if "manifest.json" in names and shards else []
 
 
 def _matching(files: list[str], wanted: str) -> list[str]:

@@ -1,7 +1,8 @@
 """Thinking as every tool writes it → `<think>…</think>` and the final answer.
 
 Input: the text of an answer, and its thinking if that has a field of its own. Output: one text. Invariant: a text that
-has `<think>` already stays as it is to the byte, except for an `<answer>` right behind the thinking.
+has `<think>` already stays as it is to the byte, except for an `<answer>` right behind the thinking. Tags that do not
+enclose all of the rest stay too.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ _THOUGHT = re.compile(
     r"\s*(?:<\|begin_of_thought\|>(?P<a>.*?)(?:<\|end_of_thought\|>(?P<b>.*))?|\[THINK\](?P<c>.*?)(?:\[/THINK\](?P<d>.*))?)",
     re.DOTALL,
 )
-_SOLUTION = re.compile(r"\s*<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>\s*)?", re.DOTALL)
-_ANSWER = re.compile(r"(\s*)<(answer|final_answer|final)>(.*?)(?:</\2>\s*)?", re.DOTALL)
+# A closing tag is at the end or missing; text behind one is no part of what the tags mark.
+_SOLUTION = re.compile(
+    r"\s*<\|begin_of_solution\|>((?:(?!<\|end_of_solution\|>).)*)(?:<\|end_of_solution\|>\s*)?", re.DOTALL
+)
+_ANSWER = re.compile(r"(\s*)<(answer|final_answer|final)>((?:(?!</\2>).)*)(?:</\2>\s*)?", re.DOTALL)
 
 
 def join(thinking: str, content: str) -> tuple[str, str]:
@@ -57,6 +61,8 @@ def rewrite(text: str) -> tuple[str, str]:
             return f"<think>\n{thinking.strip(_SPACE)}", tag
         if solution := _SOLUTION.fullmatch(rest):
             rest = solution[1]
+        elif "<|end_of_solution|>" in rest:
+            return text, ""
         return f"<think>\n{thinking.strip(_SPACE)}\n</think>\n\n{rest.strip(_SPACE)}", tag
     if start.startswith("<think>"):
         end = text.find("</think>") + len("</think>")
