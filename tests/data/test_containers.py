@@ -351,4 +351,4 @@ def test_a_map_reads_its_columns_of_parquet(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "f.parquet")
     ((row,), notes) = all_rows(tmp_path / "f.parquet", columns=Columns(prompt="a.b[0].c", completion="d"))
     assert (row.messages[0]["content"], row.answers[0].completion) == ("q", "text")
-    assert notes[0].endswith("not read: e, of 1 rows")
+    assert notes[0].endswith("not read: a.b but for [0], e, of 1 rows")

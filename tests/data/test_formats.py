@@ -312,6 +312,15 @@ REFUSED = {
         {"instruction": "q", "output": "a", "history": [["x", "y"]]},
         "has history, which changes what the row means",
     ),
+    "a text that the question is about": (
+        {"question": "q", "context": "Once.", "output": "a"},
+        "has context, which changes what the row means and is not read; map what you need, or pass it over with"
+        " columns = { ignore = ['context'] }",
+    ),
+    "answers to choose from": (
+        {"question": "q", "options": ["1", "2"], "choices": {"A": "1"}, "output": "a"},
+        "has options, choices, which change what the row means",
+    ),
     "preferences": ({"prompt": "q", "chosen": "a", "rejected": "b"}, "has chosen, rejected, which change what"),
     "another question": (
         {"prompt": "the prompt", "messages": [{"role": "user", "content": "other"}], "output": "a"},
@@ -401,7 +410,7 @@ def test_an_answer_of_weight_0_is_left_out_and_counted(read):
     rows, notes = read(skipped, {"prompt": "q", "output": "a", "weight": 0}, context)
     assert [completions(row) for row in rows] == [["4"]]
     assert notes == [
-        "f: not read: earlier answers, which are part of the question, (1 rows), of 3 rows",
+        "f: earlier answers are part of the question in 1 rows",
         "f: 2 left out: weight = 0",
     ]
 
@@ -417,7 +426,7 @@ def test_what_is_not_read_is_one_line_of_a_file(read):
             ]
         },
     )
-    of_messages = "messages[].info (1 rows), messages[].name (1 rows)"
+    of_messages = "messages[user].info (1 rows), messages[user].name (1 rows)"
     assert notes == [f"f: not read: {of_messages}, source (2 rows), difficulty (1 rows), of 3 rows"]
 
 
@@ -464,6 +473,40 @@ def test_a_map_can_take_messages_apart(read):
     row["chat"].insert(0, row["chat"][0])
     with pytest.raises(DataError, match=r"chat\[user\]: 2 messages are of this role; name one by its position, \[0\]"):
         read(row, columns=columns)
+
+
+def test_what_changes_the_question_is_a_fault_of_a_question_too_unless_it_is_mapped_or_passed_over(read, fault):
+    row = {"question": "q", "context": "Once."}
+    assert fault(row, answers=False).startswith("has context, which changes what the row means")
+    ((found,), notes) = read(row, answers=False, columns=Columns(prompt=["context", "question"]))
+    assert (question(found), notes) == ([("user", "Once.\n\nq")], [])
+    ((found,), notes) = read(row | {"context": ""}, answers=False)
+    assert (question(found), notes) == ([("user", "q")], [])
+    ((found,), notes) = read(row, answers=False, columns=Columns(ignore=["context"]))
+    assert (question(found), notes) == ([("user", "q")], [])
+
+
+def test_positions_of_a_list_that_the_map_does_not_name_are_not_read(read):
+    row = {"q": "1+1?", "choices": [{"text": "2"}, {"text": "3"}, {"text": "4"}]}
+    for paths, note in (
+        (["choices[0].text"], ["f: not read: choices but for [0], of 1 rows"]),
+        (["choices[0].text", "choices[-1].text"], ["f: not read: choices but for [-1], [0], of 1 rows"]),
+        (["choices[0].text", "choices[1].text", "choices[-1].text"], []),
+    ):
+        ((found,), notes) = read(row, columns=Columns(prompt="q", completion=paths))
+        assert (len(found.answers), notes) == (len(paths), note)
+        assert read(row, columns=Columns(prompt="q", completion=paths), answers=False)[1] == []
+
+
+def test_what_the_map_reads_of_a_message_is_read(read):
+    chat = [
+        {"role": "user", "content": "1+1?", "info": {"gold": 2}, "id": 7},
+        {"role": "assistant", "content": "2", "info": {}},
+    ]
+    for path in ("messages[human].info.gold", "messages[0].info.gold"):
+        ((found,), notes) = read({"messages": chat}, columns=Columns(prompt="messages", answer=path))
+        assert found.answer == "2"
+        assert notes == ["f: not read: messages[user].id, messages[assistant].info, of 1 rows"]
 
 
 def test_a_map_beside_names_that_are_known_changes_only_its_part(read):

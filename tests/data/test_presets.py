@@ -154,7 +154,7 @@ CASES = {
             {"messages": [{"role": "user", "content": "r", "info": None}, {"role": "assistant", "content": "b"}]},
         ],
         [("q", ["<think>a</think> 5"], "5", None, None), ("r", ["b"], None, None, None)],
-        ["not read: messages[].info", "<answer> became"],
+        ["not read: messages[assistant].info (1 rows), of 2 rows", "<answer> became"],
     ),
     "nemotron-post-training": Case(
         [
@@ -252,11 +252,16 @@ CASES = {
     ),
     "s1k": Case(
         [
-            {"solution": solution, "question": "q", "cot": None, "thinking_trajectories": ["It is."], "attempt": "5"}
-            for solution in ("5", "So $\\boxed{\\frac{1}{2}}$ is it.", "#### Part 1\n5 apples.", "It is 7.\n#### 7")
+            {"solution": solution, "question": "q", "cot": None, "thinking_trajectories": thought, "attempt": "5"}
+            for thought, solution in (
+                (["It is."], "5"),
+                (["It is.", "Another."], "So $\\boxed{\\frac{1}{2}}$ is it."),
+                (["It is."], "#### Part 1\n5 apples."),
+                (["It is."], "It is 7.\n#### 7"),
+            )
         ],
         [("q", [T + "5"], answer, None, None) for answer in ("5", "\\frac{1}{2}", "#### Part 1\n5 apples.", "7")],
-        ["the reference is a solution in 2 rows"],
+        ["the reference is a solution in 2 rows", "not read: thinking_trajectories but for [0] (1 rows), of 4 rows"],
         is_recognized=True,
     ),
     "s1k-1.1": Case(

@@ -8,7 +8,7 @@ fault, or is counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +37,16 @@ class Turn:
     is_trained: bool = True
 
 
-def read_messages(value: Sequence[Any], key: str, unread: Counter[str]) -> tuple[list[Message], Turn | None]:
+def read_messages(
+    value: Sequence[Any], key: str, unread: Counter[str], mapped: Collection[tuple[str | int, str]] = ()
+) -> tuple[list[Message], Turn | None]:
     """Return a conversation without the answer at its end, and that answer.
 
     Args:
         value: The messages.
         key: Where they are, for errors.
         unread: Counts what is not read and changes nothing.
+        mapped: Role or position, and field, of what else is read of a message.
 
     Raises:
         Fault: A message that is not understood, or with something that changes its meaning.
@@ -51,13 +54,12 @@ def read_messages(value: Sequence[Any], key: str, unread: Counter[str]) -> tuple
     messages: list[Message] = []
     last: Turn | None = None
     for i, message in enumerate(value):
-        role, turn = _read(message, f"{key}[{i}]", unread)
+        role, turn = _read(message, key, i, unread, mapped)
         if last is not None:
             if role == "assistant":
                 raise Fault(f"{key}[{i - 1}] and {key}[{i}] are both the assistant's; one answer follows a question")
             messages.append({"role": "assistant", "content": last.content})
             unread["thinking of earlier answers"] += bool(last.thinking)
-            unread["earlier answers, which are part of the question,"] += 1
             last = None
         if role == "assistant":
             last = turn
@@ -66,8 +68,11 @@ def read_messages(value: Sequence[Any], key: str, unread: Counter[str]) -> tuple
     return messages, last
 
 
-def _read(message: Any, at: str, unread: Counter[str]) -> tuple[str, Turn]:
+def _read(
+    message: Any, key: str, position: int, unread: Counter[str], mapped: Collection[tuple[str | int, str]]
+) -> tuple[str, Turn]:
     """Return the role and text of a message."""
+    at = f"{key}[{position}]"
     if not isinstance(message, Mapping):
         raise Fault(f"{at} = {shown(message)}; a message has role and content, or from and value")
     role, content = role_of(message), content_of(message)
@@ -96,8 +101,8 @@ def _read(message: Any, at: str, unread: Counter[str]) -> tuple[str, Turn]:
                 is_trained = is_trained and bool(extra)
             elif name in _CHANGES:
                 raise Fault(f"{at} has {name}, which are not read")
-            else:
-                unread[f"{at.partition('[')[0]}[].{name}"] += 1
+            elif (known, name) not in mapped and (position, name) not in mapped:
+                unread[f"{key}[{known}].{name}"] += 1
     if not isinstance(content, str):
         inside, content = _parts(content, at)
         thinking = thinking or inside

@@ -27,7 +27,10 @@ COMPLETIONS = ("completion", "output", "response", "generation", "completions", 
 SYSTEMS = ("system", "system_prompt")
 """Columns that are taken for the system message."""
 _PLAIN = ("answer", "uid", "domain", "finish_reason")
-_CHANGES_QUESTION = ("tools", "functions", "history", "images", "image", "videos", "audio", "audios", *SYSTEMS)
+_CHANGES_QUESTION = (
+    *("tools", "functions", "history", "context", "options", "choices"),
+    *("images", "image", "videos", "audio", "audios", *SYSTEMS),
+)
 _CHANGES_ANSWER = ("tool_calls", "function_call", "chosen", "rejected", "label", *THINKING)
 KNOWN = frozenset(
     {*QUESTIONS, *COMPLETIONS, *SYSTEMS, *_PLAIN, *_CHANGES_QUESTION, *_CHANGES_ANSWER, *TOKEN_COLUMNS, "weight"}

@@ -6,15 +6,16 @@ counted in `unread`, what is left out in `left_out`.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from dasd_lite.config.reading import Reading
-from dasd_lite.data.formats.conversation import Turn, content_of, read_messages, shown
-from dasd_lite.data.formats.layout import Getter, Layout, getter, layout_of
+from dasd_lite.config.reading import Reading, Role, parse_path
+from dasd_lite.data.formats.conversation import ROLES, Turn, content_of, read_messages, shown
+from dasd_lite.data.formats.layout import Getter, Layout, getter, layout_of, paths_of
 from dasd_lite.data.formats.reference import after_hashes, ends_in_hashes, marked
 from dasd_lite.data.formats.row import OWN_COLUMNS, OWN_FORMAT, TOKEN_COLUMNS, Answer, Fault, LeftOut, Row
 from dasd_lite.data.formats.thinking import join
@@ -44,6 +45,7 @@ class Meaning:
         self._unread: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
         self.rewritten: Counter[str] = Counter()
+        self.num_continued = 0  # whose question has earlier answers in it
         self.num_solutions = 0  # whose end is the reference answer
 
     def read(self, where: str, row: Mapping[str, Any]) -> Row:
@@ -59,7 +61,7 @@ class Meaning:
         found = self._shapes.get(shape)
         if found is None:
             try:
-                found = _Shape(layout_of(self._reading, shape[0], filled, answers=self._answers))
+                found = _Shape(layout_of(self._reading, shape[0], filled, answers=self._answers), self._answers)
             except Fault as fault:
                 found = fault
             self._shapes[shape] = found
@@ -72,6 +74,10 @@ class Meaning:
             answers = self._read_answers(found, row, turn)
         elif turn is not None:
             self._unread["the answer at the end of the conversation"] += 1
+        self.num_continued += any(message["role"] == "assistant" for message in messages)
+        for name, positions, get in found.of_lists:
+            if isinstance(value := get(row), list) and len(value) > len({p % len(value) for p in positions}):
+                self._unread[f"{name} but for {', '.join(f'[{p}]' for p in positions)}"] += 1
         return Row(
             where,
             messages,
@@ -142,7 +148,7 @@ class Meaning:
     def _conversation(self, shape: _Shape, row: Mapping[str, Any]) -> tuple[list[Message], Turn | None]:
         values = [get(row) for get in shape.prompt]
         if len(values) == 1 and isinstance(values[0], list):
-            return read_messages(values[0], shape.prompt_paths[0], self._unread)
+            return read_messages(values[0], shape.prompt_paths[0], self._unread, shape.of_messages)
         if shape.prompt_paths[0] in _LISTS:
             raise Fault(f"{shape.prompt_paths[0]} = {shown(values[0])}; it must be a list of {{role, content}}")
         texts = [_content(value, path) for value, path in zip(values, shape.prompt_paths, strict=True)]
@@ -257,9 +263,15 @@ class Meaning:
 
 @dataclass
 class _Shape:
-    """A layout whose paths have become functions."""
+    """A layout whose paths have become functions.
+
+    Attributes:
+        of_lists: Lists of which only some positions are read: the path to them, and these positions.
+        of_messages: Role or position, and field, of what the map reads of the messages beside their text.
+    """
 
     layout: Layout
+    answers: bool
 
     def __post_init__(self) -> None:
         columns = self.columns = self.layout.columns
@@ -271,6 +283,25 @@ class _Shape:
         self.domain, self.finish_reason = _getter(columns.domain), _getter(columns.finish_reason)
         self.keep = _getter(columns.keep)
         self.only = [(path, wanted, getter(path)) for path, wanted in columns.only.items()]
+        unasked: dict[str, None] = {} if self.answers else {"completion": None, "thinking": None}
+        paths = paths_of(columns.model_copy(update=unasked))
+        positions: dict[str, list[int]] = {}
+        for path in paths:
+            before, position = _before_position(path)
+            if position is not None and before not in paths:
+                positions.setdefault(before, []).append(position)
+        self.of_lists = [(name, sorted(set(found)), getter(name)) for name, found in positions.items()]
+        self.of_messages = frozenset(
+            (ROLES.get(str(steps[1]), str(steps[1])) if isinstance(steps[1], Role) else int(steps[1]), str(steps[2]))
+            for steps in map(parse_path, paths)
+            if len(steps) > 2 and steps[0] == columns.prompt and isinstance(steps[1], Role | int)
+        )
+
+
+def _before_position(path: str) -> tuple[str, int | None]:
+    """Split a path at its first position: `a[role].b[0].c` → `a[role].b`, 0."""
+    match = re.search(r"\[(-?\d+)\]", path)
+    return (path[: match.start()], int(match[1])) if match else (path, None)
 
 
 def _getter(path: str | None) -> Getter:

@@ -168,6 +168,8 @@ class RowFiles:
             self._notes.append(f"{file.name}: not read: {listed(each)}, of {read:,} rows")
         for tag, number in (+meaning.rewritten).items():
             self._notes.append(f"{file.name}: {tag} became <think> or was removed in {number:,} answers")
+        if number := meaning.num_continued:
+            self._notes.append(f"{file.name}: earlier answers are part of the question in {number:,} rows")
         if meaning.num_solutions:
             self._notes.append(
                 f"{file.name}: the reference is a solution in {meaning.num_solutions:,} rows; only the answer at its"
