@@ -236,7 +236,7 @@ def test_an_output_folder_with_other_files(project, cli):
 def test_an_output_folder_that_is_a_file(project, cli):
     project.run.write_text("mine")
     ended = cli("run", "run.toml", cwd=project.folder)
-    assert_refused(ended, "out = run: cannot create this folder", "choose another")
+    assert_refused(ended, "run: run is a file", "choose another")
     assert project.run.read_text() == "mine"
 
 
