@@ -1,6 +1,7 @@
 """What a row of a user's file means, in every format: the right value stands beside each row."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -249,6 +250,41 @@ def test_tags_of_other_tools_become_think(text, right):
     assert rewrite(text)[0] == right
     assert bool(rewrite(text)[1]) == (text != right), "what was rewritten is counted"
     assert rewrite(right) == (right, "")
+
+
+CHANNELS = json.loads((Path(__file__).parents[1] / "golden" / "harmony.json").read_text(encoding="utf-8"))
+WHOLE = [case for case in CHANNELS if not case["prefix"] and not str(case["tokens"]).count("hex:")]
+
+
+@pytest.mark.parametrize("case", WHOLE, ids=lambda case: case["name"])
+def test_channels_as_text_become_what_the_sampled_tokens_do(case):
+    """The golden files of chat/harmony.py; what a model may write there and text may not is refused by name."""
+    text = "".join(token for token, _ in case["tokens"])
+    if case["finish_reason"] in ("tool_calls", "malformed"):
+        if text.startswith(("<|channel|>", "<|start|>assistant")):
+            with pytest.raises(Fault, match="channels of gpt-oss that are not valid, or call a tool, at character "):
+                rewrite(text)
+        return
+    right = "".join(spelled for _, spelled in case["tokens"])
+    assert rewrite(text) == (right, "<|channel|>")
+    behind = "\n" if text.endswith("|>") else ""  # white space behind an end token is no part of the answer
+    assert rewrite(f"<|start|>assistant{text}{behind}") == (right, "<|channel|>")
+    assert rewrite(right) == (right, "")
+
+
+def test_channels_are_counted_and_joined_with_a_thinking_apart(read, fault):
+    final = "<|channel|>final<|message|>2<|return|>"
+    rows, notes = read(
+        {"prompt": "1+1?", "output": f"<|channel|>analysis<|message|>one and one<|end|><|start|>assistant{final}"},
+        {"prompt": "1+1?", "output": final, "reasoning": "one and one"},
+        {"prompt": "1+1?", "output": "Write <|channel|>final<|message|>."},
+    )
+    assert [completions(row) for row in rows] == [[THOUGHT], [THOUGHT], ["Write <|channel|>final<|message|>."]]
+    assert notes == ["f: <|channel|> became <think> or was removed in 2 answers"]
+    call = "<|channel|>commentary to=functions.add<|message|>{}<|call|>"
+    assert fault({"prompt": "q", "output": call}).startswith(
+        "has channels of gpt-oss that are not valid, or call a tool, at character 0: '<|channel|>commentary to="
+    )
 
 
 def test_thinking_beside_an_answer_is_joined_as_replies_of_servers_are():

@@ -175,6 +175,18 @@ def test_log_probabilities_beside_the_answer(tmp_path):
     assert e["logprobs"] is f["logprobs"] is None
 
 
+def test_an_answer_in_channels_is_aligned_with_its_tokens(tmp_path):
+    between = ["<|end|>", "<|start|>", "assistant", "<|channel|>", "final", "<|message|>"]
+    pieces = ["<|channel|>", "analysis", "<|message|>", "We", " try.", *between, "It is", " 7.", "<|return|>"]
+    row = {"prompt": "q", "output": "".join(pieces), "logprobs": {"content": entries(pieces)}}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    ingest(tmp_path / "a.jsonl", out=tmp_path / "ingest")
+    (found,) = read_table(tmp_path / "ingest", "rollouts").to_pylist()
+    assert found["completion"] == "<think>\nWe try.\n</think>\n\nIt is 7."
+    right = ["", "", "<think>\n", "We", " try.", "", "", "", "", "", "\n</think>\n\n", "It is", " 7.", ""]
+    assert spelled(found) == right
+
+
 def test_a_run_s_own_rollouts_come_back_unchanged_and_score_the_same(finished, demo, tmp_path):
     """Ids, log-probabilities and bytes are those that sample wrote; so are all numbers that score makes of them."""
     sampled = finished / "run" / "low" / "sample"
