@@ -14,6 +14,7 @@ from dasd_lite.data.formats.presets import PRESETS
 from dasd_lite.data.formats.read import RowFiles
 from dasd_lite.data.formats.row import Fault, LeftOut
 from dasd_lite.data.formats.thinking import join, rewrite
+from dasd_lite.data.prompts import read_prompts
 from dasd_lite.errors import ConfigError, DataError
 
 
@@ -656,3 +657,11 @@ def test_any_row_is_read_or_a_fault_of_one_line(row, name, answers):
     assert bool(found.answers) == answers
     assert all(isinstance(answer.completion, str) and answer.completion.strip() for answer in found.answers)
     assert all(isinstance(value, str | None) for value in (found.uid, found.domain, found.answer))
+
+
+def test_a_path_of_the_map_that_leads_nowhere_in_any_row_is_a_fault(tmp_path):
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"prompt": "a", "meta": {"gold": 1}}\n{"prompt": "b", "meta": {}}\n')
+    assert [p.answer for p in read_prompts(file, columns={"answer": "meta.gold"})] == ["1", None]
+    with pytest.raises(DataError, match=r"q\.jsonl: columns name 'meta\.nope', which no row has"):
+        read_prompts(file, columns={"answer": "meta.nope"})

@@ -42,7 +42,12 @@ class _Asked:
     prompt: Prompt
     index: int
     uid: str
-    seed: int
+    draw: tuple[int, str, int, int]
+
+    @property
+    def seed(self) -> int:
+        """Seed of its draw."""
+        return derive_seed(*self.draw)
 
 
 def sample(
@@ -181,14 +186,11 @@ def _plan(prompts: Prompts, identity: Identity, num_samples: int) -> list[_Asked
     """
     decides = {name: value for name, value in identity.config.items() if f"config.{name}" not in GROWS}
     draws = {name: value for name, value in decides.items() if name not in ("seed", "teacher")}
+    answer = digest("sample", VERSION, identity.inputs["teacher"], decides)
+    seed = derive_seed(decides["seed"], "sample", draws)
     questions = [prompt.key for prompt in prompts]
     return [
-        _Asked(
-            prompt,
-            index,
-            uid=digest("sample", VERSION, question, times, identity.inputs["teacher"], decides, index)[:16],
-            seed=derive_seed(decides["seed"], "sample", question, times, draws, index),
-        )
+        _Asked(prompt, index, digest(answer, question, times, index)[:16], (seed, question, times, index))
         for prompt, question, times in zip(prompts, questions, times_before(questions), strict=True)
         for index in range(num_samples)
     ]

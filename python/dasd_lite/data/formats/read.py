@@ -7,12 +7,12 @@ row, so that all of them are told at once; what is left out or not read is count
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from dasd_lite.config.reading import Reading, parse_path
 from dasd_lite.data.formats.containers import rows_of
 from dasd_lite.data.formats.conversation import listed
-from dasd_lite.data.formats.layout import KNOWN, paths_of, recognize
+from dasd_lite.data.formats.layout import KNOWN, getter, paths_of, recognize
 from dasd_lite.data.formats.meaning import Meaning
 from dasd_lite.data.formats.presets import PRESETS
 from dasd_lite.data.formats.row import OWN_COLUMNS, OWN_FORMAT, TOKEN_COLUMNS, Fault, LeftOut, Row
@@ -107,6 +107,8 @@ class RowFiles:
         """Yield the rows of one of the files that can be read and are not left out."""
         self._file, self._not_loaded = file.name, []
         meaning = Meaning(self._reading, answers=self._answers, tokens=self._tokens, system=self._system)
+        columns = self._reading.columns
+        inner = {path: getter(path) for path in (paths_of(columns) if columns else ()) if len(parse_path(path)) > 1}
         try:
             for where, row in rows_of(file.path, file.name, self._wanted):
                 self.num_rows += 1
@@ -114,6 +116,7 @@ class RowFiles:
                     self.fault(where, str(row))
                     continue
                 try:
+                    inner = {path: get for path, get in inner.items() if get(row) is None}
                     read = meaning.read(where, row)
                 except Fault as fault:
                     self.fault(where, str(fault))
@@ -124,7 +127,7 @@ class RowFiles:
         except DataError as error:  # the file is damaged from here on
             self._fatal(str(error))
         finally:
-            self._mapped_columns_exist(meaning)
+            self._mapped_columns_exist(meaning, inner)
             self._note(file, meaning)
 
     def _wanted(self, names: Sequence[str]) -> list[str]:
@@ -148,14 +151,17 @@ class RowFiles:
         self._num_faulty[self._file] += self._reading.max_faulty + 1
         self._faults.setdefault(self._file, []).append(message)
 
-    def _mapped_columns_exist(self, meaning: Meaning) -> None:
-        """Report columns of the user's map that no row has."""
+    def _mapped_columns_exist(self, meaning: Meaning, without: Iterable[str]) -> None:
+        """Report columns of the user's map that no row has, and paths `without` a value in any row."""
         columns = self._reading.columns
         tops = dict.fromkeys(str(parse_path(path)[0]) for path in paths_of(columns)) if columns else ()
         for top in tops if meaning.columns else ():
             if top not in meaning.columns:
                 there = listed(sorted(meaning.columns))
                 self._fatal(f"{self._file}: columns name {top!r}, which no row has; rows have {there}")
+        for path in without if meaning.columns else ():
+            if str(parse_path(path)[0]) in meaning.columns:
+                self._fatal(f"{self._file}: columns name {path!r}, which no row has")
 
     def _note(self, file: SourceFile, meaning: Meaning) -> None:
         """Keep what is to be told of a file."""
