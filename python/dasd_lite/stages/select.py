@@ -9,6 +9,7 @@ second writes.
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -63,20 +64,34 @@ _BY_STUDENT = ("student_mean_logprob", "rank_sum", "surprisal_sum")
 
 @dataclass
 class _Measured:
-    """A few numbers per rollout, in the order of the data."""
+    """A few numbers per rollout, in the order of the data; arrays, as there may be millions."""
 
-    prompt: list[int] = field(default_factory=list)
-    domain: list[str] = field(default_factory=list)
     reason: list[str] = field(default_factory=list)  # "" passes the filters
-    value: list[float] = field(default_factory=list)
-    num_tokens: list[int] = field(default_factory=list)  # of the answer, in the student's tokens
-    num_sentences: list[int] = field(default_factory=list)
-    counts: list[list[int]] = field(default_factory=list)  # shared, teacher, student
-    by_teacher: list[bool] = field(default_factory=list)  # whether the teacher has scored it; empty without scores
-    unsure: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+    value: array[float] = field(default_factory=lambda: array("d"))
+    prompt: array[int] = field(default_factory=lambda: array("q"))  # numbered from 0
+    domain: array[int] = field(default_factory=lambda: array("q"))  # a place in `domains`
+    num_tokens: array[int] = field(default_factory=lambda: array("q"))  # of the answer, in the student's tokens
+    num_sentences: array[int] = field(default_factory=lambda: array("q"))
+    counts: array[int] = field(default_factory=lambda: array("q"))
+    """Shared, teacher and student sentences of each rollout, one after another; empty without scores."""
+    by_teacher: array[int] = field(default_factory=lambda: array("q"))
+    """Whether the teacher has scored it; empty without scores."""
+    unsure: tuple[array[int], array[int]] = field(default_factory=lambda: (array("q"), array("q")))
     """Teacher sentences that would be none, and others that would be one, if the noise turned against them."""
-    mean_logprob: list[float] = field(default_factory=list)  # by the teacher, NaN if unknown; empty if not needed
-    by_student: dict[str, list[float]] = field(default_factory=dict)  # columns of the scores, NaN if unknown
+    mean_logprob: array[float] = field(default_factory=lambda: array("d"))
+    """By the teacher, NaN if unknown; empty if not needed."""
+    by_student: dict[str, array[float]] = field(default_factory=dict)  # columns of the scores, NaN if unknown
+    prompts: dict[str, int] = field(default_factory=dict)
+    domains: dict[str, int] = field(default_factory=dict)
+
+    def passed(self) -> npt.NDArray[np.int64]:
+        """Return those that have no reason to be rejected so far."""
+        return np.flatnonzero([not reason for reason in self.reason])
+
+
+def _numbered(names: dict[str, int], values: Sequence[str]) -> list[int]:
+    """Return the number of each name, which is the next one if it is new."""
+    return [names.setdefault(value, len(names)) for value in values]
 
 
 @dataclass(frozen=True)
@@ -302,38 +317,37 @@ def _measure(
     ]
     reasons, values = filters.first_failed(failed, rollouts.num_rows)
     candidates.reason += reasons
-    candidates.value += values
-    candidates.num_tokens += num_answer.tolist()
+    candidates.value.extend(values)
+    candidates.num_tokens.extend(num_answer.tolist())
     _count_classes(candidates, batch, config.beta, noise)
     if config.uses_weights or batch.scores is not None:
-        candidates.mean_logprob += _mean_logprobs(batch).tolist()
+        candidates.mean_logprob.extend(_mean_logprobs(batch).tolist())
     if batch.scores is not None:
         for name in _BY_STUDENT:
             column = batch.scores[name].to_numpy(zero_copy_only=False).astype(np.float64)
-            candidates.by_student.setdefault(name, []).extend(column.tolist())
-    candidates.domain += rollouts["domain"].to_pylist()
-    candidates.prompt += rollouts["prompt_uid"].to_pylist()
+            candidates.by_student.setdefault(name, array("d")).extend(column.tolist())
+    candidates.domain.extend(_numbered(candidates.domains, rollouts["domain"].to_pylist()))
+    candidates.prompt.extend(_numbered(candidates.prompts, rollouts["prompt_uid"].to_pylist()))
 
 
 def _count_classes(candidates: _Measured, batch: _Batch, beta: float, noise: float) -> None:
     """Add the number of sentences of each rollout, and of each class; zeros and nothing without scores."""
     if batch.scores is None:
-        candidates.num_sentences += [0] * batch.rollouts.num_rows
-        candidates.counts += [[]] * batch.rollouts.num_rows
+        candidates.num_sentences.extend([0] * batch.rollouts.num_rows)
         return
     teacher, student = from_arrow(batch.scores["p_teacher"]), from_arrow(batch.scores["p_student"])
     classes = divergence.classify_sentences(teacher.values, student.values, beta)
     num_sentences = np.diff(teacher.offsets)
-    candidates.num_sentences += num_sentences.tolist()
-    candidates.counts += divergence.class_counts(classes, teacher.offsets).tolist()
+    candidates.num_sentences.extend(num_sentences.tolist())
+    candidates.counts.extend(divergence.class_counts(classes, teacher.offsets).ravel().tolist())
     known = offsets_of(np.isfinite(teacher.values))[teacher.offsets]
-    candidates.by_teacher += ((num_sentences == 0) | (np.diff(known) > 0)).tolist()
+    candidates.by_teacher.extend(((num_sentences == 0) | (np.diff(known) > 0)).astype(int).tolist())
     if noise:
         beyond = teacher.values.astype(np.float64) - student.values - beta
         for numbers, near in zip(
             candidates.unsure, ((beyond > 0) & (beyond <= noise), (beyond <= 0) & (beyond > -noise)), strict=True
         ):
-            numbers += np.diff(offsets_of(near)[teacher.offsets]).tolist()
+            numbers.extend(np.diff(offsets_of(near)[teacher.offsets]).tolist())
 
 
 def _mean_logprobs(batch: _Batch) -> npt.NDArray[np.float64]:
@@ -352,7 +366,7 @@ def _mean_logprobs(batch: _Batch) -> npt.NDArray[np.float64]:
 
 
 def _name_unknown_domains(candidates: _Measured, config: SelectConfig) -> None:
-    known = sorted(set(candidates.domain))
+    known = sorted(candidates.domains)
     for domain in config.budget.keys() - set(known):
         note(f"select.budget: no rollout is of domain {domain!r}; domains are {', '.join(known)}")
 
@@ -371,7 +385,7 @@ def _rank(
     """
     if rule == "all":
         return None, {}
-    passed = np.flatnonzero([not reason for reason in candidates.reason])
+    passed = candidates.passed()
     if config.rule in CLASS_RULES and scores is not None:
         _check_compared(candidates, passed, config.rule, scores)
     ranked = _candidates(candidates, passed, seed)
@@ -388,14 +402,16 @@ def _rank(
 
 def _candidates(candidates: _Measured, passed: npt.NDArray[np.int64], seed: int) -> Candidates:
     """Return what a rule is given of those that pass the filters."""
-    counts = np.array([classes or [0, 0, 0] for classes in candidates.counts], np.int64).reshape(-1, 3)[passed]
+    counts = np.zeros((len(passed), 3), np.int64)
+    if candidates.counts:
+        counts = np.array(candidates.counts).reshape(-1, 3)[passed]
     known = candidates.mean_logprob
     return Candidates(
         teacher_counts=counts[:, divergence.SentenceClass.TEACHER],
         shared_counts=counts[:, divergence.SentenceClass.SHARED],
         student_counts=counts[:, divergence.SentenceClass.STUDENT],
-        num_sentences=np.array(candidates.num_sentences, np.int64)[passed],
-        num_tokens=np.array(candidates.num_tokens, np.int64)[passed],
+        num_sentences=np.array(candidates.num_sentences)[passed],
+        num_tokens=np.array(candidates.num_tokens)[passed],
         prompt_index=np.unique(np.asarray(candidates.prompt)[passed], return_inverse=True)[1],
         seed=seed,
         mean_logprob=np.array(known)[passed] if known else None,
@@ -432,9 +448,10 @@ def _choice(
 
 def _spend_budgets(candidates: _Measured, config: SelectConfig, seed: int) -> None:
     """Mark what the budgets of the domains reject among those that are left."""
-    passed = np.flatnonzero([not reason for reason in candidates.reason])
+    passed = candidates.passed()
     for domain, budget in config.budget.items():
-        rest = [i for i in passed if not candidates.reason[i] and candidates.domain[i] == domain]
+        number = candidates.domains.get(domain)
+        rest = [i for i in passed if not candidates.reason[i] and candidates.domain[i] == number]
         order = np.random.Generator(np.random.Philox(derive_seed(seed, "budget", domain))).permutation(len(rest))
         for j in order[budget:]:  # drawn at random: dropping by score would drop the short answers
             candidates.reason[rest[j]], candidates.value[rest[j]] = "budget", float(budget)
@@ -458,7 +475,7 @@ def _weigh(
     """Return the weight of each candidate (NaN if rejected), and what the manifest says about weights."""
     if config.weighting is None:
         return None, {}
-    kept = np.flatnonzero([not reason for reason in candidates.reason])
+    kept = candidates.passed()
     prompts = np.unique(np.asarray(candidates.prompt)[kept], return_inverse=True)[1]
     means, lam = np.zeros(len(kept)), config.weighting.lam
     if config.uses_weights:
@@ -500,7 +517,10 @@ def _write(
 ) -> None:
     span = slice(first, first + batch.rollouts.num_rows)
     reason = candidates.reason[span]
-    counts = [counts or None for counts in candidates.counts[span]]
+    class_counts = pa.nulls(len(reason), KEPT.field("class_counts").type)
+    if candidates.counts:
+        counts = pa.array(np.array(candidates.counts[3 * span.start : 3 * span.stop]))
+        class_counts = pa.FixedSizeListArray.from_arrays(counts, 3)
     columns = {
         **{name: batch.rollouts[name] for name in _ROLLOUT_COLUMNS},
         "ids": batch.ids,
@@ -509,10 +529,10 @@ def _write(
             name: pa.nulls(len(reason)) if values is None else pa.array(values[span], pa.float32(), from_pandas=True)
             for name, values in (("score", score), ("weight", weight))
         },
-        "num_sentences": pa.array(candidates.num_sentences[span], pa.int64()),
-        "class_counts": pa.array(counts, KEPT.field("class_counts").type),
+        "num_sentences": pa.array(np.array(candidates.num_sentences[span])),
+        "class_counts": class_counts,
         "reason": pa.array(reason),
-        "value": pa.array(candidates.value[span]),
+        "value": pa.array(np.array(candidates.value[span])),
     }
     table = pa.table(columns).cast(REJECTED)
     kept = pa.array([not r for r in reason])
