@@ -18,7 +18,7 @@ SMALL: dict[str, Any] = {
     "sample": {"num_samples": 2, "max_tokens": 192},
     "select": {"require_think": False, "max_duplicate_lines": 1.0, "max_duplicate_sentences": 1.0},
     "pack": {"seq_len": 512},
-    "train": {"epochs": 1, "grad_accum_steps": 1, "learning_rate": 1e-3},
+    "train": {"epochs": 1, "grad_accum_steps": 1, "learning_rate": 1e-4},
     "evaluate": {"prompts": "demo:heldout.jsonl", "limit": 4, "num_samples": 1, "max_tokens": 48},
     "phase": [
         {"name": "low", "sample.temperature": 0.6},
