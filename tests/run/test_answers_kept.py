@@ -73,6 +73,7 @@ def test_a_grown_folder_holds_the_rows_of_one_made_at_once(finished, copied, tmp
 def test_fewer_questions_are_left_out_and_cost_nothing_later(copied, cli):
     ended = cli("sample", "run.toml", "prompts.limit=3", cwd=copied)
     assert ended.rc == 0, ended.stderr
+    assert "train.jsonl: 5 removed; 6 answers are there, 0 are asked for" in ended.stderr
     assert len(rollouts(copied)) == 6
     cli("sample", "run.toml", cwd=copied)
     assert (len(rollouts(copied)), asked(copied)) == (16, 0)

@@ -20,7 +20,7 @@ from dasd_lite.config.stages import SampleConfig
 from dasd_lite.console import label, note
 from dasd_lite.data.handles import Rollouts
 from dasd_lite.data.journal import Journal, read_counts
-from dasd_lite.data.manifest import Identity, identify, read_timing
+from dasd_lite.data.manifest import Identity, identify, read_manifest, read_timing
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import ROLLOUT, Prompt, times_before
 from dasd_lite.data.seeds import check_seed, derive_seed, digest
@@ -100,6 +100,7 @@ def sample(
         return _noted(Rollouts(out))
 
     plan = _plan(prompts, identity, config.num_samples)
+    prompts_before = read_manifest(out)["counts"].get("prompts", 0) if (out / "manifest.json").exists() else None
     with Journal(
         out,
         identity,
@@ -136,8 +137,12 @@ def sample(
         if taken := journal.take_over(map(Path, reuse)):
             note(f"{name}: {taken:,} answers are there already, in folders to reuse")
         if journal.has_grown and not finish:
-            missing = len(plan) - len(journal.done())
-            note(f"{name}: {len(plan) - missing:,} answers are there, {missing:,} are asked for")
+            there = journal.done()
+            changes = f"{len(there):,} answers are there, {len(plan) - len(there):,} are asked for"
+            if prompts_before is not None:
+                known = len({plan[position].prompt.uid for position in there})
+                changes = _changes(prompts, len(prompts) - known, prompts_before - known) + changes
+            note(f"{name}: {changes}")
         num_prompts = len(prompts)
         if finish:
             num_answers, timing = journal.close_as_it_is(), totals(journal, prices)
@@ -194,6 +199,12 @@ def _plan(prompts: Prompts, identity: Identity, num_samples: int) -> list[_Asked
         for prompt, question, times in zip(prompts, questions, times_before(questions), strict=True)
         for index in range(num_samples)
     ]
+
+
+def _changes(prompts: Prompts, added: int, removed: int) -> str:
+    """Say how many questions are new and how many are no longer asked."""
+    parts = [f"{number:,} {what}" for number, what in ((added, "added"), (removed, "removed")) if number > 0]
+    return f"{prompts.path or 'prompts'}: {', '.join(parts)}; " if parts else ""
 
 
 def _noted(rollouts: Rollouts) -> Rollouts:
