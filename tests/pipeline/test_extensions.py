@@ -92,8 +92,7 @@ teacher = {{ kind = "{code}:Teacher", options = {{ folder = "{demo}/teacher", ba
 sample = {{ num_samples = 3, max_tokens = 160, temperature = 0.8 }}
 select = {{ rule = "{code}:longest", keep = 1 }}
 pack.seq_len = 256
-train = {{ objective = "{code}:Sft", epochs = 1, micro_batch_size = 1, grad_accum_steps = 2, monitor_questions = 0,
-  max_loss_jump = 5.0 }}  # of two steps of two rows each, whose answers the student knows or not
+train = {{ objective = "{code}:Sft", epochs = 1, micro_batch_size = 1, grad_accum_steps = 4, monitor_questions = 0 }}
 [evaluate]
 prompts = "{demo}/heldout.jsonl"
 limit = 3

@@ -15,7 +15,7 @@ from tests.rows import (
     write_rows,
 )
 
-from dasd_lite.config.train import TrainConfig
+from dasd_lite.config.train import Lora, TrainConfig
 from dasd_lite.errors import ConfigError, TrainError
 from dasd_lite.stages.train import train
 from dasd_lite.training import job
@@ -52,6 +52,8 @@ def test_a_finished_folder_stays_until_training_can_begin(packed, tmp_path):
     model, out, config = make_model(tmp_path / "model"), tmp_path / "out", TrainConfig(**QUICK)
     train(packed, model, config, out=out)
     before = {path.name: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(ConfigError, match="nowhere"):
+        train(packed, model, config, out=out, seed=1, force=True, method=Lora(target_modules=["nowhere"]))
     (weights,) = model.glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:4000])
     with pytest.raises(ConfigError, match="cannot be loaded"):
