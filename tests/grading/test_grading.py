@@ -80,9 +80,9 @@ def test_different_answers_are_wrong(said, right):
     assert grade(rf"\boxed{{{said}}}", right).verdict == "wrong"
 
 
-def test_a_completion_without_an_answer_is_unparseable():
-    assert grade("", "").verdict == "unparseable"
-    assert grade("no idea", "no idea").verdict == "unparseable"
+def test_a_completion_without_an_answer_has_none():
+    assert grade("", "").verdict == "no_answer"
+    assert grade("no idea", "no idea").verdict == "no_answer"
     assert grade("no idea", "no idea").extracted is None
 
 
@@ -98,7 +98,7 @@ def test_an_answer_that_was_cut_off_is_never_right():
     whole = _graded("</think> Answer: 12", "stop", question, grade)
     cut = _graded("</think> Answer: 12", "length", question, grade)
     assert whole == {"grade": "right", "extracted": "12"}
-    assert cut == {"grade": "unparseable", "extracted": None}
+    assert cut == {"grade": "no_answer", "extracted": None}
 
 
 # --- graders of one's own -----------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 
 from dasd_lite.data.dataset import read_table
 from dasd_lite.data.manifest import read_manifest
+from dasd_lite.grading.grade import VERDICTS
 from dasd_lite.report.results import read_accuracy
 
 
@@ -54,7 +55,7 @@ def test_every_graded_answer_counts_once(finished):
     for phase in ("base", "low", "mixed"):
         folder = finished / "run" / phase / "evaluate"
         counts, overall = read_manifest(folder)["counts"], read_accuracy(folder).overall
-        assert sum(counts[kind] for kind in ("right", "wrong", "unparseable", "truncated")) == counts["samples"] == 4
+        assert sum(counts[kind] for kind in VERDICTS) == counts["samples"] == 4
         assert (overall.truncated, overall.unparseable) == (counts["truncated"], counts["unparseable"])
         truncated += overall.truncated
     assert truncated > 0

@@ -114,7 +114,7 @@ DOCUMENT, TOKEN = "doc:", "token:"
 GRADED = pa.schema(
     [
         *_COMPLETION,
-        ("grade", pa.string()),  # "right", "wrong", or "unparseable" (no answer found, or cut off)
+        ("grade", pa.string()),  # one of the five verdicts of grading.grade; "no_answer" if it was cut off
         ("extracted", pa.string()),
         ("num_tokens", pa.int64()),
         ("max_tokens", pa.int64()),

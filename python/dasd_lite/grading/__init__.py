@@ -1,7 +1,7 @@
 """Whether an answer is right.
 
-Input: a completion and the reference answer, as text. Output: a `Grade`: right, wrong, or unparseable if the completion
-states no answer. Invariant: unparseable is counted on its own and never as right.
+Input: a completion and the reference answer, as text. Output: a `Grade` with one of five verdicts. Invariant: only
+`right` counts as right; each of the others is counted on its own.
 
 A grader of your own is any function like this, or an instance whose class has such a `__call__`. The recipe names it as
 `evaluate.grader = "package.module:attribute"`:
@@ -18,12 +18,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of, running
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.grading import math
-from dasd_lite.grading.grade import Grade, Grader, Verdict
+from dasd_lite.grading.grade import VERDICTS, Grade, Grader
 
 GRADERS: dict[str, Grader] = {"math": math.grade}
 """The built-in graders."""
@@ -54,7 +54,7 @@ class CheckedGrader:
             returned = " ".join(repr(result).split())[:80]
             raise DataError(
                 f"grader {self.name} returned {returned}; it must return Grade(verdict, extracted), where verdict is"
-                f" {', '.join(map(repr, get_args(Verdict)))} and extracted is text or None"
+                f" {', '.join(map(repr, VERDICTS))} and extracted is text or None"
             )
         return result
 

@@ -5,19 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
-Verdict = Literal["right", "wrong", "unparseable"]
+Verdict = Literal["right", "wrong", "no_answer", "unparseable", "unknown"]
+"""`right` and `wrong` are claims. `no_answer`: the completion states no final answer, or was cut off. `unparseable`: it
+states one that cannot be compared with the reference. `unknown`: the comparison took too long or died."""
+
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)
 class Grade:
-    """The verdict on a completion, and the answer that it states."""
+    """The verdict on a completion, and the answer that it states.
+
+    `reason` says in a few words why it is not right, where that is not plain: the test that failed, the limit that was
+    reached.
+    """
 
     verdict: Verdict
     extracted: str | None
+    reason: str | None = None
 
     def is_valid(self) -> bool:
-        """Return whether both fields have a value that they may have."""
-        return self.verdict in get_args(Verdict) and isinstance(self.extracted, str | None)
+        """Return whether all fields have a value that they may have."""
+        return (
+            self.verdict in VERDICTS and isinstance(self.extracted, str | None) and isinstance(self.reason, str | None)
+        )
 
 
 class Grader(Protocol):

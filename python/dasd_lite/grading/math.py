@@ -19,7 +19,7 @@ def grade(completion: str, answer: str) -> Grade:
     r"""Grade a completion by its last `\boxed{…}` after the thinking, or else its last `Answer: …`."""
     extracted = extract(completion)
     if extracted is None:
-        return Grade("unparseable", None)
+        return Grade("no_answer", None)
     return Grade("right" if _same(extracted, answer) else "wrong", extracted)
 
 

@@ -28,7 +28,7 @@ from dasd_lite.data.seeds import check_seed, derive_seed, digest
 from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.grading import open_grader
-from dasd_lite.grading.grade import Grade, Grader
+from dasd_lite.grading.grade import VERDICTS, Grade, Grader
 from dasd_lite.inference import Completion, Request, SamplingParams
 from dasd_lite.inference.backends import open_sampler
 from dasd_lite.inference.collect import collect
@@ -160,7 +160,7 @@ def evaluate(
 
 def _graded(text: str, finish_reason: str, question: Prompt, grade: Grader) -> dict[str, Any]:
     cut_off = finish_reason == "length"  # its last number may be half of one
-    verdict = Grade("unparseable", None) if cut_off else grade(text, question.answer or "")
+    verdict = Grade("no_answer", None) if cut_off else grade(text, question.answer or "")
     return {"grade": verdict.verdict, "extracted": verdict.extracted}
 
 
@@ -177,24 +177,19 @@ def _grades(journal: Journal, questions: list[Prompt], grade: Grader) -> list[di
 
 
 def _accuracy(journal: Journal, grades: list[dict[str, Any]], questions: int) -> dict[str, Any]:
-    """Count the grades; right, wrong, unparseable and truncated answers are all of them."""
-    verdicts: Counter[str] = Counter()
-    tokens = first = 0
+    """Count the grades: each answer has one of the five verdicts, and those that were cut off have no answer."""
+    verdicts = Counter(grade["grade"] for grade in grades)
+    tokens = truncated = 0
     for batch in journal.batches(("finish_reason", "num_tokens")):
-        graded = grades[first : first + batch.num_rows]
-        first += batch.num_rows
-        # Each answer counts once: one that was cut off is truncated, whatever could be read in it.
-        reasons = batch["finish_reason"].to_pylist()
-        verdicts.update(
-            "truncated" if reason == "length" else grade["grade"] for reason, grade in zip(reasons, graded, strict=True)
-        )
+        truncated += batch["finish_reason"].to_pylist().count("length")
         tokens += sum(batch["num_tokens"].to_pylist())
     right = np.array([grade["grade"] == "right" for grade in grades], dtype=np.float64)
     means = right.reshape(questions, -1).mean(axis=1)
     return {
         "questions": questions,
         "samples": len(grades),
-        **{name: verdicts[name] for name in ("right", "wrong", "unparseable", "truncated")},
+        **{name: verdicts[name] for name in VERDICTS},
+        "truncated": truncated,
         "accuracy": float(means.mean()),
         "standard_error": standard_error(means),
         "mean_tokens": tokens / len(grades),
