@@ -97,8 +97,8 @@ def test_an_answer_that_was_cut_off_is_never_right():
     question = Prompt("q", ({"role": "user", "content": "?"},), "all", "12")
     whole = _graded("</think> Answer: 12", "stop", question, grade)
     cut = _graded("</think> Answer: 12", "length", question, grade)
-    assert whole == {"grade": "right", "extracted": "12"}
-    assert cut == {"grade": "no_answer", "extracted": None}
+    assert whole == {"grade": "right", "extracted": "12", "reason": None, "vote": "right"}
+    assert cut == {"grade": "no_answer", "extracted": None, "reason": None, "vote": None}
 
 
 # --- graders of one's own -----------------------------------------------------------------------------
@@ -141,7 +141,12 @@ def test_a_grader_from_another_file(my_graders):
     assert grader == open_grader(my_graders.last_line), "named in a recipe or passed as a function"
     assert (grader.name, grader.code) == ("my_graders:last_line", code_hash(my_graders.last_line))
     question = Prompt("q", ({"role": "user", "content": "?"},), "all", "5")
-    assert _graded("I think\n5", "stop", question, grader) == {"grade": "right", "extracted": "5"}
+    assert _graded("I think\n5", "stop", question, grader) == {
+        "grade": "right",
+        "extracted": "5",
+        "reason": None,
+        "vote": "right",
+    }
 
 
 def test_a_grader_may_be_an_object(my_graders):

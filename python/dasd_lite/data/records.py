@@ -114,13 +114,22 @@ DOCUMENT, TOKEN = "doc:", "token:"
 GRADED = pa.schema(
     [
         *_COMPLETION,
+        ("task", pa.string()),  # name of the benchmark, or OWN_TASK
         ("grade", pa.string()),  # one of the five verdicts of grading.grade; "no_answer" if it was cut off
-        ("extracted", pa.string()),
+        ("extracted", pa.string()),  # the final answer as the completion states it
+        ("reason", pa.string()),  # why it is not right, where the verdict alone does not say it
+        ("vote", pa.string()),  # the same for all answers that mean the same, for maj@k; null if it has none
         ("num_tokens", pa.int64()),
         ("max_tokens", pa.int64()),
     ]
 )
 """Rows of evaluate."""
+
+RIGHT = "right"
+"""Vote of every right answer, however it is written."""
+
+OWN_TASK = "prompts"
+"""Task of the questions in a file of the user's own (`evaluate.prompts`)."""
 
 
 @dataclass(frozen=True)

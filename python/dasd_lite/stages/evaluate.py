@@ -23,7 +23,7 @@ from dasd_lite.data.handles import Evaluation, Model, model_path
 from dasd_lite.data.journal import Journal
 from dasd_lite.data.manifest import identify
 from dasd_lite.data.prompts import Prompts
-from dasd_lite.data.records import GRADED, Prompt, times_before
+from dasd_lite.data.records import GRADED, OWN_TASK, RIGHT, Prompt, times_before
 from dasd_lite.data.seeds import check_seed, derive_seed, digest
 from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
@@ -34,7 +34,7 @@ from dasd_lite.inference.backends import open_sampler
 from dasd_lite.inference.collect import collect
 from dasd_lite.method.accuracy import standard_error
 
-VERSION = 2  # 1 had the question's uid in its seeds
+VERSION = 3  # 1 had the question's uid in its seeds, 2 fewer columns and verdicts
 GROWS = ("config.num_samples", "config.max_tokens", "config.grader", "inputs.prompts", "inputs.grader")
 """What may change while the folder keeps its answers: it decides which are asked for, not what they are."""
 
@@ -141,6 +141,7 @@ def evaluate(
                 "finish_reason": completion.finish_reason,
                 "prefix_bytes": 0,
                 "num_tokens": len(completion.token_ids),
+                "task": OWN_TASK,
                 "max_tokens": config.max_tokens,
                 **_graded(completion.text, completion.finish_reason, question, grade),
             }
@@ -161,13 +162,14 @@ def evaluate(
 def _graded(text: str, finish_reason: str, question: Prompt, grade: Grader) -> dict[str, Any]:
     cut_off = finish_reason == "length"  # its last number may be half of one
     verdict = Grade("no_answer", None) if cut_off else grade(text, question.answer or "")
-    return {"grade": verdict.verdict, "extracted": verdict.extracted}
+    vote = RIGHT if verdict.verdict == "right" else verdict.extracted
+    return {"grade": verdict.verdict, "extracted": verdict.extracted, "reason": verdict.reason, "vote": vote}
 
 
 def _grades(journal: Journal, questions: list[Prompt], grade: Grader) -> list[dict[str, Any]]:
     """Return the grade of each answer; answers of an earlier call are graded again if anything may have changed."""
     if not journal.has_grown:
-        rows = (batch.to_pylist() for batch in journal.batches(("grade", "extracted")))
+        rows = (batch.to_pylist() for batch in journal.batches(("grade", "extracted", "reason", "vote")))
         return [row for batch in rows for row in batch]
     grades: list[dict[str, Any]] = []
     for batch in journal.batches(("completion", "finish_reason")):
