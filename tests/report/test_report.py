@@ -44,7 +44,7 @@ P_OF = {"=": (0.9, 0.85), "T": (0.9, 0.3), "S": (0.2, 0.6), "·": (np.nan, 0.5)}
 # question, domain: the grades of two answers, before, after low and after mixed
 GRADES = {
     ("a", "dial"): (("right", "wrong"), ("right", "right"), ("right", "wrong")),
-    ("b", "dial"): (("wrong", "unparseable"), ("right", "right"), ("wrong", "right")),
+    ("b", "dial"): (("wrong", "no_answer"), ("right", "right"), ("wrong", "right")),
     ("c", EVIL): (("right", "right"), ("right", "right"), ("right", "right")),
 }
 
@@ -75,9 +75,9 @@ def graded(folder, which):
     rows = []
     for (uid, domain), grades in GRADES.items():
         for i, grade in enumerate(grades[which]):
-            reason = "length" if grade == "unparseable" else "stop"
-            row = {**question(uid, "1", domain), "uid": f"{uid}{i}", "completion": "x", "index": i}
-            rows.append({**row, "grade": grade, "finish_reason": reason, "num_tokens": 10 + i})
+            reason = "length" if grade == "no_answer" else "stop"
+            row = {**question(uid, "1", domain), "uid": f"{uid}{i}", "completion": "x", "index": i, "task": "prompts"}
+            rows.append({**row, "grade": grade, "vote": grade, "finish_reason": reason, "num_tokens": 10 + i})
     dataset(folder, "evaluate", {"graded": (GRADED, rows)}, seconds=1.0)
 
 
@@ -243,14 +243,28 @@ def table_rows(text, title):
 def test_accuracy_by_hand(reported):
     text, _ = reported
     before, after_low, after_mixed = table_rows(text, "Accuracy")
-    # means per question: ½ 0 1, then 1 1 1, then ½ ½ 1; standard deviations with n − 1, over √3
-    assert before == ["(before)", "50.0 ± 28.9", "–", "–", "16.7 %", "0.0 %", "10.5"], "no answer counts twice"
-    assert after_low == ["low", "100.0 ± 0.0", "+50.0 (1.7)", "–", "0.0 %", "0.0 %", "10.5"]
-    assert after_mixed == ["mixed", "66.7 ± 16.7", "+16.7 (1.0)", "−33.3 (2.0)", "0.0 %", "0.0 %", "10.5"]
+    # means per question: ½ 0 1, then 1 1 1, then ½ ½ 1; standard deviations with n − 1, over √3. New answers: one
+    # question of ½, √(¼/(2−1))/3, and two. The interval: ½/0.289² is 3 answers, t of 2 degrees 4.303
+    assert before == ["(before)", "3 × 2", "50.0 ± 28.9", "3.6 to 96.4", "16.7", "16.7 %", "10.5"]
+    assert after_low[:3] + after_low[4:] == ["low", "3 × 2", "100.0 ± 0.0", "0.0", "0.0 %", "10.5"]
+    assert after_low[3] == "43.9 to 100.0"  # 3 of 3 by Wilson: 3/(3 + 1.96²)
+    assert after_mixed[:3] + after_mixed[4:] == ["mixed", "3 × 2", "66.7 ± 16.7", "23.6", "0.0 %", "10.5"]
+    assert table_rows(text, "Changes in accuracy") == [
+        # d: ½ 1 0, 0 ½ 0, −½ −½ 0
+        ["low since before", "+50.0 ± 28.9", "−74.2 to +100.0", "2", "1", "0", "3"],
+        ["mixed since before", "+16.7 ± 16.7", "−55.0 to +88.4", "1", "2", "0", "3"],
+        ["mixed since low", "−33.3 ± 16.7", "−100.0 to +38.4", "0", "1", "2", "3"],
+    ]
+    assert table_rows(text, "Several answers to a question") == [
+        ["(before)", "2", "50.0 %", "66.7 %", "50.0 %", "33.3 %"],  # maj@2 of right and wrong is half
+        ["low", "2", "100.0 %", "100.0 %", "100.0 %", "100.0 %"],
+        ["mixed", "2", "66.7 %", "100.0 %", "66.7 %", "33.3 %"],
+    ]
     dial = table_rows(text, "Accuracy by domain")[:3]
-    assert dial[0] == ["dial", "(before)", "2", "25.0 ± 25.0", "–", "25.0 %", "0.0 %"]
-    assert dial[1] == ["low", "2", "100.0 ± 0.0", "+75.0 (3.0)", "0.0 %", "0.0 %"]
-    assert "Lower than after the previous phase: mixed (−33.3, 2.0 standard errors)" in text
+    assert dial[0] == ["dial", "(before)", "2", "25.0 ± 25.0", "–", "25.0 %", "10.5"]
+    assert dial[1] == ["low", "2", "100.0 ± 0.0", "+75.0 ± 25.0", "0.0 %", "10.5"]
+    lower = "Lower than after the previous phase, ± standard error over questions: mixed (−33.3 ± 16.7)."
+    assert lower in " ".join(text.split())
     assert "docs/evidence.md" in text
 
 
@@ -270,15 +284,6 @@ def test_what_a_choice_says_about_its_rule():
 def test_no_line_about_lower_when_nothing_fell(whole):
     models = [results.read_accuracy(whole / phase / "evaluate") for phase in ("base", "low")]
     assert tables.lowered(models) == []
-
-
-def test_errors_of_different_questions_add_up():
-    def accuracy(**means):
-        return results.Accuracy(means, samples=2, truncated=0, unparseable=0, tokens=1)
-
-    change = results.accuracy_change(accuracy(a=0.0, b=0.6), accuracy(c=1.0, d=0.2))
-    # standard deviations 0.6/√2 and 0.8/√2, over √2: errors 0.3 and 0.4
-    assert (change.difference, change.error) == (pytest.approx(0.3), pytest.approx(0.5))
 
 
 def test_selection_and_classes_by_hand(reported):
@@ -499,7 +504,7 @@ TABLES = {
     "train": "Training",
     "evaluate": "Accuracy",
 }
-IN_NO_TABLE = r"process peak .*? for training\), |\(4 questions × 1\)"
+IN_NO_TABLE = r"process peak .*? for training\), |over 4 questions × 1"
 
 
 def numbers(text):

@@ -54,10 +54,11 @@ def test_every_graded_answer_counts_once(finished):
     truncated = 0
     for phase in ("base", "low", "mixed"):
         folder = finished / "run" / phase / "evaluate"
-        counts, overall = read_manifest(folder)["counts"], read_accuracy(folder).overall
+        counts, own = read_manifest(folder)["counts"], read_accuracy(folder).tasks["prompts"]
         assert sum(counts[kind] for kind in VERDICTS) == counts["samples"] == 4
-        assert (overall.truncated, overall.unparseable) == (counts["truncated"], counts["unparseable"])
-        truncated += overall.truncated
+        assert (own.truncated, own.verdicts["unparseable"]) == (counts["truncated"], counts["unparseable"])
+        assert (own.mean, own.standard_error) == (counts["accuracy"], counts["standard_error"])
+        truncated += own.truncated
     assert truncated > 0
 
 

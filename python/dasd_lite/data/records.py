@@ -131,6 +131,12 @@ RIGHT = "right"
 OWN_TASK = "prompts"
 """Task of the questions in a file of the user's own (`evaluate.prompts`)."""
 
+HIDDEN_TASKS = frozenset({"gpqa-diamond"})
+"""Tasks whose authors ask that no question is published: no report, export or `show` prints their text."""
+
+HIDDEN_TEXT = "(hidden: the authors of this benchmark ask that its questions are not published)"
+"""What is printed in its place."""
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -11,6 +11,9 @@ from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.data.files import write_atomic
 from dasd_lite.errors import DataError
 
+TEACHER = "teacher"
+"""Stands for a phase where the teacher is evaluated."""
+
 
 @dataclass(frozen=True)
 class StageFolder:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dasd_lite.data.records import OWN_TASK
+
 Floats = npt.NDArray[np.float64]
 
 _CLASSES = {"shared": "#858d97", "teacher": "#d4700f", "student": "#2f80d0"}
@@ -73,8 +75,13 @@ def _phase_style(index: int) -> dict[str, Any]:
     return {"color": _PHASES[index % len(_PHASES)], "linestyle": _LINES[index % len(_LINES)]}
 
 
-def accuracy(names: Sequence[str], means: Sequence[float], errors: Sequence[float]) -> str:
-    """Draw accuracy (0 to 1) with its standard error, before distillation and after each phase."""
+def accuracy(
+    task: str, names: Sequence[str], means: Sequence[float], errors: Sequence[float], teacher: float | None = None
+) -> str:
+    """Draw accuracy (0 to 1) on a task with its standard error, before distillation and after each phase.
+
+    `teacher` is the accuracy of the teacher, as a line to reach.
+    """
 
     def draw(axes: Any) -> None:
         xs = np.arange(len(names))
@@ -84,14 +91,16 @@ def accuracy(names: Sequence[str], means: Sequence[float], errors: Sequence[floa
         axes.errorbar(xs, heights, bars, fmt="o", color=_ACCENT, capsize=4, markersize=7)
         for x, y, bar in zip(xs, heights, bars, strict=True):
             axes.annotate(f"{y:.1f}", (x, y + bar), (0, 5), textcoords="offset points", ha="center", weight="bold")
+        if teacher is not None:
+            axes.axhline(100 * teacher, color=_CLASSES["teacher"], linewidth=1.2, linestyle=(0, (4, 3)))
         axes.set_xticks(xs, names, fontsize=10)
         axes.set_xlim(-0.5, len(names) - 0.5)
         axes.set_ylim(0, 112)
         axes.set_yticks(range(0, 101, 20))
         axes.grid(axis="x", visible=False)
-        axes.set_ylabel("accuracy, %")
+        axes.set_ylabel("accuracy, %" if task == OWN_TASK else f"accuracy on {task}, %")
 
-    return _figure(draw, "accuracy", (5.4, 2.9))
+    return _figure(draw, f"accuracy-{task}", (5.4, 2.9))
 
 
 def plane(counts: npt.NDArray[np.int64], beta: float, name: str) -> str:

@@ -18,14 +18,17 @@ import numpy as np
 from dasd_lite import console
 from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.data.files import disk_errors, write_atomic
+from dasd_lite.data.records import OWN_TASK
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.errors import ConfigError
 from dasd_lite.grading import CheckedGrader, open_grader
+from dasd_lite.grading.statistics import compare_accuracies
 from dasd_lite.report import figures, results, tables
 from dasd_lite.report.rollouts import DIFFERENCE_EDGES, PhaseRollouts, read_phase
 from dasd_lite.report.tables import ReportTable
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table as RichTable
 
 _TONES = {"good": "green", "bad": "red", "dim": "dim", "strong": "bold", "teacher": "yellow", "student": "cyan"}
@@ -140,11 +143,25 @@ def _some(*maybe: ReportTable | None) -> list[ReportTable]:
 def _accuracy(models: list[results.ModelAccuracy]) -> Section:
     part = Section("Accuracy", wide=True)
     if models:
-        part.tables = _some(tables.accuracy(models), tables.domains(models))
-        own = [model.overall for model in models]
-        svg = figures.accuracy([model.name for model in models], [o.mean for o in own], [o.error for o in own])
-        part.figures = [Figure(svg, "Accuracy, with one standard error to either side.")]
+        main = tables.accuracy(models)
+        main.notes += tables.lowered(models)
+        part.tables = [
+            main,
+            *_some(tables.changes(models), tables.several_answers(models), tables.domains(models)),
+        ]
+        caption = "Accuracy, with one standard error over questions to either side."
+        if any(model.is_teacher for model in models):
+            caption += " Dashed: the teacher."
+        part.figures = [Figure(_accuracy_figure(models, task), caption) for task in tables.tasks_of(models)]
     return part
+
+
+def _accuracy_figure(models: list[results.ModelAccuracy], task: str) -> str:
+    students = [model for model in models if task in model.tasks and not model.is_teacher]
+    own = [model.tasks[task] for model in students]
+    teacher = next((model.tasks[task].mean for model in models if task in model.tasks and model.is_teacher), None)
+    names, means, errors = ([model.name for model in students], [o.mean for o in own], [o.standard_error for o in own])
+    return figures.accuracy(task, names, means, errors, teacher)
 
 
 def _rollouts(phases: list[PhaseRollouts]) -> Section:
@@ -253,23 +270,34 @@ def render(measured: _Run, parts: list[Section]) -> str:
 
 def _headline(measured: _Run) -> list[tuple[str, str, str]]:
     """Return the few numbers that readers look for first: number, unit, meaning."""
-    models = measured.accuracies
-    cards: list[tuple[str, str, str]] = []
-    if models:
-        name = models[0].name
-        when = "before training" if name == "before" else f"after {name}"
-        cards.append((f"{100 * models[0].overall.mean:.1f}", "%", f"accuracy {when}"))
-    if len(models) > 1:
-        last = models[-1]
-        size = results.accuracy_change(models[0].overall, last.overall).in_errors
-        change = "" if size is None else f", {size:+.1f} standard errors".replace("-", "−")
-        cards.append((f"{100 * last.overall.mean:.1f}", "%", f"accuracy after {last.name}{change}"))
+    cards = [card for task in tables.tasks_of(measured.accuracies) for card in _accuracy_cards(measured, task)]
     kept = sum(phase.reasons[""] for phase in measured.phases if phase.reasons is not None)
     if kept:
         cards.append((f"{kept:,}", "", f"rollouts kept of {sum(phase.rollouts for phase in measured.phases):,}"))
     if measured.curves:
         steps, num = sum(curve.num_steps for curve in measured.curves), len(measured.curves)
         cards.append((f"{steps:,}", "", f"optimizer steps in {num} phase{'s' if num > 1 else ''}"))
+    return cards
+
+
+def _accuracy_cards(measured: _Run, task: str) -> list[tuple[str, str, str]]:
+    on = "" if task == OWN_TASK else f" on {task}"
+    models = [model for model in measured.accuracies if task in model.tasks and not model.is_teacher]
+    cards: list[tuple[str, str, str]] = []
+    if models:
+        name = models[0].name
+        when = "before training" if name == "before" else f"after {name}"
+        cards.append((f"{100 * models[0].tasks[task].mean:.1f}", "%", f"accuracy{on} {when}"))
+    if len(models) > 1:
+        last = models[-1]
+        size = compare_accuracies(models[0].tasks[task], last.tasks[task]).in_errors
+        change = "" if size is None else f", {size:+.1f} standard errors over questions".replace("-", "−")
+        cards.append((f"{100 * last.tasks[task].mean:.1f}", "%", f"accuracy{on} after {last.name}{change}"))
+    cards += [
+        (f"{100 * model.tasks[task].mean:.1f}", "%", f"accuracy{on} of the teacher")
+        for model in measured.accuracies
+        if task in model.tasks and model.is_teacher
+    ]
     return cards
 
 
@@ -293,14 +321,21 @@ def _print(measured: _Run, parts: list[Section]) -> None:
     printed = [table for part in parts if part.title != "Accuracy" for table in part.tables]
     printed += [table for part in parts if part.title == "Accuracy" for table in reversed(part.tables)]
     for table in printed:
-        terminal.print()
-        terminal.print(Text(table.title, style="bold"))
-        terminal.print(to_rich(table))
-        for note in table.notes:
-            terminal.print(Text(note, style="dim"))
+        print_table(terminal, table)
     if (missing := tables.missing(measured.stages)) is not None:
         states = ", ".join(f"{row[0].text}/{row[1].text} ({row[2].text})" for row in missing.rows)
         terminal.print(Text.assemble("\n", ("Not finished:", "yellow"), f" {states}"))
+
+
+def print_table(terminal: Console, table: ReportTable) -> None:
+    """Print a table with its title and its notes."""
+    from rich.text import Text
+
+    terminal.print()
+    terminal.print(Text(table.title, style="bold"))
+    terminal.print(to_rich(table))
+    for note in table.notes:
+        terminal.print(Text(note, style="dim"))
 
 
 def to_rich(table: ReportTable) -> RichTable:

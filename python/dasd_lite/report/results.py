@@ -7,10 +7,9 @@ from here; what an unfinished stage would say is left out, never guessed; an unk
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,15 @@ from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.data.handles import Evaluation
 from dasd_lite.data.manifest import read_manifest, read_timing
 from dasd_lite.data.metrics import read_metrics
-from dasd_lite.data.run_folder import RunFolder, StageFolder
+from dasd_lite.data.records import OWN_TASK
+from dasd_lite.data.references import kind_of
+from dasd_lite.data.run_folder import TEACHER, RunFolder, StageFolder
 from dasd_lite.errors import DataError
-from dasd_lite.method.accuracy import standard_error
+from dasd_lite.grading.grade import VERDICTS
+from dasd_lite.grading.statistics import Accuracy
 
+_Row = dict[str, Any]
+_GRADED_COLUMNS = ("task", "prompt_uid", "domain", "grade", "vote", "finish_reason", "num_tokens")
 _CURVE_POINTS = 400  # per curve of the report; longer ones are averaged over equal spans of steps
 
 
@@ -44,9 +48,14 @@ def read_recipe(run: RunFolder) -> RecipeConfig:
 
 
 def planned_stages(run: RunFolder, recipe: RecipeConfig) -> list[StageFolder]:
-    """Return the folders of all stages that a recipe runs, including the evaluation before training."""
+    """Return the folders of all stages of a run: those of its phases, and evaluations of untrained student and teacher.
+
+    The teacher's evaluation is that of no phase; it is there if its folder is.
+    """
     planned = [(BASE, "evaluate")] if recipe.phase[0].evaluate.prompts is not None else []
     planned += [(phase.name, stage) for phase in recipe.phase for stage in phase.stages]
+    if (TEACHER, "evaluate") not in planned and run.stage(TEACHER, "evaluate").is_dir():
+        planned.append((TEACHER, "evaluate"))
     return [StageFolder(phase, stage, run.stage(phase, stage)) for phase, stage in planned]
 
 
@@ -97,70 +106,51 @@ def _sum(timings: Iterable[Mapping[str, float]], *names: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Graded answers to some questions; the standard error is over questions, whose answers are not independent."""
-
-    by_question: Mapping[str, float]
-    """Share of right answers to each question."""
-    samples: int
-    """All answers."""
-    truncated: int
-    unparseable: int
-    """Without those that were truncated."""
-    tokens: int
-    """In all answers together."""
-
-    @cached_property
-    def _means(self) -> npt.NDArray[np.float64]:
-        return np.fromiter(self.by_question.values(), dtype=np.float64)
-
-    @property
-    def questions(self) -> int:
-        """Number of questions."""
-        return len(self.by_question)
-
-    @property
-    def mean(self) -> float:
-        """Mean over questions, 0 to 1."""
-        return float(self._means.mean())
-
-    @property
-    def error(self) -> float:
-        """Standard error of the mean; NaN for a single question."""
-        return standard_error(self._means)
-
-
-@dataclass(frozen=True)
 class ModelAccuracy:
-    """Accuracy of one model: before distillation, or after a phase."""
+    """Accuracies of one model: of the student before distillation or after a phase, or of the teacher."""
 
     name: str
-    """`before`, or the phase."""
-    overall: Accuracy
+    """`before`, the phase, or `teacher`."""
+    tasks: Mapping[str, Accuracy]
+    """By task: each benchmark, and OWN_TASK for the questions of `evaluate.prompts`."""
     domains: Mapping[str, Accuracy]
-
-
-@dataclass(frozen=True)
-class AccuracyChange:
-    """Difference of two accuracies with its standard error."""
-
-    difference: float
-    error: float
+    """By domain, of the questions of OWN_TASK."""
 
     @property
-    def in_errors(self) -> float | None:
-        """The difference in standard errors; None if the error is unknown or zero."""
-        return self.difference / self.error if self.error > 0 else None
+    def is_teacher(self) -> bool:
+        """Whether it is what students are measured against."""
+        return self.name == TEACHER
 
 
 def read_accuracy(folder: Path) -> ModelAccuracy:
     """Add up the graded answers of a finished evaluation."""
-    rows = Evaluation(folder).to_table(["prompt_uid", "domain", "grade", "finish_reason", "num_tokens"]).to_pylist()
-    by_domain: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    evaluation = Evaluation(folder)
+    rows = [row for batch in evaluation.batches(_GRADED_COLUMNS, batch_size=4096) for row in batch.to_pylist()]
+    by_task: dict[str, list[_Row]] = defaultdict(list)
+    by_domain: dict[str, list[_Row]] = defaultdict(list)
     for row in rows:
+        by_task[row["task"]].append(row)
+    if OWN_TASK in by_task:
+        for row, reference in zip(rows, _references(evaluation), strict=True):
+            row["reference"] = reference
+    for row in by_task.get(OWN_TASK, ()):
         by_domain[row["domain"]].append(row)
-    domains = {domain: _accuracy(of_domain) for domain, of_domain in sorted(by_domain.items())}
-    return ModelAccuracy(phase_label(folder.parent.name), _accuracy(rows), domains)
+    return ModelAccuracy(
+        name=phase_label(folder.resolve().parent.name),
+        tasks={task: _accuracy(own) for task, own in by_task.items()},
+        domains={domain: _accuracy(own) for domain, own in sorted(by_domain.items())},
+    )
+
+
+def _references(evaluation: Evaluation) -> Iterator[str]:
+    """Yield the answer that each row is graded against: with the uid it identifies a question of a user's file.
+
+    Two files that number their questions from 1 are not to be paired. Of options and tests nothing is kept: options
+    stand in another order for each answer, and tests are large.
+    """
+    for batch in evaluation.batches(("answer",)):
+        for answer in batch["answer"].to_pylist():
+            yield answer if answer is not None and kind_of(answer) == "math" else ""
 
 
 def phase_label(phase: str) -> str:
@@ -168,26 +158,25 @@ def phase_label(phase: str) -> str:
     return "before" if phase == BASE else phase
 
 
-def _accuracy(rows: Sequence[Mapping[str, Any]]) -> Accuracy:
-    right: dict[str, list[bool]] = defaultdict(list)
+def _accuracy(rows: Sequence[_Row]) -> Accuracy:
+    by_question: dict[tuple[str, str], list[_Row]] = defaultdict(list)
     for row in rows:
-        right[row["prompt_uid"]].append(row["grade"] == "right")
+        by_question[row["prompt_uid"], row.get("reference", "")].append(row)
+
+    def count(*verdicts: str) -> npt.NDArray[np.int64]:
+        return np.array([sum(row["grade"] in verdicts for row in own) for own in by_question.values()], np.int64)
+
+    truncated = [row["finish_reason"] == "length" for row in rows]
     return Accuracy(
-        by_question={uid: sum(answers) / len(answers) for uid, answers in right.items()},
-        samples=len(rows),
-        truncated=sum(row["finish_reason"] == "length" for row in rows),
-        unparseable=sum(row["grade"] == "unparseable" and row["finish_reason"] != "length" for row in rows),
+        questions=tuple(by_question),
+        samples=count(*VERDICTS),
+        right=count("right"),
+        undecided=count("unparseable", "unknown"),
+        votes=[[True if row["grade"] == "right" else row["vote"] for row in own] for own in by_question.values()],
+        verdicts=Counter(row["grade"] for row, cut in zip(rows, truncated, strict=True) if not cut),
+        truncated=sum(truncated),
         tokens=sum(row["num_tokens"] for row in rows),
     )
-
-
-def accuracy_change(before: Accuracy, after: Accuracy) -> AccuracyChange:
-    """Compare two accuracies: question by question if both have the same questions, which gives a smaller error."""
-    difference = after.mean - before.mean
-    if before.by_question.keys() == after.by_question.keys():
-        pairs = np.array([after.by_question[uid] - mean for uid, mean in before.by_question.items()])
-        return AccuracyChange(difference, standard_error(pairs))
-    return AccuracyChange(difference, math.hypot(before.error, after.error))
 
 
 # --- training ---------------------------------------------------------------------------------------

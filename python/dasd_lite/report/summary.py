@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from dasd_lite.config.stages import CLASS_RULES
 from dasd_lite.costs.estimate import format_bytes
+from dasd_lite.data.records import OWN_TASK
+from dasd_lite.grading.grade import VERDICTS
+from dasd_lite.grading.statistics import Accuracy
 from dasd_lite.report.results import StageResult, read_accuracy, read_curve, read_result
 from dasd_lite.report.tables import monitored, with_error
 
@@ -143,12 +146,19 @@ def _mix(result: StageResult) -> list[str]:
 
 
 def _evaluate(result: StageResult) -> list[str]:
-    accuracy = read_accuracy(result.folder).overall
-    samples = accuracy.samples // accuracy.questions
+    """Describe the accuracy on each task: that on one's own questions without its name."""
+    return [part for task, own in read_accuracy(result.folder).tasks.items() for part in _accuracy(task, own)]
+
+
+def _accuracy(task: str, own: Accuracy) -> list[str]:
+    name = "accuracy" if task == OWN_TASK else task
+    answers = own.num_answers
+    shares = {verdict.replace("_", " "): own.verdicts.get(verdict, 0) for verdict in VERDICTS[2:]}
     return [
-        f"accuracy {with_error(accuracy)}% ({accuracy.questions:,} questions × {samples})",
-        f"unparseable {accuracy.unparseable / accuracy.samples:.1%}",
-        f"truncated {accuracy.truncated / accuracy.samples:.1%}",
+        f"{name} {with_error(own)}% (standard error over {own.num_questions:,} questions × {own.k})",
+        *(f"{verdict} {number / answers:.1%}" for verdict, number in shares.items() if number),
+        f"truncated {own.truncated / answers:.1%}",
+        f"mean length {own.tokens / answers:,.1f}",
     ]
 
 

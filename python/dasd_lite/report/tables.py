@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from dasd_lite.config.chain import STAGES
+from dasd_lite.data.records import OWN_TASK
 from dasd_lite.data.run_folder import StageFolder
-from dasd_lite.report.results import Accuracy, Curve, ModelAccuracy, StageResult, accuracy_change, phase_label
+from dasd_lite.grading.statistics import Accuracy, Comparison, compare_accuracies
+from dasd_lite.report.results import Curve, ModelAccuracy, StageResult, phase_label
 from dasd_lite.report.rollouts import CLASSES, Opening, PhaseRollouts, RankedAnswers, SentenceCounts
 
 DASH = "–"
@@ -63,48 +65,134 @@ def _ratio(part: float, whole: float) -> float:
 
 # --- accuracy ---------------------------------------------------------------------------------------
 
+_UNRIGHT = {"no_answer": "no answer", "unparseable": "unparseable", "unknown": "unknown"}
+
 
 def accuracy(models: Sequence[ModelAccuracy]) -> ReportTable:
-    """Tabulate accuracy before distillation and after each phase."""
-    first = models[0]
-    columns = ("after", "accuracy, %", f"since {first.name}", "since last", "truncated", "unparseable", "tokens")
-    table = ReportTable("Accuracy", columns)
-    for i, model in enumerate(models):
-        own = model.overall
-        table.add(
-            Cell(_after(model), "strong"),
-            Cell(with_error(own), "strong"),
-            _change(first.overall, own) if i else DASH,
-            _change(models[i - 1].overall, own) if i > 1 else DASH,
-            percent(own.truncated, own.samples),
-            percent(own.unparseable, own.samples),
-            number(own.tokens / own.samples, 1),
-        )
-    own = first.overall
-    samples = f"{own.samples / own.questions:g} answers each" if own.samples > own.questions else "one answer each"
+    """Tabulate the accuracy of each model on each task, with its two errors and what is behind it."""
+    tasks = tasks_of(models)
+    everything = [own for model in models for own in model.tasks.values()]
+    verdicts = [name for name in _UNRIGHT if any(own.verdicts.get(name) for own in everything)]
+    undecided = any(own.undecided.any() for own in everything)
+    title = "Accuracy" if tasks == [OWN_TASK] or len(tasks) > 1 else f"Accuracy on {tasks[0]}"
+    columns = ["after", "questions", "accuracy, %", "95 % interval", "± new answers", "truncated", "tokens"]
+    columns += [_UNRIGHT[name] for name in verdicts] + (["all wrong to all right"] if undecided else [])
+    table = _by_task(title, columns, tasks)
+    for task in tasks:
+        for model in models:
+            if (own := model.tasks.get(task)) is None:
+                continue
+            _add(
+                table,
+                task,
+                Cell(_after(model), "strong"),
+                f"{own.num_questions:,} × {_samples(own)}",
+                Cell(with_error(own), "strong"),
+                _interval(own.interval()),
+                number(100 * own.resampling_error, 1),
+                percent(own.truncated, own.num_answers),
+                number(own.tokens / own.num_answers, 1),
+                *(percent(own.verdicts.get(name, 0), own.num_answers) for name in verdicts),
+                *([_interval(own.bounds)] if undecided else []),
+            )
     table.notes.append(
-        f"{own.questions:,} questions, {samples}. ±: standard error over questions. Changes are in percentage points,"
-        " and in brackets in standard errors of the change, paired by question. Truncated and unparseable answers"
-        " are not right; one that was truncated is not counted as unparseable too. tokens: mean length of an answer."
+        "accuracy: ± standard error over questions, as is the interval. ± new answers: standard error over new answers"
+        " to the same questions; – if each has one. truncated: cut off at the length limit, so not right, and in no"
+        " other column. tokens: mean length of an answer."
     )
-    table.notes += lowered(models)
+    if undecided:
+        table.notes.append(
+            "unparseable: could not be compared with the reference. unknown: the comparison took too long or died. Both"
+            " count as not right; the last column is the accuracy if all of them were wrong, and if all were right."
+        )
     return table
 
 
+def tasks_of(models: Sequence[ModelAccuracy]) -> list[str]:
+    """Return the tasks that any of the models was evaluated on, in order."""
+    return list(dict.fromkeys(task for model in models for task in model.tasks))
+
+
+def _by_task(title: str, columns: Sequence[str], tasks: Sequence[str]) -> ReportTable:
+    """Begin a table with a row per task and model; a single task has no column."""
+    several = len(tasks) > 1
+    return ReportTable(title, ["task", *columns] if several else columns, left=2 if several else 1)
+
+
+def _add(table: ReportTable, task: str, *cells: Cell | str) -> None:
+    """Append a row; the task stands in the first of its rows."""
+    if table.columns[0] == "task":
+        shown = any(row[0].text == task for row in table.rows)
+        cells = (Cell("" if shown else task, "strong"), *cells)
+    table.add(*cells)
+
+
 def _after(model: ModelAccuracy) -> str:
-    return f"({model.name})" if model.name == "before" else model.name
+    return f"({model.name})" if model.name == "before" or model.is_teacher else model.name
 
 
-def with_error(accuracy: Accuracy) -> str:
-    """Format an accuracy with its standard error, in percent without the sign."""
-    return f"{100 * accuracy.mean:.1f} ± {number(100 * accuracy.error, 1)}"
+def _samples(own: Accuracy) -> str:
+    most = int(own.samples.max())
+    return f"{most}" if most == own.k else f"{own.k}–{most}"
 
 
-def _change(before: Accuracy, after: Accuracy) -> Cell:
-    change = accuracy_change(before, after)
-    size = change.in_errors
-    tone = "" if size is None or abs(size) < 2 else ("good" if size > 0 else "bad")
-    return Cell(f"{_signed(change.difference)} ({DASH if size is None else f'{abs(size):.1f}'})", tone)
+def with_error(own: Accuracy) -> str:
+    """Format an accuracy with its standard error over questions, in percent without the sign."""
+    return f"{100 * own.mean:.1f} ± {number(100 * own.standard_error, 1)}"
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return DASH if math.isnan(bounds[0]) else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
+
+
+def changes(models: Sequence[ModelAccuracy]) -> ReportTable | None:
+    """Tabulate how accuracy changed from phase to phase, and what is missing to the teacher; None for one model."""
+    students = [model for model in models if not model.is_teacher]
+    pairs = [(students[0], later, "since") for later in students[1:]]
+    pairs += [(before, after, "since") for before, after in pairwise(students[1:])]
+    pairs += [(students[-1], model, "against") for model in models if model.is_teacher and students]
+    pairs.sort(key=lambda pair: models.index(pair[1]))
+    tasks = tasks_of(models)
+    rows = [
+        (task, f"{after.name} {word} {before.name}", compare_accuracies(before.tasks[task], after.tasks[task]))
+        for task in tasks
+        for before, after, word in pairs
+        if task in before.tasks and task in after.tasks
+    ]
+    return comparisons("Changes in accuracy", rows) if rows else None
+
+
+def comparisons(title: str, rows: Sequence[tuple[str, str, Comparison]]) -> ReportTable:
+    """Tabulate comparisons of two evaluations: task, what is compared, and the comparison."""
+    unpaired = any(own.only_first or own.only_second for _, _, own in rows)
+    columns = ["", "points", "95 % interval", "won", "tied", "lost", "questions", *(["unpaired"] if unpaired else [])]
+    table = _by_task(title, columns, list(dict.fromkeys(task for task, _, _ in rows)))
+    for task, name, own in rows:
+        low, high = own.interval()
+        tone = "good" if low > 0 else "bad" if high < 0 else ""
+        _add(
+            table,
+            task,
+            name,
+            Cell(change(own), tone),
+            DASH if math.isnan(low) else f"{_signed(low)} to {_signed(high)}",
+            *(number(count) for count in (own.wins, own.ties, own.losses, own.shared)),
+            *([number(own.only_first + own.only_second)] if unpaired else []),
+        )
+    table.notes.append(
+        "points: difference of the accuracies in percentage points, ± its standard error over questions, paired: each"
+        " question is compared with itself. 95 % interval: by Student's t; – if all questions differ equally. won,"
+        " lost: questions to which the first-named gave the larger or the smaller share of right answers."
+        + (" unpaired: questions that only one of the two has, which do not count." if unpaired else "")
+    )
+    return table
+
+
+def change(own: Comparison) -> str:
+    """Format a difference with its standard error, in percentage points."""
+    if math.isnan(own.difference):
+        return DASH
+    return f"{_signed(own.difference)} ± {number(100 * own.standard_error, 1)}"
 
 
 def _signed(difference: float) -> str:
@@ -113,42 +201,63 @@ def _signed(difference: float) -> str:
 
 def lowered(models: Sequence[ModelAccuracy]) -> list[str]:
     """Return a note on the phases that lowered accuracy; empty if none did."""
+    students = [model for model in models if not model.is_teacher]
+    tasks = tasks_of(models)
     lower = []
-    for before, after in pairwise(models):
-        change = accuracy_change(before.overall, after.overall)
-        if change.difference < 0:
-            size = "" if change.in_errors is None else f", {-change.in_errors:.1f} standard errors"
-            lower.append(f"{after.name} ({_signed(change.difference)}{size})")
+    for before, after in pairwise(students):
+        for task in (task for task in tasks if task in before.tasks and task in after.tasks):
+            own = compare_accuracies(before.tasks[task], after.tasks[task])
+            if own.difference < 0:
+                on = f" on {task}" if len(tasks) > 1 else ""
+                lower.append(f"{after.name}{on} ({change(own)})")
     if not lower:
         return []
     return [
-        f"Lower than after the previous phase: {', '.join(lower)}. Known cause: a small student adopts the sharpness of"
-        " the data it saw last (measured in docs/evidence.md). One run is no evidence for or against a phase or a rule."
+        f"Lower than after the previous phase, ± standard error over questions: {', '.join(lower)}. Known cause: a"
+        " small student adopts the sharpness of the data it saw last (measured in docs/evidence.md). One run is no"
+        " evidence for or against a phase or a rule."
     ]
 
 
+def several_answers(models: Sequence[ModelAccuracy]) -> ReportTable | None:
+    """Tabulate what several answers to a question are good for; None if each question has one."""
+    tasks = tasks_of(models)
+    table = _by_task("Several answers to a question", ("after", "k", "one", "pass@k", "maj@k", "pass^k"), tasks)
+    for task in tasks:
+        for model in models:
+            if (own := model.tasks.get(task)) is not None and (k := own.k) > 1:
+                shares = (own.mean, own.pass_at(k), own.majority_at(k), own.pass_all(k))
+                _add(table, task, _after(model), number(k), *map(percent, shares))
+    table.notes.append(
+        "one: accuracy of one answer. pass@k: at least one of k answers is right. maj@k: the most frequent of k answers"
+        " is right; ties share the credit, and answers without a final answer do not vote. pass^k: all k are right."
+    )
+    return table if table.rows else None
+
+
 def domains(models: Sequence[ModelAccuracy]) -> ReportTable | None:
-    """Tabulate accuracy per domain; None if there is only one."""
+    """Tabulate accuracy per domain of one's own questions; None if there is only one."""
     names = list(dict.fromkeys(name for model in models for name in model.domains))
     if len(names) < 2:
         return None
-    since = f"since {models[0].name}"
-    columns = ("domain", "after", "questions", "accuracy, %", since, "truncated", "unparseable")
+    first = models[0]
+    columns = ("domain", "after", "questions", "accuracy, %", f"since {first.name}", "truncated", "tokens")
     table = ReportTable("Accuracy by domain", columns, left=2)
     for name in names:
-        first = models[0].domains.get(name)
-        for i, model in enumerate(models):
+        for model in models:
             if (own := model.domains.get(name)) is None:
                 continue
+            since = model is not first and not model.is_teacher and name in first.domains
             table.add(
-                Cell(name if not i else "", "strong"),
+                Cell(name if model is first else "", "strong"),
                 _after(model),
-                number(own.questions),
+                number(own.num_questions),
                 with_error(own),
-                _change(first, own) if i and first else DASH,
-                percent(own.truncated, own.samples),
-                percent(own.unparseable, own.samples),
+                change(compare_accuracies(first.domains[name], own)) if since else DASH,
+                percent(own.truncated, own.num_answers),
+                number(own.tokens / own.num_answers, 1),
             )
+    table.notes.append("±: standard error over the questions of the domain; changes are paired by question.")
     return table
 
 

@@ -29,10 +29,10 @@ from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import DataError
 from dasd_lite.grading import open_grader
 from dasd_lite.grading.grade import VERDICTS, Grade, Grader
+from dasd_lite.grading.statistics import standard_error
 from dasd_lite.inference import Completion, Request, SamplingParams
 from dasd_lite.inference.backends import open_sampler
 from dasd_lite.inference.collect import collect
-from dasd_lite.method.accuracy import standard_error
 
 VERSION = 3  # 1 had the question's uid in its seeds, 2 fewer columns and verdicts
 GROWS = ("config.num_samples", "config.max_tokens", "config.grader", "inputs.prompts", "inputs.grader")
