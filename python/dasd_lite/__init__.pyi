@@ -21,8 +21,12 @@ from dasd_lite.data.prompts import read_prompts as read_prompts
 from dasd_lite.data.records import Prompt as Prompt
 from dasd_lite.data.run_folder import RunFolder as RunFolder
 from dasd_lite.errors import DasdError as DasdError
+from dasd_lite.grading.contamination import Overlap as Overlap
+from dasd_lite.grading.contamination import overlaps as overlaps
 from dasd_lite.grading.grade import Grade as Grade
 from dasd_lite.grading.grade import Grader as Grader
+from dasd_lite.grading.statistics import Accuracy as Accuracy
+from dasd_lite.grading.statistics import Comparison as Comparison
 from dasd_lite.inference import Completion as Completion
 from dasd_lite.inference import Request as Request
 from dasd_lite.inference import Sampler as Sampler
@@ -39,6 +43,8 @@ from dasd_lite.method.selection import SelectionRule as SelectionRule
 from dasd_lite.method.sentences import repeated_ngrams as repeated_ngrams
 from dasd_lite.method.sentences import sentence_ends as sentence_ends
 from dasd_lite.method.sentences import text_repetition as text_repetition
+from dasd_lite.report.compare import compare as compare
+from dasd_lite.report.inspect_log import export_evaluations as export_evaluations
 from dasd_lite.report.page import write_report as write_report
 from dasd_lite.run.recipe import run_recipe as run_recipe
 from dasd_lite.stages.evaluate import evaluate as evaluate

@@ -171,13 +171,40 @@ def report(recipe: Path, overrides: tuple[str, ...]) -> None:
 @click.option(
     "--limit", type=click.IntRange(min=1), default=3, show_default=True, help="How many, when no uid is given."
 )
-def show(folder: Path, uid: str | None, rejected: bool, limit: int) -> None:
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Compare an evaluate FOLDER with another one, on the questions that both have.",
+)
+def show(folder: Path, uid: str | None, rejected: bool, limit: int, against: Path | None) -> None:
     """Look into a stage FOLDER: sentences colored by class, trained and masked tokens."""
     from dasd_lite.report.show.show import show as show_folder
 
+    if against is not None:
+        from dasd_lite.report.compare import show_comparison
+
+        if uid is not None or rejected:
+            raise ConfigError("--against compares whole evaluations; leave uid and --rejected out")
+        show_comparison(folder, against)
+        return
     show_folder(folder, uid, rejected=rejected, limit=limit)
     also = ", or --rejected for what select rejected" if folder.name == "select" else ""
     _say(f"Next: pass a uid to see one rollout in full{also}")
+
+
+@app.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(["inspect"]), required=True, help="The tool that will read it.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write.  [default: RUN/inspect]")
+def export(run_folder: Path, to: str, out: Path | None) -> None:
+    """Write the evaluations of a RUN for another tool: logs that `inspect view` opens."""
+    from dasd_lite.report.inspect_log import export_evaluations
+
+    files = export_evaluations(run_folder, run_folder / to if out is None else out)
+    for file in files:
+        _say(f"Wrote {file}")
+    _say(f"Next: inspect view --log-dir {files[0].parent}")
 
 
 @app.command()

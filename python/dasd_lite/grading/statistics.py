@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from statistics import NormalDist
@@ -40,7 +40,7 @@ class Accuracy:
     """Accuracy of one model on one set of questions.
 
     Attributes:
-        questions: What identifies each question; `[num_questions]`.
+        questions: What identifies each question: its uid, and more where that is not enough; `[num_questions]`.
         samples: Number of answers to each, at least 1; int64 `[num_questions]`.
         right: Number of right answers to each; int64 `[num_questions]`.
         undecided: Number of answers to each that could not be compared with the reference (unparseable, unknown). They
@@ -51,7 +51,7 @@ class Accuracy:
         tokens: Tokens of all answers together.
     """
 
-    questions: Sequence[Hashable]
+    questions: Sequence[tuple[str, ...]]
     samples: Integers
     right: Integers
     undecided: Integers

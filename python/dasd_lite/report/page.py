@@ -24,6 +24,7 @@ from dasd_lite.errors import ConfigError
 from dasd_lite.grading import CheckedGrader, open_grader
 from dasd_lite.grading.statistics import compare_accuracies
 from dasd_lite.report import figures, results, tables
+from dasd_lite.report.audit import Audit, read_audit
 from dasd_lite.report.rollouts import DIFFERENCE_EDGES, PhaseRollouts, read_phase
 from dasd_lite.report.tables import ReportTable
 
@@ -64,6 +65,7 @@ class _Run:
     accuracies: list[results.ModelAccuracy]
     phases: list[PhaseRollouts]
     curves: list[results.Curve]
+    audit: Audit | None
 
 
 def write_report(run: str | PathLike[str], out: str | PathLike[str] | None = None, *, quiet: bool = False) -> Path:
@@ -107,7 +109,9 @@ def _measure(run: RunFolder) -> _Run:
         earlier = run.stage(phase.name, "select") if phase.source not in ("mix", "replay") else earlier
     accuracies = [results.read_accuracy(own.folder) for own in finished if own.stage == "evaluate"]
     curves = [curve for stage in stages if stage.stage == "train" and (curve := results.read_curve(stage.path))]
-    return _Run(run.path, recipe, stages, finished, accuracies, phases, curves)
+    evaluations, kept = ([own.folder for own in finished if own.stage == stage] for stage in ("evaluate", "select"))
+    audit = read_audit(evaluations, kept)
+    return _Run(run.path, recipe, stages, finished, accuracies, phases, curves, audit)
 
 
 def _open_grader(name: str) -> CheckedGrader | None:
@@ -125,7 +129,8 @@ def _open_grader(name: str) -> CheckedGrader | None:
 def sections(measured: _Run) -> list[Section]:
     """Put tables and figures in order, without the parts that have no table yet."""
     parts = [
-        _accuracy(measured.accuracies),
+        _accuracy(measured.accuracies, measured.audit),
+        Section("Contamination", _some(tables.contamination(measured.audit) if measured.audit else None)),
         _rollouts(measured.phases),
         _sentences(measured.phases),
         _selection(measured.phases),
@@ -140,11 +145,11 @@ def _some(*maybe: ReportTable | None) -> list[ReportTable]:
     return [table for table in maybe if table is not None]
 
 
-def _accuracy(models: list[results.ModelAccuracy]) -> Section:
+def _accuracy(models: list[results.ModelAccuracy], audit: Audit | None) -> Section:
     part = Section("Accuracy", wide=True)
     if models:
         main = tables.accuracy(models)
-        main.notes += tables.lowered(models)
+        main.notes += tables.lowered(models) + ([tables.contaminated(audit)] if audit else [])
         part.tables = [
             main,
             *_some(tables.changes(models), tables.several_answers(models), tables.domains(models)),
@@ -317,8 +322,9 @@ def _print(measured: _Run, parts: list[Section]) -> None:
     from rich.text import Text
 
     terminal = console.out()
-    # Along the chain, but accuracy last: that is what the eye meets when a run is over.
-    printed = [table for part in parts if part.title != "Accuracy" for table in part.tables]
+    # Along the chain, but accuracy last: that is what the eye meets when a run is over. A note there counts the texts
+    # of Contamination, which are for the page.
+    printed = [table for part in parts if part.title not in ("Accuracy", "Contamination") for table in part.tables]
     printed += [table for part in parts if part.title == "Accuracy" for table in reversed(part.tables)]
     for table in printed:
         print_table(terminal, table)

@@ -18,16 +18,20 @@ import numpy as np
 from dasd_lite.config.chain import STAGES
 from dasd_lite.data.records import OWN_TASK
 from dasd_lite.data.run_folder import StageFolder
+from dasd_lite.grading.contamination import FLAGGED, LISTED
 from dasd_lite.grading.statistics import Accuracy, Comparison, compare_accuracies
+from dasd_lite.report.audit import Audit
 from dasd_lite.report.results import Curve, ModelAccuracy, StageResult, phase_label
 from dasd_lite.report.rollouts import CLASSES, Opening, PhaseRollouts, RankedAnswers, SentenceCounts
 
 DASH = "–"
+_MOST_PAIRS = 200  # of questions and training prompts that are alike
+_MOST_TEXT = 600  # characters of each
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text with a tone: "good", "bad", "dim", "strong", or a sentence class."""
+    """Text with a tone: "good", "bad", "dim", "strong", "text" (long, on several lines), or a sentence class."""
 
     text: str
     tone: str = ""
@@ -259,6 +263,44 @@ def domains(models: Sequence[ModelAccuracy]) -> ReportTable | None:
             )
     table.notes.append("±: standard error over the questions of the domain; changes are paired by question.")
     return table
+
+
+def contamination(audit: Audit) -> ReportTable | None:
+    """Tabulate questions of the evaluations beside the training prompts that share their text; None if none does."""
+    if not audit.pairs:
+        return None
+    columns = ("task", "question", "prompt", "8-grams", "text of the question", "text of the prompt")
+    table = ReportTable("Questions that share text with a training prompt", columns, left=3)
+    for pair in audit.pairs[:_MOST_PAIRS]:
+        own = pair.overlap
+        share = Cell("the same words" if own.exact else percent(own.share), "bad" if own.is_flagged else "")
+        texts = (Cell(_abridged(text), "text") for text in pair.texts)
+        table.add(pair.task, pair.question, pair.prompt, share, *texts)
+    more = len(audit.pairs) - _MOST_PAIRS
+    table.notes.append(
+        "8-grams: share of the question's sequences of 8 words that are in this one prompt."
+        f" From {FLAGGED:.0%} on the question counts as known to the student; pairs from {LISTED:.0%} on are listed."
+        + (f" {more:,} more are not shown." if more > 0 else "")
+    )
+    return table
+
+
+def contaminated(audit: Audit) -> str:
+    """Say in one line how many questions of each task were trained on."""
+    flagged = [(task, audit.flagged(task), number) for task, number in audit.questions.items()]
+    searched = f"{audit.prompts:,} training prompts"
+    if not any(count for _, count, _ in flagged):
+        return f"Contamination: no question has half of its 8-grams in one of the {searched}."
+    named = [f"{count:,} of {number:,} questions of {task}" for task, count, number in flagged if count]
+    return (
+        f"Contamination: {', '.join(named)} have half or more of their 8-grams in one of the {searched}. An accuracy on"
+        " them says what was remembered. The page shows the texts."
+    )
+
+
+def _abridged(text: str) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= _MOST_TEXT else f"{plain[:_MOST_TEXT].rstrip()} …"
 
 
 # --- rollouts and selection -------------------------------------------------------------------------

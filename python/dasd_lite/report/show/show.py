@@ -21,11 +21,12 @@ from dasd_lite.data.dataset import batches, num_rows, read_row
 from dasd_lite.data.journal import stored_rows
 from dasd_lite.data.manifest import fingerprint, read_manifest
 from dasd_lite.data.metrics import read_metrics
-from dasd_lite.data.records import GRADED, ROLLOUT
+from dasd_lite.data.records import GRADED, OWN_TASK, ROLLOUT
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.data.writer import JOURNAL_FILE
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.method.sentences import sentence_ends
+from dasd_lite.report.graded import reference_in_words, without_hidden_text
 from dasd_lite.report.results import read_recipe
 from dasd_lite.report.show.pieces import SentenceProbabilities, abridge, sentence_pieces, token_pieces
 from dasd_lite.report.show.render import View, print_legend, print_metrics, print_view, safe
@@ -262,12 +263,15 @@ def _views(
     if table == "rows":
         yield from _documents(opened, row, position, uid, limit)
         return
+    row = without_hidden_text(row)
     probabilities = _probabilities(opened, row["uid"])
     facts = [f"prompt {row['prompt_uid']}", row["domain"], f"candidate {row['index']}"]
-    facts += [f"answer {row['answer']}"] if row["answer"] is not None else []
+    facts += [f"answer {reference_in_words(row['answer'])}"] if row["answer"] is not None else []
     warning = "truncated" if row["finish_reason"] == "length" else ""
     if table == "graded":
         facts += [f"extracted {row['extracted']}" if row["extracted"] is not None else "no answer in it", row["grade"]]
+        facts += [row["reason"]] if row["reason"] else []
+        facts += [row["task"]] if row["task"] not in (None, OWN_TASK) else []
         facts.append(f"{row['num_tokens']:,} tokens")
     if table in ("kept", "rejected"):
         facts += [f"score {row['score']:.4g}"] if row["score"] is not None else []
