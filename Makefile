@@ -54,9 +54,10 @@ bench: .venv/.dev .venv/.built  ## every benchmark, as ratios to what one would 
 	cargo bench --quiet
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
-docs: .venv/.built  ## write docs/options.md and the table in docs/training.md from the code
+docs: .venv/.built  ## write docs/options.md and the tables in docs/training.md and docs/benchmarks.md from the code
 	$(BIN)/python docs/make_options.py
 	$(BIN)/python docs/make_training_table.py
+	$(BIN)/python docs/make_tasks.py
 
 torture: .venv/.dev .venv/.built  ## what takes longer: 200 kills of everything that resumes, and full sizes
 	DASD_KILLS=200 $(BIN)/pytest -m "slow or kills" --durations 15

@@ -355,8 +355,8 @@ REFUSED = {
         " columns = { ignore = ['context'] }",
     ),
     "answers to choose from": (
-        {"question": "q", "options": ["1", "2"], "choices": {"A": "1"}, "output": "a"},
-        "has options, choices, which change what the row means",
+        {"question": "q", "options": ["1", "2"], "choices": {"A": "1", "B": "2"}, "output": "a"},
+        "has options, which changes what the row means",
     ),
     "preferences": ({"prompt": "q", "chosen": "a", "rejected": "b"}, "has chosen, rejected, which change what"),
     "another question": (

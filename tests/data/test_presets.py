@@ -291,8 +291,50 @@ CASES = {
         [("q", [], "2", None, None)],
         ["the reference is a solution in 1 rows; only the answer at its ####"],
     ),
+    "livecodebench": Case(
+        [
+            {
+                "question_title": "Echo",
+                "question_content": "Say it again.",
+                "platform": "atcoder",
+                "question_id": "abc1_a",
+                "starter_code": "",
+                "public_test_cases": '[{"input": "1", "output": "1", "testtype": "stdin"}]',
+                "private_test_cases": "eJxrYJmaxAABPYyJUwCUAQAx",
+                "metadata": "{}",
+            },
+            {
+                "question_title": "Twice",
+                "question_content": "Double it.",
+                "platform": "leetcode",
+                "question_id": "1",
+                "starter_code": "def twice(x: int) -> int:\n    ",
+                "public_test_cases": '[{"input": "1", "output": "2", "testtype": "functional"}]',
+                "private_test_cases": '[{"input": "2", "output": "4", "testtype": "functional"}]',
+                "metadata": '{"func_name": "twice"}',
+            },
+        ],
+        [
+            (
+                "Say it again.",
+                [],
+                '{"tests": [{"input": "1", "output": "1"}], "private": "eJxrYJmaxAABPYyJUwCUAQAx"}',
+                None,
+                "abc1_a",
+            ),
+            (
+                "Double it.\n\n```python\ndef twice(x: int) -> int:\n```",
+                [],
+                '{"tests": [{"input": "1", "output": "2"}, {"input": "2", "output": "4"}], "function": "twice"}',
+                None,
+                "1",
+            ),
+        ],
+        ["not read: question_title, platform"],
+        is_recognized=True,
+    ),
 }
-QUESTIONS_ONLY = {"verl", "numinamath", "gsm8k"}
+QUESTIONS_ONLY = {"verl", "numinamath", "gsm8k", "livecodebench"}
 
 
 def read(path, name, *, answers=True):

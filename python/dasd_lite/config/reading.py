@@ -38,6 +38,7 @@ FORMATS = (
     "limo",
     "dolci-think",
     "gsm8k",
+    "livecodebench",
     "verl",
 )
 """The names of formats; `data/formats/presets.py` has what each reads."""
@@ -123,7 +124,17 @@ class Columns(Table):
     thinking: RowPaths | None = None
     """The thinking before the answer, where it has a column of its own; as many paths or texts as `completion`."""
     answer: RowPath | None = None
-    """The reference answer."""
+    """The reference answer; with `choices` the letter, the index from 0, or the text of the right one."""
+    choices: RowPath | None = None
+    """The options of a multiple-choice question: a list, or letter → text. They are written at the end of the
+    question."""
+    tests: RowPaths | None = None
+    """The tests of a programming task, which take the place of the reference answer: [{ input, output }], or { inputs,
+    outputs, fn_name }. Of several paths, all tests."""
+    function: RowPath | None = None
+    """Name of the function that the tests call. Without it, they run a program."""
+    starter_code: RowPath | None = None
+    """Code to begin with, which is written at the end of the question."""
     uid: RowPath | None = None
     """A name for the row that no other row has."""
     prompt_uid: RowPath | None = None

@@ -15,6 +15,7 @@ from dasd_lite.config.reading import Columns, Reading, Role, parse_path
 from dasd_lite.data.formats.conversation import ROLES, THINKING, listed, role_of, shown
 from dasd_lite.data.formats.presets import PRESETS, Format, Reference
 from dasd_lite.data.formats.row import OWN_COLUMNS, OWN_FORMAT, TOKEN_COLUMNS, Fault
+from dasd_lite.data.formats.tests import from_json
 
 Getter: TypeAlias = Callable[[Mapping[str, Any]], Any]
 
@@ -26,9 +27,11 @@ COMPLETIONS = ("completion", "output", "response", "generation", "completions", 
 """Columns that are taken for the answer or answers."""
 SYSTEMS = ("system", "system_prompt")
 """Columns that are taken for the system message."""
-_PLAIN = ("answer", "uid", "domain", "finish_reason")
+CHOICES = ("choices", "options")
+"""Columns that are taken for the options of a question."""
+_PLAIN = ("answer", "uid", "domain", "finish_reason", "tests", "starter_code")
 _CHANGES_QUESTION = (
-    *("tools", "functions", "history", "context", "options", "choices"),
+    *("tools", "functions", "history", "context", *CHOICES),
     *("images", "image", "videos", "audio", "audios", *SYSTEMS),
 )
 _CHANGES_ANSWER = ("tool_calls", "function_call", "chosen", "rejected", "label", *THINKING)
@@ -144,6 +147,8 @@ def _by_names(
     found |= {column: column for column in _PLAIN if column in free}
     if systems := [column for column in SYSTEMS if column in free]:
         found["system"] = systems[0]
+    if choices := [column for column in CHOICES if column in free]:
+        found["choices"] = choices[0]
     same_completion: tuple[str, ...] = ()
     if answers and mapped.completion is None:
         completions = [column for column in COMPLETIONS if column in free]
@@ -181,6 +186,8 @@ def getter(path: str) -> Getter:
 
 
 def _step(value: Any, step: str | int | Role, path: str) -> Any:
+    if isinstance(value, str) and isinstance(step, str) and value[:1] == "{":  # an object as JSON
+        value = from_json(value, path)
     if isinstance(step, Role):
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise Fault(f"{path}: {shown(value)} is no list of messages")

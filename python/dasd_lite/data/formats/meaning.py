@@ -14,10 +14,13 @@ from decimal import Decimal
 from typing import Any
 
 from dasd_lite.config.reading import Reading, Role, parse_path
+from dasd_lite.data.choices import options_block
 from dasd_lite.data.formats.conversation import ROLES, Turn, content_of, read_messages, shown
 from dasd_lite.data.formats.layout import Getter, Layout, getter, layout_of, paths_of
+from dasd_lite.data.formats.options import read_options, right_option
 from dasd_lite.data.formats.reference import after_hashes, ends_in_hashes, marked
 from dasd_lite.data.formats.row import OWN_COLUMNS, OWN_FORMAT, TOKEN_COLUMNS, Answer, Fault, LeftOut, Row
+from dasd_lite.data.formats.tests import read_tests
 from dasd_lite.data.formats.thinking import join
 from dasd_lite.data.records import Message
 
@@ -143,7 +146,17 @@ class Meaning:
             messages.insert(0, {"role": "system", "content": system})
         if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
             raise Fault(_EMPTY_PROMPT)
+        if added := self._after_question(shape, row, messages[-1]["content"]):
+            messages[-1] = {**messages[-1], "content": messages[-1]["content"].rstrip() + added}
         return messages, turn
+
+    def _after_question(self, shape: _Shape, row: Mapping[str, Any], question: str) -> str:
+        """Return what is written behind a question: code to begin with, and its options, if they are not there."""
+        code = _text(shape.starter_code(row), shape.columns.starter_code)
+        added = f"\n\n```python\n{code.rstrip()}\n```" if code and code.strip() else ""
+        if value := shape.choices(row):
+            added += options_block(read_options(value, str(shape.columns.choices))[1])
+        return "" if question.endswith(added) else added
 
     def _conversation(self, shape: _Shape, row: Mapping[str, Any]) -> tuple[list[Message], Turn | None]:
         values = [get(row) for get in shape.prompt]
@@ -171,7 +184,17 @@ class Meaning:
             )
 
     def _reference(self, shape: _Shape, row: Mapping[str, Any]) -> str | None:
-        """Return the reference answer; of a worked solution only the answer in it, which is counted."""
+        """Return the reference answer: options, tests, or a text; of a worked solution only the answer in it."""
+        tests = [(path, get(row)) for path, get in zip(shape.tests_paths, shape.tests, strict=True)]
+        if tests and (read := read_tests(tests, shape.function(row))) is not None:
+            self._unread[f"{shape.columns.answer} beside tests"] += shape.answer(row) is not None
+            return read.encode()
+        if value := shape.choices(row):
+            labels, options = read_options(value, str(shape.columns.choices))
+            right = shape.answer(row)
+            if right is None or right == "" or right in shape.columns.no_answer:
+                return None
+            return right_option(labels, options, right, str(shape.columns.answer)).encode()
         text = _text(shape.answer(row), shape.columns.answer)
         if text is None or text in shape.columns.no_answer:
             return None
@@ -186,6 +209,9 @@ class Meaning:
                     )
             case "marked or as it is":
                 answer = marked(text) or text
+            case "tests or as it is" if text.lstrip().startswith(("{", "[{")):
+                found = read_tests([(str(shape.columns.answer), text)])
+                return found.encode() if found is not None else None
             case None if ends_in_hashes(text):
                 answer = after_hashes(text)
         self.num_solutions += answer != text
@@ -278,6 +304,9 @@ class _Shape:
         self.prompt_paths, self.prompt = _getters(columns.prompt)
         self.completion_paths, self.completion = _getters(columns.completion)
         _, self.thinking = _getters(columns.thinking)
+        self.tests_paths, self.tests = _getters(columns.tests)
+        self.choices, self.function = _getter(columns.choices), _getter(columns.function)
+        self.starter_code = _getter(columns.starter_code)
         self.system, self.answer = _getter(columns.system), _getter(columns.answer)
         self.uid, self.prompt_uid = _getter(columns.uid), _getter(columns.prompt_uid)
         self.domain, self.finish_reason = _getter(columns.domain), _getter(columns.finish_reason)

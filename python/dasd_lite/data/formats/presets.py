@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias
 
 from dasd_lite.config.reading import Columns
 
-Reference: TypeAlias = Literal["as it is", "after ####", "marked or as it is"]
-"""How the column of the reference answer is read, which may hold a worked solution."""
+Reference: TypeAlias = Literal["as it is", "after ####", "marked or as it is", "tests or as it is"]
+"""How the column of the reference answer is read, which may hold a worked solution, or tests as JSON."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ PRESETS: dict[str, Format] = {
         prompt="prompt",
         answer="reward_model.ground_truth",
         domain="data_source",
+        reference="tests or as it is",
     ),
     # --- data sets
     "dasd": _format(
@@ -133,4 +134,12 @@ PRESETS: dict[str, Format] = {
     "limo": _format(prompt="question", completion="solution", answer="answer"),
     "dolci-think": _format(prompt="messages", uid="id"),
     "gsm8k": _format(prompt="question", answer="answer", reference="after ####"),
+    "livecodebench": _format(
+        *("question_content", "public_test_cases"),
+        prompt="question_content",
+        tests=["public_test_cases", "private_test_cases"],
+        function="metadata.func_name",
+        starter_code="starter_code",
+        uid="question_id",
+    ),
 }

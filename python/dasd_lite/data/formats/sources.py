@@ -128,22 +128,22 @@ def _on_hub(place: str) -> Source:
         if not found:
             raise DataError(f"{place}: no file matches, at commit {commit[:12]}")
     except Exception as error:
-        if isinstance(error, DataError) or not _is_of_hub(error):
+        if isinstance(error, DataError) or not is_of_hub(error):
             raise
-        raise DataError(f"{place}: {_hub_problem(error)}") from error
+        raise DataError(f"{place}: {hub_problem(error)}") from error
     at = f"{HUB}datasets/{name}@{commit[:12]}"
     return Source(
         tuple(SourceFile(path, f"{at}/{file}") for path, file in found), f"{HUB}datasets/{name}@{commit}/{wanted}"
     )
 
 
-def _is_of_hub(error: Exception) -> bool:
+def is_of_hub(error: Exception) -> bool:
     """Return whether the network or the hub failed; which client raises what depends on huggingface_hub's version."""
     rooms = {each.__module__.partition(".")[0] for each in type(error).__mro__}
     return isinstance(error, OSError) or bool(rooms & {"huggingface_hub", "httpx", "httpx2", "requests"})
 
 
-def _hub_problem(error: Exception) -> str:
+def hub_problem(error: Exception) -> str:
     """Say what a failure of the hub means."""
     known = {
         "GatedRepoError": "the data set is gated; accept its terms on the hub, then set HF_TOKEN",
