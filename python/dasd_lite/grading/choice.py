@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import cached_property
 
 from dasd_lite.data.references import LETTERS, kind_of, read_choices
 from dasd_lite.grading.grade import Grade
@@ -30,11 +31,15 @@ class _Key:
     right: str
     options: tuple[str, ...] = ()
 
+    @cached_property
+    def texts(self) -> list[str]:
+        """The options in the form in which they are compared."""
+        return [_text_key(option) for option in self.options]
+
     def of_text(self, text: str) -> str:
         """Return the letter of the only option that has this text, or ""."""
-        wanted = _text_key(text)
-        found = [i for i, option in enumerate(self.options) if _text_key(option) == wanted]
-        return self.letters[found[0]] if wanted and len(found) == 1 else ""
+        wanted = _text_key(text) if self.options else ""
+        return self.letters[self.texts.index(wanted)] if wanted and self.texts.count(wanted) == 1 else ""
 
 
 def grade(completion: str, reference: str) -> Grade:
@@ -177,7 +182,7 @@ def _last_box(text: str) -> tuple[int, str]:
     return found
 
 
-_WORDS = r"and|or|then|und|oder|et|ou|y|o|e|и|или|和|或|及|与|と|또는"
+_WORDS = r"and/or|and|or|then|to|through|plus|as well as|along with|und|oder|et|ou|y|o|e|и|или|和|或|及|与|と|또는"
 _QUOTED = (
     ("(", ")"),
     ("[", "]"),
@@ -194,7 +199,7 @@ _LETTER = re.compile(
     + r"|(?P<plain>[A-Z])(?![A-Za-zÀ-ɏ0-9_'’^])|(?P<small>[a-z])(?=\)|[.:]?\s*$)"
 )
 _JOIN = re.compile(
-    rf"\s*(?P<list>[,;]\s*)?(?P<sure>[/&+]\s*|(?:{_WORDS})\s+(?:(?:also|maybe|perhaps|possibly|even|either)\s+)?)?"
+    rf"[).]?\s*(?P<list>[,;–—-]\s*)?(?P<sure>[/&+]\s*|(?:{_WORDS})\s+(?:(?:also|maybe|perhaps|possibly|even|either)\s+)?)?"
     r"(?:(?:option|choice)s?\s+)?",
     re.IGNORECASE,
 )
@@ -258,7 +263,7 @@ def _letter(match: re.Match[str] | None, key: _Key) -> str:
 def _list(text: str, first: re.Match[str], key: _Key) -> tuple[str, int]:
     """Return the letters of a list such as "A, B and D", "" for a single letter, and where the single letter ends."""
     found, at, sure = [_letter(first, key)], first.end(), False
-    while (join := _JOIN.match(text, at)) is not None and join.end() > at and (join["list"] or join["sure"]):
+    while (join := _JOIN.match(text, at)) is not None and (join.end() > at or text[at - 1] == ")"):
         following = _LETTER.match(text, join.end())
         if following is None or not (letter := _letter(following, key)):
             break
@@ -282,10 +287,11 @@ _MARKER = re.compile(
     re.IGNORECASE,
 )
 _BEFORE = re.compile(
-    r"(?:^|[.!?:,;]\s|\n|\b(?:so|thus|hence|therefore|that|option|choice|answer|letter)\s)\s*"
+    r"(?:^|[.!?:]\s|\n|\b(?i:so|thus|hence|therefore|that|option|choice|answer|letter),?\s)"
     r"(?P<letter>[(\[]?[A-Z][)\]]?)\s(?:is|would be|must be) (?:clearly |definitely )?(?:the|my) "
-    rf"(?:correct |right |best |final |only correct )?(?:{_NOUN})(?!\s(?:if|only|unless|to (?!the|this)))",
+    rf"(?:correct |right |best |final |only correct )?(?:{_NOUN})(?!\s?\?|\s(?:if|only|unless|to (?!the|this)))",
 )
+_DOUBTED = re.compile(r"(?:\bnot|n't|\bwhether|\bif|\bunless|\bdoubt|\bis it)\b[^.\n]*$", re.IGNORECASE)
 _NEGATED = re.compile(
     r"(?:incorrect|wrong|false|not (?:the|an?|my))\s*(?:correct |right |final |best )?$|n't (?:the|an?)\s*$",
     re.IGNORECASE,
@@ -311,7 +317,8 @@ def _behind_markers(text: str, key: _Key) -> list[tuple[int, str]]:
     for position, match in sorted(marks, key=lambda mark: mark[0])[: -_MOST_STATEMENTS - 1 : -1]:
         if match.re is _BEFORE:
             letters = match["letter"].strip("()[]")
-            letters = letters if letters in key.letters else ""
+            is_doubted = _DOUBTED.search(text, max(0, position - 60), position)
+            letters = letters if letters in key.letters and not is_doubted else ""
         elif _NEGATED.search(text, max(0, position - 40), position):
             continue
         else:
@@ -328,15 +335,28 @@ def _behind(text: str, key: _Key) -> str:
     statement = text[glue.end() :].split("\n")[0]
     is_said = glue["copula"] is not None and "\n" not in glue[0].partition(glue["copula"])[2]
     letters = _letters(statement, key, loose=is_said)
+    if letters == "A" and _is_enumeration(text[glue.end() :], key):
+        return ""
     if letters or not (glue["copula"] or "\n" in glue[0] or ">" in glue[0]):
         return letters
     sentences = (statement, statement.partition(". ")[0], statement.partition("<")[0], statement.partition("[/")[0])
     return next((letter for each in sentences if (letter := key.of_text(each))), "")
 
 
+def _is_enumeration(text: str, key: _Key) -> bool:
+    """Return whether a text that begins with option A goes on with option B, so that it lists them."""
+    second = re.search(r"(?P<line>\n)?(?<!\w)\(?B[).:]", text)
+    if second is None or not key.options:
+        return second is not None and second["line"] is not None
+    return _text_key(text[second.end() : second.end() + _WINDOW]).startswith(key.texts[1])
+
+
 def _on_last_line(text: str, key: _Key) -> str:
     """Return the letter of an option that is all of the last line, or ""."""
-    line = _plain(text.rpartition("\n")[2][:_WINDOW])
+    before, _, line = text.rpartition("\n")
+    if re.match(r"\(?[A-Za-z][).:]", _plain(before.rpartition("\n")[2][:_WINDOW])):
+        return ""  # a list of the options
+    line = _plain(line[:_WINDOW])
     letters = re.fullmatch(r"(?:option |choice )?[(\[]?([A-Z])[)\]]?[.:)]?", line, re.IGNORECASE)
     if letters and letters[1].upper() in key.letters and (letters[1].isupper() or len(line) > 1):
         return letters[1].upper()
