@@ -60,7 +60,7 @@ def graded(task: str, uid: str, grades: str, **more: Any) -> list[dict[str, Any]
                 "extracted": extracted,
                 "reason": "took longer than 5 s" if letter == "u" else None,
                 "vote": "right" if letter == "r" else extracted,
-                "num_tokens": 100 if letter == "c" else 40,
+                "num_tokens": 12_500 if letter == "c" else 40,
                 "max_tokens": 100,
                 **more,
             }

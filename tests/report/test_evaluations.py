@@ -52,24 +52,27 @@ def test_a_row_for_each_task_and_model(reported):
     table = rows(text, "Accuracy")
     assert [row[:4] for row in table] == [
         ["prompts", "(before)", "3 × 2", "50.0 ± 28.9"],
-        ["low", "3 × 2", "66.7 ± 16.7", "11.2 to 96.9"],
-        ["(teacher)", "3 × 2", "100.0 ± 0.0", "43.9 to 100.0"],
+        ["low", "3 × 2", "66.7 ± 16.7", "11.2–96.9"],
+        ["teacher", "3 × 2", "100.0 ± 0.0", "43.9–100.0"],
         ["aime24", "(before)", "1 × 4", "25.0 ± –"],
         ["low", "1 × 4", "50.0 ± –", "–"],
         ["gpqa-diamond", "(before)", "2 × 2", "25.0 ± 25.0"],
-        ["low", "2 × 2", "75.0 ± 25.0", "1.0 to 99.9"],
+        ["low", "2 × 2", "75.0 ± 25.0", "1.0–99.9"],
     ]
 
 
 def test_the_verdicts_that_are_not_zero_have_columns(reported):
     text, _ = reported
-    header = text[text.index("\nAccuracy\n") :].split("───")[0]
-    for column in ("truncated", "no answer", "unparseable", "unknown", "all wrong to all right", "± new answers"):
-        assert all(word in header for word in column.split()), column
-    prompts, aime, gpqa = (rows(text, "Accuracy")[i] for i in (0, 3, 5))
-    assert prompts[4:] == ["3.6 to 96.4", "16.7", "0.0 %", "40.0", "0.0 %", "16.7 %", "16.7 %", "50.0 to 83.3"]
-    assert aime[6:] == ["25.0 %", "55.0", "0.0 %", "0.0 %", "0.0 %", "25.0 to 25.0"], "cut off, not no answer"
-    assert gpqa[-4] == "25.0 %"
+    header = text[text.index("\nNeither right nor wrong\n") :].split("───")[0].split("\n", 2)[2]
+    assert header.split() == [
+        *("task", "after", "no", "answer", "unparseable", "unknown"),
+        *("accuracy", "at", "least,", "at", "most"),
+    ]
+    table = rows(text, "Neither right nor wrong")
+    assert table[0] == ["prompts", "(before)", "0.0 %", "16.7 %", "16.7 %", "50.0–83.3"]
+    assert table[3] == ["aime24", "(before)", "0.0 %", "0.0 %", "0.0 %", "25.0–25.0"], "cut off is no other verdict"
+    assert table[5][2] == "25.0 %"
+    assert rows(text, "Accuracy")[3][-2:] == ["25.0 %", "3,155.0"]
 
 
 def test_columns_of_verdicts_are_left_out_where_nothing_is_in_them(tmp_path):
@@ -77,9 +80,11 @@ def test_columns_of_verdicts_are_left_out_where_nothing_is_in_them(tmp_path):
     for phase in ("base", "low"):
         evaluate(folder / phase / "evaluate", prompts={"a": "rw", "b": "rc"})
     text, _ = printed(lambda: write_report(folder))
-    table = text[text.index("\nAccuracy\n") :].partition("\n\n")[0]
-    assert not any(word in table.split("accuracy: ±")[0] for word in ("unparseable", "unknown", "no answer", "all"))
-    assert "task" not in table.splitlines()[2]
+    assert "Neither right nor wrong" not in text
+    assert "task" not in text.partition("\nAccuracy\n")[2].splitlines()[0]
+    evaluate(folder / "low" / "evaluate", prompts={"a": "rn", "b": "rc"})
+    text, _ = printed(lambda: write_report(folder))
+    assert rows(text, "Neither right nor wrong")[1] == ["low", "25.0 %"]
 
 
 def test_changes_are_paired_by_question_and_the_teacher_is_the_ceiling(reported):
@@ -135,17 +140,18 @@ def test_without_contamination_it_says_that_it_looked(tmp_path):
 def test_the_line_in_the_terminal(run, tmp_path):
     line = summary(run / "base" / "evaluate")
     assert line == (
-        "accuracy 50.0 ± 28.9% (standard error over 3 questions × 2), unparseable 16.7%, unknown 16.7%, truncated 0.0%,"
-        " mean length 40.0, aime24 25.0 ± –% (standard error over 1 questions × 4), truncated 25.0%, mean length 55.0,"
-        " gpqa-diamond 25.0 ± 25.0% (standard error over 2 questions × 2), no answer 25.0%, truncated 0.0%,"
-        " mean length 40.0, 2.0 s"
+        "accuracy 50.0 ± 28.9% (standard error over 3 questions × 2), unparseable 16.7%, unknown 16.7%, cut off 0.0%,"
+        " mean length 40.0 tokens, aime24 25.0 ± –% (standard error over 1 questions × 4), cut off 25.0%, mean length"
+        " 3,155.0 tokens, gpqa-diamond 25.0 ± 25.0% (standard error over 2 questions × 2), no answer 25.0%, cut off"
+        " 0.0%, mean length 40.0 tokens, 2.0 s"
     )
 
 
-def test_all_widths_fit(run):
-    for width in (80, 100, 200):
-        text, _ = printed(lambda: write_report(run), width)
-        assert max(map(len, text.splitlines())) <= width
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_nothing_is_cut_at_any_width(run, reported, width):
+    text, _ = printed(lambda: write_report(run), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert sorted(text.replace("─", "").split()) == sorted(reported[0].replace("─", "").split())
 
 
 # --- hidden -----------------------------------------------------------------------------------------
@@ -207,7 +213,7 @@ def test_two_evaluations_are_compared_on_the_command_line(run, tmp_path, cli):
     (row,) = rows(result.stdout, "Difference")
     assert row[0].endswith("run/low/evaluate against other/low/evaluate") or " against " in row[0]
     assert row[1:] == ["−25.0 ± 25.0", "−100.0 to +100.0", "0", "1", "1", "2", "1"], "b is unpaired"
-    assert len([line for line in result.stdout.splitlines() if "× 4" in line or "× 2" in line]) == 4
+    assert [row[-5] for row in rows(result.stdout, "Accuracy")[:2]] == ["100.0 ± 0.0", "66.7 ± 16.7"]
     wrong = cli("show", run / "low" / "evaluate", "a", "--against", again, cwd=tmp_path)
     assert (wrong.rc, wrong.stderr) == (
         2,

@@ -245,9 +245,9 @@ def test_accuracy_by_hand(reported):
     before, after_low, after_mixed = table_rows(text, "Accuracy")
     # means per question: ½ 0 1, then 1 1 1, then ½ ½ 1; standard deviations with n − 1, over √3. New answers: one
     # question of ½, √(¼/(2−1))/3, and two. The interval: ½/0.289² is 3 answers, t of 2 degrees 4.303
-    assert before == ["(before)", "3 × 2", "50.0 ± 28.9", "3.6 to 96.4", "16.7", "16.7 %", "10.5"]
+    assert before == ["(before)", "3 × 2", "50.0 ± 28.9", "3.6–96.4", "16.7", "16.7 %", "10.5"]
     assert after_low[:3] + after_low[4:] == ["low", "3 × 2", "100.0 ± 0.0", "0.0", "0.0 %", "10.5"]
-    assert after_low[3] == "43.9 to 100.0"  # 3 of 3 by Wilson: 3/(3 + 1.96²)
+    assert after_low[3] == "43.9–100.0"  # 3 of 3 by Wilson: 3/(3 + 1.96²)
     assert after_mixed[:3] + after_mixed[4:] == ["mixed", "3 × 2", "66.7 ± 16.7", "23.6", "0.0 %", "10.5"]
     assert table_rows(text, "Changes in accuracy") == [
         # d: ½ 1 0, 0 ½ 0, −½ −½ 0

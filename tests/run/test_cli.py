@@ -197,8 +197,8 @@ def test_help_lists_every_command(tmp_path, cli):
     result = cli("--help", cwd=tmp_path)
     commands = re.findall(r"^  (\w+) +\w", result.stdout.partition("Commands:")[2], re.MULTILINE)
     stages = ["sample", "ingest", "mix", "score", "select", "pack", "train", "evaluate"]
-    assert commands == ["init", "check", "run", *stages, "report", "show", "clean", "demo"]
-    assert len(commands) == 15
+    assert commands == ["init", "check", "run", *stages, "report", "show", "export", "clean", "demo"]
+    assert len(commands) == 16
 
 
 def test_a_phase_that_replays_trains_on_answers_of_another(copied, cli):

@@ -56,11 +56,11 @@ def show_comparison(folder: Path, against: Path) -> None:
         for name, read in zip(reversed(names), map(read_accuracy, (other, own)), strict=True)
     ]
     shared = _shared(other, own, *models)
-    accuracies = tables.accuracy(models)
-    accuracies.columns = ["evaluation" if column == "after" else column for column in accuracies.columns]
+    accuracies, undecided = tables.accuracy(models), tables.undecided(models)
     rows = [(task, f"{names[0]} against {names[1]}", comparison) for task, comparison in shared.items()]
-    for table in (accuracies, tables.comparisons("Difference", rows)):
-        print_table(console.out(), table)
+    for table in (accuracies, undecided, tables.comparisons("Difference", rows)):
+        if table is not None:
+            print_table(console.out(), table)
 
 
 def _shared(first: Path, second: Path, own: ModelAccuracy, other: ModelAccuracy) -> dict[str, Comparison]:

@@ -152,7 +152,12 @@ def _accuracy(models: list[results.ModelAccuracy], audit: Audit | None) -> Secti
         main.notes += tables.lowered(models) + ([tables.contaminated(audit)] if audit else [])
         part.tables = [
             main,
-            *_some(tables.changes(models), tables.several_answers(models), tables.domains(models)),
+            *_some(
+                tables.changes(models),
+                tables.undecided(models),
+                tables.several_answers(models),
+                tables.domains(models),
+            ),
         ]
         caption = "Accuracy, with one standard error over questions to either side."
         if any(model.is_teacher for model in models):
@@ -352,12 +357,14 @@ def to_rich(table: ReportTable) -> RichTable:
 
     laid_out = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for i, column in enumerate(table.columns):
-        words = [word for text in (column, *(row[i].text for row in table.rows)) for word in text.split()]
+        texts = [column, *(row[i].text for row in table.rows)]
+        longest = max((len(word) for text in texts for word in text.split()), default=0)
         laid_out.add_column(
             Text(column),
             justify="left" if i < table.left else "right",
             overflow="fold",
-            min_width=min(max(map(len, words), default=0), 24),  # a narrow terminal breaks lines between words
+            min_width=min(longest, 24),  # a narrow terminal breaks lines between words
+            no_wrap=max(map(len, texts)) <= min(longest, 24),  # or rich makes it narrower, and cuts the last column
         )
     for row in table.rows:
         laid_out.add_row(*(Text(cell.text, style=_TONES.get(cell.tone, "")) for cell in row))

@@ -157,8 +157,8 @@ def _accuracy(task: str, own: Accuracy) -> list[str]:
     return [
         f"{name} {with_error(own)}% (standard error over {own.num_questions:,} questions × {own.k})",
         *(f"{verdict} {number / answers:.1%}" for verdict, number in shares.items() if number),
-        f"truncated {own.truncated / answers:.1%}",
-        f"mean length {own.tokens / answers:,.1f}",
+        f"cut off {own.truncated / answers:.1%}",
+        f"mean length {own.tokens / answers:,.1f} tokens",
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -19,6 +19,7 @@ from dasd_lite.config.chain import STAGES
 from dasd_lite.data.records import OWN_TASK
 from dasd_lite.data.run_folder import StageFolder
 from dasd_lite.grading.contamination import FLAGGED, LISTED
+from dasd_lite.grading.grade import VERDICTS
 from dasd_lite.grading.statistics import Accuracy, Comparison, compare_accuracies
 from dasd_lite.report.audit import Audit
 from dasd_lite.report.results import Curve, ModelAccuracy, StageResult, phase_label
@@ -69,47 +70,63 @@ def _ratio(part: float, whole: float) -> float:
 
 # --- accuracy ---------------------------------------------------------------------------------------
 
-_UNRIGHT = {"no_answer": "no answer", "unparseable": "unparseable", "unknown": "unknown"}
-
 
 def accuracy(models: Sequence[ModelAccuracy]) -> ReportTable:
-    """Tabulate the accuracy of each model on each task, with its two errors and what is behind it."""
+    """Tabulate the accuracy of each model on each task, with its two errors, and beside it cut-off rate and length."""
     tasks = tasks_of(models)
-    everything = [own for model in models for own in model.tasks.values()]
-    verdicts = [name for name in _UNRIGHT if any(own.verdicts.get(name) for own in everything)]
-    undecided = any(own.undecided.any() for own in everything)
     title = "Accuracy" if tasks == [OWN_TASK] or len(tasks) > 1 else f"Accuracy on {tasks[0]}"
-    columns = ["after", "questions", "accuracy, %", "95 % interval", "± new answers", "truncated", "tokens"]
-    columns += [_UNRIGHT[name] for name in verdicts] + (["all wrong to all right"] if undecided else [])
+    columns = ("after", "n × k", "accuracy, %", "95 % interval", "± new", "cut off", "tokens")
     table = _by_task(title, columns, tasks)
-    for task in tasks:
-        for model in models:
-            if (own := model.tasks.get(task)) is None:
-                continue
-            _add(
-                table,
-                task,
-                Cell(_after(model), "strong"),
-                f"{own.num_questions:,} × {_samples(own)}",
-                Cell(with_error(own), "strong"),
-                _interval(own.interval()),
-                number(100 * own.resampling_error, 1),
-                percent(own.truncated, own.num_answers),
-                number(own.tokens / own.num_answers, 1),
-                *(percent(own.verdicts.get(name, 0), own.num_answers) for name in verdicts),
-                *([_interval(own.bounds)] if undecided else []),
-            )
-    table.notes.append(
-        "accuracy: ± standard error over questions, as is the interval. ± new answers: standard error over new answers"
-        " to the same questions; – if each has one. truncated: cut off at the length limit, so not right, and in no"
-        " other column. tokens: mean length of an answer."
-    )
-    if undecided:
-        table.notes.append(
-            "unparseable: could not be compared with the reference. unknown: the comparison took too long or died. Both"
-            " count as not right; the last column is the accuracy if all of them were wrong, and if all were right."
+    for task, model, own in _each(models):
+        _add(
+            table,
+            task,
+            Cell(_after(model), "strong"),
+            f"{own.num_questions:,} × {_samples(own)}",
+            Cell(with_error(own), "strong"),
+            _interval(own.interval()),
+            number(100 * own.resampling_error, 1),
+            percent(own.truncated, own.num_answers),
+            number(own.tokens / own.num_answers, 1),
         )
+    table.notes.append(
+        "n × k: questions, and answers to each. accuracy: ± standard error over questions, as is the interval. ± new:"
+        " standard error over new answers to the same questions; – if each has one. cut off: reached the"
+        " length limit, so not right. tokens: mean length of an answer."
+    )
     return table
+
+
+def undecided(models: Sequence[ModelAccuracy]) -> ReportTable | None:
+    """Tabulate the answers that are neither right nor wrong; None if there are none."""
+    everything = [own for _, _, own in _each(models)]
+    verdicts = [name for name in VERDICTS[2:] if any(own.verdicts.get(name) for own in everything)]
+    if not verdicts:
+        return None
+    bounds = any(own.undecided.any() for own in everything)
+    columns = ["after", *(name.replace("_", " ") for name in verdicts), *(["accuracy at least, at most"] * bounds)]
+    table = _by_task("Neither right nor wrong", columns, tasks_of(models))
+    for task, model, own in _each(models):
+        shares = (percent(own.verdicts.get(name, 0), own.num_answers) for name in verdicts)
+        _add(table, task, _after(model), *shares, *([_interval(own.bounds)] * bounds))
+    table.notes.append(
+        "None of them counts as right. no answer: no final answer is stated, though the answer was not cut off."
+        + (
+            " unparseable: could not be compared with the reference. unknown: the comparison took too long or died. The"
+            " accuracy is at least that with all of these wrong, at most that with all of them right."
+            if bounds
+            else ""
+        )
+    )
+    return table
+
+
+def _each(models: Sequence[ModelAccuracy]) -> Iterator[tuple[str, ModelAccuracy, Accuracy]]:
+    """Yield each accuracy, one task after another."""
+    for task in tasks_of(models):
+        for model in models:
+            if (own := model.tasks.get(task)) is not None:
+                yield task, model, own
 
 
 def tasks_of(models: Sequence[ModelAccuracy]) -> list[str]:
@@ -132,7 +149,7 @@ def _add(table: ReportTable, task: str, *cells: Cell | str) -> None:
 
 
 def _after(model: ModelAccuracy) -> str:
-    return f"({model.name})" if model.name == "before" or model.is_teacher else model.name
+    return f"({model.name})" if model.name == "before" else model.name
 
 
 def _samples(own: Accuracy) -> str:
@@ -146,7 +163,7 @@ def with_error(own: Accuracy) -> str:
 
 
 def _interval(bounds: tuple[float, float]) -> str:
-    return DASH if math.isnan(bounds[0]) else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
+    return DASH if math.isnan(bounds[0]) else f"{100 * bounds[0]:.1f}–{100 * bounds[1]:.1f}"
 
 
 def changes(models: Sequence[ModelAccuracy]) -> ReportTable | None:
@@ -225,13 +242,12 @@ def lowered(models: Sequence[ModelAccuracy]) -> list[str]:
 
 def several_answers(models: Sequence[ModelAccuracy]) -> ReportTable | None:
     """Tabulate what several answers to a question are good for; None if each question has one."""
-    tasks = tasks_of(models)
-    table = _by_task("Several answers to a question", ("after", "k", "one", "pass@k", "maj@k", "pass^k"), tasks)
-    for task in tasks:
-        for model in models:
-            if (own := model.tasks.get(task)) is not None and (k := own.k) > 1:
-                shares = (own.mean, own.pass_at(k), own.majority_at(k), own.pass_all(k))
-                _add(table, task, _after(model), number(k), *map(percent, shares))
+    columns = ("after", "k", "one", "pass@k", "maj@k", "pass^k")
+    table = _by_task("Several answers to a question", columns, tasks_of(models))
+    for task, model, own in _each(models):
+        if (k := own.k) > 1:
+            shares = (own.mean, own.pass_at(k), own.majority_at(k), own.pass_all(k))
+            _add(table, task, _after(model), number(k), *map(percent, shares))
     table.notes.append(
         "one: accuracy of one answer. pass@k: at least one of k answers is right. maj@k: the most frequent of k answers"
         " is right; ties share the credit, and answers without a final answer do not vote. pass^k: all k are right."
@@ -245,7 +261,7 @@ def domains(models: Sequence[ModelAccuracy]) -> ReportTable | None:
     if len(names) < 2:
         return None
     first = models[0]
-    columns = ("domain", "after", "questions", "accuracy, %", f"since {first.name}", "truncated", "tokens")
+    columns = ("domain", "after", "questions", "accuracy, %", f"since {first.name}", "cut off", "tokens")
     table = ReportTable("Accuracy by domain", columns, left=2)
     for name in names:
         for model in models:
