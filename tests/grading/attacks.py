@@ -55,13 +55,15 @@ try: print("escaped", socket.getaddrinfo("localhost", 80))
 except OSError: pass
 """
 
+# the folders above Python are there, and empty but for it
 READ = """
-import os
+import os, sys
 paths = ["/etc/passwd", "/etc/shadow", "/etc/hosts", "/root", "/root/.ssh", "/home", "/var/log", "/sys/kernel", "/run",
          "/proc/1/root/etc/passwd", "/proc/1/cwd/root", "/mnt", os.path.expanduser("~/.ssh")]
 for path in paths:
     try:
-        print("escaped:", os.listdir(path) if os.path.isdir(path) else open(path).read(1) + path)
+        seen = os.listdir(path) if os.path.isdir(path) else open(path).read(1)
+        if set(seen) - set(sys.prefix.split("/")): print("escaped: reads", path)
     except OSError: pass
 """
 
@@ -96,6 +98,14 @@ for number in range(64):
                 attempt()
                 print("escaped: changed", name)
             except OSError: pass
+"""
+
+# another process in the sandbox would have other limits
+NEIGHBORS = """
+import glob, os
+for path in glob.glob("/proc/[0-9]*"):
+    if path != f"/proc/{os.getpid()}":
+        print("escaped: sees", path)
 """
 
 FORK_BOMB = """
@@ -161,16 +171,17 @@ THREADS = """
 import threading, time
 threading.stack_size(64 * 1024)
 try:
-    for _ in range(1000):
+    for _ in range(3000):
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
     print("escaped")
 except RuntimeError: pass
 """
 
 SIGNALS = each_raises(
-    *("os.kill(1, 0)", "os.kill(os.getppid(), 0)", "os.kill(-1, 0)", "os.killpg(os.getppid(), 0)", "os.pidfd_open(1)"),
-    *("resource.prlimit(1, resource.RLIMIT_NOFILE)", "resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)"),
+    *("os.kill(1, 0)", "os.kill(os.getppid() or 2, 0)", "os.kill(-1, 0)", "os.killpg(os.getppid() or 2, 0)"),
+    *("resource.prlimit(1, resource.RLIMIT_NOFILE)", "resource.prlimit(os.getppid() or 2, resource.RLIMIT_NOFILE)"),
     *("os.setpriority(os.PRIO_USER, 0, 19)", "os.sched_setaffinity(1, [0])", "fcntl.fcntl(0, fcntl.F_SETOWN, 1)"),
+    "os.pidfd_open(1)",
     imports="fcntl, os, resource",
 )
 
@@ -228,6 +239,13 @@ LIMITS_RAISED = each_raises(
     imports="resource",
 ).replace("(OSError, RuntimeError)", "(OSError, ValueError)")
 
+SPINS_ON = """
+import signal
+for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+    signal.signal(number, signal.SIG_IGN)
+while True: pass
+"""
+
 CLOSED_PIPES = """
 import os, time
 for number in range(64):
@@ -241,12 +259,6 @@ import signal, time
 for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
     signal.signal(number, signal.SIG_IGN)
 while True: time.sleep(60)
-"""
-
-SPINS_ON = """
-import signal
-signal.signal(signal.SIGXCPU, signal.SIG_IGN)
-while True: pass
 """
 
 
@@ -271,12 +283,13 @@ ATTACKS: dict[str, Attack] = {
     "writing files, kernel settings": Attack(WRITE),
     "changing the files of the grader": Attack(OWN_FILES),
     "modes, owners, times, links of files": Attack(FILE_MODES),
+    "processes beside its own": Attack(NEIGHBORS),
     "fork bomb": Attack(FORK_BOMB),
     "daemon": Attack(DAEMON),
     "processes by the standard library": Attack(PROCESSES),
     "processes by system calls, new user, x32": Attack(RAW_PROCESSES),
     "the table of 32-bit calls": Attack(OTHER_TABLE, ends=("", "crashed: SIGSYS", "crashed: SIGSEGV")),
-    "1,000 threads": Attack(THREADS),
+    "3,000 threads": Attack(THREADS),
     "signals to and limits of others": Attack(SIGNALS),
     "outliving the grader": Attack(STAYS),
     "6 GB at once": Attack(MEMORY_AT_ONCE),
@@ -286,8 +299,7 @@ ATTACKS: dict[str, Attack] = {
     "raising its limits": Attack(LIMITS_RAISED),
     "endless output": Attack("while True: print('x' * 1000)", ends=FLOOD),
     "endless errors": Attack("import sys\nwhile True: sys.stderr.write('x' * 1000)", ends=FLOOD),
-    "endless loop": Attack("while True: pass", ends=TIME),
-    "endless loop, SIGXCPU ignored": Attack(SPINS_ON, SHORT, TIME),
+    "endless loop, signals ignored": Attack(SPINS_ON, ends=TIME),
     "sleep": Attack("import time; time.sleep(60)", SHORT, TIME),
     "sleep, all signals ignored": Attack(IGNORES_SIGNALS, SHORT, TIME),
     "sleep, all pipes closed": Attack(CLOSED_PIPES, SHORT, TIME),
@@ -295,7 +307,7 @@ ATTACKS: dict[str, Attack] = {
 
 CONTROLS = {
     **{"sockets": SOCKETS, "names": NAMES, "reading": READ, "forks": FORK_BOMB, "processes": PROCESSES},
-    **{"threads": THREADS, "memory": MEMORY_BY_PIECES, "modes": FILE_MODES, "outliving": STAYS},
+    **{"neighbors": NEIGHBORS, "threads": THREADS, "memory": MEMORY_BY_PIECES, "modes": FILE_MODES, "outliving": STAYS},
 }
 
 

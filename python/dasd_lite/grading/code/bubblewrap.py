@@ -57,7 +57,8 @@ def bwrap_command(path: str, prefix: str) -> list[str]:
         prefix: Folder of the Python installation, which may be in someone's home: it alone is shown, read-only.
     """
     command = [path, "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
-    command += ["--unshare-cgroup-try", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    # as process 1 the program is alone: bubblewrap's own, without limits, would be open to it by /proc/1/mem
+    command += ["--unshare-cgroup-try", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     command += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox"]
     if "--disable-userns" in _output(path, "--help"):  # since 0.8; the filter forbids the same
         command += ["--disable-userns"]

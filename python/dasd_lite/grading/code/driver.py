@@ -31,8 +31,7 @@ def main() -> None:
         kind = getattr(resource, name)
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        # one second between the signal that says why, and the one that cannot be ignored
-        resource.setrlimit(kind, (value, value + 1 if name == "RLIMIT_CPU" and hard > value else value))
+        resource.setrlimit(kind, (value, value))
     if job["landlock"] is not None:
         restrict(**job["landlock"])
     os.write(report, b"+")

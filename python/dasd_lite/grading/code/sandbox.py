@@ -42,7 +42,7 @@ _LONGEST_REASON = 200  # characters
 _STACK = 64 << 20  # bytes of the main thread; deep recursion through C needs more than the usual 8 MiB
 _NUM_FILES = 64
 _NUM_THREADS = 16
-_SPARE_THREADS = 512  # where the kernel counts all processes of a user, and not only those of the sandbox
+_SPARE_THREADS = 2048  # where the kernel counts all processes of a user, and not only those of the sandbox
 _COUNTS_BY_NAMESPACE = (5, 14)  # version of Linux
 
 # What every sandbox must prevent before it is used, and then who it was.
@@ -149,7 +149,7 @@ class Sandbox:
     def _run(self, job: dict[str, Any], given: str, limits: Limits) -> Run:
         words = set(_WORD.findall(job["code"]))
         job["modules"] = [name for name, exports in self.exports.items() if name == "builtins" or words & exports]
-        job["landlock"] = self.landlock
+        job["landlock"] = None if self.landlock is None else self.landlock | {"parent": os.getpid()}
         job["limits"] = {
             "RLIMIT_AS": limits.memory,
             "RLIMIT_CPU": limits.cpu_seconds,
@@ -189,9 +189,9 @@ def _judged(ended: Ended, limits: Limits, *, returns: bool, wrapped: bool) -> Ru
     if ended.stopped:
         return Run(ended.stopped, b"")
     number = ended.code - 128 if wrapped and ended.code > 128 else -ended.code
-    if number == signal.SIGXCPU or (number == signal.SIGKILL and ended.seconds >= limits.cpu_seconds):
+    if number == signal.SIGKILL and ended.seconds >= limits.cpu_seconds:
         return Run("time limit", b"")
-    if number == signal.SIGKILL:
+    if number == signal.SIGKILL:  # a program can send no signal, so this was the kernel
         return Run("killed by the machine, perhaps for want of memory", b"", ours=True)
     if number > 0:
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
