@@ -1,58 +1,88 @@
-"""The grader for mathematics: compares the final answer of a completion with the reference answer.
+r"""The grader for mathematics: is the final answer of a completion equal to that of the reference?
 
-Numbers are equal if their values are, and other answers if their text is, apart from case and white space.
+Input: a completion and a reference, as text. Output: a `Grade`. Invariants: never right by accident of form, so in
+doubt an answer is `unparseable`; the time is bounded, and linear in the length of the completion.
+
+Both texts are read by the same code (`data/formats/final_answer.py`) and brought into a normal form (`normal.py`); only
+what that leaves open goes to a computer algebra system (`algebra.py`). docs/evaluation.md has the rules with examples.
 """
 
 from __future__ import annotations
 
 import re
-from fractions import Fraction
+import threading
 
-from dasd_lite.data.formats.reference import last_boxed
+from dasd_lite.data.formats.final_answer import final_answer, reference_answer
+from dasd_lite.grading.algebra import Budget, Unknown, Unparseable, is_available
 from dasd_lite.grading.grade import Grade
+from dasd_lite.grading.normal import MAX_CHARS, Words, canonical, read, same
 
-_MARKED = re.compile(r"answer\**(?:\s*(?:\bis\b|:|=))+\s*\**\s*(.+)", re.IGNORECASE)
-_MAX_EXPONENT = 4  # digits; the value of 1e999999999 would take a gigabyte
+__all__ = ["canonical", "fault", "grade"]
+
+_NO_REFERENCE = "the reference states no answer"
+_MAX_CACHE = 50_000
+_cache: dict[tuple[str, str], Grade] = {}  # (reference, stated) -> its grade
+_lock = threading.Lock()
 
 
-def grade(completion: str, answer: str) -> Grade:
-    r"""Grade a completion by its last `\boxed{…}` after the thinking, or else its last `Answer: …`."""
-    extracted = extract(completion)
-    if extracted is None:
+def grade(completion: str, reference: str) -> Grade:
+    """Grade the final answer of a completion, behind its thinking."""
+    stated = final_answer(completion)
+    if stated is None:
         return Grade("no_answer", None)
-    return Grade("right" if _same(extracted, answer) else "wrong", extracted)
+    with _lock:
+        known = _cache.get((reference, stated))
+    if known is not None:
+        return known
+    graded = _grade(stated, reference)
+    if graded.verdict != "unknown":  # the next try may have more luck
+        with _lock:
+            if len(_cache) >= _MAX_CACHE:
+                _cache.clear()
+            _cache[reference, stated] = graded
+    return graded
 
 
-def extract(completion: str) -> str | None:
-    """Return the answer that a completion states after its thinking, or None."""
-    _, closed, conclusion = completion.rpartition("</think>")
-    if not closed and "<think>" in conclusion:
-        return None  # cut off while thinking
-    boxed = last_boxed(conclusion)
-    if boxed is not None:
-        return boxed.strip()
-    marked = _MARKED.findall(conclusion)
-    return _tidy(marked[-1]) if marked else None
+def fault(reference: str) -> str | None:
+    """Return why nothing can be graded against a reference, in half a sentence, or None."""
+    if not reference.strip():
+        return "it is empty; give the answer, or leave the row out"
+    answer = reference_answer(reference)
+    if answer is None:
+        return r"no answer is found in it; give the answer alone, in \boxed{…}, or behind a last '####'"
+    if len(answer) > MAX_CHARS:
+        return f"the answer in it has {len(answer):,} characters; at most {MAX_CHARS:,} can be compared"
+    return None
 
 
-def _tidy(text: str) -> str:
-    """Remove markup around an answer, and a sentence that follows it on its line."""
-    return re.split(r"(?<=[^\s.])\.(?:\s|$)", text.strip())[0].strip(" *`\"'$").rstrip(".,;")
+def _grade(stated: str, reference: str) -> Grade:
+    gold = reference_answer(reference)
+    if gold is None:
+        return Grade("unparseable", stated, _NO_REFERENCE)
+    if (letter := re.fullmatch(r"\(?([A-Z])\)?", gold)) and (said := _LETTER.match(stated)):
+        return Grade("right" if said[1] == letter[1] else "wrong", stated)
+    a, b = read(gold), read(stated)
+    if isinstance(a, Words) and isinstance(b, Words) and a.text == b.text:
+        return Grade("right", stated)
+    budget, reasons = Budget(), []
 
+    def equal(x: str, y: str) -> bool | None:
+        if not is_available():
+            reasons.append("math-verify is not installed")
+            return None
+        try:
+            return budget.equal(x, y)
+        except Unparseable as error:
+            reasons.append(str(error))
+            return None
 
-def _same(extracted: str, answer: str) -> bool:
-    a, b = _number(extracted), _number(answer)
-    if a is not None and b is not None:
-        return a == b
-    return " ".join(extracted.split()).casefold() == " ".join(answer.split()).casefold()
-
-
-def _number(text: str) -> Fraction | None:
-    plain = re.sub(r"\\d?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text.strip().strip("$"))
-    plain = plain.replace(",", "").replace(" ", "").removesuffix("%")
-    if len(plain.lower().partition("e")[2].lstrip("+-")) > _MAX_EXPONENT:
-        return None
     try:
-        return Fraction(plain)
-    except (ValueError, ZeroDivisionError):
-        return None
+        verdict = same(a, b, equal)
+    except Unknown as error:
+        return Grade("unknown", stated, str(error))
+    if verdict is None:
+        return Grade("unparseable", stated, reasons[0] if reasons else "the two cannot be compared")
+    return Grade("right" if verdict else "wrong", stated)
+
+
+_LETTER = re.compile(r"\W*(?:\\text\w*\s*\{|\\math\w+\s*\{)?\W*(?:(?:option|choice)\s+)?\(?([A-Z])(?=[).:}]|\s*$)")

@@ -16,9 +16,9 @@ from typing import Any
 from dasd_lite.config.reading import Reading, Role, parse_path
 from dasd_lite.data.choices import options_block
 from dasd_lite.data.formats.conversation import ROLES, Turn, content_of, read_messages, shown
+from dasd_lite.data.formats.final_answer import after_hashes, ends_in_hashes, marked
 from dasd_lite.data.formats.layout import Getter, Layout, getter, layout_of, paths_of
 from dasd_lite.data.formats.options import read_options, right_option
-from dasd_lite.data.formats.reference import after_hashes, ends_in_hashes, marked
 from dasd_lite.data.formats.row import OWN_COLUMNS, OWN_FORMAT, TOKEN_COLUMNS, Answer, Fault, LeftOut, Row
 from dasd_lite.data.formats.tests import read_tests
 from dasd_lite.data.formats.thinking import join

@@ -1,0 +1,347 @@
+r"""A text → the final answer that it states.
+
+Input: a completion, or the text of a reference answer. Output: the answer alone, or None if the text states none.
+Invariants: nothing inside of the thinking counts; the time is linear in the length of the text.
+
+An answer is looked for behind the thinking, in this order, and of each kind the last one counts: a box, `<answer>`,
+`####`, words such as "The answer is" or "Answer:", and last a conclusion that is nothing but a number or formula.
+docs/evaluation.md has examples.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator
+
+_MAX_ANSWER = 2_000  # characters of an answer that no brackets enclose
+_MAX_MARKS = 200  # of "The answer is" and the like, without an answer behind them
+_BEGIN = 200  # characters that show whether brackets enclose an answer
+_MAX_REFERENCE = 500  # a longer text without any mark is a proof or an essay, not an answer
+
+# --- behind the thinking
+
+_NAMES = ("think", "thinking", "thought", "thoughts", "reasoning", "seed:think", "scratchpad", "analysis")
+_PAIRS = [
+    *((f"<{name}>", f"</{name}>") for name in _NAMES),
+    ("[think]", "[/think]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|start_thinking|>", "<|end_thinking|>"),
+    ("<|channel>thought", "<channel|>"),
+]
+_OPENING = dict(_PAIRS)
+_TAG = re.compile("|".join(re.escape(tag) for pair in _PAIRS for tag in pair), re.IGNORECASE)
+_CHANNEL, _MESSAGE, _FINAL = "<|channel|>", "<|message|>", "assistantfinal"
+_ENDS = re.compile(r"<\|[a-z_]{3,20}\|>|</s>|<end_of_turn>|<｜end▁of▁sentence｜>")
+
+
+def conclusion(text: str) -> str | None:
+    """Return what follows the thinking of a completion; None if a thinking is still open at the end.
+
+    A text without any thinking is a conclusion as a whole.
+    """
+    if _CHANNEL in text:  # gpt-oss
+        name, found, rest = text.rpartition(_CHANNEL)[2].partition(_MESSAGE)
+        return _ENDS.split(rest, maxsplit=1)[0] if found and name.strip().startswith("final") else None
+    if re.match(r"analysis(?=[A-Z])", text):  # the same without its special tokens
+        _, found, rest = text.rpartition(_FINAL)
+        return rest if found else None
+    begin, is_open = 0, set()
+    for match in _TAG.finditer(text):
+        tag = match[0].lower()
+        if tag in _OPENING:
+            is_open.add(_OPENING[tag])
+        else:
+            is_open.discard(tag)
+            begin = match.end()
+    return None if is_open else text[begin:]
+
+
+# --- boxes
+
+_BOX_TOKEN = re.compile(r"\\{1,3}(?:boxed|fbox|framebox)(?![A-Za-z])\s{0,3}|\\\\|\\[{}]|[{}]")
+_BARE = re.compile(
+    r"[-+−]?\s?(?:\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[A-Za-z]+(?:\{[^{}\n]{0,100}\}){0,2}|[A-Za-z](?![A-Za-z]))"
+)
+_BOX_COMMAND = re.compile(r"\\+(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
+_BETWEEN = re.compile(r"[\s$,;.]*(?:and|or|,|;)[\s$,;.]*(?:[A-Za-z]\w?\s*=\s*)?")
+
+
+def last_box(text: str) -> str | None:
+    r"""Return the content of the last `\boxed{…}` or `\fbox{…}` that closes and has something in it.
+
+    Boxes that only commas, "and" or "or" separate are one answer, a list. Works without braces, as TeX does:
+    `\boxed 5`.
+    """
+    answers: list[str] = []
+    start = 0
+    for begin, end, *content in reversed(list(_boxes(text))):
+        if not _is_answer(text[content[0] : min(content[1], content[0] + _BEGIN)]):
+            continue
+        if answers and (end > start or start - end > _BEGIN or not _BETWEEN.fullmatch(text, end, start)):
+            break
+        start = begin
+        answer = _BOX_COMMAND.sub("", text[content[0] : content[1]]).strip()
+        answers.append(answer[1:-1] if re.fullmatch(r"\{[^{}]*\}", answer) else answer)
+    return ", ".join(reversed(answers)) or None
+
+
+def _boxes(text: str) -> Iterator[tuple[int, int, int, int]]:
+    """Yield begin and end of each box and of its content, in the order in which they end, in one pass."""
+    braces: list[tuple[int, int] | None] = []  # of every open brace: whether it is a box's, and where that begins
+    command: tuple[int, int] | None = None
+    for match in _BOX_TOKEN.finditer(text):
+        token = match[0]
+        if token == "{":
+            is_box = command is not None and command[1] == match.start()
+            braces.append((command[0], match.end()) if command is not None and is_box else None)
+        elif token == "}":
+            if braces and (box := braces.pop()) is not None:
+                yield box[0], match.end(), box[1], match.start()
+        elif "box" in token:
+            command = match.span()
+            if not text.startswith("{", match.end()) and (bare := _BARE.match(text, match.end())):
+                yield match.start(), bare.end(), *bare.span()
+
+
+_FILLER = re.compile(
+    r"\\(?:boxed|fbox|[lc]?dots|square|q?quad|text|math(?:rm|bf)|textbf|cdot|underline|phantom|hspace)(?![A-Za-z])"
+    r"|\b(?:(?:your|the|my)\s)?(?:final\s)?answer(?:\shere)?\b",
+    re.IGNORECASE,
+)
+
+
+def _is_answer(text: str) -> bool:
+    """Return whether a text is more than dots, blanks, or "your answer here"."""
+    plain = _FILLER.sub("", text)
+    return r"\{" in text or any(char.isalnum() or char in "<>=+∅∞√°" for char in plain)
+
+
+# --- tags and ####
+
+_ANSWER_TAGS = [("<answer>", "</answer>"), ("<final_answer>", "</final_answer>"), ("[ANSWER]", "[/ANSWER]")]
+_HASHES = "####"
+_HASH_LINE = re.compile(r"^[ \t]*####(?!#)[ \t]*(?P<answer>[^\n]*)$", re.MULTILINE)
+_PLAIN = re.compile(r"[-+−$€£]{0,2}\d[\d,./]*\d?\s?%?")
+
+
+def _tagged(text: str) -> str | None:
+    """Return what the last `<answer>` encloses; a closing tag at the end may be missing, as it may be a stop string."""
+    for opening, closing in _ANSWER_TAGS:
+        end = len(text)
+        while (begin := text.rfind(opening, 0, end)) >= 0:
+            inside = text[begin + len(opening) : end].partition(closing)[0].strip()
+            if _is_answer(inside[:_MAX_ANSWER]):
+                return _by_words(inside) or _tidy(inside)
+            end = begin
+    return None
+
+
+def marked(text: str) -> str | None:
+    r"""Return what is behind `####` on the last line of a text, or else in its last `\boxed{…}`."""
+    return after_hashes(text) if ends_in_hashes(text) else last_box(text)
+
+
+def after_hashes(text: str) -> str | None:
+    """Return what follows the last `####` of a text."""
+    _, mark, answer = text.rpartition(_HASHES)
+    return (answer.strip() or None) if mark else None
+
+
+def ends_in_hashes(text: str) -> bool:
+    """Return whether the last line of a text is `#### …`, so that it is a solution and no answer."""
+    last = text.strip().rpartition("\n")[2]
+    return last.startswith(_HASHES) and after_hashes(last) is not None
+
+
+def _hashed(text: str) -> str | None:
+    """Return what follows `####` on the last line, or on another one if it is a bare number and no heading."""
+    if ends_in_hashes(text):
+        answer = after_hashes(text) or ""
+        return (_by_words(answer) or _tidy(answer)) if _is_answer(answer) else None
+    answers = [line["answer"].strip() for line in _HASH_LINE.finditer(text)]
+    answers.append((after_hashes(text) or "")[:_BEGIN])  # behind a sentence
+    return next((answer for answer in reversed(answers) if _PLAIN.fullmatch(answer)), None)
+
+
+# --- words
+
+_ENGLISH = r"(?:(?:final|correct|right|exact|desired|required)[ \t]+(?:answer|option|choice|result|value)|answer)s?"
+_WORDS = (  # languages that put spaces between words
+    r"(?:réponse|respuesta|resposta|risposta)(?:[ \t]+(?:finale?|correcte|correct[ao]|corret[ao]|corretta))?"
+    r"|antwort|endergebnis|(?:eind)?antwoord|svar(?:et)?|vastaus|válasz|răspuns(?:ul)?|απάντηση|cevap|yanıt"
+    r"|(?:итоговый[ \t]+|окончательный[ \t]+)?ответ|відповідь|отговор|одговор|odpowiedź|odpověď|odpoveď|jawaban(?:nya)?"
+    r"|đáp[ \t]án|đáp[ \t]số|câu[ \t]trả[ \t]lời|(?:अंतिम[ \t]+)?उत्तर|উত্তর|답|정답|최종[ \t]*답"
+    r"|(?:الإجابة|الجواب|جواب|پاسخ)(?:[ \t]النهائية|[ \t]النهائي)?|תשובה|התשובה"
+)
+_CHARACTERS = (
+    r"(?:最终|最終|正确|正確|所求)?答案|最終的な答え|答え|解答|正解|คำตอบ|정답|최종[ \t]*답|답"  # and those that do not
+)
+_COPULA = (
+    r"(?<!\w)(?:is|are|was|equals|(?:would|must|should|will)[ \t]+be|comes[ \t]+(?:out[ \t]+)?to|est|ist|lautet|es|é|è"
+    r"|adalah|jest|je|равен|равна|равно|är|er|on|este|είναι|là|هي|هو|است|है|dır|bằng)(?!\w)"
+)
+_LETTER = r"[^\W\d_]"
+_MARK = re.compile(
+    rf"(?:(?<!{_LETTER})(?:(?P<english>{_ENGLISH})|{_WORDS})(?!{_LETTER})|(?P<characters>{_CHARACTERS}))"
+    r"(?P<bold>[*_]{0,3})"
+    r"(?:[ \t](?:to|for|of)(?:[ \t][^\s.:=?]{1,20}){1,12}?)?(?:[ \t]?\([^()\n]{1,40}\))?[ \t]{0,4}[*_]{0,3}[ \t]{0,4}"
+    rf"(?:(?P<sign>[:：=＝→]|[—–]|-(?=\s))|(?P<copula>{_COPULA}|是|为|為|等于|は|が|은|는|คือ)"
+    r"|(?P<line>(?=[ \t]{0,20}(?:\n|$))))",
+    re.IGNORECASE,
+)
+_BEFORE_HEADING = re.compile(r"[#*_>\s\d.]*(?:(?:the|my|your)\s+)?", re.IGNORECASE)
+_NO_STATEMENT = re.compile(
+    r"\b(?:this|that|an|any|each|no|if|whether|what|where|every|another|check|verify)\s+(?:the\s+)?$", re.I
+)
+_ADVERBS = re.compile(
+    r"(?:(?:therefore|thus|simply|just|indeed|hence|exactly|then|clearly|approximately|about|roughly|option|choice|also"
+    r"|given[ \t]+by|equal[ \t]+to)(?![\w-])[,:]?[ \t]*)+",
+    re.IGNORECASE,
+)
+_REMARK = re.compile(
+    r"(?:correct|right|wrong|helpful|consistent|reasonable|not|because|only|unique|clear|unclear|now|likely|probably|in|as"
+    r"|that|this|below|above|what|how|when|if|whether|to|useful|of|valid|plausible|at|on|from|shown|your|[a-z]+ed"
+    r"|given|found|written|known|the[ \t]+same|a[ \t]+(?:bit|little))(?![\w-])",
+)  # case counts: "Correct" and "In" may be an answer
+_SKIP = re.compile(r"[\s*_`:：=＝\"“”«「『]*")
+
+
+def _by_words(text: str) -> str | None:
+    """Return the answer behind the last "The answer is", "Answer:" and the like that is followed by one."""
+    for mark in reversed(deque(_MARK.finditer(text), _MAX_MARKS)):
+        if (answer := _behind(text, mark)) is not None:
+            return answer
+    return None
+
+
+def _behind(text: str, mark: re.Match[str]) -> str | None:
+    line = text.rfind("\n", max(0, mark.start() - 200), mark.start()) + 1 or max(0, mark.start() - 200)
+    if mark["line"] is not None and not _BEFORE_HEADING.fullmatch(text, line, mark.start()):
+        return None
+    is_sentence = mark["english"] is not None and mark["copula"] is not None
+    if is_sentence and _NO_STATEMENT.search(text, line, mark.start()):
+        return None
+    begin = _SKIP.match(text, mark.end()).end()  # type: ignore[union-attr]  # it matches ""
+    if adverbs := _ADVERBS.match(text, begin):
+        begin = _SKIP.match(text, adverbs.end()).end()  # type: ignore[union-attr]
+    if is_sentence and _REMARK.match(text, begin):
+        return None
+    quote = text[mark.end() : begin][:_MAX_ANSWER] + mark["bold"]
+    answer = _first_statement(text[begin : begin + _MAX_ANSWER], quote)
+    is_far = "\n" in text[mark.end() : begin]
+    return answer if _is_answer(answer) and not (is_far and len(answer.split()) > 8) else None
+
+
+# --- where an answer ends
+
+_MATH = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\$(.+?)\$|\\\((.+?)\\\)", re.DOTALL)
+_MORE_MATH = re.compile(r"\s*(?:,|and|or|,\s*and|,\s*or|;)\s*(?=\$|\\\()")
+_UNIT = re.compile(
+    r"\s*(?:\\?%|°|(?:[kcmnµ]?m|[kmµ]?g|m?l|s|h|min|in|ft|mi|lb|oz|rad|mph|km/h|m/s)(?:[²³]|\^\{?\d\}?)?"
+    r"|(?:(?:square|cubic)\s)?(?:(?:kilo|centi|milli)?(?:meter|metre|gram|liter|litre)|inch|foot|yard|mile|pound|ounce|second|minute"
+    r"|hour|day|degree|dollar|cent|percent)(?:e?s)?|feet)(?![A-Za-z])"
+)
+_MATHY = re.compile(r"[-+−±]?\s?[$€£\\√]?[\d({\[\\.πx½¼¾]|[A-Za-z](?![A-Za-z'’])")
+_SENTENCE_END = re.compile(r"(?<![A-Z. ])\.(?=[\s*\"”’]|$)|(?<=[A-Za-z])[!?](?=\s|$)|!(?=\s+[A-Z])|[。！？；]")
+_PROSE = re.compile(
+    r",?\s+\(?(?:because|since|as|which|where|so|therefore|hence|thus|by|after|when|due|for|if|given|i\.e\.|that|but|from"
+    r"|rounded|is|are|was|would|per the)\b|,\s+(?!and\b|or\b)[a-z]{2,}|\s\([A-Za-z]{2}"
+    r"|\s[—–]\s|\s-\s[A-Za-z]{2}|，\s?[因所即]"
+    r"|です|になり|となり|입니다|이다|[，、]\s?(?=[^\W\d_])"
+)
+
+
+def _first_statement(text: str, quote: str = "") -> str:
+    """Return the answer with which a text begins; `quote` is the markup before it, which ends it as well."""
+    if math := _MATH.match(text):
+        inside, end = _inside(math), math.end()
+        is_price = text[0] == "$" and re.match(r"[\d.,]+\s+[a-z]{2}", inside) is not None
+        if not is_price and ("\n" not in inside.strip() or text[0] == "\\" or text.startswith("$$")):
+            answers = [inside.strip()]
+            while (more := _MORE_MATH.match(text, end)) and (math := _MATH.match(text, more.end())):
+                answers.append(_inside(math).strip())
+                end = math.end()
+            unit = _UNIT.match(text, end)
+            return _tidy(", ".join(answers)) + (unit[0] if unit else "")
+    line = text.partition("\n")[0]
+    for mark in ("**", "__", "`"):
+        if mark in quote:
+            line = line.partition(mark)[0]
+    end = len(line)
+    if found := _SENTENCE_END.search(line):
+        end = found.start()
+    if _MATHY.match(line) and (found := _PROSE.search(line, 1, end)):
+        end = found.start()
+    return _tidy(line[:end])
+
+
+def _inside(math: re.Match[str]) -> str:
+    return next(group for group in math.groups() if group is not None)
+
+
+def _tidy(text: str) -> str:
+    """Remove markup and punctuation around an answer."""
+    text = _ENDS.split(text, maxsplit=1)[0].strip(" \t\r\n*`\"'“”«»")
+    text = text.removesuffix("。").rstrip(",;:").strip()
+    while text.endswith(".") and not text.endswith("..."):
+        text = text[:-1].rstrip(" *`\"'")
+    if text.startswith("_") and text.endswith("_"):
+        text = text.strip("_")
+    if (math := _MATH.fullmatch(text)) and "$" not in _inside(math):
+        text = _inside(math).strip().removesuffix(".")
+    return text
+
+
+# --- the whole
+
+_CONCLUDES = re.compile(
+    r"(?:(?:and|so)\s)?(?:hence|therefore|thus|so|∴)[,:]?\s*(?:we\s(?:get|have|find)[,:]?\s*)?(?:that\s)?(?=\$?[^=\n]{1,40}=)",
+    re.IGNORECASE,
+)
+_LATEX_WORD = re.compile(r"\\[A-Za-z]+")
+_WORD = re.compile(r"[^\W\d_]{3,}")
+
+
+def final_answer(completion: str) -> str | None:
+    """Return the answer that a completion states behind its thinking, or None."""
+    text = conclusion(completion)
+    if text is None or not text.strip():
+        return None
+    return stated(text) or _bare(text)
+
+
+def stated(text: str) -> str | None:
+    """Return the answer that a text marks as its answer: by a box, a tag, `####` or words."""
+    return last_box(text) or _tagged(text) or _hashed(text) or _by_words(text) or _concluded(text) or None
+
+
+def reference_answer(text: str) -> str | None:
+    """Return the answer in a reference, which may be a whole solution; an unmarked short text is an answer itself."""
+    text = text.strip()
+    if (marked := stated(text)) is not None:
+        return marked
+    is_answer = len(text) <= _MAX_REFERENCE and _is_answer(_BOX_COMMAND.sub("", text)) and not text.startswith(_HASHES)
+    return _tidy(text) if is_answer and text.lower() not in ("nan", "null") else None
+
+
+def _concluded(text: str) -> str | None:
+    """Return the equation in a last line such as "Hence x = 5."."""
+    line = text.strip().rpartition("\n")[2][:_MAX_ANSWER]
+    found = _CONCLUDES.match(line)
+    answer = _first_statement(line[found.end() :]) if found else ""
+    return answer if "=" in answer and not _WORD.search(_LATEX_WORD.sub("", answer)) else None
+
+
+def _bare(text: str) -> str | None:
+    """Return a conclusion that is nothing but a number or a formula."""
+    text = _tidy(text[: _MAX_ANSWER + 1])
+    is_formula = (
+        len(text) <= _BEGIN
+        and "boxed" not in text
+        and "\n" not in text
+        and _MATHY.match(text)
+        and any(c.isdigit() for c in text)
+    )
+    return text if is_formula and not _WORD.search(_LATEX_WORD.sub("", text)) else None

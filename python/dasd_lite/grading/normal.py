@@ -1,0 +1,355 @@
+r"""The normal form of a mathematical answer, and whether two of them are equal.
+
+Input: answers as text, LaTeX or plain. Output: a `Form`; `canonical`, a text that equal answers share; `same`.
+Invariants: exact, so 0.333 is not 1/3; what is not known to be equal or unequal is left to the `Equal` that the caller
+passes, which asks a computer algebra system; under 0.1 ms for integers.
+
+What the form disregards, as graders of the field do: LaTeX spacing and styles, `\left`, a unit on one side only, words
+behind a number, `x =`, the order of a bare list or set. Decisions where they differ:
+
+* A percent sign may be missing, as where "how many percent" is asked, or be the factor 1/100: `50\%` equals 50 and 0.5.
+* The same number with two different units is wrong; two numbers with different units are not compared.
+* A comma separates thousands only in groups of three outside of brackets (`1,234`); `1,2` and `0,5` are lists.
+* A bare list and a tuple or interval (`1,2` and `(1,2)`) are not compared: brackets may be what was asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TypeAlias
+
+from dasd_lite.grading.latex import brackets_of, plain, split, stripped
+from dasd_lite.grading.number import BASE, UNITS, Number, read_number
+
+MAX_CHARS = 4_096
+_MAX_LIST = 12  # items that are compared each with each
+_MAX_NESTING = 64
+
+
+@dataclass(frozen=True)
+class Items:
+    """Several answers: kind "list" (also a set), "named" (x = 1, y = 2), "union", or the brackets, such as "[)"."""
+
+    kind: str
+    parts: tuple[Form, ...]
+    text: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Words:
+    """Text that is no mathematics, in lower case."""
+
+    text: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Formula:
+    """Mathematics of any other kind."""
+
+    text: str
+    unit: str = ""
+    name: str = ""
+
+
+Form: TypeAlias = Number | Items | Words | Formula
+Equal: TypeAlias = Callable[[str, str], bool | None]
+"""Whether a formula (first) of the reference and one (second) of a completion are equal; None if that is not known."""
+
+
+def canonical(text: str) -> str:
+    """Return a text that equal answers share, as far as their form shows it; what an answer votes for."""
+    return _key(read(text))
+
+
+def same(reference: Form, stated: Form, equal: Equal) -> bool | None:
+    """Return whether two answers are equal; None if that is not known."""
+    if _key(reference) == _key(stated) and not _has_other_unit(reference, stated):
+        return None if _are_other_variables(reference, stated) else True
+    if _are_other_variables(reference, stated):
+        return None
+    match reference, stated:
+        case Number(), Number():
+            return _same_number(reference, stated)
+        case Words(), Words():
+            shorter, longer = sorted([reference.text.split(), stated.text.split()], key=len)
+            return None if set(shorter) <= set(longer) else False
+        case (Number(), Words()) | (Words(), Number()):
+            return False
+        case (Words(), _) | (_, Words()):
+            return None
+        case Items(), Items():
+            return _same_items(reference, stated, equal)
+        case (Number() as number, Items() as items) | (Items() as items, Number() as number):
+            return None if _is_decimal_comma(items, number) or not _are_numbers(items) else False
+    if any(isinstance(form, Number) and (form.unit == "°" or BASE in form.unit) for form in (reference, stated)):
+        return None  # 60 degrees are π/3
+    if _has_other_unit(reference, stated):
+        return None
+    return equal(_whole(reference, stated), _whole(stated, reference))
+
+
+def _are_other_variables(a: Form, b: Form) -> bool:
+    return a.name != b.name and a.name != "" != b.name
+
+
+def _has_other_unit(a: Form, b: Form) -> bool:
+    return isinstance(a, Formula) and isinstance(b, Formula) and "" != a.unit != b.unit != ""
+
+
+def _same_number(a: Number, b: Number) -> bool | None:
+    if a.unit != b.unit and "%" in (a.unit, b.unit):
+        percent, other = (a, b) if a.unit == "%" else (b, a)
+        return other.value in (percent.value, percent.value / 100)
+    if a.unit != b.unit and BASE in a.unit + b.unit:
+        return None
+    if a.unit != b.unit and a.unit != "" != b.unit:  # 5 m may be 500 cm, and is not 5 cm
+        return False if a.value == b.value != 0 else None
+    return a.value == b.value
+
+
+def _same_items(a: Items, b: Items, equal: Equal) -> bool | None:
+    if {a.kind, b.kind} == {"named", "()"}:
+        named = a if a.kind == "named" else b
+        if [part.name for part in named.parts] != sorted(part.name for part in named.parts):
+            return None
+    elif a.kind != b.kind and ("list" in (a.kind, b.kind) or "named" in (a.kind, b.kind)):
+        return None
+    elif a.kind != b.kind or "union" in (a.kind, b.kind):
+        if "union" in (a.kind, b.kind):
+            return equal(a.text, b.text)
+        return False if len(a.parts) == len(b.parts) else None
+    if len(a.parts) != len(b.parts):
+        return False if _are_numbers(a) and _are_numbers(b) else None
+    if a.kind == b.kind == "named":
+        if [part.name for part in a.parts] != [part.name for part in b.parts]:
+            return None
+    elif a.kind == "list":
+        return _same_set(a.parts, b.parts, equal)
+    return _all(same(_unnamed(x), _unnamed(y), equal) for x, y in zip(a.parts, b.parts, strict=True))
+
+
+def _same_set(a: Sequence[Form], b: Sequence[Form], equal: Equal) -> bool | None:
+    """Return whether each item has a partner of its own; equality is transitive, so any partner will do."""
+    if len(a) > _MAX_LIST:
+        return None
+    rest, is_unclear = list(b), False
+    for item in a:
+        verdicts = [same(_unnamed(item), _unnamed(other), equal) for other in rest]
+        if True in verdicts:
+            del rest[verdicts.index(True)]
+        elif None in verdicts:
+            is_unclear = True
+        else:
+            return False
+    return None if is_unclear else not rest
+
+
+def _all(verdicts: Iterator[bool | None]) -> bool | None:
+    is_unclear = False
+    for verdict in verdicts:
+        if verdict is False:
+            return False
+        is_unclear |= verdict is None
+    return None if is_unclear else True
+
+
+def _are_numbers(items: Items) -> bool:
+    return all(isinstance(part, Number) for part in items.parts)
+
+
+def _is_decimal_comma(items: Items, number: Number) -> bool:
+    """Return whether `0,5` may mean 0.5."""
+    return re.fullmatch(r"-?\d+,\d+", items.text) is not None and Fraction(items.text.replace(",", ".")) == number.value
+
+
+def _unnamed(form: Form) -> Form:
+    return replace(form, name="")
+
+
+def _whole(form: Form, other: Form) -> str:
+    """Return the text for a computer algebra system; with its `y =` if the other one is an equation."""
+    text = _text(form)
+    return f"{form.name}={text}" if form.name and "=" in _text(other) else text
+
+
+def _text(form: Form) -> str:
+    if not isinstance(form, Number):
+        return form.text
+    value = form.value
+    if value.denominator == 1:
+        return str(value)
+    return f"{'-' if value < 0 else ''}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
+
+
+def _key(form: Form) -> str:
+    match form:
+        case Number(value, unit):
+            return f"{value} {unit}".strip()
+        case Items("list" | "union" as kind, parts):
+            return f"{kind}: {', '.join(sorted(map(_key, parts)))}"
+        case Items("named", parts):
+            return ", ".join(f"{part.name} = {_key(part)}" for part in parts)
+        case Items(kind, parts):
+            return f"{kind[0]}{', '.join(map(_key, parts))}{kind[-1]}"
+        case Words(text):
+            return text
+    return re.sub(r"(?<!\d)\s|\s(?!\d)|\\(?:cdot|times)(?![A-Za-z])\s?|\*", "", form.text)
+
+
+# --- text -> form
+
+_INTEGER = re.compile(r"([-+−]?)\s?0*(\d{1,1000})\.?")
+
+
+def read(text: str) -> Form:
+    """Return the form of an answer."""
+    text = text.strip()
+    if simple := _INTEGER.fullmatch(text):  # the way of nearly every answer of AIME and GSM8K
+        value = int(simple[2])
+        return Number(Fraction(-value if simple[1] in ("-", "−") and simple[1] else value))
+    if len(text) > MAX_CHARS:
+        return Words(text)
+    return _form(plain(text), 0)
+
+
+_LIST = (",", ";", " and ", " or ")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_VARIABLE = r"\\?[A-Za-z]+(?:_(?:\{\w+\}|\w))?'{0,2}"
+_NAMED = re.compile(
+    rf"({_VARIABLE}(?:\s?\([^()=]{{0,20}}\))?|[A-Za-z](?:\s?[-+]\s?[A-Za-z]){{1,3}})\s?=\s?(?=[^=]*$)(.+)", re.DOTALL
+)
+_MEMBER = re.compile(rf"{_VARIABLE}\s?\\in(?![A-Za-z])\s?(.+)", re.DOTALL)
+_RELATION = re.compile(r"\s*(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z]))\s*")
+_NAMES = (
+    "sin cos tan cot sec csc log ln exp sqrt frac pi arcsin arccos arctan sinh cosh tanh max min gcd lcm mod det deg"
+    " dim binom begin end pmatrix bmatrix vmatrix matrix array cases aligned align mathbb"
+)
+_FUNCTIONS = frozenset(_NAMES.split())
+
+
+def _form(text: str, depth: int) -> Form:
+    text = stripped(text)
+    if depth > _MAX_NESTING:
+        return Formula(text)
+    if (number := read_number(text)) is not None:
+        return number
+    brackets = brackets_of(text)
+    if brackets is None:
+        text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
+        return _bare(text, depth)
+    inside = text[2:-2] if brackets[0] == "\\" else text[1:-1]
+    parts = split(inside, (",", ";"))
+    if brackets == r"\{}":
+        if condition := re.search(r"\\mid(?![A-Za-z])|[:|]", inside):  # {x : x > 0}
+            return _form(inside[condition.end() :], depth + 1)
+        return _items("list", parts, text, depth)
+    if len(parts) == 1:
+        return _form(inside, depth + 1)
+    return _items(brackets, parts, text, depth)
+
+
+def _items(kind: str, parts: list[str], text: str, depth: int) -> Form:
+    parts = [part for part in (re.sub(r"^\s*(?:and|or)\s", "", part).strip() for part in parts) if part]
+    forms = [_form(part, depth + 1) for part in parts]
+    if kind == "list":  # a list in a list: 1 and 2, 3
+        forms = [
+            each
+            for form in forms
+            for each in (form.parts if isinstance(form, Items) and form.kind == "list" else [form])
+        ]
+        if len(forms) == 1:
+            return forms[0]
+        names = [form.name for form in forms]
+        if all(names) and len(set(names)) == len(names):
+            return Items("named", tuple(sorted(forms, key=lambda form: form.name)), text)
+        unique = {_key(form): form for form in forms} if all(isinstance(form, Number) for form in forms) else None
+        forms = list(unique.values()) if unique and len(unique) > 1 else forms
+    return Items(kind, tuple(forms), text)
+
+
+def _bare(text: str, depth: int) -> Form:
+    """Read a text without brackets around it."""
+    if (number := read_number(text)) is not None:
+        return number
+    parts = split(text, _LIST)
+    if len(parts) > 1 and not _is_sentence(text):
+        return _items("list", parts, text, depth)
+    if "\\cup" in text:
+        parts = re.split(r"\\cup(?![A-Za-z])", text)
+        forms = tuple(_form(part, depth + 1) for part in parts)
+        member = _MEMBER.fullmatch(text)
+        return _form(member[1], depth + 1) if member else Items("union", forms, text)
+    if member := _MEMBER.fullmatch(text):
+        return _form(member[1], depth + 1)
+    if (interval := _interval(text, depth)) is not None:
+        return interval
+    if named := _NAMED.fullmatch(text):
+        form = _form(named[2], depth + 1)
+        return replace(form, name=form.name or named[1].replace(" ", ""))
+    if text.count("\\pm") == 1:
+        two = [stripped(text.replace("\\pm", sign)).removeprefix("+").strip() for sign in "+-"]
+        return _items("list", [re.sub(r"-\s+", "-", each) for each in two], text, depth)
+    if (found := _WITH_UNIT.fullmatch(text)) and (found[3] in UNITS or found[3] in ("unit", "units")):
+        power = found[4] or {"cubic": "3"}.get(found[2] or "", "2" if found[2] else "")
+        form = _form(found[1], depth + 1)
+        return replace(form, unit=UNITS.get(found[3], "unit") + power) if isinstance(form, Formula) else Formula(text)
+    if _has_words(text) or text.startswith('"'):
+        return Words(_spoken(text))
+    return Formula(text)
+
+
+_WITH_UNIT = re.compile(
+    r"(.*[\d}\\].*?)\s+(?:(square|sq|cubic)\s+)?([A-Za-z]{2,}(?:/[a-z]+)?)\s?(?:\^\s?\{?([23])\}?)?", re.DOTALL
+)
+
+
+def _is_sentence(text: str) -> bool:
+    """Return whether a text is prose, in which a comma separates no answers."""
+    return len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", text)) > 6
+
+
+def _has_words(text: str) -> bool:
+    words = re.findall(r"(?<![\\A-Za-z])[^\W\d_]{3,}", re.sub(r"\\(?:begin|end)\{\w+\}", "", text))
+    return any(word not in _FUNCTIONS for word in words) or re.search(r"[^\x00-\x7f]", text) is not None
+
+
+def _spoken(text: str) -> str:
+    text = re.sub(r"[\s\"'`*_]+", " ", text).strip().strip(".,;:!").casefold()
+    return re.sub(r"^(?:the|a|an) ", "", text)
+
+
+_INFINITY = Formula(r"\infty")
+
+
+def _interval(text: str, depth: int) -> Form | None:
+    r"""Read `0 < x \le 1` or `x > 3` as an interval."""
+    pieces = _RELATION.split(text)
+    if len(pieces) not in (3, 5) or not all(pieces):
+        return None
+    low: Form
+    high: Form
+    if len(pieces) == 5:
+        left, first, name, second, right = pieces
+        if re.fullmatch(_VARIABLE, name) is None or (first in "<\\le") != (second in "<\\le"):
+            return None
+        if first not in ("<", r"\le"):
+            left, right, first, second = right, left, second, first
+        low, high = _form(left, depth + 1), _form(right, depth + 1)
+        kind = ("(" if first in "<>" else "[") + (")" if second in "<>" else "]")
+    else:
+        left, sign, right = pieces
+        if re.fullmatch(_VARIABLE, left) is not None:
+            name, bound, is_upper = left, right, sign in ("<", r"\le")
+        elif re.fullmatch(_VARIABLE, right) is not None:
+            name, bound, is_upper = right, left, sign in (">", r"\ge")
+        else:
+            return None
+        value, strict = _form(bound, depth + 1), sign in "<>"
+        low, high = (Formula(r"-\infty"), value) if is_upper else (value, _INFINITY)
+        kind = ("(" + (")" if strict else "]")) if is_upper else (("(" if strict else "[") + ")")
+    return Items(kind, (low, high), f"{kind[0]}{_text(low)},{_text(high)}{kind[1]}", name)

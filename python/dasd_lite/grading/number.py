@@ -1,0 +1,173 @@
+r"""A rational number as it is written in an answer, with its unit.
+
+Input: text such as `1,234`, `2\frac{1}{2}`, `3\times10^8`, `101_2`, `five`, `12 cm^2`, `5 apples`. Output: a `Number`,
+exact, or None. Words behind a number are disregarded, unless they change it ("5 dozen", "5 or more").
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+
+_MAX_DIGITS = 2_000  # int() refuses 4,300; a longer number is compared as text
+
+
+@dataclass(frozen=True)
+class Number:
+    """A rational number; `unit` is a standard name, "%" or ""."""
+
+    value: Fraction
+    unit: str = ""
+    name: str = ""
+
+
+_DIGITS = r"(?:\d+(?:\.\d*)?|\.\d+)"
+_SIGN = r"[-+]?\s?"
+
+
+def _fraction(above: str, below: str) -> str:
+    number = rf"\s?(?P<{{}}>{_SIGN}{_DIGITS})\s?"
+    return rf"\\frac\s?\{{{number.format(above)}\}}\s?\{{{number.format(below)}\}}"
+
+
+_EXPONENT = r"[-+]?\d{1,3}"  # 1e9999 is compared as text
+_VALUE = re.compile(
+    rf"(?P<sign>{_SIGN})(?:(?P<ten>10)\s?\^\s?\{{?\s?(?P<of_ten>{_EXPONENT})\s?\}}?(?!\d)"
+    rf"|(?P<whole>\d+)\s?{_fraction('a', 'b')}"
+    rf"|(?P<mixed>\d+) (?P<c>\d+)\s?/\s?(?P<d>\d+)"
+    rf"|{_fraction('e', 'f')}"
+    rf"|(?P<g>{_DIGITS})\s?/\s?(?P<h>{_DIGITS})"
+    rf"|(?P<digits>\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?(?![\d,])|{_DIGITS})"
+    rf"(?:[eE](?P<exponent>{_EXPONENT})|\s?(?:\\times|\\cdot|\*|x)\s?10\s?\^\s?\{{?\s?(?P<power>{_EXPONENT})\s?\}}?)?"
+    r")(?P<rest>.*)",
+    re.DOTALL,
+)
+UNITS = {
+    name: unit
+    for unit, names in {
+        "%": "% percent pct",
+        "°": "degree degrees deg",
+        "mm": "mm millimeter millimeters millimetre millimetres",
+        "cm": "cm centimeter centimeters centimetre centimetres",
+        "m": "m meter meters metre metres",
+        "km": "km kilometer kilometers kilometre kilometres",
+        "in": "inch inches",
+        "ft": "ft foot feet",
+        "yd": "yd yard yards",
+        "mi": "mi mile miles",
+        "g": "g gram grams",
+        "mg": "mg milligram milligrams",
+        "kg": "kg kilogram kilograms kilo kilos",
+        "lb": "lb lbs pound pounds",
+        "oz": "oz ounce ounces",
+        "s": "s sec secs second seconds",
+        "min": "min mins minute minutes",
+        "h": "h hr hrs hour hours",
+        "day": "day days",
+        "week": "week weeks",
+        "month": "month months",
+        "year": "year years yr yrs",
+        "l": "l liter liters litre litres",
+        "ml": "ml milliliter milliliters",
+        "dollar": "dollar dollars usd bucks",
+        "cent": "cent cents",
+        "rad": "rad radian radians",
+        "km/h": "km/h kph",
+        "mph": "mph",
+        "m/s": "m/s",
+    }.items()
+    for name in names.split()
+}
+BASE = "in base"
+_BASED = re.compile(r"(-?[0-9A-Za-z]{1,200})_\{?(\d{1,2})\}?")
+_SCALE = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+    " eighteen nineteen twenty"
+)
+_VALUES = {word: value for value, word in enumerate(_WORDS.split())}
+_CHANGING = (
+    "or more less fewer plus minus times over squared cubed factorial dozen dozens mod to choose above below half"
+    " halves pi sqrt remainder divided multiplied than at least most about pair pairs and thirds quarters tenths fifths"
+    " base am pm"
+)
+_CHANGES_THE_NUMBER = frozenset(_CHANGING.split())
+_BEHIND = re.compile(
+    r"(?P<space>\s*)(?P<unit>%|[^\W\d_]+(?:/[^\W\d_]+)?)?(?:\s?(?P<power>\^\s?\{?[23]\}?|2|3)(?!\d))?(?P<words>(?:[\s.,'’-]+[^\W\d_]+)*)[\s.]*"
+)
+
+
+def read_number(text: str) -> Number | None:
+    """Return the number that a text is as a whole, with its unit; None for anything else."""
+    if (word := _VALUES.get(text.lower())) is not None:
+        return Number(Fraction(word))
+    if (based := _BASED.fullmatch(text)) and 2 <= (base := int(based[2])) <= 36:
+        with suppress(ValueError):  # 102_2
+            return Number(Fraction(int(based[1], base)), f"{BASE} {base}")
+    return _read_number(text)
+
+
+def _read_number(text: str) -> Number | None:
+    match = _VALUE.fullmatch(text)
+    if match is None or len(text) - len(match["rest"]) > _MAX_DIGITS:
+        return None
+    rest = match["rest"]
+    unit, scale = "", 1
+    if rest.strip():
+        found = _unit(rest, is_fraction=match["digits"] is None)
+        if found is None:
+            return None
+        unit, scale = found
+    value = _value(match)
+    if value is None:
+        return None
+    return Number((-value if "-" in match["sign"] else value) * scale, unit)
+
+
+def _unit(rest: str, *, is_fraction: bool) -> tuple[str, int] | None:
+    """Return unit and scale of what stands behind a number; None if it is no unit and not only words."""
+    if rest[0] in ".," or re.match(r"[^\W\d_a-zA-Z]", rest):  # 3个, 5개
+        return ("", 1) if re.fullmatch(r"[^\W\d_a-zA-Z]{1,6}", rest) else None
+    match = _BEHIND.fullmatch(rest)
+    if match is None or match["unit"] is None:
+        return ("", 1) if re.fullmatch(r"[^\W\d_a-z]{1,20}", rest.strip().casefold()) else None
+    words = [match["unit"].casefold(), *re.findall(r"[^\W\d_]+", match["words"].casefold())]
+    if match["power"] is None and words[0] in _SCALE and match["space"]:
+        after = _unit(match["words"], is_fraction=False) if match["words"].strip() else ("", 1)
+        return (after[0], after[1] * _SCALE[words[0]]) if after is not None else None
+    if _CHANGES_THE_NUMBER & set(words):
+        return None
+    power = re.sub(r"[^23]", "", match["power"] or "")
+    while len(words) > 1 and words[0] in ("square", "sq", "cubic"):
+        power = "3" if words.pop(0) == "cubic" else "2"
+    if len(words) > 1 and words[0] in UNITS and words[1] in ("squared", "cubed"):
+        power = "2" if words[1] == "squared" else "3"
+    first = words[0]
+    if first in UNITS and (match["space"] or len(first) > 1 or first == "%"):
+        return UNITS[first] + power, 1
+    is_word = bool(match["space"]) and len(first) > 2 and not power
+    return ("", 1) if is_word and (not is_fraction or first != "x") else None
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    def fraction(above: str, below: str) -> Fraction | None:
+        low = Fraction(below.replace(" ", ""))
+        return Fraction(above.replace(" ", "")) / low if low else None
+
+    if match["whole"] is not None:
+        part = fraction(match["a"], match["b"])
+        return Fraction(match["whole"]) + part if part is not None and 0 <= part < 1 else None
+    if match["mixed"] is not None:
+        part = fraction(match["c"], match["d"])
+        return Fraction(match["mixed"]) + part if part is not None and part < 1 else None
+    if match["e"] is not None:
+        return fraction(match["e"], match["f"])
+    if match["g"] is not None:
+        return fraction(match["g"], match["h"])
+    if match["ten"] is not None:
+        return Fraction(10) ** int(match["of_ten"])
+    return Fraction(match["digits"].replace(",", "").rstrip(".")) * Fraction(10) ** int(
+        match["exponent"] or match["power"] or 0
+    )
