@@ -35,7 +35,9 @@ def box(request):
 
 def test_one_sandbox_holds_here():
     """All that follows is skipped where none does; this fails there, and says what helps."""
-    assert re.fullmatch(r"(bubblewrap|landlock) [\d.]+ and seccomp, Python 3\.\d+\.\d+", sandbox_name())
+    assert re.fullmatch(
+        r"(bubblewrap|landlock) [\d.]+ and seccomp, Python 3\.\d+\.\d+(, numpy [\d.]+)?", sandbox_name()
+    )
 
 
 # Harm.
@@ -220,6 +222,15 @@ IDIOMS = {
 def test_a_program_reads_and_prints_as_it_likes(box, idiom):
     run = box.run_program(IDIOMS[idiom], "3\n10\n20\n30\n", LONG)
     assert (run.fault, run.output.strip()) == ("", b"60")
+
+
+def test_numpy_is_there_if_the_sandbox_says_so(box):
+    code = "import numpy\nprint(int((numpy.eye(2, dtype=int) @ numpy.array([20, 40])).sum()))"
+    run = box.run_program(code, "", LONG)
+    if "numpy" in box.name:
+        assert (run.fault, run.output) == ("", b"60\n")
+    else:
+        assert run.fault == "ModuleNotFoundError: No module named 'numpy'"
 
 
 def test_large_input_and_output(box):

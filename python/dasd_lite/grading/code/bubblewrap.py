@@ -49,12 +49,12 @@ def bwrap_version(path: str) -> str:
     return _output(path, "--version").split()[-1]
 
 
-def bwrap_command(path: str, prefix: str) -> list[str]:
+def bwrap_command(path: str, shown: list[str]) -> list[str]:
     """Return the command before the file of the filter, which `--seccomp` at its end expects.
 
     Args:
         path: Of bwrap.
-        prefix: Folder of the Python installation, which may be in someone's home: it alone is shown, read-only.
+        shown: Folders of Python and its packages, which may be in someone's home: they alone are shown, read-only.
     """
     command = [path, "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
     # as process 1 the program is alone: bubblewrap's own, without limits, would be open to it by /proc/1/mem
@@ -68,8 +68,9 @@ def bwrap_command(path: str, prefix: str) -> list[str]:
             command += ["--symlink", os.readlink(folder), folder]
         elif Path(folder).is_dir():
             command += ["--ro-bind", folder, folder]
-    if not Path(prefix).is_relative_to("/usr"):
-        command += ["--ro-bind", prefix, prefix]
+    for folder in shown:
+        if not Path(folder).is_relative_to("/usr"):
+            command += ["--ro-bind", folder, folder]
     command += ["--proc", "/proc", "--dev", "/dev", "--dir", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]
     return [*command, "--chdir", "/", "--seccomp"]
 

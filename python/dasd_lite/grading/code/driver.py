@@ -27,6 +27,7 @@ def main() -> None:
         job = marshal.load(file)
     sys.argv[1:] = []
     sys.path.remove("")
+    sys.path += job["packages"]
     for name, value in job["limits"].items():
         kind = getattr(resource, name)
         hard = resource.getrlimit(kind)[1]

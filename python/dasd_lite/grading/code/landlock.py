@@ -10,7 +10,6 @@ import ctypes
 import errno
 import os
 import struct
-from pathlib import Path
 from typing import Any
 
 from dasd_lite.errors import ConfigError
@@ -46,12 +45,13 @@ def landlock_version() -> int:
     raise ConfigError(f"the container forbids it ({os.strerror(ctypes.get_errno())})")
 
 
-def landlock_job(version: int, prefix: str, seccomp: bytes) -> dict[str, Any]:
+def landlock_job(version: int, shown: list[str], packages: list[str], seccomp: bytes) -> dict[str, Any]:
     """Return what the driver needs to close the doors behind itself, besides the process id of the grader.
 
     Args:
         version: Of landlock.
-        prefix: Folder of the Python installation.
+        shown: Folders of Python and its packages.
+        packages: The folder that these packages are in, if any; it can be listed.
         seccomp: The filter.
     """
     num_access = _NUM_FILE_ACCESS[min(version, len(_NUM_FILE_ACCESS)) - 1]
@@ -60,5 +60,6 @@ def landlock_job(version: int, prefix: str, seccomp: bytes) -> dict[str, Any]:
         ruleset += struct.pack("=Q", 0b11)  # TCP: bind, connect
     if version >= 6:
         ruleset += struct.pack("=Q", 0b11)  # abstract Unix sockets, signals
-    rules = [(folder, _READ) for folder in (*_FOLDERS, prefix) if Path(folder).is_dir()]
+    rules = [(folder, _READ) for folder in (*_FOLDERS, *shown)]
+    rules += [(folder, _READ_DIR) for folder in packages]
     return {"ruleset": ruleset, "rules": [*rules, *_FILES.items()], "seccomp": seccomp}

@@ -19,7 +19,9 @@ import platform
 import re
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -121,11 +123,12 @@ class Sandbox:
     """A sandbox that holds on this machine.
 
     Attributes:
-        name: What it is, with versions: "bubblewrap 0.11.0 and seccomp, Python 3.11.2".
+        name: What it is, with versions: "bubblewrap 0.11.0 and seccomp, Python 3.11.2, numpy 2.3.5".
         command: Of the process, before the driver and, for bubblewrap, before the file of the filter.
         python: The command of Python inside.
         seccomp: The filter, if bubblewrap sets it; else the driver does, by `landlock`.
         landlock: What the driver needs to close the doors; None: bubblewrap has.
+        packages: Where Python finds numpy; empty: it does not.
         num_threads: The limit on threads, as the kernel counts them.
         exports: Names that each module of the prelude defines.
     """
@@ -135,6 +138,7 @@ class Sandbox:
     python: list[str]
     seccomp: bytes
     landlock: dict[str, Any] | None
+    packages: list[str]
     num_threads: int
     exports: dict[str, frozenset[str]]
 
@@ -150,6 +154,7 @@ class Sandbox:
         words = set(_WORD.findall(job["code"]))
         job["modules"] = [name for name, exports in self.exports.items() if name == "builtins" or words & exports]
         job["landlock"] = None if self.landlock is None else self.landlock | {"parent": os.getpid()}
+        job["packages"] = self.packages
         job["limits"] = {
             "RLIMIT_AS": limits.memory,
             "RLIMIT_CPU": limits.cpu_seconds,
@@ -229,7 +234,7 @@ def open_sandbox(only: Backend | None = None) -> Sandbox:
 
 
 def sandbox_name() -> str:
-    """Return which sandbox is used, with versions, as "bubblewrap 0.11.0 and seccomp, Python 3.11.2".
+    """Return which sandbox is used, with versions, as "bubblewrap 0.11.0 and seccomp, Python 3.11.2, numpy 2.3.5".
 
     Raises:
         ConfigError: There is none.
@@ -247,15 +252,7 @@ def _probed(backend: Backend, seccomp: bytes) -> Sandbox:
     """
     reason = ""
     for prefix, executable in _pythons():
-        if backend == "landlock":
-            version = landlock_version()
-            name, command = f"landlock {version} and seccomp", []
-            doors = landlock_job(version, prefix, seccomp)
-        else:
-            path = find_bwrap(backend)
-            name, command, doors = f"bubblewrap {bwrap_version(path)} and seccomp", bwrap_command(path, prefix), None
-        python = [executable, "-s", "-S", "-B", "-X", "utf8"]
-        box = Sandbox(name, command, python, seccomp, doors, _max_threads(by_namespace=doors is None), {})
+        box = _closed(backend, prefix, executable, seccomp)
         probed = box.run_program(_PROBE, "")
         words = probed.output.decode(errors="replace").split()
         if probed.fault:
@@ -265,10 +262,49 @@ def _probed(backend: Backend, seccomp: bytes) -> Sandbox:
         elif tuple(map(int, words[1:])) < _FIRST_USEFUL_PYTHON:
             reason = f"{executable} is Python {'.'.join(words[1:])}; 3.9 is the oldest that is used"
         else:
-            found = box.run_program(_EXPORTS, "")
-            exports = {name: frozenset(names) for name, names in json.loads(found.output).items()}
-            return dataclasses.replace(box, name=f"{name}, Python {'.'.join(words[1:])}", exports=exports)
+            found = json.loads(box.run_program(_EXPORTS, "").output)
+            exports = {module: frozenset(names) for module, names in found.items()}
+            name = f"{box.name}, Python {'.'.join(words[1:])}"
+            packages = _numpy()
+            if packages:
+                larger = _closed(backend, prefix, executable, seccomp, packages)
+                version = larger.run_program("import numpy\nprint(numpy.__version__, end='')", "")
+                if not version.fault:  # else it belongs to another Python, or cannot be reached
+                    box, name = larger, f"{name}, numpy {version.output.decode()}"
+            return dataclasses.replace(box, name=name, exports=exports)
     raise ConfigError(reason)
+
+
+def _closed(backend: Backend, prefix: str, executable: str, seccomp: bytes, packages: Sequence[Path] = ()) -> Sandbox:
+    """Return a sandbox, not yet tried.
+
+    Args:
+        backend: Its kind.
+        prefix: Folder of the Python installation.
+        executable: Python.
+        seccomp: The filter.
+        packages: Folders of packages that programs may import, in one folder.
+    """
+    shown = [prefix, *map(str, packages)]
+    folder = [str(packages[0].parent)] if packages else []
+    if backend == "landlock":
+        version = landlock_version()
+        name, command = f"landlock {version} and seccomp", []
+        doors = landlock_job(version, shown, folder, seccomp)
+    else:
+        path = find_bwrap(backend)
+        name, command, doors = f"bubblewrap {bwrap_version(path)} and seccomp", bwrap_command(path, shown), None
+    python = [executable, "-s", "-S", "-B", "-X", "utf8"]
+    return Sandbox(name, command, python, seccomp, doors, folder, _max_threads(by_namespace=doors is None), {})
+
+
+def _numpy() -> list[Path]:
+    """Return the folders of our numpy, which many programs import; they are of use to the same version of Python."""
+    spec = find_spec("numpy")
+    if spec is None or spec.origin is None:
+        return []
+    package = Path(spec.origin).parent
+    return [folder for folder in (package, package.with_name("numpy.libs")) if folder.is_dir()]
 
 
 def _pythons() -> list[tuple[str, str]]:
