@@ -44,7 +44,7 @@ _LONGEST_REASON = 200  # characters
 _STACK = 64 << 20  # bytes of the main thread; deep recursion through C needs more than the usual 8 MiB
 _NUM_FILES = 64
 _NUM_THREADS = 16
-_SPARE_THREADS = 2048  # where the kernel counts all processes of a user, and not only those of the sandbox
+_SPARE_THREADS = 512  # where the kernel counts all processes of a user, and not only those of the sandbox
 _COUNTS_BY_NAMESPACE = (5, 14)  # version of Linux
 
 # What every sandbox must prevent before it is used, and then who it was.
