@@ -28,6 +28,7 @@ from dasd_lite.data.manifest import Identity, new_state, read_manifest, read_sta
 from dasd_lite.data.seeds import digest
 from dasd_lite.data.stored import (
     ORDER,
+    Limit,
     Place,
     ShardRows,
     index_by_key,
@@ -80,10 +81,11 @@ class Journal(FolderWriter):
         *,
         keys: Keys | None = None,
         key: str = "uid",
-        limit: int | None = None,
+        limit: Limit = None,
         columns: Callable[[int], Mapping[str, Any]] | None = None,
         table: str = "rollouts",
         config: BaseModel | None = None,
+        late: bool = False,
         shard_items: int = 1000,
     ) -> None:
         """Open `folder`, or create it, for `total` items of `schema`.
@@ -100,6 +102,7 @@ class Journal(FolderWriter):
                 of a row that was stored under another plan or in another folder.
             table: Name of the table.
             config: All options of the stage.
+            late: `columns` is set anew before `publish`, with values that are known only when every item is there.
             shard_items: Rows of a shard.
         """
         self._table, self._schema, self._shard_items = table, schema, shard_items
@@ -107,7 +110,7 @@ class Journal(FolderWriter):
             _take_up(folder, identity, config, table, schema)
         super().__init__(folder, identity, config)
         self.total, self.columns = total, columns
-        self._key, self._limit, self._keys = key, limit, keys
+        self._key, self._limit, self._keys, self._late = key, limit, keys, late
         with disk_errors(folder):
             self._db = _open(folder)
         recorded = self._db.execute("SELECT number, file FROM shards").fetchall()
@@ -197,14 +200,12 @@ class Journal(FolderWriter):
         folders: Iterable[Path],
         *,
         counts: Mapping[str, float] | None = None,
-        renewed: Callable[[int, Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> int:
         """Commit rows that other folders of the stage have for open positions; return how many.
 
         Args:
             folders: The folders, finished or not.
             counts: Added to what has been counted, once and only if a row is taken over.
-            renewed: Given a position and its row, more columns to replace beside those of `columns`.
         """
         taken = 0
         for folder in folders:
@@ -220,8 +221,6 @@ class Journal(FolderWriter):
             stored = _stored_rows(folder, self._table, self._schema, self._key, self._limit, wanted)
             while rows := {at: row for key, row in islice(stored, _ROW_GROUP) for at in wanted[key]}:
                 newer = {at: self.columns(at) if self.columns else {} for at in rows}
-                if renewed is not None:
-                    newer = {at: {**newer[at], **renewed(at, row.to_pylist()[0])} for at, row in rows.items()}
                 used = {name: int(amount) for name, amount in (counts or {}).items() if name in _COUNTED}
                 self.commit({at: replace_columns(row, _lists(newer[at])) for at, row in rows.items()}, used)
                 counts = None
@@ -272,7 +271,7 @@ class Journal(FolderWriter):
             )
         rows = self._db.execute("SELECT number, file, rows FROM shards ORDER BY number").fetchall()
         self._tables = {self._table: [{"file": file, "rows": count} for _, file, count in rows]}
-        if self.has_grown:
+        if self.has_grown or self._late:
             numbers = {number: index for index, (number, _, _) in enumerate(rows)}
             with disk_errors(self.folder):
                 self._write_order(places, numbers)
@@ -439,7 +438,7 @@ def _write_shard(
 # --- rows of other folders ----------------------------------------------------------------------------
 
 
-def stored_keys(folder: Path, table: str, schema: pa.Schema, limit: int | None, key: str = "uid") -> set[str]:
+def stored_keys(folder: Path, table: str, schema: pa.Schema, limit: Limit, key: str = "uid") -> set[str]:
     """Return the keys of all rows of a folder, finished or not, that serve them under a limit."""
     try:
         files, items = _files_and_items(folder, table, schema)
@@ -461,7 +460,7 @@ def stored_rows(folder: Path, table: str, schema: pa.Schema) -> Iterator[dict[st
 
 
 def _stored_rows(
-    folder: Path, table: str, schema: pa.Schema, key: str, limit: int | None, wanted: Container[str]
+    folder: Path, table: str, schema: pa.Schema, key: str, limit: Limit, wanted: Container[str]
 ) -> Iterator[tuple[str, pa.Table]]:
     """Yield each of the wanted keys that another folder, finished or not, has, and its row."""
     files, items = _files_and_items(folder, table, schema)

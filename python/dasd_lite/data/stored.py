@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,11 @@ class Place(NamedTuple):
     row: int
 
 
-def index_by_key(files: Iterable[tuple[int, Path]], key: str, limit: int | None) -> dict[str, Place]:
+Limit: TypeAlias = int | Mapping[str, int] | None
+"""Maximum tokens that an answer may have now: of all, or by its task; None where rows have no such limit."""
+
+
+def index_by_key(files: Iterable[tuple[int, Path]], key: str, limit: Limit) -> dict[str, Place]:
     """Return for each key the place of the newest row that serves it.
 
     An answer that ended by itself serves any limit that it fits. One that was cut off serves the limit that cut it
@@ -42,11 +46,11 @@ def index_by_key(files: Iterable[tuple[int, Path]], key: str, limit: int | None)
     Args:
         files: Each file and its number, the oldest first.
         key: Name of the column with the keys.
-        limit: Maximum tokens that an answer may have now; None where rows have no such limit.
+        limit: Maximum tokens that an answer may have now.
     """
     places: dict[str, Place] = {}
     for number, path in files:
-        columns = read_columns(path, (key, "finish_reason", "num_tokens", "max_tokens"))
+        columns = read_columns(path, (key, "finish_reason", "num_tokens", "max_tokens", "task"))
         keys = columns[key].to_pylist()
         places.update((keys[row], Place(number, row)) for row in np.flatnonzero(serves(columns, limit)).tolist())
     return places
@@ -76,16 +80,18 @@ def _damage(path: Path) -> Iterator[None]:
         ) from None
 
 
-def serves(columns: pa.Table, limit: int | None) -> npt.NDArray[np.bool_]:
+def serves(columns: pa.Table, limit: Limit) -> npt.NDArray[np.bool_]:
     """Mark the rows that serve their key under this limit; see `index_by_key`."""
     if "finish_reason" not in columns.column_names:
         return np.ones(columns.num_rows, bool)
     usable = pc.not_equal(columns["finish_reason"], "error")
     if limit is not None:
-        asked = columns["max_tokens"]
-        fits = pc.less_equal(pc.coalesce(columns["num_tokens"], asked), limit)
+        asked, most = columns["max_tokens"], limit
+        if isinstance(limit, Mapping):
+            most = pa.array([limit.get(task) for task in columns["task"].to_pylist()], pa.int64())
+        fits = pc.less_equal(pc.coalesce(columns["num_tokens"], asked), most)
         cut_off = pc.equal(columns["finish_reason"], "length")
-        usable = pc.and_(usable, pc.if_else(cut_off, pc.equal(asked, limit), fits))
+        usable = pc.and_(usable, pc.if_else(cut_off, pc.equal(asked, most), fits))
     return np.asarray(pc.fill_null(usable, False).to_numpy(), bool)
 
 
