@@ -16,6 +16,7 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 
+from dasd_lite.data.formats.final_answer import conclusion
 from dasd_lite.data.references import LETTERS, kind_of, read_choices
 from dasd_lite.grading.grade import Grade
 
@@ -52,10 +53,9 @@ def grade(completion: str, reference: str) -> Grade:
     key = _read_key(reference)
     if isinstance(key, str):
         return Grade("unparseable", None, f"the reference {key}")
-    conclusion = _conclusion(completion)
-    if conclusion is None:
+    if (said := conclusion(completion)) is None:
         return Grade("no_answer", None)
-    stated, box = _stated(conclusion, key)
+    stated, box = _stated(_normal(said), key)
     if len(stated) > 1:
         return Grade("wrong", ", ".join(stated), "states several options")
     if stated:
@@ -96,22 +96,6 @@ def _read_key(reference: str) -> _Key | str:
 
 
 # --- what is read -----------------------------------------------------------------------------------------
-
-_CLOSING = re.compile(
-    r"</(?:think|thinking|thought|reasoning|seed:think)>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>"
-    r"|<\|channel\|>final<\|message\|>"
-)
-_OPENING = re.compile(
-    r"<(?:think|thinking|thought|reasoning|seed:think)>|\[THINK\]|◁think▷|<\|begin_of_thought\|>"
-    r"|<\|channel\|>(?:analysis|commentary)"
-)
-
-
-def _conclusion(text: str) -> str | None:
-    """Return what follows the thinking; None if it was not closed."""
-    start = max((match.end() for match in _CLOSING.finditer(text)), default=0)
-    return None if _OPENING.search(text, start) else _normal(text[start:])
-
 
 def _normal(text: str) -> str:
     """Return a text without full-width letters and signs, and without runs of white space."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from dasd_lite.data.formats.final_answer import conclusion
 from dasd_lite.errors import DataError
-from dasd_lite.grading.code.conclusion import conclusion
 from dasd_lite.grading.code.sandbox import DEFAULT_LIMITS, Limits, Sandbox, open_sandbox, sandbox_name
 from dasd_lite.grading.code.tests import Task, Test, prints_the_same, read_task, returns_the_same
 from dasd_lite.grading.grade import Grade
