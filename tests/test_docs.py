@@ -83,7 +83,7 @@ def test_the_code_of_the_extensions_page_is_what_it_says(tmp_path: Path) -> None
     candidates = Candidates(numbers, numbers, numbers, numbers, numbers, np.zeros(3, np.int64))
     assert score_candidates(names["about_a_page"], candidates).tolist() == [-470, -490, -480]
     grade = open_grader(names["last_line"])
-    assert [grade(text, "4").verdict for text in ("so\n4", "5", "")] == ["right", "wrong", "unparseable"]
+    assert [grade(text, "4").verdict for text in ("so\n4", "5", "")] == ["right", "wrong", "no_answer"]
     request = Request(0, ({"role": "user", "content": "2 + 2?"},), 9, 0)
     (completion,) = names["Recorded"](tmp_path / "answers.json").complete([request], SamplingParams())
     assert completion.text == "4"

@@ -67,7 +67,7 @@ from dasd_lite.errors import ConfigError
             "seed = 1",
             'seed = 1\nevaluate.grader = "maths"',
             3,
-            ["evaluate.grader = 'maths': should be 'math', or code of your own as 'package.module:attribute'"],
+            ["evaluate.grader = 'maths': should be 'auto', 'math', 'choice', 'code', or code of your own as"],
         ),
         ("keep = 1", 'rule = "mine.rule"', 19, ["select.rule = 'mine.rule'", "'package.module:attribute'"]),
         (

@@ -2,27 +2,15 @@
 
 import importlib
 import sys
+import threading
 from functools import partial
 
 import pytest
 
 from dasd_lite.config.extensions import code_hash
-from dasd_lite.data.records import Prompt
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.grading import CheckedGrader, open_grader
 from dasd_lite.grading.grade import Grade
-from dasd_lite.grading.math import grade
-from dasd_lite.stages.evaluate import _graded
-
-
-def test_an_answer_that_was_cut_off_is_never_right():
-    """`Answer: 12` may be the beginning of `Answer: 123`."""
-    question = Prompt("q", ({"role": "user", "content": "?"},), "all", "12")
-    whole = _graded("</think> Answer: 12", "stop", question, grade)
-    cut = _graded("</think> Answer: 12", "length", question, grade)
-    assert whole == {"grade": "right", "extracted": "12", "reason": None, "vote": "right"}
-    assert cut == {"grade": "no_answer", "extracted": None, "reason": None, "vote": None}
-
 
 # --- graders of one's own -----------------------------------------------------------------------------
 
@@ -63,13 +51,6 @@ def test_a_grader_from_another_file(my_graders):
     assert grader("I think\n5", "6") == Grade("wrong", "5")
     assert grader == open_grader(my_graders.last_line), "named in a recipe or passed as a function"
     assert (grader.name, grader.code) == ("my_graders:last_line", code_hash(my_graders.last_line))
-    question = Prompt("q", ({"role": "user", "content": "?"},), "all", "5")
-    assert _graded("I think\n5", "stop", question, grader) == {
-        "grade": "right",
-        "extracted": "5",
-        "reason": None,
-        "vote": "right",
-    }
 
 
 def test_a_grader_may_be_an_object(my_graders):
@@ -87,15 +68,21 @@ def test_what_a_grader_was_made_with_is_part_of_its_code(my_graders):
 
 def test_a_built_in_grader_is_known_by_its_name():
     grader = open_grader("math")
-    assert (grader.name, grader.code) == ("math", None)
+    assert (grader.name, grader.is_own) == ("math", False)
     assert grader("Answer: 0.5", "1/2") == Grade("right", "0.5")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("algebra", r"evaluate.grader = 'algebra': use 'math', or package.module:attribute"),
-        ("my_graders", r"evaluate.grader = 'my_graders': use 'math', or package.module:attribute"),
+        (
+            "algebra",
+            r"evaluate.grader = 'algebra': use 'auto', 'math', 'choice', 'code', or package.module:attribute",
+        ),
+        (
+            "my_graders",
+            r"evaluate.grader = 'my_graders': use 'auto', 'math', 'choice', 'code', or package.module:attribute",
+        ),
         ("gone_module:grade", r"evaluate.grader = 'gone_module:grade': the grader cannot be imported"),
         ("my_graders:gone", r"evaluate.grader = 'my_graders:gone': module 'my_graders' has no attribute 'gone'"),
         ("my_graders:number", r"a grader is called with \(completion, answer\)"),
@@ -145,6 +132,15 @@ def test_an_exception_in_a_grader_is_one_line_with_its_place():
     assert "\n" not in str(error.value)
 
 
+def test_a_grader_that_hangs_is_given_up_and_named():
+    grader = CheckedGrader(lambda completion, answer: threading.Event().wait(), "mine:waits", "", True, seconds=0.01)
+    for _ in range(3):
+        grade = grader("It is 5.", "5")
+        assert grade == Grade("unknown", None, "the grader did not return within 0.01 s")
+    with pytest.raises(DataError, match=r"^grader mine:waits did not return within 0.01 s on 4 answers, .*'It is 5\.'"):
+        grader("It is 6.", "5")
+
+
 def test_an_exception_in_a_grader_of_ours_stays_a_traceback():
     with pytest.raises(ZeroDivisionError):
-        CheckedGrader(lambda completion, answer: 1 / 0, "math")("5", "5")
+        CheckedGrader(lambda completion, answer: 1 / 0, "math", "")("5", "5")

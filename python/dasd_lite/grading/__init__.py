@@ -15,20 +15,30 @@ A grader of your own is any function like this, or an instance whose class has s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+import importlib
+import os
+import queue
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of, running
+from dasd_lite.config.stages import GRADERS
+from dasd_lite.data.references import Kind, kind_of
+from dasd_lite.data.seeds import digest
 from dasd_lite.errors import ConfigError, DataError
-from dasd_lite.grading import math
 from dasd_lite.grading.grade import VERDICTS, Grade, Grader
 
-GRADERS: dict[str, Grader] = {"math": math.grade}
-"""The built-in graders."""
-
 _KEY = "evaluate.grader"
+_VERSION = 2  # of what the built-in graders decide; 1 compared strings
+_LETTER = re.compile(r"\(?[A-J]\)?\.?")
+_THREADS = 32
+_GIVEN_UP = 3  # answers on which a grader may hang; every further one costs a processor
 
 
 @dataclass(frozen=True)
@@ -38,18 +48,27 @@ class CheckedGrader:
     Attributes:
         function: The grader itself.
         name: Its built-in name, or `package.module:attribute`.
-        code: Hash of its source; None for a built-in grader.
+        code: Hash of all that its verdicts depend on beside completion and reference.
+        is_own: Whether it is the user's own.
+        seconds: After these, a grader of the user's own is given up.
+        given_up: The answers on which it was.
     """
 
     function: Callable[..., Any]
     name: str
-    code: str | None = None
+    code: str
+    is_own: bool = False
+    seconds: float = 60.0
+    given_up: list[str] = field(default_factory=list, compare=False)
 
     def __call__(self, completion: str, answer: str) -> Grade:
-        """Grade a completion. Raises DataError if the grader returns anything but a valid Grade."""
-        own = self.code is not None  # an exception in a grader of ours is a defect and stays a traceback
-        with running(self.function, f"grader {self.name}") if own else nullcontext():
-            result = self.function(completion, answer)
+        """Grade a completion.
+
+        Raises:
+            DataError: A grader of the user's own returned anything but a valid Grade, or hung on several answers.
+        """
+        # An exception in a grader of ours is a defect and stays a traceback.
+        result = self._call_own(completion, answer) if self.is_own else self.function(completion, answer)
         if not isinstance(result, Grade) or not result.is_valid():
             returned = " ".join(repr(result).split())[:80]
             raise DataError(
@@ -57,6 +76,40 @@ class CheckedGrader:
                 f" {', '.join(map(repr, VERDICTS))} and extracted is text or None"
             )
         return result
+
+    def _call_own(self, completion: str, answer: str) -> Any:
+        """Call a grader that may hang, in a thread that is left alone then: Python cannot end it."""
+        outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+        def call() -> None:
+            try:
+                outcome.put((self.function(completion, answer), None))
+            except BaseException as error:
+                outcome.put((None, error))
+
+        threading.Thread(target=call, name=f"grader {self.name}", daemon=True).start()
+        try:
+            result, error = outcome.get(timeout=self.seconds)
+        except queue.Empty:
+            self.given_up.append(completion)
+            if len(self.given_up) > _GIVEN_UP:
+                raise DataError(
+                    f"grader {self.name} did not return within {self.seconds:g} s on {len(self.given_up)} answers, the"
+                    f" first begins with {' '.join(self.given_up[0].split())[:60]!r}; give it a limit of its own"
+                ) from None
+            return Grade("unknown", None, f"the grader did not return within {self.seconds:g} s")
+        with running(self.function, f"grader {self.name}"):
+            if error is not None:
+                raise error
+        return result
+
+    def fault(self, answer: str) -> str | None:
+        """Return why nothing can be graded against a reference answer, for a message; None if all is well."""
+        if self.is_own:
+            return None
+        kind = grader_kind(answer) if self.name == "auto" else self.name
+        problem: str | None = _module(kind).fault(answer)
+        return problem
 
 
 def open_grader(grader: str | Grader) -> CheckedGrader:
@@ -69,10 +122,59 @@ def open_grader(grader: str | Grader) -> CheckedGrader:
         ConfigError: There is no such grader, or it cannot be called with a completion and an answer.
     """
     if isinstance(grader, str) and grader in GRADERS:
-        return CheckedGrader(GRADERS[grader], grader)
+        function = _grade_by_kind if grader == "auto" else _module(grader).grade
+        return CheckedGrader(function, grader, digest("grading", _VERSION, _version_of("math-verify")))
     if isinstance(grader, str) and not is_extension(grader):
-        raise ConfigError(f"{_KEY} = {grader!r}: use {' or '.join(map(repr, GRADERS))}, or package.module:attribute")
-    function = load_extension(grader, kind="grader", key=_KEY) if isinstance(grader, str) else grader
-    check_callable(function, ("completion", "answer"), kind="grader", key=_KEY)
+        raise ConfigError(f"{_KEY} = {grader!r}: use {', '.join(map(repr, GRADERS))}, or package.module:attribute")
+    own = load_extension(grader, kind="grader", key=_KEY) if isinstance(grader, str) else grader
+    check_callable(own, ("completion", "answer"), kind="grader", key=_KEY)
     name = grader if isinstance(grader, str) else name_of(grader)
-    return CheckedGrader(function, name, code_hash(function))
+    return CheckedGrader(own, name, code_hash(own), is_own=True)
+
+
+def grader_kind(answer: str) -> Kind:
+    """Return which grader `auto` takes for a reference answer; a single letter is the name of an option."""
+    kind = kind_of(answer)
+    return "choice" if kind == "math" and _LETTER.fullmatch(answer.strip()) else kind
+
+
+def grade_all(grade: CheckedGrader, pairs: Iterable[tuple[str, str]]) -> Iterator[Grade]:
+    """Yield the grade of each completion with its reference, in order.
+
+    The built-in graders wait for processes of their own most of the time, so several work at once. A grader of the
+    user's own is called by one thread.
+    """
+    if grade.is_own:
+        for completion, answer in pairs:
+            yield grade(completion, answer)
+        return
+    threads = min(os.cpu_count() or 1, _THREADS)
+    waiting: deque[Future[Grade]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="grade") as pool:
+        try:
+            for completion, answer in pairs:
+                waiting.append(pool.submit(grade, completion, answer))
+                if len(waiting) >= 4 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _grade_by_kind(completion: str, answer: str) -> Grade:
+    grade: Grade = _module(grader_kind(answer)).grade(completion, answer)
+    return grade
+
+
+def _module(kind: str) -> Any:
+    """Import a built-in grader, which starts no process yet."""
+    return importlib.import_module(f"dasd_lite.grading.{kind}")
+
+
+def _version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

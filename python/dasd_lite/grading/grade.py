@@ -10,6 +10,8 @@ Verdict = Literal["right", "wrong", "no_answer", "unparseable", "unknown"]
 states one that cannot be compared with the reference. `unknown`: the comparison took too long or died."""
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+UNDECIDED: tuple[Verdict, ...] = ("unparseable", "unknown")
+"""Verdicts of answers that may be right."""
 
 
 @dataclass(frozen=True)
