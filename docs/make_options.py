@@ -38,6 +38,7 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[train]", train.TrainConfig),
     ('[train] method = { kind = "lora" or "qlora", … }', train.Lora),
     ("[evaluate]", stages.EvaluateConfig),
+    ("[evaluate] tasks = [{ … }]", stages.TaskConfig),
     ("[[phase]]", stages.Phase),
 )
 HEAD = """# Options

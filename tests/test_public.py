@@ -161,7 +161,7 @@ def test_a_limit_holds_for_prompts_that_have_been_read(demo, tmp_path):
     prompts, student = dl.read_prompts(demo / "heldout.jsonl"), dl.Transformers(model=str(demo / "student"))
     evaluation = dl.evaluate(student, prompts, limit=1, num_samples=1, max_tokens=4, out=tmp_path / "evaluate")
     assert (evaluation.counts["questions"], evaluation.counts["samples"]) == (1, 1)
-    assert evaluation.manifest["config"]["grader"] == "math"
+    assert evaluation.manifest["config"]["grader"] == "auto"
 
 
 def test_unknown_columns_are_one_line(chain):

@@ -24,5 +24,8 @@ ASKING = ("sample", "mix")
 BASE = "base"
 """Stands for a phase where the student before training is evaluated."""
 
+TEACHER = "teacher"
+"""Stands for a phase where the teacher is evaluated."""
+
 REUSED = ("sample", "mix", "score", "evaluate")
 """Stages whose rows another run can take over."""

@@ -216,14 +216,19 @@ def _use_paths(recipe: RecipeConfig, folder: Path) -> RecipeConfig:
     prompts = recipe.prompts.model_copy(update={"path": recipe.prompts.path and data(recipe.prompts.path)})
     phases = []
     for phase in recipe.phase:
-        files, columns, heldout = phase.ingest.paths, phase.pack.columns, phase.evaluate.prompts
+        files, columns, asked = phase.ingest.paths, phase.pack.columns, phase.evaluate
         replayed = phase.pack.replay_from  # a folder, or the name of a phase
         if replayed is not None and recipe.replayed_phase(phase) is None:
             replayed = usable(replayed)
         stages = {
             "ingest": phase.ingest.model_copy(update={"paths": [data(path) for path in files]}),
             "pack": phase.pack.model_copy(update={"columns": columns and usable(columns), "replay_from": replayed}),
-            "evaluate": phase.evaluate.model_copy(update={"prompts": heldout and data(heldout)}),
+            "evaluate": asked.model_copy(
+                update={
+                    "prompts": asked.prompts and data(asked.prompts),
+                    "tasks_folder": asked.tasks_folder and usable(asked.tasks_folder),
+                }
+            ),
         }
         phases.append(phase.model_copy(update=stages))
     tables = {"prompts": prompts, "phase": phases, "teacher": model(recipe.teacher), "student": model(recipe.student)}

@@ -6,10 +6,20 @@ tables of models are in models.py, the options of training in train.py; load.py 
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from dasd_lite.config.chain import ASKING, BASE, STAGES
 from dasd_lite.config.extensions import is_extension
@@ -26,6 +36,7 @@ from dasd_lite.config.models import (
     Temperature,
 )
 from dasd_lite.config.reading import DataPath, Reading
+from dasd_lite.config.tasks import TASKS
 from dasd_lite.config.train import TrainConfig
 
 CLASS_RULES = ("count", "ratio", "length_matched", "fewest")
@@ -41,11 +52,38 @@ RULES = (*CLASS_RULES, *STUDENT_RULES, *_UNSCORED_RULES)
 NEED_NO_LOGPROBS = "'likelihood', 'rsr', 'longest', 'shortest', 'random' or 'all'"
 """The rules for answers without log-probabilities of the teacher, for messages."""
 
-GRADERS = ("math",)
+GRADERS = ("auto", "math", "choice", "code")
 """The built-in graders."""
+
+OWN_MAX_TOKENS = 32768
+"""Longest answer to a question of the user's own, unless evaluate.max_tokens says otherwise."""
 
 NGRAM = 20
 """Student tokens that are compared as one when repetition is measured."""
+
+
+def _task_name(name: str) -> str:
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, n=1)
+        raise ValueError(f"did you mean {near[0]!r}?" if near else f"should be {', '.join(map(repr, TASKS))}")
+    return name
+
+
+def _once_each(tasks: list[Any]) -> list[Any]:
+    names = Counter(task if isinstance(task, str) else task.name for task in tasks)
+    for name, count in names.items():
+        if count > 1:
+            raise ValueError(f"{name!r} is there {count} times; each benchmark can be there once")
+    return tasks
+
+
+def _has_prompt(template: str | None) -> str | None:
+    if template is not None and template.count("{prompt}") != 1:
+        raise ValueError("should contain {prompt} once, which stands for the question")
+    return template
+
+
+TaskName = Annotated[str, AfterValidator(_task_name)]
 
 
 class PromptsConfig(Reading):
@@ -61,6 +99,12 @@ class PromptsConfig(Reading):
     skip_overlong: bool = False
     """Leave out prompts that fill the context of student or teacher, and count them; otherwise `check` names them and
     they end the run."""
+    drop_contaminated: bool = False
+    """Leave out prompts that share at least half of an evaluation question's 8-grams, or are equal to one, and count
+    them; otherwise `check` and the report only name them."""
+    trial: Annotated[PositiveInt, EXECUTION] = 16
+    """Prompts of the trial, which go through the whole chain before an endpoint gets the others. With more of them, its
+    figures on the teacher at each temperature say more."""
 
 
 class SampleConfig(Table):
@@ -171,6 +215,10 @@ class SelectConfig(Table):
     """Reject answers with a loop of more than this many student tokens: the same text at least three times in a row.
     The other limits are shares of the whole answer, so a long answer would pass them with a long loop. Text that is
     given twice, such as a listing, is no loop."""
+    require_right: Literal["no", "where_known", "yes"] = "no"
+    """Whether answers must be right by evaluate.grader. where_known: answers that are wrong, or that state no answer,
+    are rejected where the question has a reference answer. yes: so are all answers to questions without one. Answers
+    that cannot be compared are never taken for wrong."""
     filter_prefix: bool = False
     """Whether these four limits look at the student's part of a mixed answer too. By default they look at the teacher's
     part alone: mixed policy is for answers on which the student drifts, often into a loop."""
@@ -240,8 +288,9 @@ class MixConfig(Table):
     """Prompts that the student answers. Default: all that the previous phase trained on."""
     rescue: Literal["cut_off", "wrong", "either"] = "cut_off"
     """Which of the student's answers the teacher finishes. cut_off: those that reach the length limit (the paper).
-    wrong: finished ones that evaluate.grader does not find right, by the `answer` of their question; those without one
-    are counted and left out. either: both. A wrong answer is cut in the second half of its thinking."""
+    wrong: finished ones that evaluate.grader finds wrong or without an answer, by the `answer` of their question; those
+    that cannot be graded are counted and left out. either: both. A wrong answer is cut in the second half of its
+    thinking."""
     temperature: Temperature = 1.0
     """Sampling temperature of both models."""
     top_p: Probability = 1.0
@@ -254,23 +303,78 @@ class MixConfig(Table):
     """Do not train on the student's part (worse in the paper)."""
 
 
+class TaskConfig(Table):
+    """A benchmark, with limits of its own."""
+
+    name: TaskName
+    """Its name."""
+    limit: PositiveInt | None = None
+    """Use only the first questions, up to this number."""
+    num_samples: PositiveInt | None = None
+    """Answers per question. Default: evaluate.num_samples."""
+    max_tokens: PositiveInt | None = None
+    """Maximum tokens of an answer. Default: evaluate.max_tokens, or the paper's for this benchmark."""
+
+
+Task = Annotated[
+    Annotated[TaskName, Tag("name")] | Annotated[TaskConfig, Tag("table")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "table"),
+]
+
+
 class EvaluateConfig(Reading):
-    """Accuracy on prompts with known answers (paper section 7)."""
+    """Accuracy on questions with known answers (paper section 7)."""
 
     prompts: DataPath | None = None
-    """File of prompts with their `answer`, as prompts.path. Without it, nothing is evaluated."""
+    """File of questions with their `answer`, as prompts.path. Without it and without tasks, nothing is evaluated."""
     limit: PositiveInt | None = None
-    """Use only the first prompts, up to this number."""
+    """Use only the first of these questions, up to this number."""
+    tasks: Annotated[list[Task], AfterValidator(_once_each)] = Field(default=[])
+    """Benchmarks by name, e.g. ["aime25", { name = "gpqa-diamond", num_samples = 8 }]; docs/benchmarks.md lists
+    them."""
+    tasks_folder: Annotated[FilePath | None, EXECUTION] = None
+    """Folder with the files of the benchmarks, for machines without a network. Default: the hub's cache, then the
+    hub."""
+    template: Annotated[str | None, AfterValidator(_has_prompt)] = None
+    """Text around the questions of `prompts`, such as "{prompt} Answer in \\boxed{}."; {prompt} stands for
+    the question. Benchmarks have templates of their own."""
     num_samples: PositiveInt = 4
-    """Answers per prompt (the paper: 64)."""
+    """Answers per question (the paper: 64)."""
     temperature: Temperature = 1.0
     """Sampling temperature."""
     top_p: Probability = 1.0
     """Nucleus."""
-    max_tokens: PositiveInt = 32768
-    """Maximum tokens of an answer, in the student's tokens. Answers that reach it count as truncated."""
-    grader: Annotated[str, AfterValidator(BuiltIn(GRADERS))] = "math"
-    """math: compares final mathematical answers. package.module:attribute: a grader of your own."""
+    max_tokens: PositiveInt | None = None
+    """Maximum tokens of an answer, in the student's tokens. Answers that reach it count as truncated. Default: 32,768
+    for `prompts`, and the paper's limit for each of the benchmarks."""
+    grader: Annotated[str, AfterValidator(BuiltIn(GRADERS))] = "auto"
+    """auto: by the reference answer: its options, its tests, or else as mathematics. math, choice, code: always this
+    one. package.module:attribute: a grader of your own."""
+    teacher: bool = False
+    """Evaluate the teacher too, as a ceiling for the student; an endpoint is paid for it."""
+    four_bit: bool = False
+    """Load the student's weights in 4 bits (NF4) to evaluate it on a small card; transformers only."""
+
+    @model_validator(mode="after")
+    def _teacher_has_questions(self) -> EvaluateConfig:
+        if self.teacher and not self.has_questions:
+            raise ValueError("teacher = true needs questions; set prompts or tasks")
+        return self
+
+    @property
+    def has_questions(self) -> bool:
+        """Whether anything is evaluated."""
+        return self.prompts is not None or bool(self.tasks)
+
+    @property
+    def own_max_tokens(self) -> int:
+        """Longest answer to a question of `prompts`."""
+        return self.max_tokens or OWN_MAX_TOKENS
+
+    @property
+    def task_configs(self) -> tuple[TaskConfig, ...]:
+        """The benchmarks, each as a table."""
+        return tuple(task if isinstance(task, TaskConfig) else TaskConfig(name=task) for task in self.tasks)
 
 
 class Phase(Table):
@@ -324,7 +428,7 @@ class Phase(Table):
         runs = {"pack", "train"} | ({self.source, "select"} if self.source != "replay" else set())
         if self.is_scored:
             runs.add("score")
-        if self.evaluate.prompts is not None:
+        if self.evaluate.has_questions:
             runs.add("evaluate")
         return tuple(stage for stage in STAGES if stage in runs)
 
@@ -491,6 +595,13 @@ class RecipeConfig(Table):
                 raise ValueError(f"phase {phase.name!r} asks a teacher, but there is no [teacher] table")
             if phase.source == "sample" and self.prompts.path is None:
                 raise ValueError(f"phase {phase.name!r} samples, but prompts.path is not set")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluated_teacher_is_given(self) -> RecipeConfig:
+        for phase in self.phase:
+            if phase.evaluate.teacher and self.teacher is None:
+                raise ValueError("evaluate.teacher = true evaluates the teacher, but there is no [teacher] table")
         return self
 
     @model_validator(mode="after")

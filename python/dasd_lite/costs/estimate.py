@@ -14,6 +14,7 @@ from pathlib import Path
 from dasd_lite.config.models import Endpoint
 from dasd_lite.config.stages import Phase
 from dasd_lite.config.train import Full
+from dasd_lite.costs.evaluation import Load
 from dasd_lite.costs.fit import OptionChange, sizes_that_fit, smallest_change
 from dasd_lite.costs.flops import ASSUMED_MFU, training_hours
 from dasd_lite.costs.hardware import GPU_SIZES, Gpu, Hardware, has_liger, peak_flops, visible_gpu
@@ -40,7 +41,9 @@ def answers_line(phase: Phase, num_prompts: int) -> str:
     )
 
 
-def price_line(teacher: Endpoint, phases: Sequence[Phase], prompts: Prompts | None) -> str:
+def price_line(
+    teacher: Endpoint, phases: Sequence[Phase], prompts: Prompts | None, evaluated: Sequence[Load] = ()
+) -> str:
     """Say the most that sampling can cost at the teacher's prices, and where the budget stops it."""
     limits = [f"{name} = {value:g}" for name, value in teacher.budget.model_dump().items() if value is not None]
     stops = f"; the run stops at teacher.budget.{' or '.join(limits)}" if limits else ""
@@ -52,8 +55,10 @@ def price_line(teacher: Endpoint, phases: Sequence[Phase], prompts: Prompts | No
     written = sum(num_prompts * options.num_samples * options.max_tokens for options in sampling)
     characters = sum(len(message["content"]) for prompt in prompts or () for message in prompt.messages)
     read = characters / _CHARACTERS_PER_TOKEN * sum(options.num_samples for options in sampling)
-    cost = Usage(round(read), written).cost(teacher.prices)
-    return f"price: at most {cost:,.2f} for sampling, if every answer has the maximum length{stops}"
+    written += sum(load.tokens for load in evaluated)
+    cost, what = Usage(round(read), written).cost(teacher.prices), "sampling"
+    what += " and the teacher's evaluation" if evaluated else ""
+    return f"price: at most {cost:,.2f} for {what}, if every answer has the maximum length{stops}"
 
 
 def disk_bytes(phases: Sequence[Phase], student: str, num_prompts: int) -> int:

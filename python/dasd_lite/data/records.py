@@ -90,6 +90,7 @@ KEPT = pa.schema(
         ("weight", pa.float32()),  # mean 1 over the kept answers to its prompt; null if rejected or not weighted
         ("num_sentences", pa.int64()),
         ("class_counts", pa.list_(pa.int64(), 3)),  # shared, teacher, student sentences; null without scores
+        ("grade", pa.string()),  # one of the five verdicts; null without a reference answer
     ]
 )
 """Rollouts that select kept, as token ids of the student."""

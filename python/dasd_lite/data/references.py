@@ -42,17 +42,20 @@ class Tests:
             is one JSON value per line and argument, the output one JSON value.
         function: Name of the function that is called; None: the program reads its standard input.
         private: More tests as LiveCodeBench packs them: JSON, or base64 of zlib of pickle of JSON. "" for none.
+        summary: How many there are and a hash of them, in place of the tests themselves; "" where these are here.
     """
 
     tests: tuple[tuple[str, str], ...]
     function: str | None = None
     private: str = ""
+    summary: str = ""
 
     def encode(self) -> str:
         """Return the text for the column `answer`."""
         value: dict[str, Any] = {"tests": [{"input": given, "output": wanted} for given, wanted in self.tests]}
         value |= {"function": self.function} if self.function is not None else {}
         value |= {"private": self.private} if self.private else {}
+        value |= {"summary": self.summary} if self.summary else {}
         return json.dumps(value, ensure_ascii=False)
 
 
@@ -73,4 +76,4 @@ def read_tests(answer: str) -> Tests:
     """Read what `Tests.encode` wrote."""
     value = json.loads(answer)
     pairs = tuple((test["input"], test["output"]) for test in value["tests"])
-    return Tests(pairs, value.get("function"), value.get("private", ""))
+    return Tests(pairs, value.get("function"), value.get("private", ""), value.get("summary", ""))

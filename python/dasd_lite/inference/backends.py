@@ -59,6 +59,8 @@ def open_sampler(
     model: Teacher | Sampler,
     folder: Path | None = None,
     used: Usage | None = None,
+    *,
+    four_bit: bool = False,
 ) -> Sampler:
     """Open the sampler for `model`.
 
@@ -66,6 +68,7 @@ def open_sampler(
         model: The teacher or student table of a recipe, or a sampler, which is used as it is.
         folder: Weights to load in place of the model's own, such as a student after training.
         used: Tokens used so far, which count against an endpoint's budget.
+        four_bit: Load the weights in 4 bits; transformers only.
 
     Raises:
         ConfigError: The options do not fit the machine, or a custom class cannot be used as a sampler.
@@ -81,7 +84,7 @@ def open_sampler(
     if isinstance(model, Transformers):
         from dasd_lite.inference.local import TransformersSampler
 
-        return TransformersSampler(model, folder)
+        return TransformersSampler(model, folder, four_bit=four_bit)
     from dasd_lite.inference.custom import open_custom
 
     return open_custom(model)

@@ -43,6 +43,8 @@ class TransformersSampler:
         folder: Path | None = None,
         model: PreTrainedModel | None = None,
         broadcast: Callable[[Tensor], Tensor] | None = None,
+        *,
+        four_bit: bool = False,
     ) -> None:
         """Load the model, unless one is given.
 
@@ -52,6 +54,7 @@ class TransformersSampler:
             model: A loaded model to sample from as it is.
             broadcast: Replaces the drawn tokens int64 [B] by those of the first process, if several processes share
                 the weights.
+            four_bit: Load the weights in 4 bits (NF4).
         """
         import torch
 
@@ -62,7 +65,11 @@ class TransformersSampler:
         # Tensors created in inference mode could not be used in training afterwards.
         self._mode = torch.inference_mode if model is None else torch.no_grad
         self._model = model or load_model(
-            path, dtype=config.dtype, trust_remote_code=config.trust_remote_code, attention=GROUPED
+            path,
+            dtype=config.dtype,
+            trust_remote_code=config.trust_remote_code,
+            attention=GROUPED,
+            four_bit=four_bit,
         )
         self._context = self._chat.context
         self._broadcast: Callable[[Tensor], Tensor] = broadcast or (lambda drawn: drawn)

@@ -1,7 +1,7 @@
 """Check a recipe before it costs anything, in levels; each level reports all of its faults at once.
 
 Levels: `config` (what load_recipe does), `models` (prompts readable, models and tokenizers present, servers probed,
-packages installed, enough memory and disk), `trial` (the first 16 prompts through the whole chain). If there are no
+packages installed, enough memory and disk), `trial` (the first prompts through the whole chain). If there are no
 faults, what the run will cost is printed.
 """
 
@@ -20,7 +20,6 @@ from dasd_lite.chat.chat import Chat
 from dasd_lite.config.chain import ASKING, SOURCES
 from dasd_lite.config.extensions import is_extension
 from dasd_lite.config.models import CustomTeacher, Endpoint, Student, Teacher, Transformers, Vllm
-from dasd_lite.config.reading import Reading
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.config.train import Lora
 from dasd_lite.console import say, say_note
@@ -43,6 +42,13 @@ from dasd_lite.errors import ConfigError, DasdError, DataError, MissingExtraErro
 from dasd_lite.grading import open_grader
 from dasd_lite.inference.custom import load_custom
 from dasd_lite.run.endpoint_check import probe_teacher
+from dasd_lite.run.evaluation_check import (
+    contamination_lines,
+    evaluation_faults,
+    evaluations_line,
+    reference_lines,
+    teacher_load,
+)
 from dasd_lite.run.existing import answers_there, in_the_way, orphans, unknown_runs
 from dasd_lite.run.ingest_check import check_ingest, check_logprobs
 from dasd_lite.run.pipeline import plan
@@ -69,6 +75,7 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
     faults += [] if faults else _columns(recipe)
     prompts: Prompts | None = None
     faults += _prompt_files(recipe, questions)
+    faults += evaluation_faults(recipe, questions)
     if not faults and _samples(recipe.phase):
         try:
             prompts = questions.to_sample(recipe)
@@ -79,6 +86,14 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
         faults += _no_references(recipe.phase, prompts or ())
         for line in _ungraded(recipe.phase, prompts or ()):
             say_note(line)
+        if prompts is not None:
+            unreadable, notes = reference_lines(recipe, prompts)
+            faults += unreadable
+            for line in notes:
+                say_note(line)
+        if prompts is not None and not recipe.prompts.drop_contaminated:
+            for line in contamination_lines(recipe, questions, prompts):
+                say_note(line)
     faults += _student(recipe.student, recipe.phase, prompts)
     if recipe.teacher is not None:
         faults += _teacher(recipe.teacher, recipe.phase, prompts)
@@ -90,7 +105,7 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
     faults += in_the_way(steps, recipe)
     if faults:
         raise ConfigError("\n".join(faults))
-    _say_costs(recipe, prompts)
+    _say_costs(recipe, prompts, questions)
     for line in answers_there(recipe, steps, questions):
         say(line)
     for folder in orphans(recipe):
@@ -225,21 +240,11 @@ def _samples(phases: Sequence[Phase]) -> bool:
 def _prompt_files(recipe: RecipeConfig, questions: Questions) -> Iterator[str]:
     """Read every file of prompts to its end."""
     system = recipe.prompts.system
-    files: dict[tuple[str, str, str], Reading] = {}
     if recipe.prompts.path and _samples(recipe.phase):
-        files["prompts.path", recipe.prompts.path, ""] = recipe.prompts
-    for phase in recipe.phase:
-        if phase.evaluate.prompts is not None:
-            how = f"{phase.evaluate.format} {phase.evaluate.columns}"
-            files["evaluate.prompts", phase.evaluate.prompts, how] = phase.evaluate
-    for (key, path, _), reading in sorted(files.items(), key=lambda item: item[0]):
         try:
-            prompts = questions.read(path, reading, None, system)
+            questions.read(recipe.prompts.path, recipe.prompts, None, system)
         except DasdError as error:
-            yield from (f"{key}: {line}" for line in str(error).splitlines())
-            continue
-        if key == "evaluate.prompts" and (without := [p.name for p in prompts if p.answer is None]):
-            yield f"{key}: {path}: {len(without)} questions have no `answer`, the first is {without[0]}"
+            yield from (f"prompts.path: {line}" for line in str(error).splitlines())
     yield from check_ingest(recipe.phase, system)
     yield from check_logprobs(recipe.phase, recipe.teacher)
     for phase in recipe.phase:
@@ -403,18 +408,19 @@ def _too_few_rows(phase: Phase, num_prompts: int) -> Iterator[str]:
         )
 
 
-def _say_costs(recipe: RecipeConfig, prompts: Prompts | None) -> None:
+def _say_costs(recipe: RecipeConfig, prompts: Prompts | None, questions: Questions) -> None:
     """Print what the run will cost: answers, money, disk, memory, and hours."""
     num_prompts = len(prompts or ())
     for phase in recipe.phase:
         if phase.source == "sample":
             say(answers_line(phase, num_prompts))
     if isinstance(recipe.teacher, Endpoint):
-        say(price_line(recipe.teacher, recipe.phase, prompts))
+        say(price_line(recipe.teacher, recipe.phase, prompts, teacher_load(recipe, questions)))
     say(f"disk: at most {format_bytes(disk_bytes(recipe.phase, recipe.student.model, num_prompts))} in {recipe.out}")
     trainings = trainings_of(recipe.phase, recipe.student.model)
     if not trainings:
         say("memory for training: unknown, because the student's architecture is not supported here")
-    for line in (*map(memory_line, trainings), hours_line(trainings, num_prompts)):
+    evaluations = evaluations_line(recipe, questions, trainings)
+    for line in (*map(memory_line, trainings), hours_line(trainings, num_prompts), evaluations):
         if line is not None:
             say(line)

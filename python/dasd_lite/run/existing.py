@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dasd_lite.config.chain import ASKING, REUSED, STAGES
+from dasd_lite.config.chain import ASKING, BASE, REUSED, STAGES, TEACHER
 from dasd_lite.config.models import CustomTeacher, Endpoint, Prices, result_options
 from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.costs.estimate import format_bytes
@@ -130,7 +130,7 @@ def unknown_runs(recipe: RecipeConfig) -> Iterator[str]:
 
 def orphans(recipe: RecipeConfig) -> list[str]:
     """Name the folders of phases that the recipe no longer has."""
-    known = {phase.name for phase in recipe.phase} | {"base", "trial", "report"}
+    known = {phase.name for phase in recipe.phase} | {BASE, TEACHER, "trial", "report"}
     folders = (path for path in recipe.out.iterdir() if path.is_dir()) if recipe.out.is_dir() else ()
     return sorted(
         str(folder)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dasd_lite.config.chain import ASKING, BASE, SOURCES
-from dasd_lite.config.models import Teacher
+from dasd_lite.config.chain import ASKING, BASE, SOURCES, TEACHER
+from dasd_lite.config.models import CustomTeacher, Endpoint, Teacher
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.config.train import Lora
 from dasd_lite.console import is_first, is_rank
@@ -71,8 +71,11 @@ def plan(
     questions = questions or Questions()
     base, out = model_folder(recipe.student.model, weights=True), RunFolder(recipe.out)
     steps: list[Step] = []
-    if recipe.phase[0].evaluate.prompts is not None:
-        steps.append(_evaluate(recipe, recipe.phase[0], BASE, base, questions))
+    first = recipe.phase[0]
+    if (ceiling := next((phase for phase in recipe.phase if phase.evaluate.teacher), None)) is not None:
+        steps.append(_evaluate(recipe, ceiling, TEACHER, _teacher(recipe.teacher), questions))
+    if first.evaluate.has_questions:
+        steps.append(_evaluate(recipe, first, BASE, base, questions))
     before = _Before(base, base)
     for phase in recipe.phase:
         method = phase.train.method
@@ -221,6 +224,7 @@ def _select(recipe: RecipeConfig, phase: Phase) -> Step:
             mask_prefix=phase.source == "mix" and phase.mix.mask_prefix,
             seed=recipe.seed,
             phase=phase.name,
+            grader=phase.evaluate.grader,
             force=force,
         )
 
@@ -266,10 +270,9 @@ def _train(recipe: RecipeConfig, phase: Phase, before: _Before, questions: Quest
     from dasd_lite.stages.train import train
 
     run = RunFolder(recipe.out)
-    folder = run.stage(phase.name, "train")
+    folder, system = run.stage(phase.name, "train"), recipe.prompts.system
 
     def work(*, force: bool, used: Usage | None) -> Model:
-        path = phase.evaluate.prompts if phase.train.monitor_questions else None
         return train(
             run.stage(phase.name, "pack"),
             before.start,
@@ -277,9 +280,9 @@ def _train(recipe: RecipeConfig, phase: Phase, before: _Before, questions: Quest
             out=folder,
             seed=recipe.seed,
             adapter=before.adapter,
-            prompts=None if path is None else questions.to_evaluate(phase.evaluate, recipe.prompts.system),
+            prompts=questions.to_evaluate(phase.evaluate, system) if phase.train.monitor_questions else None,
             grader=phase.evaluate.grader,
-            max_tokens=phase.evaluate.max_tokens,
+            max_tokens=phase.evaluate.own_max_tokens,
             max_steps=max_steps,
             trust_remote_code=recipe.student.trust_remote_code,
             force=force,
@@ -288,24 +291,27 @@ def _train(recipe: RecipeConfig, phase: Phase, before: _Before, questions: Quest
     return Step(phase.name, "train", folder, phase.train, work)
 
 
-def _evaluate(recipe: RecipeConfig, phase: Phase, name: str, model: Path, questions: Questions) -> Step:
+def _evaluate(recipe: RecipeConfig, phase: Phase, name: str, model: Path | Teacher, questions: Questions) -> Step:
     from dasd_lite.stages.evaluate import evaluate
 
-    folder = RunFolder(recipe.out).stage(name, "evaluate")
+    folder, config = RunFolder(recipe.out).stage(name, "evaluate"), phase.evaluate
+    if config.four_bit and not isinstance(model, Path):
+        config = config.model_copy(update={"four_bit": False})  # of the student
 
     def work(*, force: bool, used: Usage | None) -> Evaluation:
         return evaluate(
             model,
             questions.to_evaluate(phase.evaluate, recipe.prompts.system),
-            phase.evaluate,
+            config,
             out=folder,
-            student=recipe.student,
+            student=recipe.student if isinstance(model, Path) else None,
             seed=recipe.seed,
             reuse=_reuse(recipe, "evaluate"),
+            used=used,
             force=force,
         )
 
-    return Step(name, "evaluate", folder, phase.evaluate, work)
+    return Step(name, "evaluate", folder, phase.evaluate, work, asks=isinstance(model, Endpoint | CustomTeacher))
 
 
 def _teacher(teacher: Teacher | None) -> Teacher:
@@ -324,8 +330,10 @@ def _used_elsewhere(recipe: RecipeConfig, step: Step, *, replaced: bool) -> Usag
     With `replaced`, the folder of the step itself is about to be set aside.
     """
     run, usage = RunFolder(recipe.out), Usage()
-    for stage in (*ASKING, "score"):
-        for folder in run.stages(stage):
+    asked = {stage: run.stages(stage) for stage in (*ASKING, "score")}
+    asked["evaluate"] = [folder for folder in run.stages("evaluate") if folder.parent.name == TEACHER]
+    for stage, folders in asked.items():
+        for folder in folders:
             taken_over = run.stage(folder.parent.name, stage) if run.trial.path in folder.parents else None
             if (folder == step.path and not replaced) or (
                 taken_over is not None and (taken_over == step.path or taken_over.exists())

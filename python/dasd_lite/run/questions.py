@@ -10,11 +10,13 @@ from dasd_lite.config.models import CustomTeacher, Endpoint
 from dasd_lite.config.reading import Reading
 from dasd_lite.config.stages import EvaluateConfig, RecipeConfig
 from dasd_lite.console import note
+from dasd_lite.data.asked import question_sets
 from dasd_lite.data.hub import model_folder
 from dasd_lite.data.prompts import Prompts, read_prompts
 from dasd_lite.data.records import Prompt
 from dasd_lite.data.seeds import digest
 from dasd_lite.errors import ConfigError, DataError
+from dasd_lite.grading.contamination import overlaps
 
 _NEW_TOKENS = 16  # what a template may write without characters of its own
 
@@ -33,17 +35,46 @@ class Questions:
         if config.path is None:
             raise ConfigError("prompts.path is not set; name a file of prompts")
         prompts = self.read(config.path, config, config.limit, config.system)
-        if not config.skip_overlong:
+        if not config.skip_overlong and not config.drop_contaminated:
             return prompts
-        key = digest(config.model_dump(mode="json"), recipe.student.model, recipe.teacher and recipe.teacher.model)
+        key = digest(recipe.model_dump(mode="json"))
         if key not in self._fitting:
-            self._fitting[key] = _without_overlong(prompts, recipe)
+            prompts = _without_overlong(prompts, recipe) if config.skip_overlong else prompts
+            self._fitting[key] = self._without_contaminated(prompts, recipe) if config.drop_contaminated else prompts
         return self._fitting[key]
 
-    def to_evaluate(self, config: EvaluateConfig, system: str | None) -> Prompts:
-        """Return the questions that a model is evaluated on."""
+    def contaminated(self, prompts: Prompts, recipe: RecipeConfig) -> list[tuple[Prompt, Prompt, float]]:
+        """Return the prompts that contain half of an evaluation question or more: prompt, question, share of 8-grams.
+
+        Source: the rule is in grading/contamination.py.
+        """
+        different = {phase.evaluate.model_dump_json(): phase.evaluate for phase in recipe.phase}
+        asked: dict[str, Prompt] = {}
+        for config in different.values():
+            for each in question_sets(config, self.to_evaluate(config, recipe.prompts.system)):
+                asked |= {question.key: question for question in each.questions}
+        questions = list(asked.values())
+        texts = (_last(prompt) for prompt in prompts)
+        found = overlaps([_last(question) for question in questions], texts) if questions else []
+        return [(prompts[own.prompt], questions[own.question], own.share) for own in found if own.is_flagged]
+
+    def _without_contaminated(self, prompts: Prompts, recipe: RecipeConfig) -> Prompts:
+        found = self.contaminated(prompts, recipe)
+        dropped = {prompt.uid for prompt, _, _ in found}
+        if not dropped:
+            return prompts
+        prompt, question, share = found[0]
+        first = f"{prompt.name}: {share:.0%} of the 8-grams of {question.name}"
+        if len(dropped) == len(prompts):
+            raise DataError(f"all {len(dropped):,} prompts contain evaluation questions, the first is {first}")
+        note(f"{len(dropped):,} of {len(prompts):,} prompts left out (prompts.drop_contaminated); the first is {first}")
+        items = tuple(prompt for prompt in prompts if prompt.uid not in dropped)
+        return replace(prompts, items=items, left_out={**prompts.left_out, "evaluation questions": len(dropped)})
+
+    def to_evaluate(self, config: EvaluateConfig, system: str | None) -> Prompts | None:
+        """Return the user's own questions that a model is evaluated on; None: there are none."""
         if config.prompts is None:
-            raise ConfigError("evaluate.prompts is not set; name a file of questions with answers")
+            return None
         return self.read(config.prompts, config, config.limit, system)
 
     def read(self, path: str, reading: Reading, limit: int | None, system: str | None) -> Prompts:
@@ -54,6 +85,10 @@ class Questions:
         if prompts is None or (prompts.limit is not None and (limit is None or limit > prompts.limit)):
             prompts = self._files[key] = read_prompts(path, limit=limit, system=system, reading=reading)
         return prompts if limit == prompts.limit or limit is None else prompts.first(limit)
+
+
+def _last(prompt: Prompt) -> str:
+    return prompt.messages[-1]["content"]
 
 
 def overlong(prompts: Prompts, chat: Chat) -> Iterator[tuple[Prompt, int]]:

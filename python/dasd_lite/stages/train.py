@@ -50,7 +50,7 @@ def train(
     adapter: str | PathLike[str] | None = None,
     prompts: Prompts | Iterable[Prompt] | str | PathLike[str] | None = None,
     system: str | None = None,
-    grader: str | Grader = "math",
+    grader: str | Grader = "auto",
     max_tokens: int | None = None,
     max_steps: int | None = None,
     trust_remote_code: bool = False,

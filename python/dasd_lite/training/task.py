@@ -50,7 +50,7 @@ class TrainTask:
     adapter: Path | None = None
     questions: tuple[Prompt, ...] = ()
     max_answer_tokens: int = 1024
-    grader: str = "math"
+    grader: str = "auto"
     import_folders: tuple[str, ...] = ()
 
     def to_json(self) -> str:

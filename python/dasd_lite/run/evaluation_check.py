@@ -1,0 +1,124 @@
+"""Check what a recipe evaluates: its questions, references and benchmarks, the sandbox, and what it will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from dasd_lite.config.models import Transformers
+from dasd_lite.config.stages import EvaluateConfig, Phase, RecipeConfig
+from dasd_lite.console import say_note
+from dasd_lite.costs.estimate import Training
+from dasd_lite.costs.evaluation import Load, evaluation_line
+from dasd_lite.costs.hardware import visible_gpu
+from dasd_lite.data.asked import QuestionSet, question_sets
+from dasd_lite.data.prompts import Prompts
+from dasd_lite.data.records import OWN_TASK
+from dasd_lite.errors import DasdError
+from dasd_lite.grading import grader_kind, open_grader
+from dasd_lite.run.questions import Questions
+from dasd_lite.stages.evaluate import reference_faults
+
+_MARKS = ("boxed", "answer", "####")  # words by which questions say how to mark the final answer
+
+
+def evaluation_faults(recipe: RecipeConfig, questions: Questions) -> Iterator[str]:
+    """Yield what keeps the evaluations of a recipe from being right, each fault once."""
+    different = {phase.evaluate.model_dump_json(): phase.evaluate for phase in recipe.phase}
+    seen = [line for config in different.values() for line in _faults(config, recipe, questions)]
+    yield from dict.fromkeys(seen)
+
+
+def _faults(config: EvaluateConfig, recipe: RecipeConfig, questions: Questions) -> Iterator[str]:
+    if not config.has_questions:
+        return
+    if config.four_bit and not isinstance(recipe.student, Transformers):
+        yield f"evaluate.four_bit = true needs student.kind = 'transformers', not {recipe.student.kind!r}"
+    try:
+        sets = _sets(config, recipe, questions)
+    except DasdError as error:
+        key = "" if str(error).startswith("evaluate.") else "evaluate.prompts: "
+        yield from (f"{key}{line}" for line in str(error).splitlines())
+        return
+    try:
+        grade = open_grader(config.grader)
+    except DasdError:
+        return  # reported with the other code of the user
+    yield from (
+        line if line.startswith("evaluate.") else f"evaluate.prompts: {line}"
+        for line in reference_faults(sets, grade, config.prompts or "")
+    )
+    answers = [question.answer for each in sets for question in each.questions if question.answer is not None]
+    kinds = {grader_kind(answer) for answer in answers} if config.grader == "auto" else {config.grader}
+    if "code" in kinds:
+        from dasd_lite.grading.code import sandbox_name
+
+        try:
+            sandbox_name()
+        except DasdError as error:
+            yield str(error)
+    own = next((each for each in sets if each.name == OWN_TASK), None)
+    if own is not None and own.template is None and "math" in kinds and not _asks_for_mark(own):
+        say_note(
+            f"{config.prompts}: no question says how its final answer is to be marked, so a right one may not be found;"
+            ' evaluate.template = "{prompt} Put your final answer in \\\\boxed{}." asks for it'
+        )
+
+
+def _asks_for_mark(questions: QuestionSet) -> bool:
+    texts = (message["content"].lower() for question in questions.questions for message in question.messages)
+    return any(mark in text for text in texts for mark in _MARKS)
+
+
+def _sets(config: EvaluateConfig, recipe: RecipeConfig, questions: Questions) -> list[QuestionSet]:
+    return question_sets(config, questions.to_evaluate(config, recipe.prompts.system))
+
+
+def _loads(config: EvaluateConfig, recipe: RecipeConfig, questions: Questions) -> list[Load]:
+    sets = _sets(config, recipe, questions)
+    return [Load(len(s.questions), len(s.questions) * s.num_samples, s.max_tokens) for s in sets]
+
+
+def reference_lines(recipe: RecipeConfig, prompts: Prompts) -> tuple[list[str], list[str]]:
+    """Return faults and notes about the reference answers of training prompts: faults where right answers decide."""
+    faults: list[str] = []
+    notes: list[str] = []
+    different = {phase.evaluate.grader: open_grader(phase.evaluate.grader) for phase in recipe.phase}
+    for name, grade in different.items():
+        own = QuestionSet(OWN_TASK, tuple(prompt for prompt in prompts if prompt.answer is not None), 1, 1)
+        phases = [phase for phase in recipe.phase if phase.evaluate.grader == name]
+        decides = any(
+            p.select.require_right != "no" or (p.source == "mix" and p.mix.rescue != "cut_off") for p in phases
+        )
+        for line in reference_faults([own], grade, prompts.path or "prompts"):
+            line += "; if it means that there is none: prompts.columns = { no_answer = ['…'] }"
+            (faults if decides else notes).append(f"prompts.path: {line}")
+    return faults, notes
+
+
+def contamination_lines(recipe: RecipeConfig, questions: Questions, prompts: Prompts) -> Iterator[str]:
+    """Say how many prompts contain evaluation questions."""
+    if found := questions.contaminated(prompts, recipe):
+        prompt, question, share = found[0]
+        number = len({each.uid for each, _, _ in found})
+        yield (
+            f"{number:,} of {len(prompts):,} prompts contain evaluation questions, the first is {prompt.name}:"
+            f" {share:.0%} of the 8-grams of {question.name}; accuracies on these say what was remembered;"
+            " prompts.drop_contaminated = true leaves such prompts out"
+        )
+
+
+def teacher_load(recipe: RecipeConfig, questions: Questions) -> Sequence[Load]:
+    """Return what the evaluation of the teacher asks; nothing if there is none."""
+    phase = next((phase for phase in recipe.phase if phase.evaluate.teacher), None)
+    return _loads(phase.evaluate, recipe, questions) if phase is not None else ()
+
+
+def evaluations_line(recipe: RecipeConfig, questions: Questions, trainings: Sequence[Training]) -> str | None:
+    """Say what the evaluations of the student cost; None if there are none."""
+    evaluated: list[Phase] = [recipe.phase[0], *recipe.phase]  # the first time before training
+    evaluated = [phase for phase in evaluated if phase.evaluate.has_questions]
+    loads = [load for phase in evaluated for load in _loads(phase.evaluate, recipe, questions)]
+    if not loads:
+        return None
+    shape = trainings[0].shape if trainings else None
+    return evaluation_line(loads, len(evaluated), recipe.student, shape, visible_gpu())
