@@ -32,7 +32,9 @@ def write(folder: Path, stage: str, seconds: float = 2.0, **tables: Any) -> None
     with ShardWriter(folder, Identity(stage, 3, config, {"of": str(folder.parent.name)}), schemas) as writer:
         for name, (schema, rows) in tables.items():
             writer.write(name, pa.RecordBatch.from_pylist(rows, schema=schema))
-        writer.publish({"kept": 1, "rollouts": 1, "rejected": {}} if stage == "select" else {}, seconds=seconds)
+        grades = {"graded": 0, "questions": 0, "questions_right": 0}
+        counts = {"kept": 1, "rollouts": 1, "rejected": {}, "repeating": 0, "grades": grades}
+        writer.publish(counts if stage == "select" else {}, seconds=seconds)
 
 
 def graded(task: str, uid: str, grades: str, **more: Any) -> list[dict[str, Any]]:

@@ -253,7 +253,7 @@ def _allow(yes: bool) -> Callable[[str], bool]:
 
 def _announce(step: Step, manifest: dict[str, Any] | None) -> None:
     from dasd_lite.console import err, out, say
-    from dasd_lite.report.summary import rejections, rule_warning, summary
+    from dasd_lite.report.summary import rejections, summary, warnings
 
     if manifest is None:
         if err().is_terminal:
@@ -262,7 +262,7 @@ def _announce(step: Step, manifest: dict[str, Any] | None) -> None:
         say(f"{step.name:<16} {summary(step.path)}")
         if (table := rejections(manifest)) is not None:
             out().print(table)
-        if (warning := rule_warning(manifest)) is not None:
+        for warning in warnings(manifest):
             say(warning)
 
 

@@ -49,6 +49,10 @@ GRADES = {
 }
 
 
+GRADER = open_grader("math")
+NOT_GRADED = {"graded": 0, "questions": 0, "questions_right": 0}
+
+
 def dataset(folder, stage, tables=None, counts=None, **timing):
     tables = tables or {}
     identity = Identity(stage, 1, {}, {"of": str(folder.parent.name)})
@@ -107,6 +111,7 @@ def select(folder, rows):
             "ids": [0] * (3 + tokens),
             "num_context_tokens": 3,
             "num_sentences": len(classes),
+            "grade": GRADER(completion, answer).verdict,
             "reason": reason,
             "value": 1.0,
         }
@@ -115,7 +120,7 @@ def select(folder, rows):
     kept = [{k: v for k, v in row.items() if k in KEPT.names} for row in columns if not row["reason"]]
     rejected = [row for row in columns if row["reason"]]
     reasons = dict(Counter(row["reason"] for row in rejected).most_common())
-    counts = {"rollouts": len(rows), "kept": len(kept), "rejected": reasons}
+    counts = {"rollouts": len(rows), "kept": len(kept), "rejected": reasons, "repeating": 1, "grades": NOT_GRADED}
     dataset(folder, "select", {"kept": (KEPT, kept), "rejected": (REJECTED, rejected)}, counts, seconds=1.0)
 
 
@@ -303,20 +308,23 @@ def test_selection_and_classes_by_hand(reported):
     assert rest == ["rest", "2", "50.0 %", "50.0 %", "0.0 %", "10.0", "5.0", "0.50 (10.0 %)"]
 
 
-def test_a_grader_that_cannot_be_imported_leaves_out_what_is_right(run_folder, capsys):
+def test_the_report_needs_no_grader(run_folder, reported, capsys):
+    """A finished run may outlive the user's code: what is right stands in what select wrote."""
     recipe = json.loads((run_folder / "recipe.json").read_text())
     for phase in recipe["phase"]:
         phase["evaluate"]["grader"] = "graders_gone:strict"
     (run_folder / "recipe.json").write_text(json.dumps(recipe))
     text, page = shown(run_folder)
-    assert page.exists()
-    chosen, rest = table_rows(text, "What the rule “count” prefers in low")
-    assert chosen == ["chosen", "2", "–", "–", "–", "11.0", "5.5", "1.50 (27.3 %)"]
-    assert rest == ["rest", "2", "–", "–", "–", "10.0", "5.0", "0.50 (10.0 %)"]
-    assert table_rows(text, "Mixed policy") == [["mixed", "2", "1 (50.0 %)", "–", "–", "–", "–", "50.0 %"]]
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("note: evaluate.grader = 'graders_gone:strict': the grader cannot be imported")
-    assert line.endswith("the report leaves out which rollouts are right")
+    assert page.exists() and capsys.readouterr().err == ""
+    for title in ("What the rule “count” prefers in low", "Mixed policy"):
+        assert table_rows(text, title) == table_rows(reported[0], title)
+
+
+def test_the_teacher_at_each_temperature(reported):
+    text, _ = reported
+    # q1: right, wrong, and cut off without an answer; q2: right twice. Means ⅓ and 1, √2 · ⅓ / √2 = ⅓.
+    (row,) = table_rows(text, "The teacher at each temperature")
+    assert row == ["0.6", "5", "2", "66.7 ± 33.3", "20.0 %", "0.0 %"]
 
 
 def test_rollouts_packing_time_by_hand(reported):
@@ -338,7 +346,7 @@ def test_rollouts_packing_time_by_hand(reported):
 
 def test_classes_add_up_over_positions(whole):
     run = RunFolder(whole)
-    measured = read_phase(run, results.read_recipe(run).phase[0], None, open_grader("math"))
+    measured = read_phase(run, results.read_recipe(run).phase[0], None)
     assert measured.candidates.totals.tolist() == [17, 4, 1, 1]
     shared, teacher, student, none = measured.candidates.by_position[:6].T.tolist()
     assert (shared, teacher) == ([5, 5, 0, 3, 3, 1], [0, 0, 3, 1, 0, 0])
@@ -529,6 +537,9 @@ def test_summary_and_report_print_the_same_numbers(finished):
         else:
             rows = [row for row in rows if row[0] in (stage.phase, f"({results.phase_label(stage.phase)})")]
         printed = [times[stage.stage][phases.index(stage.phase)], *(cell for row in rows for cell in row)]
+        if stage.stage == "select":
+            titles = ("The teacher at each temperature", "Mixed policy")
+            printed += [cell for title in titles for row in table_rows(text, title) for cell in row]
         if stage.stage == "score":
             printed += [cell for row in table_rows(text, "Rollouts") for cell in row]
         missing = numbers(line) - numbers(" ".join(printed))

@@ -14,6 +14,7 @@ from dasd_lite.data.manifest import Identity, read_manifest
 from dasd_lite.data.records import ROLLOUT, SCORE
 from dasd_lite.data.writer import ShardWriter
 from dasd_lite.errors import CheckpointError, ConfigError, DataError
+from dasd_lite.grading.grade import Grade
 from dasd_lite.report.summary import rejections, rule_warning, summary
 from dasd_lite.stages import select
 
@@ -263,6 +264,7 @@ def test_a_kept_row_is_the_rollout_and_the_ids_for_the_student(run, chat):
         "weight": None,
         "num_sentences": 0,
         "class_counts": None,
+        "grade": None,
     }
 
 
@@ -587,3 +589,78 @@ def test_a_student_that_does_not_exist(tmp_path):
         select.select(
             tmp_path / "rollouts", str(tmp_path / "gone"), SelectConfig(), out=tmp_path / "out", seq_len=9, seed=0
         )
+
+
+# --- right answers ------------------------------------------------------------------------------------
+
+WRONG = GOOD.replace("Answer: 4", "Answer: 5")
+SILENT = GOOD.replace("Answer: 4", "Well.")
+
+
+def graded_rows():
+    return [
+        rollout("right", GOOD, prompt="a"),
+        rollout("wrong", WRONG, prompt="a"),
+        rollout("silent", SILENT, prompt="b"),
+        rollout("cut", GOOD, prompt="b", finish_reason="length"),
+        rollout("without", WRONG, prompt="c", answer=None),
+    ]
+
+
+def grades(folder):
+    tables = (read_table(folder, table).to_pylist() for table in ("kept", "rejected"))
+    return {row["uid"]: row["grade"] for table in tables for row in table}
+
+
+def test_answers_are_graded_where_a_reference_is_known(run):
+    folder = run(graded_rows())
+    assert grades(folder) == {
+        "right": "right",
+        "wrong": "wrong",
+        "silent": "no_answer",
+        "cut": "no_answer",
+        "without": None,
+    }
+    counts = read_manifest(folder)["counts"]["grades"]
+    assert counts == {"graded": 4, "no_answer": 2, "right": 1, "wrong": 1, "questions": 2, "questions_right": 1}
+    assert rejected(folder) == {"cut": ("truncated", pytest.approx(58, abs=30))}, "none for being wrong"
+
+
+def test_only_right_answers_where_that_is_known(run):
+    folder = run(graded_rows(), require_right="where_known")
+    assert {row["uid"] for row in read_table(folder, "kept").to_pylist()} == {"right", "without"}
+    assert {uid: reason for uid, (reason, _) in rejected(folder).items()} == {
+        "wrong": "wrong answer",
+        "silent": "wrong answer",
+        "cut": "truncated",
+    }
+
+
+def test_only_answers_that_are_known_to_be_right(run):
+    folder = run(graded_rows(), require_right="yes")
+    assert [row["uid"] for row in read_table(folder, "kept").to_pylist()] == ["right"]
+    assert rejected(folder)["without"][0] == "no reference answer"
+
+
+@pytest.mark.parametrize("verdict", ["unparseable", "unknown"])
+def test_what_cannot_be_compared_is_never_a_wrong_answer(tmp_path, demo, verdict):
+    def cannot(completion, answer):
+        return Grade(verdict, "x")
+
+    cannot.fingerprint = verdict
+    source = write(tmp_path / "rollouts", "rollouts", ROLLOUT, graded_rows())
+    options = {"grader": cannot, "rule": "all", "seq_len": 10_000}
+    for required, kept in (("where_known", {"right", "wrong", "silent", "without"}), ("yes", None)):
+        out = tmp_path / required
+        if kept is None:
+            with pytest.raises(DataError, match=r"cannot be compared 3 \(select.require_right = 'where_known'"):
+                select.select(source, str(demo / "student"), out=out, require_right=required, **options)
+        else:
+            folder = select.select(source, str(demo / "student"), out=out, require_right=required, **options).folder
+            assert {row["uid"] for row in read_table(folder, "kept").to_pylist()} == kept
+
+
+def test_repetition_is_counted_whatever_else_is_wrong(run):
+    rows = [rollout("ok"), rollout("cut", GOOD + "\n" + LINE * 30, finish_reason="length")]
+    counts = read_manifest(run(rows))["counts"]
+    assert (counts["repeating"], counts["rejected"]) == (1, {"truncated": 1})

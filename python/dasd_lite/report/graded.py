@@ -36,6 +36,6 @@ def reference_in_words(answer: str) -> str:
             return f"{choices.letter} ({choices.options[choices.right]})"
         case "code":
             tests = read_tests(answer)
-            return f"{len(tests.tests):,} tests" + (" and private ones" if tests.private else "")
+            return tests.summary or f"{len(tests.tests):,} tests" + (" and private ones" if tests.private else "")
         case _:
             return answer

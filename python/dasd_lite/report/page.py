@@ -20,9 +20,8 @@ from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.data.files import disk_errors, write_atomic
 from dasd_lite.data.records import OWN_TASK
 from dasd_lite.data.run_folder import RunFolder, StageFolder
-from dasd_lite.errors import ConfigError
-from dasd_lite.grading import CheckedGrader, open_grader
 from dasd_lite.grading.statistics import compare_accuracies
+from dasd_lite.grading.temperatures import TeacherAt, by_temperature
 from dasd_lite.report import figures, results, tables
 from dasd_lite.report.audit import Audit, read_audit
 from dasd_lite.report.rollouts import DIFFERENCE_EDGES, PhaseRollouts, read_phase
@@ -66,6 +65,7 @@ class _Run:
     phases: list[PhaseRollouts]
     curves: list[results.Curve]
     audit: Audit | None
+    teachers: list[TeacherAt]
 
 
 def write_report(run: str | PathLike[str], out: str | PathLike[str] | None = None, *, quiet: bool = False) -> Path:
@@ -102,25 +102,17 @@ def _measure(run: RunFolder) -> _Run:
     finished = [results.read_result(stage.path) for stage in stages if stage.is_finished]
     phases: list[PhaseRollouts] = []
     earlier: Path | None = None  # what the last phase without mixing kept: a mixed phase takes its questions from it
-    graders = {name: _open_grader(name) for name in dict.fromkeys(phase.evaluate.grader for phase in recipe.phase)}
     for phase in recipe.phase:
-        measured = read_phase(run, phase, earlier, graders[phase.evaluate.grader])
+        measured = read_phase(run, phase, earlier)
         phases += [measured] if measured else []
         earlier = run.stage(phase.name, "select") if phase.source not in ("mix", "replay") else earlier
     accuracies = [results.read_accuracy(own.folder) for own in finished if own.stage == "evaluate"]
     curves = [curve for stage in stages if stage.stage == "train" and (curve := results.read_curve(stage.path))]
     evaluations, kept = ([own.folder for own in finished if own.stage == stage] for stage in ("evaluate", "select"))
     audit = read_audit(evaluations, kept)
-    return _Run(run.path, recipe, stages, finished, accuracies, phases, curves, audit)
-
-
-def _open_grader(name: str) -> CheckedGrader | None:
-    """Open a grader; None, with a note, if it cannot be imported: a finished run may outlive the user's code."""
-    try:
-        return open_grader(name)
-    except ConfigError as error:
-        console.note(f"{error}; the report leaves out which rollouts are right")
-        return None
+    sampled = [(phase, run.stage(phase.name, "select")) for phase in recipe.phase if phase.source == "sample"]
+    teachers = by_temperature((phase.sample.temperature, select) for phase, select in sampled if select in kept)
+    return _Run(run.path, recipe, stages, finished, accuracies, phases, curves, audit, teachers)
 
 
 # --- sections ---------------------------------------------------------------------------------------
@@ -131,6 +123,7 @@ def sections(measured: _Run) -> list[Section]:
     parts = [
         _accuracy(measured.accuracies, measured.audit),
         Section("Contamination", _some(tables.contamination(measured.audit) if measured.audit else None)),
+        Section("Teacher", _some(tables.teacher(measured.teachers))),
         _rollouts(measured.phases),
         _sentences(measured.phases),
         _selection(measured.phases),

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,6 @@ from dasd_lite.data.dataset import batches, num_rows
 from dasd_lite.data.manifest import read_manifest
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.errors import DataError
-from dasd_lite.grading import CheckedGrader
 from dasd_lite.method.divergence import SentenceClass, classify_sentences, mean_logprob
 from dasd_lite.method.ragged import from_arrow
 from dasd_lite.method.sentences import sentence_ends
@@ -184,16 +184,13 @@ class PhaseRollouts:
     mixed: Mixed | None = None
 
 
-def read_phase(
-    run: RunFolder, phase: Phase, earlier: Path | None, grader: CheckedGrader | None
-) -> PhaseRollouts | None:
+def read_phase(run: RunFolder, phase: Phase, earlier: Path | None) -> PhaseRollouts | None:
     """Measure the rollouts of one phase; None if it has none yet.
 
     Args:
         run: The run.
         phase: Its phase.
         earlier: The `select` folder that a mixed-policy phase took its questions from.
-        grader: The grader of the phase; None: nothing is graded.
     """
     source, score, select = (
         StageFolder(phase.name, stage, run.stage(phase.name, stage)) for stage in (phase.source, "score", "select")
@@ -204,25 +201,34 @@ def read_phase(
     measured = PhaseRollouts(phase.name, phase.source, temperature, phase.select.rule, phase.select.beta)
     chosen = _read_selection(measured, select.path) if select.is_finished else None
     scores = score.path if phase.is_scored and score.is_finished else None
-    _Pass(measured, chosen, grader, scored=scores is not None).run(source.path, scores)
+    _Pass(measured, chosen, scored=scores is not None).run(source.path, scores)
     if phase.source == "mix":
-        measured.mixed = _read_mixed(source, earlier, grader)
+        measured.mixed = _read_mixed(source, earlier, chosen)
     return measured
 
 
-def _read_selection(measured: PhaseRollouts, select: Path) -> dict[str, tuple[str, int]]:
-    """Return for each rollout why it was rejected ("" if kept) and its length in the student's tokens."""
+class Selected(NamedTuple):
+    """What select says about a rollout: why it was rejected ("" if kept), its length, and its verdict."""
+
+    reason: str
+    tokens: int
+    grade: str | None
+
+
+def _read_selection(measured: PhaseRollouts, select: Path) -> dict[str, Selected]:
+    """Return what select says about each rollout; lengths are in the student's tokens."""
     counts = read_manifest(select)["counts"]
     measured.reasons = Counter({"": counts["kept"], **counts["rejected"]})
     measured.choice = counts.get("choice")
-    chosen: dict[str, tuple[str, int]] = {}
+    chosen: dict[str, Selected] = {}
     for table in ("kept", "rejected"):
-        columns = ["uid", "ids", "num_context_tokens", *(["reason"] if table == "rejected" else [])]
+        columns = ["uid", "ids", "num_context_tokens", "grade", *(["reason"] if table == "rejected" else [])]
         lengths = [np.empty(0)]
         for batch in batches(select, table, columns):
             tokens = _answer_tokens(batch)
             reasons = batch["reason"].to_pylist() if table == "rejected" else [""] * batch.num_rows
-            chosen.update(zip(batch["uid"].to_pylist(), zip(reasons, tokens.tolist(), strict=True), strict=True))
+            own = map(Selected, reasons, tokens.tolist(), batch["grade"].to_pylist())
+            chosen.update(zip(batch["uid"].to_pylist(), own, strict=True))
             lengths.append(tokens.astype(np.float64))
         measured.tokens[table] = np.concatenate(lengths)
     return chosen
@@ -240,12 +246,11 @@ class _Pass:
     def __init__(
         self,
         measured: PhaseRollouts,
-        chosen: dict[str, tuple[str, int]] | None,
-        grader: CheckedGrader | None,
+        chosen: dict[str, Selected] | None,
         *,
         scored: bool,
     ) -> None:
-        self.measured, self.chosen, self.grader = measured, chosen, grader
+        self.measured, self.chosen = measured, chosen
         self.stride = 1
         """Openings and variety are measured on one prompt in so many, drawn by hash, so that memory stays flat."""
         self.distinct: dict[str, set[int]] = defaultdict(set)
@@ -262,7 +267,7 @@ class _Pass:
         """Read the rollouts in `source` and their `scores` side by side."""
         total = num_rows(source, "rollouts")
         self.stride = max(total // _OPENING_ANSWERS, 1)
-        columns = ["uid", "prompt_uid", "answer", "completion"]
+        columns = ["uid", "prompt_uid", "completion"]
         pairs: Iterator[tuple[pa.RecordBatch, pa.RecordBatch | None]]
         if scores is not None:
             wanted = ("uid", "sentence_ends", "p_teacher", "p_student", "teacher_mean_logprob")
@@ -284,9 +289,7 @@ class _Pass:
         measured.geometric = geometric[np.isfinite(geometric)]
 
     def _add(self, batch: pa.RecordBatch, score: pa.RecordBatch | None) -> None:
-        uids, prompts, answers, texts = (
-            batch[name].to_pylist() for name in ("uid", "prompt_uid", "answer", "completion")
-        )
+        uids, prompts, texts = (batch[name].to_pylist() for name in ("uid", "prompt_uid", "completion"))
         if score is not None:
             ends, teacher = from_arrow(score["sentence_ends"]), self._add_classes(batch, score)
             self.geometric.append(np.exp(score["teacher_mean_logprob"].to_numpy(zero_copy_only=False)))
@@ -294,9 +297,7 @@ class _Pass:
             ends, teacher = sentence_ends(batch["completion"]), [0] * batch.num_rows
             self.geometric.append(np.exp(_mean_logprobs(batch)))
         edges = np.split(ends.values, ends.offsets[1:-1])
-        for uid, prompt, answer, text, own, num_teacher in zip(
-            uids, prompts, answers, texts, edges, teacher, strict=True
-        ):
+        for uid, prompt, text, own, num_teacher in zip(uids, prompts, texts, edges, teacher, strict=True):
             self.candidates[prompt] += 1
             counted = zlib.crc32(prompt.encode()) % self.stride == 0  # all candidates of a prompt, or none
             if counted:
@@ -306,11 +307,8 @@ class _Pass:
             preference = self.measured.preference
             if preference is None or self.chosen is None:
                 continue
-            reason, tokens = self.chosen[uid]
+            reason, tokens, verdict = self.chosen[uid]
             if reason in ("", "rank"):
-                verdict = None
-                if self.grader is not None and answer is not None:
-                    verdict = self.grader(text, answer).verdict
                 side = preference.rest if reason else preference.chosen
                 side.add(tokens, len(own), num_teacher, verdict)
                 if counted:
@@ -326,7 +324,7 @@ class _Pass:
         assert measured.candidates is not None
         measured.candidates.add(len(lengths), classes, positions)
         if measured.kept is not None and self.chosen is not None:
-            keep = np.array([not self.chosen[uid][0] for uid in batch["uid"].to_pylist()])
+            keep = np.array([not self.chosen[uid].reason for uid in batch["uid"].to_pylist()])
             inside = np.repeat(keep, lengths)
             measured.kept.add(int(keep.sum()), classes[inside], positions[inside])
         both = np.isfinite(p_teacher) & np.isfinite(p_student)
@@ -366,7 +364,7 @@ def opening_of(sentence: str) -> str:
     return _NUMBER.sub("#", " ".join(words)).rstrip(".,;:!?")[:40]
 
 
-def _read_mixed(mix: StageFolder, earlier: Path | None, grader: CheckedGrader | None) -> Mixed:
+def _read_mixed(mix: StageFolder, earlier: Path | None, chosen: dict[str, Selected] | None) -> Mixed:
     """Measure how many of the student's answers were cut off, by length, and how the teacher's endings are graded."""
     lengths: dict[str, float] = {}
     if earlier is not None and StageFolder.at(earlier).is_finished:
@@ -381,11 +379,11 @@ def _read_mixed(mix: StageFolder, earlier: Path | None, grader: CheckedGrader | 
         known += [lengths.get(uid, math.nan) for uid in batch["prompt_uid"].to_pylist()]
     grades: Counter[str] = Counter()
     prefix = total = 0
-    for batch in batches(mix.path, "rollouts", ("completion", "answer", "prefix_bytes")):
+    for batch in batches(mix.path, "rollouts", ("uid", "completion", "prefix_bytes")):
         for row in batch.to_pylist():
             prefix, total = prefix + row["prefix_bytes"], total + len(row["completion"].encode())
-            if grader is not None and row["answer"] is not None:
-                grades[grader(row["completion"], row["answer"]).verdict] += 1
+            if chosen is not None and (verdict := chosen[row["uid"]].grade) is not None:
+                grades[verdict] += 1
     counts = read_manifest(mix.path)["counts"]
     share = prefix / total if total else math.nan
     numbers = counts["prompts"], counts["cut_off"], counts.get("wrong")

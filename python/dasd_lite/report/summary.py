@@ -53,6 +53,26 @@ def rejections(manifest: dict[str, Any]) -> Table | None:
     return table
 
 
+def warnings(manifest: dict[str, Any]) -> list[str]:
+    """Return what is worth a second look in what a stage made, a line each."""
+    return [line for line in (teacher_warning(manifest), rule_warning(manifest)) if line is not None]
+
+
+def teacher_warning(manifest: dict[str, Any]) -> str | None:
+    """Return a line about a teacher that is right on few questions; None if it is not, or nobody knows."""
+    if manifest["stage"] != "select":
+        return None
+    grades, required = manifest["counts"]["grades"], manifest["config"].get("require_right")
+    right, questions = grades["questions_right"], grades["questions"]
+    if 2 * right >= questions:
+        return None
+    what = "" if required != "no" else "; select.require_right = 'where_known' would leave wrong answers out"
+    return (
+        f"  the teacher is right on {right:,} of {questions:,} questions whose answer is known, fewer than half, in any"
+        f" of its answers{what}"
+    )
+
+
 def rule_warning(manifest: dict[str, Any]) -> str | None:
     """Return a line about a selection rule that decides little, or something else than it says; None if all is well."""
     measured, rule = manifest["counts"].get("choice"), manifest["config"].get("rule")
@@ -102,6 +122,10 @@ def _select(result: StageResult) -> list[str]:
     kept = [f"kept {counts['kept']:,} of {counts['rollouts']:,} (rejected: {', '.join(reasons) or 'none'})"]
     if lost := counts.get("prompts_lost"):
         kept.append(f"{lost:,} of {counts['prompts']:,} questions lost all their candidates")
+    grades = counts["grades"]
+    kept += [f"{grades.get('right', 0) / grades['graded']:.1%} of {grades['graded']:,} graded answers right"] * bool(
+        grades["graded"]
+    )
     if "lam" not in counts:
         return kept
     share = counts["effective_sample_size"]

@@ -20,7 +20,8 @@ from dasd_lite.data.records import OWN_TASK
 from dasd_lite.data.run_folder import StageFolder
 from dasd_lite.grading.contamination import FLAGGED, LISTED
 from dasd_lite.grading.grade import VERDICTS
-from dasd_lite.grading.statistics import Accuracy, Comparison, compare_accuracies
+from dasd_lite.grading.statistics import Accuracy, Comparison, compare_accuracies, standard_error
+from dasd_lite.grading.temperatures import TeacherAt, advice
 from dasd_lite.report.audit import Audit
 from dasd_lite.report.results import Curve, ModelAccuracy, StageResult, phase_label
 from dasd_lite.report.rollouts import CLASSES, Opening, PhaseRollouts, RankedAnswers, SentenceCounts
@@ -320,6 +321,33 @@ def _abridged(text: str) -> str:
 
 
 # --- rollouts and selection -------------------------------------------------------------------------
+
+
+def teacher(teachers: Sequence[TeacherAt]) -> ReportTable | None:
+    """Tabulate how good the teacher's answers are at each temperature; None if it was not sampled."""
+    if not teachers:
+        return None
+    columns = ("temperature", "answers", "questions", "right, %", "repeating", "cut off")
+    table = ReportTable("The teacher at each temperature", columns)
+    for each in teachers:
+        means = np.array(list(each.means.values()))
+        right = number(100 * float(means.mean()), 1) if len(means) else DASH
+        error = standard_error(means)
+        table.add(
+            f"{each.temperature:g}",
+            number(each.answers),
+            number(len(means)),
+            right if math.isnan(error) else f"{right} ± {100 * error:.1f}",
+            percent(each.repeating, each.answers),
+            percent(each.cut_off, each.answers),
+        )
+    table.notes.append(
+        "questions: those with a reference answer. right: of the answers to these, ± standard error over questions."
+        " repeating: by the limits of select, whatever else an answer was rejected for."
+    )
+    if (line := advice(teachers)) is not None:
+        table.notes.append(f"{line[0].upper()}{line[1:]}.")
+    return table
 
 
 def rollouts(phases: Sequence[PhaseRollouts]) -> ReportTable:

@@ -1,4 +1,4 @@
-"""What comes before the first paid token: a probe of the teacher's servers, then 16 prompts through the whole chain.
+"""What comes before the first paid token: a probe of the teacher's servers, then a few prompts through the whole chain.
 
 Input: a recipe. Output: a table of what each server can do, and a trial whose answers the run takes over, so that
 nothing is paid for twice. Invariant: a fatal finding, or a stage that fails on the first prompts, ends the command
@@ -20,13 +20,14 @@ from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.data.seeds import digest
 from dasd_lite.data.writer import JOURNAL_FILE
 from dasd_lite.errors import EndpointError
+from dasd_lite.grading.temperatures import by_temperature, teacher_lines
 from dasd_lite.run.endpoint_check import probe_teacher, requirements_of
 from dasd_lite.run.existing import is_answered
 from dasd_lite.run.pipeline import plan, run_steps
 from dasd_lite.run.questions import Questions
 from dasd_lite.run.step import Step
 
-TRIAL_PROMPTS = 16
+_TASK_QUESTIONS = 2  # of each benchmark, whose answers are long
 _ONE_ROW = {"micro_batch_size": 1, "grad_accum_steps": 1, "monitor_questions": 1, "tracker": "none"}
 
 
@@ -70,7 +71,7 @@ def before_paying(
     write_atomic(run.probed, probed)
     if has_begun or only_stage is not None or only_phase is not None:
         return
-    if prompts is not None and len(prompts) > TRIAL_PROMPTS:
+    if prompts is not None and len(prompts) > recipe.prompts.trial:
         run_trial(recipe, questions)
 
 
@@ -101,10 +102,11 @@ def run_trial(recipe: RecipeConfig, questions: Questions) -> None:
 
 
 def _run_small(recipe: RecipeConfig, questions: Questions, folder: Path) -> None:
-    phases = [_small(phase) for phase in recipe.phase if phase.source not in ("mix", "replay")]
+    number = recipe.prompts.trial
+    phases = [_small(phase, number) for phase in recipe.phase if phase.source not in ("mix", "replay")]
     if not phases:
         return
-    limit = min(recipe.prompts.limit or TRIAL_PROMPTS, TRIAL_PROMPTS)
+    limit = min(recipe.prompts.limit or number, number)
     prompts = recipe.prompts.model_copy(update={"limit": limit})
     small = recipe.model_copy(update={"out": folder, "prompts": prompts, "phase": phases})
 
@@ -113,14 +115,20 @@ def _run_small(recipe: RecipeConfig, questions: Questions, folder: Path) -> None
             say(f"trial: {step.name}")
 
     run_steps(small, force=True, questions=questions, max_steps=1, announce=announce)
+    run = RunFolder(folder)
+    sampled = [(p.sample.temperature, run.stage(p.name, "select")) for p in phases if p.source == "sample"]
+    for line in teacher_lines(by_temperature(sampled)):
+        say(line)
 
 
-def _small(phase: Phase) -> Phase:
+def _small(phase: Phase, number: int) -> Phase:
+    tasks = [task.model_copy(update={"limit": _TASK_QUESTIONS}) for task in phase.evaluate.task_configs]
+    evaluate = {"limit": number, "num_samples": 1, "tasks": tasks, "teacher": False}
     return phase.model_copy(
         update={
-            "ingest": phase.ingest.model_copy(update={"limit": TRIAL_PROMPTS}),
+            "ingest": phase.ingest.model_copy(update={"limit": number}),
             "pack": phase.pack.model_copy(update={"replay": 0.0, "replay_answers": None}),
             "train": phase.train.model_copy(update=_ONE_ROW),
-            "evaluate": phase.evaluate.model_copy(update={"limit": TRIAL_PROMPTS, "num_samples": 1}),
+            "evaluate": phase.evaluate.model_copy(update=evaluate),
         }
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -45,7 +46,7 @@ from dasd_lite.data.seeds import check_seed, derive_seed, digest
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import begin, is_finished
 from dasd_lite.errors import DataError
-from dasd_lite.grading import CheckedGrader, open_grader
+from dasd_lite.grading import CheckedGrader, grade_all, open_grader
 from dasd_lite.grading.grade import Grader
 from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
 from dasd_lite.inference.backends import check_same_teacher, model_identity, model_name, open_sampler
@@ -75,7 +76,7 @@ def mix(
     out: str | PathLike[str],
     student: Student | None = None,
     seed: int = 0,
-    grader: str | Grader = "math",
+    grader: str | Grader = "auto",
     sampled: Path | None = None,
     reuse: Iterable[str | PathLike[str]] = (),
     used: Usage | None = None,
@@ -119,7 +120,7 @@ def mix(
     grade = None if config.rescue == "cut_off" else open_grader(grader)
     if grade is not None:
         asked |= {"grader": grade.name}
-        inputs |= {"grader": grade.code} if grade.code is not None else {}
+        inputs |= {"grader": grade.code}
     names = {"teacher": model_name(teacher)}
     identity = identify("mix", VERSION, asked, inputs, names=names, brought=("teacher",), grows=GROWS)
     if is_finished(out, identity, force=force):
@@ -152,8 +153,8 @@ def mix(
         )
     if kinds.get("ungraded"):
         note(
-            "mix.rescue: finished answers that cannot be graded, as their questions have no `answer`:"
-            f" {kinds['ungraded']:,}"
+            "mix.rescue: finished answers that cannot be graded, as their question has no `answer` or they cannot be"
+            f" compared with it: {kinds['ungraded']:,}"
         )
     uids = [_uid(identity, "teacher", base["messages"], prefix, base["uid"]) for base, prefix in cut]
 
@@ -309,14 +310,15 @@ def to_rescue(
     cut_off = [row for row in answers if row["finish_reason"] == "length"]
     if grade is None:
         return cut_off, {"cut_off": len(cut_off)}
-    wrong, ungraded = [], 0
-    for row in answers:
-        if row["finish_reason"] != "stop":
-            continue
-        if row["answer"] is None:
-            ungraded += 1
-        elif grade(row["completion"], row["answer"]).verdict != "right":
+    finished = [row for row in answers if row["finish_reason"] == "stop"]
+    known = [row for row in finished if row["answer"] is not None]
+    verdicts = Counter[str]()
+    wrong = []
+    for row, verdict in zip(known, grade_all(grade, ((r["completion"], r["answer"]) for r in known)), strict=True):
+        verdicts[verdict.verdict] += 1
+        if verdict.verdict in ("wrong", "no_answer"):
             wrong.append(row | {"completion": row["completion"].partition("</think>")[0]})
+    ungraded = len(finished) - len(known) + verdicts["unparseable"] + verdicts["unknown"]
     counts = {"cut_off": len(cut_off), "wrong": len(wrong), "ungraded": ungraded}
     return wrong if rescue == "wrong" else [*cut_off, *wrong], counts
 

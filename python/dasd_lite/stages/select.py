@@ -38,12 +38,15 @@ from dasd_lite.data.records import KEPT, REJECTED, TOKENS
 from dasd_lite.data.seeds import check_seed, derive_seed
 from dasd_lite.data.writer import ShardWriter, is_finished
 from dasd_lite.errors import DataError
+from dasd_lite.grading import open_grader
+from dasd_lite.grading.grade import Grader
+from dasd_lite.grading.rollouts import WRONG, Verdicts, grade_rollouts
 from dasd_lite.method import choice, divergence, filters, selection, weights
 from dasd_lite.method.ragged import Ragged, from_arrow, join, offsets_of
 from dasd_lite.method.selection import Candidates, SelectionRule
 from dasd_lite.method.sentences import repeated_ngrams, text_repetition
 
-VERSION = 5  # 2 had no weights; 3 had other sentence ends; 4 had no limit on loops, and other scores of length_matched
+VERSION = 6  # 2 had no weights; 3 other sentence ends; 4 no limit on loops; 5 no grades
 _REMEDIES = {  # what to do about a reason when nothing is left
     "truncated": " (raise max_tokens of sample or mix)",
     "no thinking": " (no <think>…</think>; for data without thinking, set select.require_think = false)",
@@ -56,7 +59,11 @@ _REMEDIES = {  # what to do about a reason when nothing is left
     "repeated sentences": " (select.max_duplicate_sentences)",
     "repeated n-grams": " (select.max_repeated_ngrams)",
     "repeated span": " (select.max_repeated_span)",
+    "wrong answer": " (select.require_right)",
+    "no reference answer": " (select.require_right = 'where_known' lets them pass)",
+    "cannot be compared": " (select.require_right = 'where_known' lets them pass)",
 }
+_REPEATS = ("repeated lines", "repeated sentences", "repeated n-grams", "repeated span")
 _ROLLOUT_COLUMNS = KEPT.names[: KEPT.names.index("ids")]
 _SCORE_COLUMNS = ("uid", "ids", "num_context_tokens")
 _BY_STUDENT = ("student_mean_logprob", "rank_sum", "surprisal_sum")
@@ -78,6 +85,8 @@ class _Measured:
     """Whether the teacher has scored it; empty without scores."""
     unsure: tuple[array[int], array[int]] = field(default_factory=lambda: (array("q"), array("q")))
     """Teacher sentences that would be none, and others that would be one, if the noise turned against them."""
+    repeats: array[int] = field(default_factory=lambda: array("b"))
+    """Whether it repeats itself, whatever else it was rejected for."""
     mean_logprob: array[float] = field(default_factory=lambda: array("d"))
     """By the teacher, NaN if unknown; empty if not needed."""
     by_student: dict[str, array[float]] = field(default_factory=dict)  # columns of the scores, NaN if unknown
@@ -124,6 +133,7 @@ def select(
     seed: int = 0,
     phase: str = "",
     rule: str | SelectionRule | None = None,
+    grader: str | Grader = "auto",
     force: bool = False,
     **options: Any,
 ) -> Kept:
@@ -140,6 +150,7 @@ def select(
         seed: Seed of the rule "random" and of the budget's draws.
         phase: Name of the phase: with the same seed, "random" draws other candidates in another one.
         rule: A selection rule by its name, or one of your own; None: the one that `config.rule` names.
+        grader: Grades the answers to questions with a reference answer: its name, or one of your own.
         force: Replace a folder that was made with other options.
         **options: Fields of SelectConfig, in place of those of `config`.
 
@@ -156,6 +167,7 @@ def select(
     options |= {"rule": rule} if isinstance(rule, str) else {}
     check_seed(seed)
     config = with_options(SelectConfig, config, options, "select")
+    grade = open_grader(grader)
     chosen = open_rule(config.rule if rule is None or isinstance(rule, str) else rule)
     if rule is not None and not isinstance(rule, str):
         config = config.model_copy(update={"rule": name_of(rule)})
@@ -164,7 +176,7 @@ def select(
     scores = None if scores is None else Scores.of(scores).folder
     limit = min(config.max_tokens or seq_len or chat.context, chat.context)
     asked = {**result_options(config), "max_tokens": limit, "seed": seed, "mask_prefix": mask_prefix}
-    inputs: dict[str, Path | str] = {"rollouts": rollouts, "tokenizer": chat.fingerprint}
+    inputs: dict[str, Path | str] = {"rollouts": rollouts, "tokenizer": chat.fingerprint, "grader": grade.code}
     inputs |= {"rule": code_hash(chosen)} if callable(chosen) else {}
     asked |= {"phase": phase} if chosen == "random" or callable(chosen) else {}
     if config.needs_scores and scores is None:
@@ -174,7 +186,8 @@ def select(
         )
     if config.uses_weights and config.rule != "all" and config.keep == 1:
         raise DataError("select.weighting weighs a prompt's kept answers, but select.keep = 1 keeps one; raise it")
-    identity = identify("select", VERSION, asked, inputs | ({"scores": scores} if scores else {}))
+    inputs |= {"scores": scores} if scores else {}
+    identity = identify("select", VERSION, asked, inputs, names={"grader": grade.name}, grows=["inputs.grader"])
     if scores is not None:
         scored = read_manifest(scores)["inputs"].get("rollouts")  # unknown in scores that others wrote
         if scored not in (None, fingerprint(rollouts)):
@@ -189,6 +202,9 @@ def select(
         for batch in read(_measured_columns(scores, config), bar):
             _measure(candidates, batch, config, limit, chat.answer_end_ids, noise.sentence or 0.0)
         _name_unknown_domains(candidates, config)
+        programs = config.require_right != "no"
+        verdicts = grade_rollouts(rollouts, grade, programs=programs, label=label(out.parent.name, "select: grading"))
+        _require_right(candidates, verdicts, config.require_right)
         score, about_rule = _rank(candidates, chosen, config, derive_seed(seed, "random", phase), scores, noise)
         _spend_budgets(candidates, config, seed)
         reasons = Counter(reason for reason in candidates.reason if reason)
@@ -199,9 +215,10 @@ def select(
         with ShardWriter(out, identity, {"kept": KEPT, "rejected": REJECTED}, config) as writer:
             first = 0
             for batch in read((), bar):
-                _write(writer, batch, candidates, score, weight, first, mask_prefix)
+                _write(writer, batch, candidates, verdicts, score, weight, first, mask_prefix)
                 first += batch.rollouts.num_rows
-            writer.publish(_counts(candidates, reasons) | about_rule | weight_counts)
+            counts = _counts(candidates, reasons) | {"grades": verdicts.counts()}
+            writer.publish(counts | about_rule | weight_counts)
     return Kept(out)
 
 
@@ -317,6 +334,7 @@ def _measure(
     ]
     reasons, values = filters.first_failed(failed, rollouts.num_rows)
     candidates.reason += reasons
+    candidates.repeats.extend(np.any([each.fails for each in failed if each.name in _REPEATS], axis=0).astype(int))
     candidates.value.extend(values)
     candidates.num_tokens.extend(num_answer.tolist())
     _count_classes(candidates, batch, config.beta, noise)
@@ -398,6 +416,15 @@ def _rank(
         candidates.reason[i], candidates.value[i] = "rank", float(score[i])
     unsure = [np.array(numbers)[passed] for numbers in candidates.unsure if numbers]
     return score, {"choice": _choice(ranked, score[passed].astype(np.float64), keep, config.rule, noise, unsure)}
+
+
+def _require_right(candidates: _Measured, verdicts: Verdicts, required: str) -> None:
+    """Mark answers that are not right among those that pass the other filters."""
+    for i in candidates.passed() if required != "no" else ():
+        if (verdict := verdicts.of[i]) in WRONG:
+            candidates.reason[i] = "wrong answer"
+        elif required == "yes" and verdict != "right":
+            candidates.reason[i] = "no reference answer" if verdict is None else "cannot be compared"
 
 
 def _candidates(candidates: _Measured, passed: npt.NDArray[np.int64], seed: int) -> Candidates:
@@ -510,6 +537,7 @@ def _write(
     writer: ShardWriter,
     batch: _Batch,
     candidates: _Measured,
+    verdicts: Verdicts,
     score: npt.NDArray[np.float32] | None,
     weight: npt.NDArray[np.float32] | None,
     first: int,
@@ -531,6 +559,7 @@ def _write(
         },
         "num_sentences": pa.array(np.array(candidates.num_sentences[span])),
         "class_counts": class_counts,
+        "grade": pa.array(verdicts.of[span], pa.string()),
         "reason": pa.array(reason),
         "value": pa.array(np.array(candidates.value[span])),
     }
@@ -556,6 +585,7 @@ def _counts(candidates: _Measured, reasons: Counter[str]) -> dict[str, Any]:
         "rejected_values": {reason: _range(candidates, reason) for reason, _ in reasons.most_common()},
         "mean_tokens_kept": float(lengths[kept].mean()),
         "mean_tokens_candidates": float(lengths[ranked].mean()),
+        "repeating": sum(candidates.repeats),
     }
 
 
