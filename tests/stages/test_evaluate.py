@@ -263,3 +263,33 @@ def test_no_look_at_a_few_questions_or_a_resumed_evaluation(capsys, monkeypatch,
     for at in range(questions):
         look.look(at, "Answer: 1", "stop", 10)
     assert capsys.readouterr().err == ""
+
+
+# --- programs -----------------------------------------------------------------------------------------
+
+
+def test_programs_are_run_and_their_tests_are_not_repeated_in_every_row(tmp_path):
+    """The tests of a task can be megabytes, and there are 64 answers to each."""
+    tests = [{"input": f"{n}\n", "output": str(n * n)} for n in range(1, 4)]
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(json.dumps({"prompt": "Print n squared.", "tests": tests}))
+    square = "```python\nprint(int(input()) ** 2)\n```"
+    double = "```python\nprint(int(input()) * 2)\n```"
+    for name, said, grade, reason in (
+        ("square", square, "right", None),
+        ("double", double, "wrong", "test 1 of 3: wrong output"),
+        ("none", "I cannot.", "no_answer", None),
+    ):
+        sampler = Canned({"Print n squared.": (f"<think> so </think> {said}", "stop")})
+        result = evaluate(sampler, path, out=tmp_path / name, num_samples=1)
+        (row,) = rows(result)
+        assert (row["grade"], row["reason"]) == (grade, reason)
+        assert "and seccomp, Python 3" in result.counts["sandbox"]
+        assert len(row["answer"]) < 100 and row["vote"] in (None, "right")
+
+
+def test_a_row_whose_tests_are_not_the_expected_json(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(json.dumps({"prompt": "Print n squared.", "tests": [{"in": "1", "out": "1"}]}))
+    with pytest.raises(DataError, match=r"tasks.jsonl:1: .*tests"):
+        evaluate(Canned({}), path, out=tmp_path / "e")

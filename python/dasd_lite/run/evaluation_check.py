@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from dasd_lite.config.models import Transformers
 from dasd_lite.config.stages import EvaluateConfig, Phase, RecipeConfig
-from dasd_lite.console import say_note
+from dasd_lite.console import say, say_note
 from dasd_lite.costs.estimate import Training
 from dasd_lite.costs.evaluation import Load, evaluation_line
 from dasd_lite.costs.hardware import visible_gpu
@@ -53,7 +53,7 @@ def _faults(config: EvaluateConfig, recipe: RecipeConfig, questions: Questions) 
         from dasd_lite.grading.code import sandbox_name
 
         try:
-            sandbox_name()
+            say(f"programs run in {sandbox_name()}")
         except DasdError as error:
             yield str(error)
     own = next((each for each in sets if each.name == OWN_TASK), None)

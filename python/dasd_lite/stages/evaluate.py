@@ -40,6 +40,7 @@ from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import ConfigError, DataError
 from dasd_lite.grading import CheckedGrader, grade_all, grader_kind, open_grader
 from dasd_lite.grading.choice import vote
+from dasd_lite.grading.code import sandbox_name
 from dasd_lite.grading.early_look import EarlyLook
 from dasd_lite.grading.grade import UNDECIDED, VERDICTS, Grade, Grader
 from dasd_lite.grading.normal import canonical
@@ -181,6 +182,8 @@ def evaluate(
         grades = _grades(journal, plan, uids, grade, name)
         journal.columns = lambda position: plan[position].names() | grades[position]
         counts = _accuracy(sets, journal, plan, grades)
+        if not grade.is_own and any(grader_kind(one.question.answer or "") == "code" for one in plan):
+            counts["sandbox"] = sandbox_name()
         journal.publish(counts | (own.counts if own is not None else {}), **timing)
     return Evaluation(out)
 
