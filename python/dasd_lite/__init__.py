@@ -31,6 +31,7 @@ _MODULES = {
     "data.records": ("Prompt",),
     "data.run_folder": ("RunFolder",),
     "errors": ("DasdError",),
+    "grading": ("grade_answer",),
     "grading.contamination": ("Overlap", "overlaps"),
     "grading.grade": ("Grade", "Grader"),
     "grading.statistics": ("Accuracy", "Comparison"),

@@ -21,6 +21,7 @@ from dasd_lite.data.prompts import read_prompts as read_prompts
 from dasd_lite.data.records import Prompt as Prompt
 from dasd_lite.data.run_folder import RunFolder as RunFolder
 from dasd_lite.errors import DasdError as DasdError
+from dasd_lite.grading import grade_answer as grade_answer
 from dasd_lite.grading.contamination import Overlap as Overlap
 from dasd_lite.grading.contamination import overlaps as overlaps
 from dasd_lite.grading.grade import Grade as Grade

@@ -9,7 +9,7 @@ import pytest
 
 from dasd_lite.config.extensions import code_hash
 from dasd_lite.errors import ConfigError, DataError
-from dasd_lite.grading import CheckedGrader, open_grader
+from dasd_lite.grading import CheckedGrader, grade_answer, open_grader
 from dasd_lite.grading.grade import Grade
 
 # --- graders of one's own -----------------------------------------------------------------------------
@@ -144,3 +144,14 @@ def test_a_grader_that_hangs_is_given_up_and_named():
 def test_an_exception_in_a_grader_of_ours_stays_a_traceback():
     with pytest.raises(ZeroDivisionError):
         CheckedGrader(lambda completion, answer: 1 / 0, "math", "")("5", "5")
+
+
+# --- one answer ---------------------------------------------------------------------------------------
+
+
+def test_one_answer_is_graded_by_the_kind_of_its_reference():
+    assert grade_answer(r"<think>9</think> \boxed{0.5}", r"\frac12") == Grade("right", "0.5")
+    assert grade_answer("Answer: (B)", "B") == Grade("right", "B")
+    assert grade_answer("Answer: B", "7").verdict == "wrong"
+    with pytest.raises(DataError, match=r"answer = ' ': "):
+        grade_answer("Answer: B", " ")

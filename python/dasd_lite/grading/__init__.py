@@ -138,6 +138,24 @@ def grader_kind(answer: str) -> Kind:
     return "choice" if kind == "math" and _LETTER.fullmatch(answer.strip()) else kind
 
 
+def grade_answer(completion: str, answer: str, grader: str | Grader = "auto") -> Grade:
+    """Grade one completion.
+
+    Args:
+        completion: What a model wrote, its thinking included.
+        answer: The reference answer, or a solution that states it.
+        grader: The name of a grader, or one of your own.
+
+    Raises:
+        ConfigError: There is no such grader.
+        DataError: Nothing can be graded against this reference answer.
+    """
+    grade = open_grader(grader)
+    if (fault := grade.fault(answer)) is not None:
+        raise DataError(f"answer = {answer[:60]!r}: {fault}")
+    return grade(completion, answer)
+
+
 def grade_all(grade: CheckedGrader, pairs: Iterable[tuple[str, str]]) -> Iterator[Grade]:
     """Yield the grade of each completion with its reference, in order.
 
