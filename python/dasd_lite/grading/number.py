@@ -75,7 +75,7 @@ UNITS = {
         "cent": "cent cents",
         "rad": "rad radian radians",
         "km/h": "km/h kph",
-        "mph": "mph",
+        "mi/h": "mph",
         "m/s": "m/s",
     }.items()
     for name in names.split()
@@ -90,7 +90,8 @@ _WORDS = (
 _VALUES = {word: value for value, word in enumerate(_WORDS.split())}
 _CHANGING = (
     "or more less fewer plus minus times over squared cubed factorial dozen dozens mod to choose above below half"
-    " halves pi sqrt remainder divided multiplied than at least most about pair pairs and thirds quarters tenths fifths"
+    " halves pi sqrt remainder divided multiplied than at least most about pair pairs and score gross lakh crore"
+    " thirds quarters fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths"
     " base am pm"
 )
 _CHANGES_THE_NUMBER = frozenset(_CHANGING.split())
@@ -145,6 +146,10 @@ def _unit(rest: str, *, is_fraction: bool) -> tuple[str, int] | None:
     if len(words) > 1 and words[0] in UNITS and words[1] in ("squared", "cubed"):
         power = "2" if words[1] == "squared" else "3"
     first = words[0]
+    if first in ("st", "nd", "rd", "th"):
+        return "", 1
+    if first in UNITS and len(words) > 2 and words[1] == "per":
+        return f"{UNITS[first]}/{UNITS.get(words[2], words[2])}", 1
     if first in UNITS and (match["space"] or len(first) > 1 or first == "%"):
         return UNITS[first] + power, 1
     is_word = bool(match["space"]) and len(first) > 2 and not power

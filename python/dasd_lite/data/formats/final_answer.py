@@ -65,7 +65,7 @@ _BARE = re.compile(
     r"[-+−]?\s?(?:\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[A-Za-z]+(?:\{[^{}\n]{0,100}\}){0,2}|[A-Za-z](?![A-Za-z]))"
 )
 _BOX_COMMAND = re.compile(r"\\+(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
-_BETWEEN = re.compile(r"[\s$,;.]*(?:and|or|,|;)[\s$,;.]*(?:[A-Za-z]\w?\s*=\s*)?")
+_BETWEEN = re.compile(r"[\s$,;.]*(?:\\text\s?\{)?\s?(?:and|or|,|;)[\s$,;.}]*(?:[A-Za-z]\w?\s*=\s*)?")
 
 
 def last_box(text: str) -> str | None:
@@ -187,7 +187,7 @@ _MARK = re.compile(
     rf"(?:(?<!{_LETTER})(?:(?P<english>{_ENGLISH})|{_WORDS})(?!{_LETTER})|(?P<characters>{_CHARACTERS}))"
     r"(?P<bold>[*_]{0,3})"
     r"(?:[ \t](?:to|for|of)(?:[ \t][^\s.:=?]{1,20}){1,12}?)?(?:[ \t]?\([^()\n]{1,40}\))?[ \t]{0,4}[*_]{0,3}[ \t]{0,4}"
-    rf"(?:(?P<sign>[:：=＝→]|[—–]|-(?=\s))|(?P<copula>{_COPULA}|是|为|為|等于|は|が|은|는|คือ)"
+    rf"(?:(?P<sign>[:：=＝→]|(?<=答案)】|[—–]|-(?=\s))|(?P<copula>{_COPULA}|是|为|為|等于|は|が|은|는|คือ)"
     r"|(?P<line>(?=[ \t]{0,20}(?:\n|$))))",
     re.IGNORECASE,
 )
@@ -236,7 +236,7 @@ def _behind(text: str, mark: re.Match[str]) -> str | None:
 
 # --- where an answer ends
 
-_MATH = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\$(.+?)\$|\\\((.+?)\\\)", re.DOTALL)
+_MATH = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\$((?:[^$\\]|\\.)+?)\$|\\\((.+?)\\\)", re.DOTALL)
 _MORE_MATH = re.compile(r"\s*(?:,|and|or|,\s*and|,\s*or|;)\s*(?=\$|\\\()")
 _UNIT = re.compile(
     r"\s*(?:\\?%|°|(?:[kcmnµ]?m|[kmµ]?g|m?l|s|h|min|in|ft|mi|lb|oz|rad|mph|km/h|m/s)(?:[²³]|\^\{?\d\}?)?"
@@ -247,7 +247,7 @@ _MATHY = re.compile(r"[-+−±]?\s?[$€£\\√]?[\d({\[\\.πx½¼¾]|[A-Za-z](?
 _SENTENCE_END = re.compile(r"(?<![A-Z. ])\.(?=[\s*\"”’]|$)|(?<=[A-Za-z])[!?](?=\s|$)|!(?=\s+[A-Z])|[。！？；]")
 _PROSE = re.compile(
     r",?\s+\(?(?:because|since|as|which|where|so|therefore|hence|thus|by|after|when|due|for|if|given|i\.e\.|that|but|from"
-    r"|rounded|is|are|was|would|per the)\b|,\s+(?!and\b|or\b)[a-z]{2,}|\s\([A-Za-z]{2}"
+    r"|rounded|is|are|was|would|per the|and (?:that|this|it|so|we|the))\b|,\s+(?!and\b|or\b)[a-z]{2,}|\s\([A-Za-z]{2}"
     r"|\s[—–]\s|\s-\s[A-Za-z]{2}|，\s?[因所即]"
     r"|です|になり|となり|입니다|이다|[，、]\s?(?=[^\W\d_])"
 )
@@ -283,10 +283,12 @@ def _inside(math: re.Match[str]) -> str:
 
 def _tidy(text: str) -> str:
     """Remove markup and punctuation around an answer."""
-    text = _ENDS.split(text, maxsplit=1)[0].strip(" \t\r\n*`\"'“”«»")
+    text = _ENDS.split(text, maxsplit=1)[0].strip(" \t\r\n*`“”«»")
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":  # x' keeps its prime
+        text = text[1:-1]
     text = text.removesuffix("。").rstrip(",;:").strip()
     while text.endswith(".") and not text.endswith("..."):
-        text = text[:-1].rstrip(" *`\"'")
+        text = text[:-1].rstrip(" *`")
     if text.startswith("_") and text.endswith("_"):
         text = text.strip("_")
     if (math := _MATH.fullmatch(text)) and "$" not in _inside(math):
