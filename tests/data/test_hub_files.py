@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from tests.grown import grown
+from tests.hub import HubHandler, serving
 
 from dasd_lite.data.dataset import read_table
 from dasd_lite.data.formats.sources import _matching
@@ -28,24 +27,8 @@ FILES = {
 REFS = {"main": NEW, "v1": OLD, "refs/convert/parquet": OLD, OLD: OLD, NEW: NEW}
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """Knows the data set ORG/SET, and ORG/GATED, which one may not read."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args):
-        pass
-
-    def reply(self, status, body=b"", **headers):
-        self.send_response(status)
-        for name, value in {"Content-Length": len(body), **headers}.items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_HEAD(self):
-        self.do_GET()
 
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
@@ -76,14 +59,8 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.asked = []
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Hub, asked=[]) as server:
+        yield server
 
 
 @pytest.fixture

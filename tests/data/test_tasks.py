@@ -9,17 +9,16 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 import zlib
 from collections import Counter
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.hub import HubHandler, serving
 
 from dasd_lite.config.tasks import TASKS
 from dasd_lite.data import references
@@ -296,24 +295,8 @@ def test_a_folder_that_is_not_there(tmp_path):
 # --- the hub ------------------------------------------------------------------------------------------------
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """Has the files of `server.files`, (data set, file) → bytes, at every commit; GPQA is gated without a token."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args):
-        pass
-
-    def reply(self, status, body=b"", **headers):
-        self.send_response(status)
-        for name, value in {"Content-Length": len(body), **headers}.items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_HEAD(self):
-        self.do_GET()
 
     def do_GET(self):
         path = unquote(urlsplit(self.path).path).removeprefix("/datasets/")
@@ -330,14 +313,9 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files = {(each.repo, each.file): content_of(name, ROWS[name]) for name, each in BENCHMARKS.items()}
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    files = {(each.repo, each.file): content_of(name, ROWS[name]) for name, each in BENCHMARKS.items()}
+    with serving(Hub, files=files) as server:
+        yield server
 
 
 SCRIPT = """
