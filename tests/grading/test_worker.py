@@ -149,7 +149,9 @@ def ask(monkeypatch):
 def test_whatever_a_comparison_does_the_next_one_works(ask, act, reply):
     for _ in range(2):
         assert ask("equal") == [True, ""]
-        assert ask(act) == reply
+        verdict, reason = ask(act)
+        # A RecursionError deep inside of the interpreter may come out as a SystemError.
+        assert [verdict, reason.replace("SystemError", "RecursionError")] == reply
 
 
 @pytest.mark.parametrize("formula", ["9" * 300, "(" * 100 + "1" + ")" * 100])

@@ -123,9 +123,8 @@ def _select(result: StageResult) -> list[str]:
     if lost := counts.get("prompts_lost"):
         kept.append(f"{lost:,} of {counts['prompts']:,} questions lost all their candidates")
     grades = counts["grades"]
-    kept += [f"{grades.get('right', 0) / grades['graded']:.1%} of {grades['graded']:,} graded answers right"] * bool(
-        grades["graded"]
-    )
+    if grades["graded"]:
+        kept.append(f"{grades.get('right', 0) / grades['graded']:.1%} of {grades['graded']:,} graded answers right")
     if "lam" not in counts:
         return kept
     share = counts["effective_sample_size"]
