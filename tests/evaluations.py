@@ -61,7 +61,7 @@ def graded(task: str, uid: str, grades: str, **more: Any) -> list[dict[str, Any]
                 "grade": verdict,
                 "extracted": extracted,
                 "reason": "took longer than 5 s" if letter == "u" else None,
-                "vote": "right" if letter == "r" else extracted,
+                "vote": "right" if letter == "r" else OPTIONS[0] if extracted and task == "gpqa-diamond" else extracted,
                 "num_tokens": 12_500 if letter == "c" else 40,
                 "max_tokens": 100,
                 **more,

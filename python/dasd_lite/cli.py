@@ -78,7 +78,7 @@ def init(situation: str) -> None:
     type=click.Choice(["config", "models", "trial"]),
     default="models",
     show_default=True,
-    help="How far to check: the file, the models and data that it names, or 16 prompts through the whole chain.",
+    help="How far to check: the file, the models and data that it names, or a few prompts through the whole chain.",
 )
 @_reuse
 def check(recipe: Path, overrides: tuple[str, ...], until: str, reuse: tuple[Path, ...]) -> None:

@@ -105,6 +105,7 @@ def test_what_is_not_a_grader_is_refused(my_graders, name, message):
         1.0,
         ("right", "5"),
         Grade("correct", "5"),
+        Grade("right", "\ud800"),
         Grade(True, None),
         Grade("right", 5),
         "a\nb" * 99,
@@ -137,8 +138,14 @@ def test_a_grader_that_hangs_is_given_up_and_named():
     for _ in range(3):
         grade = grader("It is 5.", "5")
         assert grade == Grade("unknown", None, "the grader did not return within 0.01 s")
-    with pytest.raises(DataError, match=r"^grader mine:waits did not return within 0.01 s on 4 answers, .*'It is 5\.'"):
+    with pytest.raises(DataError, match=r"^grader mine:waits did not return within 0.01 s on 4 answers; give it"):
         grader("It is 6.", "5")
+
+
+def test_a_grader_that_exits_is_an_error():
+    grader = CheckedGrader(lambda completion, answer: sys.exit(0), "mine:exits", "", True)
+    with pytest.raises(DataError, match=r"^grader mine:exits called sys.exit\(0\); it must return$"):
+        grader("5", "5")
 
 
 def test_an_exception_in_a_grader_of_ours_stays_a_traceback():

@@ -10,10 +10,13 @@ from tests.evaluations import OPTIONS, QUESTIONS, SECRET, evaluate, graded, make
 
 import dasd_lite as dl
 from dasd_lite import console
+from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.data.records import GRADED, HIDDEN_TEXT
+from dasd_lite.data.run_folder import RunFolder
 from dasd_lite.errors import DataError
+from dasd_lite.grading.statistics import compare_accuracies
 from dasd_lite.report.page import write_report
-from dasd_lite.report.results import read_accuracy
+from dasd_lite.report.results import planned_stages, read_accuracy
 from dasd_lite.report.show.show import show
 from dasd_lite.report.summary import summary
 
@@ -234,3 +237,29 @@ def test_options_in_another_order_are_the_same_question(run):
     own = read_accuracy(run / "low" / "evaluate").tasks["gpqa-diamond"]
     assert (own.num_questions, own.k) == (2, 2)
     assert set(QUESTIONS["gpqa-diamond"]) == {uid for uid, _ in own.questions}
+
+
+def test_an_evaluation_of_benchmarks_alone_has_a_before(tmp_path):
+    run = RunFolder(tmp_path)
+    phase = {"name": "low", "evaluate": {"tasks": ["aime24"]}}
+    recipe = RecipeConfig.model_validate(
+        {
+            "out": str(tmp_path),
+            "prompts": {"path": "prompts.jsonl"},
+            "student": {"kind": "transformers", "model": "student"},
+            "teacher": {"kind": "transformers", "model": "teacher"},
+            "phase": [phase],
+        }
+    )
+    names = [stage.name for stage in planned_stages(run, recipe)]
+    assert names[0] == "base/evaluate" and names[-1] == "low/evaluate"
+    with_teacher = {"evaluate": recipe.phase[0].evaluate.model_copy(update={"teacher": True})}
+    asked = recipe.model_copy(update={"phase": [recipe.phase[0].model_copy(update=with_teacher)]})
+    assert "teacher/evaluate" in [stage.name for stage in planned_stages(run, asked)]
+
+
+def test_benchmarks_are_paired_whatever_stands_beside_them(tmp_path):
+    evaluate(tmp_path / "a" / "evaluate", prompts={"a": "rw"}, aime24={"1": "rwwc"})
+    evaluate(tmp_path / "b" / "evaluate", aime24={"1": "rrww"})
+    first, second = (read_accuracy(tmp_path / name / "evaluate").tasks["aime24"] for name in "ab")
+    assert compare_accuracies(first, second).shared == 1

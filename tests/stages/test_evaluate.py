@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 from dasd_lite.config.models import Vllm
 from dasd_lite.config.reading import Columns
-from dasd_lite.data.asked import Asked
+from dasd_lite.config.stages import EvaluateConfig
+from dasd_lite.data.asked import Asked, asked_for, question_sets
 from dasd_lite.data.handles import Evaluation
 from dasd_lite.data.records import Prompt
 from dasd_lite.data.seeds import digest
@@ -102,6 +104,37 @@ def test_more_samples_are_added_and_only_they_are_graded(tmp_path):
     assert [row["index"] for row in rows(result)] == [0, 1, 2, 0, 1, 2]
 
 
+class ByLimit(Canned):
+    """Needs 150 tokens for its answer, and is cut off before that."""
+
+    def complete(self, requests, params):
+        for request in requests:
+            self.asked += 1
+            enough = request.max_tokens >= 150
+            text, reason = ("<think> so </think> Answer: 1", "stop") if enough else ("<think> so", "length")
+            tokens = 150 if enough else request.max_tokens
+            yield Completion(request.position, text, finish_reason=reason, completion_tokens=tokens)
+
+
+def test_an_answer_that_is_asked_for_again_is_graded_again(tmp_path):
+    sampler = ByLimit({})
+    for limit, accuracy, truncated, asked in ((100, 0.0, 1, 1), (200, 1.0, 0, 2), (100, 0.0, 1, 2), (200, 1.0, 0, 2)):
+        result = evaluate(sampler, QUESTIONS[:1], out=tmp_path / "e", num_samples=1, max_tokens=limit)
+        assert (result.accuracy, result.counts["truncated"], sampler.asked) == (accuracy, truncated, asked)
+
+
+def test_an_unknown_grade_is_tried_again(tmp_path):
+    sampler, verdicts = Canned(ANSWERS), iter(["unknown", "right", "right"])
+
+    def busy(completion, answer):
+        return Grade(next(verdicts), answer)
+
+    busy.fingerprint = "busy"
+    options = {"out": tmp_path / "e", "grader": busy}
+    assert evaluate(sampler, QUESTIONS[:1], num_samples=1, **options).accuracy == 0.0
+    assert evaluate(sampler, QUESTIONS[:1], num_samples=2, **options).accuracy == 1.0
+
+
 def test_a_kill_between_two_grades_keeps_those_before_it(tmp_path):
     graded = []
 
@@ -176,6 +209,18 @@ def test_the_order_of_options_is_drawn_for_each_answer_and_stored_with_it(tmp_pa
     assert [row["messages"] for row in rows(other)] != [row["messages"] for row in rows(result)]
 
 
+@pytest.mark.parametrize("said", [r"\boxed{1}", r"\boxed{E}", "Answer: Z", r"\boxed{Ω}", ""])
+@pytest.mark.parametrize("grader", ["auto", "math"])
+def test_what_is_no_option_ends_no_evaluation(tmp_path, said, grader):
+    class Says(Knows):
+        def complete(self, requests, params):
+            for request in requests:
+                yield Completion(request.position, f"<think> . </think> {said}", completion_tokens=5)
+
+    result = evaluate(Says(), choice_file(tmp_path), out=tmp_path / "e", num_samples=2, grader=grader)
+    assert result.accuracy == 0.0
+
+
 def test_votes_for_the_same_option_are_the_same_in_any_order(tmp_path):
     class Oslo(Knows):
         def complete(self, requests, params):
@@ -214,6 +259,25 @@ def test_benchmarks_beside_the_user_s_own_questions(tmp_path, gsm8k_folder):
     assert counts["gsm8k"]["accuracy"] == pytest.approx(1 / 3), "the first question's answer is 18"
     assert re.fullmatch("[0-9a-f]{64}", counts["gsm8k"]["checksum"])
     assert Evaluation(tmp_path / "e").manifest["names"]["gsm8k"].endswith(counts["gsm8k"]["checksum"])
+
+
+def test_the_same_question_in_two_sets_has_answers_of_its_own(tmp_path, gsm8k_folder):
+    with open(gsm8k_folder / "gsm8k_test.jsonl") as file:
+        first = json.loads(file.readline())
+    options = {"tasks": [{"name": "gsm8k", "limit": 1, "max_tokens": 200}], "tasks_folder": gsm8k_folder}
+
+    class One(ByLimit):
+        def complete(self, requests, params):
+            for completion in super().complete(requests, params):
+                yield replace(completion, text=completion.text.replace("Answer: 1", "Answer: 18"))
+
+    (asked,) = asked_for(question_sets(EvaluateConfig(**options, num_samples=1), None), 0)
+    own = [question(asked.question.messages[-1]["content"], first["answer"])]
+    result = evaluate(One({}), own, out=tmp_path / "e", max_tokens=100, num_samples=1, **options)
+    assert [(row["task"], row["finish_reason"], row["grade"]) for row in rows(result)] == [
+        ("prompts", "length", "no_answer"),
+        ("gsm8k", "stop", "right"),
+    ]
 
 
 def test_unread_columns_option_is_still_that_of_files(tmp_path):

@@ -56,6 +56,7 @@ def price_line(
     characters = sum(len(message["content"]) for prompt in prompts or () for message in prompt.messages)
     read = characters / _CHARACTERS_PER_TOKEN * sum(options.num_samples for options in sampling)
     written += sum(load.tokens for load in evaluated)
+    read += sum(load.characters for load in evaluated) / _CHARACTERS_PER_TOKEN
     cost, what = Usage(round(read), written).cost(teacher.prices), "sampling"
     what += " and the teacher's evaluation" if evaluated else ""
     return f"price: at most {cost:,.2f} for {what}, if every answer has the maximum length{stops}"

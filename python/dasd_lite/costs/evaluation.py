@@ -31,11 +31,13 @@ class Load:
         num_questions: How many questions.
         num_answers: How many answers to them in all.
         max_tokens: Longest answer.
+        characters: Of all questions, as often as they are asked.
     """
 
     num_questions: int
     num_answers: int
     max_tokens: int
+    characters: int = 0
 
     @property
     def tokens(self) -> int:
@@ -68,7 +70,11 @@ def vllm_hours(shape: ModelShape, gpu: Gpu, loads: Sequence[Load]) -> float | No
 
 
 def evaluation_line(
-    loads: Sequence[Load], num_evaluations: int, student: Student, shape: ModelShape | None, gpu: Gpu | None
+    loads: Sequence[Load],
+    num_evaluations: int,
+    student: Student,
+    shape: ModelShape | None,
+    gpu: Gpu | None,
 ) -> str:
     """Say what all evaluations of the student ask and how long they take, and what would be faster.
 

@@ -16,7 +16,7 @@ from dasd_lite.config.stages import EvaluateConfig, TaskConfig
 from dasd_lite.data.choices import shuffled, with_order
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import OWN_TASK, Message, Prompt, times_before
-from dasd_lite.data.references import Tests, kind_of, read_choices, read_tests
+from dasd_lite.data.references import Kind, Tests, kind_of, read_choices, read_tests
 from dasd_lite.data.seeds import digest
 from dasd_lite.data.tasks.load import Task, load_task
 from dasd_lite.errors import DataError
@@ -77,6 +77,23 @@ class Asked:
     before: int
     index: int
     max_tokens: int
+    template: str | None = None
+    """Text around the question, which its key leaves out."""
+
+    @property
+    def identity(self) -> list[Any]:
+        """What decides which question it is, for a uid: two sets may have the same one, with other limits."""
+        return [self.task, self.key, self.before, *([self.template] if self.template is not None else [])]
+
+    @property
+    def reference(self) -> str:
+        """Hash of the reference answer."""
+        return _hashed(self.question.answer or "")
+
+    @property
+    def kind(self) -> Kind:
+        """How the reference asks to be graded."""
+        return kind_of(self.question.answer or "")
 
     def names(self) -> dict[str, Any]:
         """Return the columns on which the answer does not depend."""
@@ -137,7 +154,8 @@ def refuse_other_rows(sets: Sequence[QuestionSet], names: Mapping[str, str], whe
     for each in sets:
         before = names.get(each.name, each.origin)
         at, _, rows = each.origin.partition(_STATES_ROWS)
-        if before != each.origin and before.partition(_STATES_ROWS)[0] == at:
+        has_commit = not at.endswith("@")  # a file in a folder of the user's may change
+        if has_commit and before != each.origin and before.partition(_STATES_ROWS)[0] == at:
             raise DataError(
                 f"evaluate.tasks: {each.name}: {at} has other rows now than when {where} was written (hash {rows[:12]}"
                 f" now, {before.partition(_STATES_ROWS)[2][:12]} then); restore those rows, or use another out folder"
@@ -151,7 +169,7 @@ def asked_for(sets: Sequence[QuestionSet], seed: int) -> Iterator[Asked]:
         for question, key, before in zip(each.questions, keys, times_before(keys), strict=True):
             for index in range(each.num_samples):
                 shown = _in_template(_ordered(question, key, index, seed), each.template)
-                yield Asked(each.name, shown, key, before, index, each.max_tokens)
+                yield Asked(each.name, shown, key, before, index, each.max_tokens, each.template)
 
 
 def _ordered(question: Prompt, key: str, index: int, seed: int) -> Prompt:
@@ -170,8 +188,16 @@ def _in_template(question: Prompt, template: str | None) -> Prompt:
 
 def _short(answer: str | None) -> str | None:
     """Return a reference as rows keep it: of tests, which may be megabytes, their number and a hash."""
-    if answer is None or kind_of(answer) != "code":
-        return answer
+    return answer if answer is None or kind_of(answer) != "code" else _summary(answer)
+
+
+@lru_cache(maxsize=4096)  # there are many answers to each question
+def _summary(answer: str) -> str:
     tests = read_tests(answer)
-    words = f"{len(tests.tests):,} tests{' and private ones' if tests.private else ''}, hash {digest(answer)[:12]}"
+    words = f"{len(tests.tests):,} tests{' and private ones' if tests.private else ''}, hash {_hashed(answer)[:12]}"
     return Tests((), tests.function, summary=words).encode()
+
+
+@lru_cache(maxsize=4096)
+def _hashed(answer: str) -> str:
+    return digest(answer)

@@ -114,4 +114,7 @@ def _checked(folder: Path, shard: dict[str, Any]) -> Path:
 
 def _check_columns(path: Path, schema: pa.Schema, columns: Sequence[str] | None) -> None:
     if unknown := [name for name in columns or () if name not in schema.names]:
-        raise DataError(f"{path}: has no column {', '.join(map(repr, unknown))}; it has {', '.join(schema.names)}")
+        raise DataError(
+            f"{path}: has no column {', '.join(map(repr, unknown))}; it has"
+            f" {', '.join(schema.names)}; if another version of dasd-lite wrote it, run its stage again"
+        )

@@ -7,7 +7,7 @@ Invariant: a line that a kill cut off is as if it had not been written.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -20,19 +20,19 @@ _FILE = "grades.jsonl"
 class GradeLog:
     """A file with one grade a line."""
 
-    def __init__(self, folder: Path, keys: Collection[str]) -> None:
-        """Read the grades in `folder` that have one of these keys; the others are dropped."""
+    def __init__(self, folder: Path) -> None:
+        """Read the grades in `folder`; those that are unknown may be known on a machine that is less busy."""
         self._folder, self._path = folder, folder / _FILE
         self._file: TextIO | None = None
         self.known: dict[str, dict[str, Any]] = {}
-        wanted = set(keys)
-        for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else ():
+        # Not `splitlines`: an answer may have a line separator of its own.
+        for line in self._path.read_text(encoding="utf-8").split("\n") if self._path.exists() else ():
             try:
                 entry = json.loads(line)
-            except ValueError:
+                if entry["grade"] != "unknown":
+                    self.known[entry.pop("key")] = entry
+            except (ValueError, KeyError, TypeError):
                 continue
-            if (key := entry.pop("key", None)) in wanted:
-                self.known[key] = entry
 
     def __enter__(self) -> Self:
         """Open the file behind the grades that are known."""

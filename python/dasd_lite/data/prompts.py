@@ -6,6 +6,7 @@ error, which names the file, the line, and the mistake.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -83,6 +84,9 @@ class Prompts(Sequence[Prompt]):
                     raise DataError(f"prompts: {str(item)[:60]!r} is not a Prompt; pass Prompt objects, or a path")
             if not items:
                 raise DataError("prompts: the list is empty; give at least one prompt")
+            for uid, number in Counter(item.uid for item in items).items():
+                if number > 1:
+                    raise DataError(f"prompts: {number} prompts have the uid {uid!r}; uids must be unique")
             source = cls(items)
         return source if limit is None or limit == source.limit else source.first(limit)
 

@@ -162,6 +162,11 @@ class Prompt:
         return f"{self.where} ({quoted})" if self.where else quoted
 
     @property
+    def place(self) -> str:
+        """Its place in a file, or its uid: a name without a word of its text."""
+        return self.where or self.uid
+
+    @property
     def key(self) -> str:
         """Hash of its messages: what a model is asked, whatever the file calls it."""
         return digest(list(self.messages))

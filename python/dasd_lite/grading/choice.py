@@ -71,9 +71,9 @@ def fault(reference: str) -> str | None:
 
 def vote(extracted: str, reference: str) -> str:
     """Return the text of the option of a letter: the same in every order of the options, as a majority needs it."""
-    if kind_of(reference) != "choice" or len(extracted) != 1:
-        return extracted
-    return read_choices(reference).options[LETTERS.index(extracted)]
+    options = read_choices(reference).options if kind_of(reference) == "choice" else ()
+    at = LETTERS.find(extracted) if len(extracted) == 1 else -1
+    return options[at] if 0 <= at < len(options) else extracted
 
 
 def _read_key(reference: str) -> _Key | str:

@@ -38,7 +38,7 @@ class EarlyLook:
         answer = self._plan[position].question.answer or ""
         if finish_reason == "length":
             self._seen["cut off"] += 1
-        elif kind_of(answer) != "code":  # programs take long; they are run at the end
+        elif kind_of(answer) != "code" and not self._grade.is_own:  # they may take long, and are asked at the end
             self._seen[self._grade(text, answer).verdict] += 1
         self._tokens += num_tokens
         if not self._waiting:

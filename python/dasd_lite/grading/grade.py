@@ -28,9 +28,14 @@ class Grade:
 
     def is_valid(self) -> bool:
         """Return whether all fields have a value that they may have."""
-        return (
-            self.verdict in VERDICTS and isinstance(self.extracted, str | None) and isinstance(self.reason, str | None)
-        )
+        return self.verdict in VERDICTS and _is_text(self.extracted) and _is_text(self.reason)
+
+
+def _is_text(value: object) -> bool:
+    """Return whether it is None, or text that can be written as UTF-8."""
+    if not isinstance(value, str):
+        return value is None
+    return not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 class Grader(Protocol):

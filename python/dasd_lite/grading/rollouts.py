@@ -30,17 +30,21 @@ class Verdicts:
     """The question of each."""
 
     def counts(self) -> dict[str, Any]:
-        """Return what a manifest says: how many have each verdict, and on how many questions one was right."""
-        by_prompt: dict[str, bool] = defaultdict(bool)
+        """Return what a manifest says: how many have each verdict, and on how many questions one was right.
+
+        A question without a right answer counts only if all answers to it are known to be wrong.
+        """
+        by_prompt: dict[str, set[Verdict]] = defaultdict(set)
         for prompt, verdict in zip(self.prompts, self.of, strict=True):
             if verdict is not None:
-                by_prompt[prompt] |= verdict == "right"
+                by_prompt[prompt].add(verdict)
         verdicts = Counter(verdict for verdict in self.of if verdict is not None)
+        right = sum("right" in own for own in by_prompt.values())
         return {
             "graded": verdicts.total(),
             **dict(sorted(verdicts.items())),
-            "questions": len(by_prompt),
-            "questions_right": sum(by_prompt.values()),
+            "questions": right + sum(own <= set(WRONG) for own in by_prompt.values()),
+            "questions_right": right,
         }
 
 

@@ -16,9 +16,11 @@ import numpy as np
 
 from dasd_lite.data.dataset import batches
 from dasd_lite.data.manifest import read_manifest
-from dasd_lite.grading.statistics import standard_error
+from dasd_lite.grading.grade import UNDECIDED
+from dasd_lite.grading.statistics import standard_error, t_quantile
 
-_FEW = 10  # questions, below which nothing is said
+_FEW = 10  # questions, on which equal figures say nothing
+_MARGIN = 5.0  # points, within which the teacher counts as not worse
 
 
 @dataclass
@@ -30,6 +32,7 @@ class TeacherAt:
         answers: How many there are.
         repeating: Those that repeat themselves, by the limits of select.
         cut_off: Those that reached the length limit.
+        undecided: Those that could not be compared with the reference; they are not among `right`.
         right: Of each question with a reference answer, whether each answer is right.
     """
 
@@ -37,11 +40,12 @@ class TeacherAt:
     answers: int = 0
     repeating: int = 0
     cut_off: int = 0
+    undecided: int = 0
     right: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def graded(self) -> int:
-        """Answers to questions with a reference answer."""
+        """Answers that were compared with a reference answer."""
         return sum(map(len, self.right.values()))
 
     @property
@@ -58,7 +62,9 @@ class TeacherAt:
             for batch in batches(select, table, ("prompt_uid", "grade", "finish_reason")):
                 self.cut_off += batch["finish_reason"].to_pylist().count("length")
                 for uid, grade in zip(batch["prompt_uid"].to_pylist(), batch["grade"].to_pylist(), strict=True):
-                    if grade is not None:
+                    if grade in UNDECIDED:
+                        self.undecided += 1
+                    elif grade is not None:
                         self.right[uid].append(grade == "right")
 
 
@@ -79,7 +85,8 @@ def teacher_lines(teachers: Sequence[TeacherAt]) -> list[str]:
             means = np.array(list(each.means.values()))
             error = standard_error(means)
             around = "" if np.isnan(error) else f" ± {100 * error:.1f}"
-            parts.append(f"right {100 * means.mean():.1f}{around}% (over {len(means):,} questions)")
+            parts.append(f"right {100 * means.mean():.1f}{around}% (standard error over {len(means):,} questions)")
+        parts += [f"{each.undecided:,} not comparable"] if each.undecided else []
         parts.append(f"repeating {each.repeating / each.answers:.1%}")
         parts.append(f"cut off {each.cut_off / each.answers:.1%}")
         lines.append(f"teacher at T = {each.temperature:g}: {', '.join(parts)}")
@@ -87,23 +94,35 @@ def teacher_lines(teachers: Sequence[TeacherAt]) -> list[str]:
 
 
 def advice(teachers: Sequence[TeacherAt]) -> str | None:
-    """Say what the lowest and the highest temperature promise; None if too few questions were graded at both."""
+    """Say what the lowest and the highest temperature promise; None where no question was graded at both.
+
+    The teacher is called worse at the low temperature if the whole interval of the difference (95%, Student's t, paired
+    by question) says so, and not worse if none of it goes beyond a few points.
+    """
     if len(teachers) < 2:
         return None
     low, high = teachers[0], teachers[-1]
     shared = [uid for uid in low.means if uid in high.means]
-    if len(shared) < _FEW:
+    if len(shared) < 2:
         return None
-    gains = np.array([high.means[uid] - low.means[uid] for uid in shared])
-    difference, error = 100 * gains.mean(), 100 * standard_error(gains)
-    measured = f"{difference:+.1f} ± {error:.1f} points on {len(shared):,} questions".replace("-", "−")
+    gains = 100 * np.array([high.means[uid] - low.means[uid] for uid in shared])
+    difference, error = gains.mean(), standard_error(gains)
+    half = t_quantile(0.95, len(shared) - 1) * error
+    measured = f"{difference:+.1f} ± {error:.1f} points, standard error over {len(shared):,} questions"
+    measured = measured.replace("-", "−")
     at_low, at_high = f"T = {low.temperature:g}", f"T = {high.temperature:g}"
-    if difference > 2 * error:
+    if difference - half > 0:
         return (
             f"the teacher is right less often at {at_low} than at {at_high} ({measured}); where this was so in our"
-            " tests, training on the hotter answers gained 5.4 ± 1.4 points (docs/evidence.md)"
+            " tests, training on the hotter answers gained 5.4 ± 1.4 points (standard error over 5 seeds,"
+            " docs/evidence.md)"
+        )
+    if len(shared) < _FEW or difference + half > _MARGIN:
+        return (
+            f"whether the teacher is worse at {at_low} than at {at_high} cannot be told ({measured}); more questions"
+            " tell more (prompts.trial)"
         )
     return (
         f"the teacher is not worse at {at_low} than at {at_high} ({measured}); where this was so in our tests, training"
-        " on the hotter answers lost 2.9 ± 1.5 points (docs/evidence.md)"
+        " on the hotter answers lost 2.9 ± 1.5 points (standard error over 5 seeds, docs/evidence.md)"
     )

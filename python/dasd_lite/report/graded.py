@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dasd_lite.data.records import HIDDEN_TASKS, HIDDEN_TEXT
+from dasd_lite.data.records import HIDDEN_TASKS, HIDDEN_TEXT, RIGHT
 from dasd_lite.data.references import kind_of, read_choices, read_tests
 
 
@@ -25,6 +25,7 @@ def without_hidden_text(row: Mapping[str, Any]) -> dict[str, Any]:
         "answer": read_choices(answer).letter if kind_of(answer) == "choice" else HIDDEN_TEXT,
         "extracted": extracted if extracted is None or len(extracted) == 1 else HIDDEN_TEXT,
         "reason": None,
+        "vote": row["vote"] if row["vote"] in (None, RIGHT) else HIDDEN_TEXT,  # the text of an option
     }
 
 

@@ -23,7 +23,6 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from dasd_lite.data.files import disk_errors, make_folder
 from dasd_lite.data.handles import Evaluation
-from dasd_lite.data.records import HIDDEN_TEXT
 from dasd_lite.data.references import kind_of, read_choices
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.data.seeds import digest
@@ -212,18 +211,13 @@ class _Log:
                     "value": _VALUES.get(row["grade"], "N"),
                     "answer": row["extracted"],
                     "explanation": ", ".join([*why, *([row["reason"]] if row["reason"] else [])]),
-                    "metadata": {"verdict": row["grade"], "vote": _vote(row)},
+                    "metadata": {"verdict": row["grade"], "vote": row["vote"]},
                 }
             },
             "metadata": {"domain": row["domain"]},
             "model_usage": {self.model: _usage(row["num_tokens"])},
             "uuid": row["uid"],
         }
-
-
-def _vote(row: Mapping[str, Any]) -> str | None:
-    vote: str | None = row["vote"]
-    return vote if row["extracted"] != HIDDEN_TEXT or vote == "right" else HIDDEN_TEXT
 
 
 def _content(completion: str) -> str | list[dict[str, str]]:

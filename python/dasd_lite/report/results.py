@@ -50,11 +50,12 @@ def read_recipe(run: RunFolder) -> RecipeConfig:
 def planned_stages(run: RunFolder, recipe: RecipeConfig) -> list[StageFolder]:
     """Return the folders of all stages of a run: those of its phases, and evaluations of untrained student and teacher.
 
-    The teacher's evaluation is that of no phase; it is there if its folder is.
+    An evaluation of the teacher counts that the recipe does not ask for any more.
     """
-    planned = [(BASE, "evaluate")] if recipe.phase[0].evaluate.prompts is not None else []
+    planned = [(BASE, "evaluate")] if recipe.phase[0].evaluate.has_questions else []
     planned += [(phase.name, stage) for phase in recipe.phase for stage in phase.stages]
-    if (TEACHER, "evaluate") not in planned and run.stage(TEACHER, "evaluate").is_dir():
+    wanted = any(phase.evaluate.teacher for phase in recipe.phase)
+    if wanted or run.stage(TEACHER, "evaluate").is_dir():
         planned.append((TEACHER, "evaluate"))
     return [StageFolder(phase, stage, run.stage(phase, stage)) for phase, stage in planned]
 
@@ -132,7 +133,7 @@ def read_accuracy(folder: Path) -> ModelAccuracy:
         by_task[row["task"]].append(row)
     if OWN_TASK in by_task:
         for row, reference in zip(rows, _references(evaluation), strict=True):
-            row["reference"] = reference
+            row["reference"] = reference if row["task"] == OWN_TASK else ""
     for row in by_task.get(OWN_TASK, ()):
         by_domain[row["domain"]].append(row)
     return ModelAccuracy(

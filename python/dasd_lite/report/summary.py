@@ -14,11 +14,12 @@ from dasd_lite.data.records import OWN_TASK
 from dasd_lite.grading.grade import VERDICTS
 from dasd_lite.grading.statistics import Accuracy
 from dasd_lite.report.results import StageResult, read_accuracy, read_curve, read_result
-from dasd_lite.report.tables import monitored, with_error
+from dasd_lite.report.tables import DASH, monitored, with_error
 
 _FEW = 0.1  # share of sentences in the rarer kind, below which a count of them is a count of all
 _STRONG = 0.8  # a rank correlation
 _MANY = 0.3  # share of questions
+_WITHOUT_VALUE = ("wrong answer", "no reference answer", "cannot be compared")
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,7 +50,8 @@ def rejections(manifest: dict[str, Any]) -> Table | None:
         table.add_column(name, justify="right")
     for reason, number in rejected.items():
         low, high = counts["rejected_values"][reason]
-        table.add_row(f"  {reason}", f"{number:,}", f"{number / counts['rollouts']:.1%}", _value(low), _value(high))
+        values = (DASH, DASH) if reason in _WITHOUT_VALUE else (_value(low), _value(high))
+        table.add_row(f"  {reason}", f"{number:,}", f"{number / counts['rollouts']:.1%}", *values)
     return table
 
 
@@ -64,7 +66,7 @@ def teacher_warning(manifest: dict[str, Any]) -> str | None:
         return None
     grades, required = manifest["counts"]["grades"], manifest["config"].get("require_right")
     right, questions = grades["questions_right"], grades["questions"]
-    if 2 * right >= questions:
+    if 2 * right >= questions or manifest["counts"].get("mixed"):  # mixed policy asks what the student got wrong
         return None
     what = "" if required != "no" else "; select.require_right = 'where_known' would leave wrong answers out"
     return (

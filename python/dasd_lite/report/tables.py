@@ -342,7 +342,8 @@ def teacher(teachers: Sequence[TeacherAt]) -> ReportTable | None:
             percent(each.cut_off, each.answers),
         )
     table.notes.append(
-        "questions: those with a reference answer. right: of the answers to these, ± standard error over questions."
+        "questions: those with an answer that could be compared with its reference. right: of the answers to these,"
+        " ± standard error over questions."
         " repeating: by the limits of select, whatever else an answer was rejected for."
     )
     if (line := advice(teachers)) is not None:

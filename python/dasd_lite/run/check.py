@@ -135,7 +135,12 @@ def unread_settings(recipe: RecipeConfig) -> Iterator[str]:
                 f"phase {phase.name!r}: select.weighting has no effect: train.objective = 'sft' weighs all tokens alike"
             )
     yield from _unread_starts(recipe.phase)
-    is_scorer = any(phase.is_scored_by_teacher for phase in recipe.phase)
+    is_scorer = any(phase.is_scored_by_teacher or phase.evaluate.teacher for phase in recipe.phase)
+    if recipe.prompts.drop_contaminated and any(phase.source == "ingest" for phase in recipe.phase):
+        yield (
+            "prompts.drop_contaminated has no effect on phases with source = 'ingest', whose questions come with their"
+            " answers; the report lists those that are evaluation questions"
+        )
     if recipe.teacher is not None and not is_scorer and not any(phase.source in ASKING for phase in recipe.phase):
         is_tokenizer = any(
             tokenizer_name(phase.ingest, recipe.teacher) != phase.ingest.tokenizer for phase in recipe.phase
@@ -348,7 +353,8 @@ def _packages(recipe: RecipeConfig) -> Iterator[str]:
     needed = {"torch": "train", "transformers": "train", "safetensors": "train"}
     methods = {phase.train.method.kind for phase in recipe.phase}
     needed |= {"peft": "train"} if methods & {"lora", "qlora"} else {}
-    needed |= {"bitsandbytes": "train", "accelerate": "train"} if "qlora" in methods else {}
+    four_bit = "qlora" in methods or any(phase.score.four_bit or phase.evaluate.four_bit for phase in recipe.phase)
+    needed |= {"bitsandbytes": "train", "accelerate": "train"} if four_bit else {}
     engines = {phase.score.engine for phase in recipe.phase if phase.is_scored}
     tables = {"student": recipe.student, "teacher": recipe.teacher}
     uses_vllm = "vllm" in engines or any(isinstance(table, Vllm) for table in tables.values())

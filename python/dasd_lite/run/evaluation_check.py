@@ -13,7 +13,7 @@ from dasd_lite.costs.hardware import visible_gpu
 from dasd_lite.data.asked import QuestionSet, question_sets
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import OWN_TASK
-from dasd_lite.errors import DasdError
+from dasd_lite.errors import DasdError, DataError
 from dasd_lite.grading import grader_kind, open_grader
 from dasd_lite.run.questions import Questions
 from dasd_lite.stages.evaluate import reference_faults
@@ -36,8 +36,7 @@ def _faults(config: EvaluateConfig, recipe: RecipeConfig, questions: Questions) 
     try:
         sets = _sets(config, recipe, questions)
     except DasdError as error:
-        key = "" if str(error).startswith("evaluate.") else "evaluate.prompts: "
-        yield from (f"{key}{line}" for line in str(error).splitlines())
+        yield from str(error).splitlines()
         return
     try:
         grade = open_grader(config.grader)
@@ -70,12 +69,27 @@ def _asks_for_mark(questions: QuestionSet) -> bool:
 
 
 def _sets(config: EvaluateConfig, recipe: RecipeConfig, questions: Questions) -> list[QuestionSet]:
-    return question_sets(config, questions.to_evaluate(config, recipe.prompts.system))
+    try:
+        own = questions.to_evaluate(config, recipe.prompts.system)
+    except DasdError as error:
+        raise DataError("\n".join(f"evaluate.prompts: {line}" for line in str(error).splitlines())) from error
+    try:
+        return question_sets(config, own)
+    except DasdError as error:
+        raise DataError(f"evaluate.tasks: {error}") from error
 
 
 def _loads(config: EvaluateConfig, recipe: RecipeConfig, questions: Questions) -> list[Load]:
     sets = _sets(config, recipe, questions)
-    return [Load(len(s.questions), len(s.questions) * s.num_samples, s.max_tokens) for s in sets]
+    return [
+        Load(
+            len(each.questions),
+            len(each.questions) * each.num_samples,
+            each.max_tokens,
+            each.num_samples * sum(len(m["content"]) for q in each.questions for m in q.messages),
+        )
+        for each in sets
+    ]
 
 
 def reference_lines(recipe: RecipeConfig, prompts: Prompts) -> tuple[list[str], list[str]]:
@@ -101,8 +115,8 @@ def contamination_lines(recipe: RecipeConfig, questions: Questions, prompts: Pro
         prompt, question, share = found[0]
         number = len({each.uid for each, _, _ in found})
         yield (
-            f"{number:,} of {len(prompts):,} prompts contain evaluation questions, the first is {prompt.name}:"
-            f" {share:.0%} of the 8-grams of {question.name}; accuracies on these say what was remembered;"
+            f"{number:,} of {len(prompts):,} prompts contain evaluation questions, the first is {prompt.place}:"
+            f" {share:.0%} of the 8-grams of {question.place}; accuracies on these say what was remembered;"
             " prompts.drop_contaminated = true leaves such prompts out"
         )
 
@@ -121,4 +135,8 @@ def evaluations_line(recipe: RecipeConfig, questions: Questions, trainings: Sequ
     if not loads:
         return None
     shape = trainings[0].shape if trainings else None
-    return evaluation_line(loads, len(evaluated), recipe.student, shape, visible_gpu())
+    line = evaluation_line(loads, len(evaluated), recipe.student, shape, visible_gpu())
+    if ceiling := teacher_load(recipe, questions):
+        answers, tokens = sum(load.num_answers for load in ceiling), sum(load.tokens for load in ceiling)
+        line += f"; and of the teacher {answers:,} answers, at most {tokens:,} tokens"
+    return line

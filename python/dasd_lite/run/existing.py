@@ -16,7 +16,7 @@ from dasd_lite.costs.estimate import format_bytes
 from dasd_lite.data.files import run_lock
 from dasd_lite.data.journal import read_counts, stored_keys
 from dasd_lite.data.manifest import read_manifest, read_state, read_timing, state_file
-from dasd_lite.data.records import ROLLOUT, TEACHER_TOKENS
+from dasd_lite.data.records import GRADED, ROLLOUT, TEACHER_TOKENS
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import check_place, refuse_foreign
@@ -162,6 +162,8 @@ def is_replaced(recipe: RecipeConfig, step: Step, questions: Questions) -> bool:
 def answers_and_cost(folder: Path, prices: Prices | None = None) -> str:
     """Return how many answers a folder holds, and what they cost if that is known."""
     part, table, schema = (folder, "rollouts", ROLLOUT)
+    if folder.name.partition(".")[0] == "evaluate":
+        table, schema = "graded", GRADED
     if folder.name.partition(".")[0] == "score":
         part, table, schema = folder / "teacher", "readings", TEACHER_TOKENS
     number = len(stored_keys(part, table, schema, None))
@@ -169,6 +171,12 @@ def answers_and_cost(folder: Path, prices: Prices | None = None) -> str:
     used = Usage(int(counted.get("prompt_tokens", 0)), int(counted.get("completion_tokens", 0)))
     cost = used.cost(prices) if prices is not None else counted.get("cost")
     return f"{number:,} answers, {f'{cost:,.2f} paid' if cost is not None else f'{used.tokens:,} tokens'}"
+
+
+def _is_paid(folder: Path) -> bool:
+    """Return whether the teacher's answers are in a folder."""
+    stage = folder.name.partition(".")[0]
+    return stage in ASKING or (stage == "evaluate" and folder.parent.name == TEACHER)
 
 
 def replaced_folders(run: Path) -> dict[Path, str]:
@@ -182,8 +190,7 @@ def replaced_folders(run: Path) -> dict[Path, str]:
     found = sorted(path for name in names for path in run.glob(name) if state_file(path) is not None)
     sizes = {folder: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in found}
     return {
-        folder: f"{folder}: {format_bytes(size)}"
-        + (f", {answers_and_cost(folder)}" if folder.name.partition(".")[0] in ASKING else "")
+        folder: f"{folder}: {format_bytes(size)}" + (f", {answers_and_cost(folder)}" if _is_paid(folder) else "")
         for folder, size in sizes.items()
     }
 

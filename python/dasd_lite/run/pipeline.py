@@ -311,7 +311,7 @@ def _evaluate(recipe: RecipeConfig, phase: Phase, name: str, model: Path | Teach
             force=force,
         )
 
-    return Step(name, "evaluate", folder, phase.evaluate, work, asks=isinstance(model, Endpoint | CustomTeacher))
+    return Step(name, "evaluate", folder, config, work, asks=isinstance(model, Endpoint | CustomTeacher))
 
 
 def _teacher(teacher: Teacher | None) -> Teacher:

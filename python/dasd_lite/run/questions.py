@@ -50,7 +50,7 @@ class Questions:
         """
         different = {phase.evaluate.model_dump_json(): phase.evaluate for phase in recipe.phase}
         asked: dict[str, Prompt] = {}
-        for config in different.values():
+        for config in map(_unlimited, different.values()):
             for each in question_sets(config, self.to_evaluate(config, recipe.prompts.system)):
                 asked |= {question.key: question for question in each.questions}
         questions = list(asked.values())
@@ -64,7 +64,7 @@ class Questions:
         if not dropped:
             return prompts
         prompt, question, share = found[0]
-        first = f"{prompt.name}: {share:.0%} of the 8-grams of {question.name}"
+        first = f"{prompt.place}: {share:.0%} of the 8-grams of {question.place}"
         if len(dropped) == len(prompts):
             raise DataError(f"all {len(dropped):,} prompts contain evaluation questions, the first is {first}")
         note(f"{len(dropped):,} of {len(prompts):,} prompts left out (prompts.drop_contaminated); the first is {first}")
@@ -85,6 +85,12 @@ class Questions:
         if prompts is None or (prompts.limit is not None and (limit is None or limit > prompts.limit)):
             prompts = self._files[key] = read_prompts(path, limit=limit, system=system, reading=reading)
         return prompts if limit == prompts.limit or limit is None else prompts.first(limit)
+
+
+def _unlimited(config: EvaluateConfig) -> EvaluateConfig:
+    """Return the same questions without a limit: a trial or a first look asks a part of them."""
+    tasks = [task.model_copy(update={"limit": None}) for task in config.task_configs]
+    return config.model_copy(update={"limit": None, "tasks": tasks})
 
 
 def _last(prompt: Prompt) -> str:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from dasd_lite.config.chain import ASKING
+from dasd_lite.config.chain import ASKING, TEACHER
 from dasd_lite.config.models import Endpoint
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.console import say
@@ -51,6 +51,7 @@ def before_paying(
     run = RunFolder(recipe.out)
     stages: list[tuple[str, str]] = [(phase.name, phase.source) for phase in recipe.phase if phase.source in ASKING]
     stages += [(phase.name, "score") for phase in recipe.phase if phase.is_scored_by_teacher]
+    stages += [(TEACHER, "evaluate")] if any(phase.evaluate.teacher for phase in recipe.phase) else []
     asking = [
         StageFolder(phase, stage, run.stage(phase, stage))
         for phase, stage in stages
@@ -122,7 +123,8 @@ def _run_small(recipe: RecipeConfig, questions: Questions, folder: Path) -> None
 
 
 def _small(phase: Phase, number: int) -> Phase:
-    tasks = [task.model_copy(update={"limit": _TASK_QUESTIONS}) for task in phase.evaluate.task_configs]
+    few = {"limit": _TASK_QUESTIONS, "num_samples": 1}
+    tasks = [task.model_copy(update=few) for task in phase.evaluate.task_configs]
     evaluate = {"limit": number, "num_samples": 1, "tasks": tasks, "teacher": False}
     return phase.model_copy(
         update={

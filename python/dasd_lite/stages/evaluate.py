@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -33,7 +33,8 @@ from dasd_lite.data.handles import Evaluation, Model, model_path
 from dasd_lite.data.journal import Journal
 from dasd_lite.data.manifest import identify, read_state, state_file
 from dasd_lite.data.prompts import Prompts
-from dasd_lite.data.records import GRADED, OWN_TASK, RIGHT, Prompt
+from dasd_lite.data.records import GRADED, HIDDEN_TASKS, HIDDEN_TEXT, OWN_TASK, RIGHT, Prompt
+from dasd_lite.data.references import Kind, kind_of
 from dasd_lite.data.seeds import check_seed, derive_seed, digest
 from dasd_lite.data.usage import Usage
 from dasd_lite.data.writer import is_finished
@@ -50,7 +51,10 @@ from dasd_lite.inference.backends import model_identity, model_name, open_sample
 from dasd_lite.inference.collect import collect
 
 VERSION = 3  # 1 had the question's uid in its seeds, 2 fewer columns and verdicts
-GROWS = ("config.num_samples", "config.max_tokens", "config.grader", "inputs.prompts", "inputs.grader")
+GROWS = (
+    *("config.num_samples", "config.max_tokens", "config.grader", "config.template"),
+    *("inputs.prompts", "inputs.grader"),
+)
 """What may change while the folder keeps its answers: it decides which are asked for, not what they are."""
 _ASKED_FOR = {"prompts", "limit", "tasks", "teacher", "grader", *Reading.model_fields}
 """Options that decide which answers are asked for; the hash of the questions has them all."""
@@ -124,13 +128,14 @@ def evaluate(
     if is_finished(out, identity, force=force):
         return Evaluation(out)
 
+    if needs_sandbox(sets, grade):
+        sandbox_name()  # raises where there is none, before any answer is asked for
     for fault in reference_faults(sets, grade, "prompts" if own is None else own.path or "prompts"):
         raise DataError(fault)
     plan = list(asked_for(sets, seed))
     decides = {name: value for name, value in identity.config.items() if f"config.{name}" not in GROWS}
     uids = [
-        digest("evaluate", VERSION, each.key, each.before, each.index, identity.inputs["model"], decides)[:16]
-        for each in plan
+        digest("evaluate", VERSION, each.identity, each.index, identity.inputs["model"], decides)[:16] for each in plan
     ]
     with Journal(
         out,
@@ -182,7 +187,7 @@ def evaluate(
         grades = _grades(journal, plan, uids, grade, name)
         journal.columns = lambda position: plan[position].names() | grades[position]
         counts = _accuracy(sets, journal, plan, grades)
-        if not grade.is_own and any(grader_kind(one.question.answer or "") == "code" for one in plan):
+        if needs_sandbox(sets, grade):
             counts["sandbox"] = sandbox_name()
         journal.publish(counts | (own.counts if own is not None else {}), **timing)
     return Evaluation(out)
@@ -203,6 +208,13 @@ def _opened(
 def _engine(runs: Teacher | Sampler) -> dict[str, Any]:
     """Return the options of a model's table that can change its answers; of a server or a sampler, none."""
     return engine_options(runs) if isinstance(runs, Transformers | Vllm) else {}
+
+
+def needs_sandbox(sets: Sequence[QuestionSet], grade: CheckedGrader) -> bool:
+    """Return whether programs will be run."""
+    if grade.is_own or grade.name not in ("auto", "code"):
+        return False
+    return any(kind_of(question.answer or "") == "code" for each in sets for question in each.questions)
 
 
 def reference_faults(sets: Sequence[QuestionSet], grade: CheckedGrader, where: str) -> Iterator[str]:
@@ -228,7 +240,7 @@ def reference_faults(sets: Sequence[QuestionSet], grade: CheckedGrader, where: s
         ]
         if faulty:
             first, fault = faulty[0]
-            shown = " ".join((first.answer or "").split())
+            shown = " ".join((first.answer or "").split()) if each.name not in HIDDEN_TASKS else HIDDEN_TEXT
             shown = shown if len(shown) <= 60 else f"{shown[:60]} …"
             more = f" ({len(faulty) - 1:,} more are like it)" if len(faulty) > 1 else ""
             name = first.name if first.where and first.where in first.name else f"{place}: question {first.name}"
@@ -239,26 +251,28 @@ def _grades(
     journal: Journal, plan: Sequence[Asked], uids: Sequence[str], grade: CheckedGrader, name: str
 ) -> list[dict[str, Any]]:
     """Return the columns of each answer's grade; what was graded before is read, unless something has changed."""
-    keys = [digest(uid, grade.code, each.question.answer)[:16] for uid, each in zip(uids, plan, strict=True)]
-    with GradeLog(journal.folder, keys) as log, progress(f"{name}: grading", len(plan), "answers") as bar:
-        open_keys: deque[int] = deque()
+    codes = {kind: grade.code_of(kind) for kind in get_args(Kind)}
+    keys: list[str] = []
+    with GradeLog(journal.folder) as log, progress(f"{name}: grading", len(plan), "answers") as bar:
+        open_rows: deque[int] = deque()
 
         def ungraded() -> Iterator[tuple[str, str]]:
-            position = 0
             for batch in journal.batches(("completion", "finish_reason")):
                 for text, reason in zip(*(batch[column].to_pylist() for column in batch.schema.names), strict=True):
-                    if keys[position] in log.known:
+                    one = plan[len(keys)]
+                    # All that the grade depends on: an answer that was asked for again may have the uid of the old one.
+                    keys.append(digest(uids[len(keys)], text, reason, codes[one.kind], one.reference)[:16])
+                    if keys[-1] in log.known:
                         bar.advance()
                     elif reason == "length":  # its last number may be half of one
-                        log.add(keys[position], graded(Grade("no_answer", None), plan[position].question))
+                        log.add(keys[-1], graded(Grade("no_answer", None), one.question))
                         bar.advance()
                     else:
-                        open_keys.append(position)
-                        yield text, plan[position].question.answer or ""
-                    position += 1
+                        open_rows.append(len(keys) - 1)
+                        yield text, one.question.answer or ""
 
         for verdict in grade_all(grade, ungraded()):
-            position = open_keys.popleft()
+            position = open_rows.popleft()
             log.add(keys[position], graded(verdict, plan[position].question))
             bar.advance()
         return [log.known[key] for key in keys]
@@ -274,7 +288,7 @@ def _vote(verdict: Grade, answer: str) -> str | None:
     """Return the same text for answers that mean the same; None where there is none to vote for."""
     kind = grader_kind(answer)
     if verdict.extracted is None or verdict.verdict == "no_answer" or kind == "code":
-        return None
+        return None  # programs that differ may do the same
     if kind == "choice":
         return vote(verdict.extracted, answer)
     return canonical(verdict.extracted)

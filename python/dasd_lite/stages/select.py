@@ -218,6 +218,7 @@ def select(
                 _write(writer, batch, candidates, verdicts, score, weight, first, mask_prefix)
                 first += batch.rollouts.num_rows
             counts = _counts(candidates, reasons) | {"grades": verdicts.counts()}
+            counts |= {"mixed": True} if read_manifest(rollouts)["stage"] == "mix" else {}
             writer.publish(counts | about_rule | weight_counts)
     return Kept(out)
 

@@ -21,7 +21,7 @@ from dasd_lite.data.dataset import batches, num_rows, read_row
 from dasd_lite.data.journal import stored_rows
 from dasd_lite.data.manifest import fingerprint, read_manifest
 from dasd_lite.data.metrics import read_metrics
-from dasd_lite.data.records import GRADED, OWN_TASK, ROLLOUT
+from dasd_lite.data.records import GRADED, KEPT, OWN_TASK, REJECTED, ROLLOUT
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.data.writer import JOURNAL_FILE
 from dasd_lite.errors import ConfigError, DataError
@@ -57,6 +57,9 @@ class _Opened:
         """The scores of the same phase, if it has any."""
         score = self.stage.sibling("score")
         return score.path if score.is_finished else None
+
+
+_SCHEMAS = {"rollouts": ROLLOUT, "kept": KEPT, "rejected": REJECTED, "graded": GRADED}
 
 
 def show(folder: Path, uid: str | None, *, rejected: bool, limit: int = 3) -> None:
@@ -263,13 +266,21 @@ def _views(
     if table == "rows":
         yield from _documents(opened, row, position, uid, limit)
         return
+    if missing := [name for name in _SCHEMAS[table].names if name not in row]:
+        raise DataError(
+            f"{opened.folder}: has no column {missing[0]!r}; another version of dasd-lite wrote it: run its stage again"
+        )
     row = without_hidden_text(row)
     probabilities = _probabilities(opened, row["uid"])
     facts = [f"prompt {row['prompt_uid']}", row["domain"], f"candidate {row['index']}"]
     facts += [f"answer {reference_in_words(row['answer'])}"] if row["answer"] is not None else []
     warning = "truncated" if row["finish_reason"] == "length" else ""
     if table == "graded":
-        facts += [f"extracted {row['extracted']}" if row["extracted"] is not None else "no answer in it", row["grade"]]
+        if row["grade"] is None:
+            facts.append("not graded yet")
+        else:
+            said = f"extracted {row['extracted']}" if row["extracted"] is not None else "no answer in it"
+            facts += [said, row["grade"]]
         facts += [row["reason"]] if row["reason"] else []
         facts += [row["task"]] if row["task"] not in (None, OWN_TASK) else []
         facts.append(f"{row['num_tokens']:,} tokens")
