@@ -65,7 +65,7 @@ def table(benchmarks: Mapping[str, Benchmark]) -> str:
         "file on the hub",
         "commit",
         "checksum",
-        "limit",
+        "tokens",
         "k",
         "license",
     )

@@ -158,10 +158,11 @@ for _name, _text in STAGES.items():
 @_recipe
 @_overrides
 def report(recipe: Path, overrides: tuple[str, ...]) -> None:
-    """Show the results of a run: tables here, and one HTML page with plots."""
+    """Show the results of a run, a recipe or its folder: tables here, and one HTML page with plots."""
     from dasd_lite.report.page import write_report
 
-    _say(f"Report: {write_report(_load(recipe, overrides).out)}")
+    run = recipe if recipe.is_dir() and not overrides else _load(recipe, overrides).out
+    _say(f"Report: {write_report(run)}")
 
 
 @app.command()
@@ -198,9 +199,10 @@ def show(folder: Path, uid: str | None, rejected: bool, limit: int, against: Pat
 @click.option("--to", type=click.Choice(["inspect"]), required=True, help="The tool that will read it.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write.  [default: RUN/inspect]")
 def export(run_folder: Path, to: str, out: Path | None) -> None:
-    """Write the evaluations of a RUN for another tool: logs that `inspect view` opens."""
+    """Write the evaluations of a RUN, a folder or its recipe, for another tool: logs that `inspect view` opens."""
     from dasd_lite.report.inspect_log import export_evaluations
 
+    run_folder = _load(run_folder, ()).out if run_folder.is_file() else run_folder
     files = export_evaluations(run_folder, run_folder / to if out is None else out)
     for file in files:
         _say(f"Wrote {file}")

@@ -6,6 +6,8 @@ from itertools import permutations
 import pytest
 
 from dasd_lite.data.choices import options_block, shuffled, with_order
+from dasd_lite.data.formats.options import read_options, right_option
+from dasd_lite.data.formats.row import Fault
 from dasd_lite.data.records import Prompt
 from dasd_lite.data.references import LETTERS, Choices, read_choices
 from dasd_lite.errors import DataError
@@ -87,3 +89,29 @@ def test_only_options_at_the_end_of_a_question_can_be_reordered():
     elsewhere = Prompt("q", ({"role": "user", "content": "Which of a, b, c, d?"},), "all", FOUR.encode())
     with pytest.raises(DataError, match="question q does not end with its options"):
         with_order(elsewhere, FOUR)
+
+
+# --- options as files have them -----------------------------------------------------------------------
+
+
+def test_letters_that_options_bring_are_taken_off():
+    labels, options = read_options(["A) iron", "B) neon", "C) gold"], "choices")
+    assert options == ("iron", "neon", "gold")
+    for answer in ("B", "B) neon", "neon", 1):
+        assert right_option(labels, options, answer, "answer").right == 1
+    for kept in (["A) iron", "neon"], ["B) iron", "A) neon"], ["A. Smith", "C. Jones"]):
+        assert read_options(kept, "choices")[1] == tuple(kept), "only where all have the letter of their place"
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "message"),
+    [
+        ([1, 2, 3], 2, "may be two of the options"),
+        (["x", "y", "y"], "B", "the right option 'y' is there twice"),
+        (["x"] * 30, "A", "choices has 30 options; it must have 2 to 26"),
+    ],
+)
+def test_options_that_are_not_clear(options, answer, message):
+    with pytest.raises(Fault, match=message):
+        labels, texts = read_options(options, "choices")
+        right_option(labels, texts, answer, "answer")

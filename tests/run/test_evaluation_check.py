@@ -151,3 +151,36 @@ def test_a_training_prompt_whose_answer_is_empty_is_noted_and_refused_where_it_d
     for key in ('select.require_right="where_known"', 'mixed.mix.rescue="either"'):
         refused = cli("check", "run.toml", "--until", "models", key, cwd=tmp_path)
         assert refused.rc == 2 and refused.stderr.startswith("dasd-lite: prompts.path: q.jsonl:1")
+
+
+# --- what a new user meets ----------------------------------------------------------------------------
+
+
+def test_questions_that_fill_the_context_are_refused_by_name(small_recipe, tmp_path):
+    long = {"prompt": "How many? Answer with a number. " * 200, "answer": "1"}
+    evaluate = heldout(tmp_path, {"prompt": "Answer: 1?", "answer": "1"}, long)
+    (line,) = faults(load_recipe(small_recipe(tmp_path, evaluate=evaluate), []))
+    assert line.startswith(
+        "evaluate.prompts: 1 of 2 questions leave no room for an answer in the student's context of 512"
+    )
+    assert "heldout.jsonl:2" in line
+
+
+def test_every_benchmark_that_cannot_be_loaded_is_named(small_recipe, tmp_path):
+    evaluate = {"tasks": ["aime24", "math-500"], "tasks_folder": str(tmp_path / "none")}
+    lines = faults(load_recipe(small_recipe(tmp_path, evaluate=evaluate), []))
+    assert [line.partition(": /")[0] for line in lines] == ["evaluate.tasks: aime24", "evaluate.tasks: math-500"]
+
+
+def test_a_limit_that_nothing_reads(small_recipe, tmp_path):
+    with pytest.raises(ConfigError, match=r"limit = 3 is for prompts, which are not set; .*gsm8k"):
+        load_recipe(small_recipe(tmp_path, evaluate={"tasks": ["gsm8k"], "limit": 3}), [])
+    with pytest.raises(ConfigError, match=r"evaluate.tasks\[0\] = 'GSM8K': did you mean 'gsm8k'"):
+        load_recipe(small_recipe(tmp_path, evaluate={"tasks": ["GSM8K"]}), [])
+
+
+def test_report_and_export_take_the_recipe_and_the_folder(finished, tmp_path, cli):
+    for command in (["report"], ["export", "--to", "inspect", "--out", str(tmp_path)]):
+        for place in ("run.toml", "run"):
+            result = cli(*command, place, cwd=finished)
+            assert result.rc == 0, result.stderr

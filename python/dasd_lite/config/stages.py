@@ -64,7 +64,7 @@ NGRAM = 20
 
 def _task_name(name: str) -> str:
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1)
+        near = difflib.get_close_matches(name.lower(), TASKS, n=1, cutoff=0.4)
         raise ValueError(f"did you mean {near[0]!r}?" if near else f"should be {', '.join(map(repr, TASKS))}")
     return name
 
@@ -307,9 +307,9 @@ class TaskConfig(Table):
     """A benchmark, with limits of its own."""
 
     name: TaskName
-    """Its name."""
+    """Name of the benchmark; docs/benchmarks.md lists them."""
     limit: PositiveInt | None = None
-    """Use only the first questions, up to this number."""
+    """Ask only the first questions, up to this number."""
     num_samples: PositiveInt | None = None
     """Answers per question. Default: evaluate.num_samples."""
     max_tokens: PositiveInt | None = None
@@ -337,7 +337,7 @@ class EvaluateConfig(Reading):
     hub."""
     template: Annotated[str | None, AfterValidator(_has_prompt)] = None
     """Text around the questions of `prompts`, such as "{prompt} Answer in \\boxed{}."; {prompt} stands for
-    the question. Benchmarks have templates of their own."""
+    the question. Questions with options or tests stay as they are, and benchmarks have templates of their own."""
     num_samples: PositiveInt = 4
     """Answers per question (the paper: 64)."""
     temperature: Temperature = 1.0
@@ -354,6 +354,15 @@ class EvaluateConfig(Reading):
     """Evaluate the teacher too, as a ceiling for the student; an endpoint is paid for it."""
     four_bit: bool = False
     """Load the student's weights in 4 bits (NF4) to evaluate it on a small card; transformers only."""
+
+    @model_validator(mode="after")
+    def _limit_has_prompts(self) -> EvaluateConfig:
+        if self.limit is not None and self.prompts is None and self.tasks:
+            raise ValueError(
+                f"limit = {self.limit} is for prompts, which are not set; a task has a limit of its own: tasks ="
+                f' [{{ name = "{self.task_configs[0].name}", limit = {self.limit} }}]'
+            )
+        return self
 
     @model_validator(mode="after")
     def _teacher_has_questions(self) -> EvaluateConfig:

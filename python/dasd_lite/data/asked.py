@@ -112,14 +112,19 @@ def question_sets(config: EvaluateConfig, prompts: Prompts | None) -> list[Quest
         prompts: The user's own questions; None: there are none.
 
     Raises:
-        DataError: A benchmark that cannot be loaded.
+        DataError: Benchmarks that cannot be loaded, a line for each.
     """
     sets = []
     if prompts is not None:
         own = tuple(prompts), config.num_samples, config.own_max_tokens, config.template
         sets.append(QuestionSet(OWN_TASK, *own))
+    faults = []
     for wanted in config.task_configs:
-        task = open_task(wanted, config.tasks_folder)
+        try:
+            task = open_task(wanted, config.tasks_folder)
+        except DataError as error:
+            faults.append(str(error))
+            continue
         sets.append(
             QuestionSet(
                 wanted.name,
@@ -129,6 +134,8 @@ def question_sets(config: EvaluateConfig, prompts: Prompts | None) -> list[Quest
                 source={"repo": task.benchmark.repo, "revision": task.revision, "checksum": task.checksum},
             )
         )
+    if faults:
+        raise DataError("\n".join(faults))
     return sets
 
 
@@ -179,7 +186,8 @@ def _ordered(question: Prompt, key: str, index: int, seed: int) -> Prompt:
 
 
 def _in_template(question: Prompt, template: str | None) -> Prompt:
-    if template is None:
+    """Put a question into a template; options and programs say by themselves how they are answered."""
+    if template is None or (question.answer is not None and kind_of(question.answer) != "math"):
         return question
     *before, last = question.messages
     text: Message = {**last, "content": template.replace("{prompt}", last["content"])}

@@ -29,6 +29,7 @@ from typing import Any
 
 from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of, running
 from dasd_lite.config.stages import GRADERS
+from dasd_lite.console import note
 from dasd_lite.data.references import Kind, kind_of
 from dasd_lite.data.seeds import digest
 from dasd_lite.errors import ConfigError, DataError
@@ -99,6 +100,7 @@ class CheckedGrader:
                     f"grader {self.name} did not return within {self.seconds:g} s on {len(self.given_up)} answers; give"
                     " it a limit of its own"
                 ) from None
+            note(f"grader {self.name} did not return within {self.seconds:g} s; that answer counts as unknown")
             return Grade("unknown", None, f"the grader did not return within {self.seconds:g} s")
         with running(self.function, f"grader {self.name}"):
             if error is not None:

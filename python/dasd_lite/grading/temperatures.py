@@ -20,6 +20,7 @@ from dasd_lite.grading.grade import UNDECIDED
 from dasd_lite.grading.statistics import standard_error, t_quantile
 
 _FEW = 10  # questions, on which equal figures say nothing
+_HARDLY = 0.1  # share of right answers, below which equal figures say nothing
 _MARGIN = 5.0  # points, within which the teacher counts as not worse
 
 
@@ -105,6 +106,8 @@ def advice(teachers: Sequence[TeacherAt]) -> str | None:
     shared = [uid for uid in low.means if uid in high.means]
     if len(shared) < 2:
         return None
+    if max(np.mean([own.means[uid] for uid in shared]) for own in (low, high)) < _HARDLY:
+        return None  # it is hardly ever right at any temperature: another warning says so
     gains = 100 * np.array([high.means[uid] - low.means[uid] for uid in shared])
     difference, error = gains.mean(), standard_error(gains)
     half = t_quantile(0.95, len(shared) - 1) * error

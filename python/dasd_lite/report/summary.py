@@ -14,7 +14,7 @@ from dasd_lite.data.records import OWN_TASK
 from dasd_lite.grading.grade import VERDICTS
 from dasd_lite.grading.statistics import Accuracy
 from dasd_lite.report.results import StageResult, read_accuracy, read_curve, read_result
-from dasd_lite.report.tables import DASH, monitored, with_error
+from dasd_lite.report.tables import DASH, interval, monitored, with_error
 
 _FEW = 0.1  # share of sentences in the rarer kind, below which a count of them is a count of all
 _STRONG = 0.8  # a rank correlation
@@ -68,10 +68,10 @@ def teacher_warning(manifest: dict[str, Any]) -> str | None:
     right, questions = grades["questions_right"], grades["questions"]
     if 2 * right >= questions or manifest["counts"].get("mixed"):  # mixed policy asks what the student got wrong
         return None
-    what = "" if required != "no" else "; select.require_right = 'where_known' would leave wrong answers out"
+    what = "; select.require_right = 'where_known' would leave wrong answers out" if right and required == "no" else ""
     return (
-        f"  the teacher is right on {right:,} of {questions:,} questions whose answer is known, fewer than half, in any"
-        f" of its answers{what}"
+        f"  the teacher has a right answer to {right:,} of {questions:,} questions whose answer is known, fewer than"
+        f" half{what}"
     )
 
 
@@ -179,8 +179,12 @@ def _accuracy(task: str, own: Accuracy) -> list[str]:
     name = "accuracy" if task == OWN_TASK else task
     answers = own.num_answers
     shares = {verdict.replace("_", " "): own.verdicts.get(verdict, 0) for verdict in VERDICTS[2:]}
+    counted = f"{own.num_questions:,} questions × {own.k}"
+    measured = f"{with_error(own)}% (standard error over {counted})"
+    if own.mean in (0.0, 1.0) and own.num_questions > 1:  # no error of 0 follows from that
+        measured = f"{100 * own.mean:.1f}% (95% interval {interval(own.interval())} over {counted})"
     return [
-        f"{name} {with_error(own)}% (standard error over {own.num_questions:,} questions × {own.k})",
+        f"{name} {measured}",
         *(f"{verdict} {number / answers:.1%}" for verdict, number in shares.items() if number),
         f"cut off {own.truncated / answers:.1%}",
         f"mean length {own.tokens / answers:,.1f} tokens",

@@ -19,7 +19,7 @@ from dasd_lite.config.chain import STAGES
 from dasd_lite.data.records import OWN_TASK
 from dasd_lite.data.run_folder import StageFolder
 from dasd_lite.grading.contamination import FLAGGED, LISTED
-from dasd_lite.grading.grade import VERDICTS
+from dasd_lite.grading.grade import UNDECIDED, VERDICTS
 from dasd_lite.grading.statistics import Accuracy, Comparison, compare_accuracies, standard_error
 from dasd_lite.grading.temperatures import TeacherAt, advice
 from dasd_lite.report.audit import Audit
@@ -85,7 +85,7 @@ def accuracy(models: Sequence[ModelAccuracy]) -> ReportTable:
             Cell(_after(model), "strong"),
             f"{own.num_questions:,} × {_samples(own)}",
             Cell(with_error(own), "strong"),
-            _interval(own.interval()),
+            interval(own.interval()),
             number(100 * own.resampling_error, 1),
             percent(own.truncated, own.num_answers),
             number(own.tokens / own.num_answers, 1),
@@ -109,7 +109,7 @@ def undecided(models: Sequence[ModelAccuracy]) -> ReportTable | None:
     table = _by_task("Neither right nor wrong", columns, tasks_of(models))
     for task, model, own in _each(models):
         shares = (percent(own.verdicts.get(name, 0), own.num_answers) for name in verdicts)
-        _add(table, task, _after(model), *shares, *([_interval(own.bounds)] * bounds))
+        _add(table, task, _after(model), *shares, *([interval(own.bounds)] * bounds))
     table.notes.append(
         "None of them counts as right. no answer: no final answer is stated, though the answer was not cut off."
         + (
@@ -163,7 +163,8 @@ def with_error(own: Accuracy) -> str:
     return f"{100 * own.mean:.1f} ± {number(100 * own.standard_error, 1)}"
 
 
-def _interval(bounds: tuple[float, float]) -> str:
+def interval(bounds: tuple[float, float]) -> str:
+    """Format a confidence interval, in percent without the sign; a dash if it is unknown."""
     return DASH if math.isnan(bounds[0]) else f"{100 * bounds[0]:.1f}–{100 * bounds[1]:.1f}"
 
 
@@ -448,7 +449,7 @@ def preference(phase: PhaseRollouts) -> list[ReportTable]:
     if ranked is None or not ranked.rest.answers:
         return []
     scored = phase.candidates is not None
-    columns = ("", "answers", "right", "wrong", "unparseable", "tokens", "sentences", "teacher")
+    columns = ("", "answers", "right", "wrong", "no answer", "undecided", "tokens", "sentences", "teacher")
     table = ReportTable(f"What the rule “{phase.rule}” prefers in {phase.name}", columns)
     table.add(Cell("chosen", "strong"), *_answers(ranked.chosen, scored))
     table.add("rest", *_answers(ranked.rest, scored))
@@ -486,7 +487,10 @@ def _answers(side: RankedAnswers, scored: bool) -> list[str]:
 
 
 def _verdicts(grades: Counter[str]) -> list[str]:
-    return [percent(grades[name], grades.total()) for name in ("right", "wrong", "unparseable")]
+    """Return the shares of right and wrong answers, of those that state none, and of those that cannot be compared."""
+    undecided = sum(grades[name] for name in UNDECIDED)
+    numbers = (grades["right"], grades["wrong"], grades["no_answer"], undecided)
+    return [percent(own, grades.total()) for own in numbers]
 
 
 def _opening(row: Opening) -> list[str]:
@@ -495,7 +499,17 @@ def _opening(row: Opening) -> list[str]:
 
 def mixed(phases: Sequence[PhaseRollouts]) -> ReportTable | None:
     """Tabulate mixed-policy phases: answers that were cut off, and whether the teacher corrected them."""
-    columns = ("phase", "questions", "cut off", "ended wrong", "right after", "wrong", "unparseable", "student's part")
+    columns = (
+        "phase",
+        "questions",
+        "cut off",
+        "ended wrong",
+        "right after",
+        "wrong",
+        "no answer",
+        "undecided",
+        "student's part",
+    )
     table = ReportTable("Mixed policy", columns)
     for phase in phases:
         if (own := phase.mixed) is not None:
@@ -506,7 +520,7 @@ def mixed(phases: Sequence[PhaseRollouts]) -> ReportTable | None:
     table.notes.append(
         "cut off: answers of the student that reached the length limit, a multiple of the teacher's length. ended"
         " wrong: finished answers that are not right; – if they were not graded. The teacher rewrote those that"
-        " mix.rescue names from a point in their second half onward. right after, wrong, unparseable: shares of the"
+        " mix.rescue names from a point in their second half onward. right after and the next three: shares of the"
         " rewritten answers before any filter, where the right answer is known. student's part: share of their bytes."
     )
     return table if table.rows else None

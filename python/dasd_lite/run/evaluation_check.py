@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from dasd_lite.chat.chat import Chat
 from dasd_lite.config.models import Transformers
 from dasd_lite.config.stages import EvaluateConfig, Phase, RecipeConfig
 from dasd_lite.console import say, say_note
@@ -11,14 +12,15 @@ from dasd_lite.costs.estimate import Training
 from dasd_lite.costs.evaluation import Load, evaluation_line
 from dasd_lite.costs.hardware import visible_gpu
 from dasd_lite.data.asked import QuestionSet, question_sets
+from dasd_lite.data.hub import model_folder
 from dasd_lite.data.prompts import Prompts
-from dasd_lite.data.records import OWN_TASK
+from dasd_lite.data.records import OWN_TASK, Prompt
 from dasd_lite.errors import DasdError, DataError
 from dasd_lite.grading import grader_kind, open_grader
-from dasd_lite.run.questions import Questions
+from dasd_lite.run.questions import Questions, overlong
 from dasd_lite.stages.evaluate import reference_faults
 
-_MARKS = ("boxed", "answer", "####")  # words by which questions say how to mark the final answer
+_MARKS = ("box", "answer", "####")  # words by which questions say how to mark the final answer
 
 
 def evaluation_faults(recipe: RecipeConfig, questions: Questions) -> Iterator[str]:
@@ -55,17 +57,43 @@ def _faults(config: EvaluateConfig, recipe: RecipeConfig, questions: Questions) 
             say(f"programs run in {sandbox_name()}")
         except DasdError as error:
             yield str(error)
+    yield from _too_long(sets, recipe)
+    for task in config.task_configs:
+        number = next(len(each.questions) for each in sets if each.name == task.name)
+        if task.limit is not None and task.limit > number:
+            say_note(
+                f"evaluate.tasks: {task.name}: limit = {task.limit:,}, but it has {number:,} questions; limit counts"
+                " questions, max_tokens is the length of an answer"
+            )
     own = next((each for each in sets if each.name == OWN_TASK), None)
-    if own is not None and own.template is None and "math" in kinds and not _asks_for_mark(own):
-        say_note(
-            f"{config.prompts}: no question says how its final answer is to be marked, so a right one may not be found;"
-            ' evaluate.template = "{prompt} Put your final answer in \\\\boxed{}." asks for it'
-        )
+    if own is not None and own.template is None and config.grader in ("auto", "math"):
+        formulas = [q for q in own.questions if q.answer is not None and grader_kind(q.answer) == "math"]
+        if formulas and not any(map(_asks_for_mark, formulas)):
+            say_note(
+                f"{config.prompts}: no question says how its final answer is to be marked, so a right one may not be"
+                ' found; evaluate.template = "{prompt}\\n\\nPut your final answer in \\\\boxed{}." asks for it'
+            )
 
 
-def _asks_for_mark(questions: QuestionSet) -> bool:
-    texts = (message["content"].lower() for question in questions.questions for message in question.messages)
-    return any(mark in text for text in texts for mark in _MARKS)
+def _asks_for_mark(question: Prompt) -> bool:
+    return any(mark in message["content"].lower() for message in question.messages for mark in _MARKS)
+
+
+def _too_long(sets: Sequence[QuestionSet], recipe: RecipeConfig) -> Iterator[str]:
+    """Report questions that leave no room for an answer in the student's context."""
+    try:
+        chat = Chat(model_folder(recipe.student.model))
+    except DasdError:
+        return  # reported with the student
+    for each in sets:
+        if long := list(overlong(Prompts(each.questions), chat)):
+            question, length = long[0]
+            what = "evaluate.prompts" if each.name == OWN_TASK else f"evaluate.tasks: {each.name}"
+            yield (
+                f"{what}: {len(long):,} of {len(each.questions):,} questions leave no room for an answer in the"
+                f" student's context of {chat.context:,} tokens, the first is {question.place} ({length:,} tokens);"
+                " set a limit before it, or use another student"
+            )
 
 
 def _sets(config: EvaluateConfig, recipe: RecipeConfig, questions: Questions) -> list[QuestionSet]:
@@ -76,7 +104,7 @@ def _sets(config: EvaluateConfig, recipe: RecipeConfig, questions: Questions) ->
     try:
         return question_sets(config, own)
     except DasdError as error:
-        raise DataError(f"evaluate.tasks: {error}") from error
+        raise DataError("\n".join(f"evaluate.tasks: {line}" for line in str(error).splitlines())) from error
 
 
 def _loads(config: EvaluateConfig, recipe: RecipeConfig, questions: Questions) -> list[Load]:

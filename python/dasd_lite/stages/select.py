@@ -51,7 +51,7 @@ _REMEDIES = {  # what to do about a reason when nothing is left
     "truncated": " (raise max_tokens of sample or mix)",
     "no thinking": " (no <think>…</think>; for data without thinking, set select.require_think = false)",
     "no answer": " (nothing after </think>)",
-    "structure": " (needs one <think> at the start and one </think>)",
+    "structure": " (needs one <think> at the start and one </think>; select.require_think = false lets all pass)",
     "function call": " (ask questions that need no tools)",
     "malformed channels": " (gpt-oss at a high temperature; lower it)",
     "too long": " (raise select.max_tokens or pack.seq_len, up to the student's context)",

@@ -6,6 +6,7 @@ The right one: its letter, its index from 0, or its text. Invariant: an answer t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -14,6 +15,8 @@ from dasd_lite.data.formats.conversation import listed, shown
 from dasd_lite.data.formats.row import Fault
 from dasd_lite.data.formats.tests import from_json
 from dasd_lite.data.references import LETTERS, Choices
+
+_MARK = re.compile(r"\(?(?P<letter>[A-Za-z])[).:]\s+(?=\S)")
 
 
 def read_options(value: Any, path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -38,8 +41,13 @@ def read_options(value: Any, path: str) -> tuple[tuple[str, ...], tuple[str, ...
     else:
         raise Fault(f"{path} = {shown(value)}; it must be a list of options, or an object letter → option")
     if not 2 <= len(texts) <= len(LETTERS) or len(labels) != len(texts):
-        raise Fault(f"{path} has {len(texts)} options and {len(labels)} labels; it must have 2 to {len(LETTERS)}")
+        of = f" and {len(labels)} labels" if isinstance(value, Mapping) else ""
+        raise Fault(f"{path} has {len(texts)} options{of}; it must have 2 to {len(LETTERS)}")
     options = tuple(_option(text, f"{path}[{i}]") for i, text in enumerate(texts))
+    marks = [_MARK.match(option) for option in options]
+    own = [mark["letter"].upper() for mark in marks if mark is not None]
+    if own == list(LETTERS[: len(options)]) and not isinstance(value, Mapping):  # `A) iron`: their order will change
+        options = tuple(option[mark.end() :] for option, mark in zip(options, marks, strict=True) if mark is not None)
     return tuple(str(label).strip() for label in labels), options
 
 
@@ -49,7 +57,7 @@ def right_option(labels: Sequence[str], options: tuple[str, ...], answer: Any, p
     Args:
         labels: Their labels.
         options: Their texts.
-        answer: The letter, index, or text of the right one. A number is an index; a text of digits may be any.
+        answer: The letter, index, or text of the right one. A number is an index or a text.
         path: What errors call the answer.
 
     Raises:
@@ -57,11 +65,14 @@ def right_option(labels: Sequence[str], options: tuple[str, ...], answer: Any, p
     """
     if isinstance(answer, int) and not isinstance(answer, bool):
         found = {answer} & set(range(len(options)))
+        found |= {i for i, option in enumerate(options) if option == str(answer)}
     elif isinstance(answer, str):
         text = answer.strip()
         letter = text.strip("().: ")
         found = {i for i, option in enumerate(options) if option == text}
         found |= {i for i, label in enumerate(labels) if label in (text, letter, letter.upper())}
+        mark = _MARK.match(text)  # letter and text
+        found |= {i for i, option in enumerate(options) if mark is not None and option == text[mark.end() :]}
         if letter.isascii() and letter.isdigit() and len(letter) < 3 and not set(labels) & {text, letter}:
             found |= {int(letter)} & set(range(len(options)))
     else:
@@ -70,7 +81,10 @@ def right_option(labels: Sequence[str], options: tuple[str, ...], answer: Any, p
         there = listed([f"{label}) {option}" for label, option in zip(labels, options, strict=True)])
         what = "is none of" if not found else "may be two of"
         raise Fault(f"{path} = {shown(answer)}, which {what} the options {there}; give the letter of the right one")
-    return Choices(options, found.pop())
+    right = found.pop()
+    if options.count(options[right]) > 1:
+        raise Fault(f"{path} = {shown(answer)}: the right option {options[right]!r} is there twice; leave one out")
+    return Choices(options, right)
 
 
 def _option(value: Any, path: str) -> str:

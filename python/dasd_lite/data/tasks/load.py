@@ -139,10 +139,13 @@ def _from_hub(benchmark: Benchmark, revision: str | None) -> tuple[Path, str]:
                 " or set HF_TOKEN"
             ) from error
         at = f" --revision {revision}" if revision else ""
+        gated = (
+            " (gated: accept its terms on its page of the hub and run `hf auth login` first)" if benchmark.gated else ""
+        )
         raise DataError(
             f"{benchmark.name}: {repo}/{file}: {hub_problem(error)}; where there is a network, run `hf download {repo}"
-            f" {file} --repo-type dataset{at}`, or put the file into a folder, as {benchmark.name}/{Path(file).name},"
-            f" and name that: evaluate.tasks_folder, or {FOLDER_VARIABLE}"
+            f" {file} --repo-type dataset{at}`{gated}, or put the file into a folder, as"
+            f" {benchmark.name}/{Path(file).name}, and name that: evaluate.tasks_folder, or {FOLDER_VARIABLE}"
         ) from error
     return path, path.parents[file.count("/")].name  # …/snapshots/COMMIT/FILE
 

@@ -285,10 +285,12 @@ def _views(
         facts += [row["task"]] if row["task"] not in (None, OWN_TASK) else []
         facts.append(f"{row['num_tokens']:,} tokens")
     if table in ("kept", "rejected"):
+        facts += [row["grade"]] if row["grade"] is not None else []
         facts += [f"score {row['score']:.4g}"] if row["score"] is not None else []
         facts.append(f"{len(row['ids']) - row['num_context_tokens']:,} tokens")
     if table == "rejected":
-        warning = f"rejected: {row['reason']} ({row['value']:.4g})"
+        without_value = row["reason"] in ("wrong answer", "no reference answer", "cannot be compared")
+        warning = f"rejected: {row['reason']}" + ("" if without_value else f" ({row['value']:.4g})")
     title = f"rollout {row['uid']}"
     if table in ("kept", "rejected") and opened.chat is not None:
         mask = np.arange(len(row["ids"])) >= row["num_context_tokens"]
