@@ -165,7 +165,7 @@ def test_a_limit_holds_for_prompts_that_have_been_read(demo, tmp_path):
 
 
 def test_unknown_columns_are_one_line(chain):
-    kept, message = chain["kept"], r"\.parquet: has no column 'nope'; it has uid, prompt_uid, messages, [a-z_, ]+$"
+    kept, message = chain["kept"], r"\.parquet: has no column 'nope'; it has uid, prompt_uid, messages, [a-z_, ]+;"
     with pytest.raises(dl.DasdError, match=message):
         kept.to_table(["uid", "nope"])
     with pytest.raises(dl.DasdError, match=message):
