@@ -262,6 +262,20 @@ while True: time.sleep(60)
 """
 
 
+def shared_by_number(memory: int, semaphores: int, messages: int) -> str:
+    """A program that reads what the test has made for it, by the number that it could as well have guessed."""
+    return f"""
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+address = libc.shmat({memory}, None, 0o10000)  # SHM_RDONLY
+if address not in (None, ctypes.c_void_p(-1).value): print("escaped: reads", ctypes.string_at(address, 8))
+if libc.semctl({semaphores}, 0, 12) != -1: print("escaped: GETVAL")
+room = ctypes.create_string_buffer(64)
+if libc.msgrcv({messages}, room, ctypes.c_size_t(8), ctypes.c_long(0), 0o4000) != -1: print("escaped:", room.raw)
+"""
+
+
 def every_denied_call(machine: str) -> str:
     """A program that makes every system call of the table; all must be refused, whatever the arguments."""
     column = list(MACHINES).index(machine)

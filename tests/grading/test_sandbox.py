@@ -1,10 +1,12 @@
 """The sandbox: what programs may do in it, what they may not, and what it says where there is none."""
 
 import contextlib
+import ctypes
 import dataclasses
 import os
 import platform
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -14,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.grading.attacks import ATTACKS, CONTROLS, Attack, every_denied_call, result
+from tests.grading.attacks import ATTACKS, CONTROLS, Attack, every_denied_call, result, shared_by_number
 
 from dasd_lite.errors import ConfigError
 from dasd_lite.grading.code import grade_in, sandbox, sandbox_name
@@ -51,6 +53,25 @@ def test_an_attack_is_blocked(box, name):
 
 def test_every_system_call_of_the_table_is_refused(box):
     assert result(box, Attack(every_denied_call(platform.machine()))) == "blocked"
+
+
+@pytest.fixture
+def shared():
+    """Numbers of memory, a semaphore and a queue with one message, which every user of the machine may read."""
+    kernel, mode = ctypes.CDLL(None, use_errno=True), 0o1666
+    memory = kernel.shmget(0, ctypes.c_size_t(4096), mode)
+    semaphore = kernel.semget(0, 1, mode)
+    queue = kernel.msgget(0, mode)
+    sent = kernel.msgsnd(queue, struct.pack("@l8s", 1, b"harmless"), ctypes.c_size_t(8), 0)
+    yield memory, semaphore, queue
+    kernel.shmctl(memory, 0, None)  # IPC_RMID
+    kernel.semctl(semaphore, 0, 0)
+    kernel.msgctl(queue, 0, None)
+    assert -1 not in (memory, semaphore, queue, sent)
+
+
+def test_what_others_share_by_number_cannot_be_reached(box, shared):
+    assert result(box, Attack(shared_by_number(*shared))) == "blocked"
 
 
 @pytest.mark.parametrize("name", CONTROLS)
@@ -456,8 +477,6 @@ def simulate(steps, number, arguments, machine):
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_the_filter_decides_as_the_tables_say(machine):
-    import struct
-
     column = list(MACHINES).index(machine)
     steps = list(struct.iter_unpack("<HBBI", seccomp_filter(machine)))
     allow, refuse, kill, missing = 0x7FFF0000, 0x50001, 0x80000000, 0x50026
