@@ -20,6 +20,7 @@ from tests.grading.attacks import ATTACKS, CONTROLS, Attack, every_denied_call, 
 
 from dasd_lite.errors import ConfigError
 from dasd_lite.grading.code import grade_in, sandbox, sandbox_name
+from dasd_lite.grading.code.process import Ended
 from dasd_lite.grading.code.sandbox import BACKENDS, Limits, open_sandbox
 from dasd_lite.grading.code.seccomp import CHECKED, DENIED, MACHINES, seccomp_filter
 
@@ -362,6 +363,32 @@ def test_a_sandbox_that_dies_says_nothing_about_the_program(box):
     graded = grade_in(broken, "```\nprint(1)\n```", STDIN)
     assert graded.verdict == "unknown"
     assert re.search(r"^test 1 of 1: the sandbox (died|did not start): .*/no/such/python", graded.reason)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os._exit(137)",
+        "import sys; sys.exit(137)",
+        "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (1, 1))\nwhile True: pass",
+    ],
+)
+def test_a_program_that_ends_as_if_the_machine_had_killed_it_is_wrong(box, code):
+    assert grade_in(box, f"```\n{code}\n```", STDIN, LONG).verdict == "wrong"
+
+
+@pytest.mark.parametrize(("wrapped", "code"), [(True, 137), (True, -9), (False, -9)])
+def test_a_kill_is_the_machines_only_where_memory_was_short(wrapped, code):
+    def judged(cpu_seconds, *, short):
+        ended = Ended(code, "", b"", b"+", b"", cpu_seconds, memory_short=short)
+        return sandbox.judged(ended, Limits(), returns=False, wrapped=wrapped)
+
+    assert (judged(6.01, short=False).fault, judged(6.01, short=False).ours) == ("time limit", False)
+    assert (judged(0.5, short=False).fault, judged(0.5, short=False).ours) == ("crashed: SIGKILL", False)
+    assert (judged(0.5, short=True).fault, judged(0.5, short=True).ours) == (
+        "killed by the machine for want of memory",
+        True,
+    )
 
 
 @pytest.fixture
