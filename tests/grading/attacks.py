@@ -78,7 +78,7 @@ for folder in ["/tmp", "/", "/dev", "/dev/shm", "/usr", "/usr/lib", "/etc", "/pr
             print("escaped: made", path)
         except OSError: pass
 for path in ["/proc/sys/vm/swappiness", "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/usr/bin/env",
-             "/sys/kernel/mm/transparent_hugepage/enabled", "/usr/bin/python3"]:
+             "/sys/kernel/mm/transparent_hugepage/enabled", "/usr/bin/python3", "/proc/self/oom_score_adj"]:
     try:
         open(path, "r+b")
         print("escaped: opened", path)

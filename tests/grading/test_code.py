@@ -26,8 +26,26 @@ TaskTests.__test__ = False  # pytest would take it for a class of tests
     [
         ("```python\nprint(1)\n```", "print(1)"),
         ("First:\n```\na\n```\nBetter:\n```py\nb\nc\n```\nDone.", "b\nc"),
-        ("<think>\n```python\nthought\n```\n</think>\n```python\nsaid\n```", "said"),
-        ("- in a list\n  ```python\n  a\n  ```", "  a"),
+        ("- in a list\n  ```python\n  a\n    b\n\n  ```", "a\n  b\n"),
+        ("1. ```python\n   a\n   ```", "a"),
+        ("    ```python\nif a:\n  b\n    ```", "if a:\n  b"),
+        ("~~~python\na = ~~~b\n~~~", "a = ~~~b"),
+        ("````\n```\na\n```\n````", "```\na\n```"),
+        ("```python\nprint(1)```\nDone.", "print(1)"),
+        ("Code: ```python\na\n```", "a"),
+        ("```python\na\n```\nIt uses ```print``` once, and ```b```.", "a"),
+        ("```python\na\n```\nOutput:\n```\n5\n```", "a"),
+        ("```Python3 title=x\na\n```\nRun:\n```bash\npython a.py\n```", "a"),
+        ("```\na\n```\nOutput:\n```text\n5\n```", "a"),
+        ("```output\n5\n```", None),
+        ("```python\na\n```\nBetter:\n```python\nb", "a"),
+        ("```\na\n```\nBetter:\n```\nb", "a"),
+        ("```python\nthis is how it beg\n\n```python\na\n```", "a"),
+        ('```python\ndef f():\n    """\n    ```\n    f()\n    ```\n    """\n```', 'def f():\n    """\n    ```\n    f()\n    ```\n    """'),
+        ("```python\ns = '```' + '```'\nt = '```python'\n```", "s = '```' + '```'\nt = '```python'"),
+        ("```python\na\n```<|im_end|>", "a"),
+        ("```python\na\n```</s>", "a"),
+        ("```python\na # \ud800\n```", "a # ?"),
         ("```\n\nx = 1\n\n```", "\nx = 1\n"),
         ("```python\na\n```\nand `b` in a line", "a"),
         ("", None),
@@ -38,8 +56,37 @@ TaskTests.__test__ = False  # pytest would take it for a class of tests
         ("<think>\n```python\na\n```\n</think>\nI do not know.", None),
     ],
 )
-def test_the_code_is_what_stands_between_the_last_two_fences(completion, code):
+def test_where_the_code_stands(completion, code):
     assert extract(completion) == code
+
+
+TAGGED = ["print('</think>')", "print(1, '<think>')", "print('<analysis>', '[/THINK]', '[think]', '◁think▷')"]
+TAGGED += ["print('<|end|>')", "print('a</s>', '<|channel|>analysis<|message|>')"]
+BEFORE = {
+    "no thinking": "",
+    "a thinking": "<think>\nHm.\n</think>\n",
+    "a thinking begun by the prompt": "Hm.</think>",
+    "code in the thinking": "<think>\nMaybe\n```python\nprint('<think>', '</think>')\n```\nno.\n</think>\n",
+    "a block never closed in the thinking": "<think>\n```\nThat is\n</think>\n",
+    "a marked block never closed in the thinking": "<think>\n```python\nThat is\n</think>\n",
+    "gpt-oss": "<|channel|>analysis<|message|>```python\nthought\n```<|end|><|start|>assistant<|channel|>final<|message|>",
+}
+
+
+@pytest.mark.parametrize("code", TAGGED)
+@pytest.mark.parametrize("before", BEFORE.values(), ids=list(BEFORE))
+def test_tags_in_a_program_begin_and_end_no_thinking(before, code):
+    assert extract(f"{before}Here:\n```python\nx = 1\n    {code}\n```\nDone.") == f"x = 1\n    {code}"
+
+
+def test_code_in_a_thinking_that_never_ends_is_none():
+    for opened in ("<think>", "[THINK]", "<|channel|>analysis<|message|>"):
+        assert extract(f"{opened}\nMaybe\n```python\nprint('</think>', '<|channel|>final<|message|>')\n```\nor") is None
+
+
+@pytest.mark.parametrize("piece", ["```\n", "```python\n", "`", "~", " ", "a``` ", "```<", "- ", "\n"])
+def test_code_is_found_in_linear_time(piece):
+    assert extract(piece * 100_000) is None
 
 
 @pytest.mark.parametrize(
@@ -267,6 +314,7 @@ def test_a_function_is_graded(sandbox):
     reference = TaskTests((("[1, 2]\n3", "[[1, 2], 3]"),), "pair").encode()
     right = "class Solution:\n    def pair(self, a: List[int], b: int):\n        print('talk')\n        return a, b"
     assert grade(f"```\n{right}\n```", reference).verdict == "right"
+    assert grade(f"```\n{right} # \ud800\n```", reference).verdict == "right"
     wrong = grade(f"```\n{right.replace('a, b', 'b, a').replace('b, a: List[int], b', 'a, b')}\n```", reference)
     assert wrong.verdict == "wrong"
 

@@ -256,6 +256,14 @@ def test_numpy_is_there_if_the_sandbox_says_so(box):
         assert run.fault == "ModuleNotFoundError: No module named 'numpy'"
 
 
+def test_numbers_and_arrays_of_numpy_are_results(box):
+    if "numpy" not in box.name:
+        pytest.skip("no numpy in this sandbox")
+    code = "import numpy as np\ndef f(): return np.int64(1), np.array([[1.5, 2]]), {'a': np.bool_(True)}"
+    run = box.call_function(code, "f", [], LONG)
+    assert (run.fault, run.output) == ("", b'[1, [[1.5, 2.0]], {"a": true}]')
+
+
 def test_large_input_and_output(box):
     given = "".join(f"{number}\n" for number in range(300_000))
     limits = dataclasses.replace(LONG, output=1 << 23)
@@ -272,6 +280,7 @@ def test_large_input_and_output(box):
         ("class Solution:\n    def f(self, a: List[int]) -> Optional[int]:\n        return max(a)", ["[1, 5]"], b"5"),
         ("def f():\n    return float('inf')", [], b"Infinity"),
         ("class Solution: pass\ndef f(): return 'é'", [], b'"\\u00e9"'),
+        ("from decimal import Decimal\ndef f(): return [Decimal('0.50')]", [], b"[0.5]"),
         ("def f(): return 1\nif __name__ == '__main__': raise ValueError", [], b"1"),
     ],
 )
@@ -422,6 +431,15 @@ def test_why_bubblewrap_fails_and_what_helps_is_one_line(nothing_found, printed,
             open_sandbox("bwrap")
     assert cure in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_bubblewrap_that_does_not_run_is_one_line(nothing_found, tmp_path):
+    fake = tmp_path / "bwrap"
+    fake.write_text("#!/bin/sh\ncase $1 in --version) echo bwrap 0.11.0;; *) echo one >&2; echo two >&2; exit 1; esac\n")
+    fake.chmod(0o755)
+    nothing_found.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ConfigError, match=r"bwrap does not run \(one two\)"):
+        open_sandbox("bwrap")
 
 
 def test_without_any_sandbox_all_reasons_stand_in_one_line(nothing_found):
