@@ -198,6 +198,11 @@ for change in (lambda: os.chmod(path, 0), lambda: os.chown(path, -1, -1), lambda
     print("escaped")
 """
 
+LOCKS = each_raises(
+    *("fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)", "fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)"),
+    imports="fcntl, os\nfile = os.open(os.__file__, os.O_RDONLY)",
+)
+
 STAYS = """
 import ctypes
 if ctypes.CDLL(None).prctl(1, 0, 0, 0, 0) == 0:
@@ -297,6 +302,7 @@ ATTACKS: dict[str, Attack] = {
     "writing files, kernel settings": Attack(WRITE),
     "changing the files of the grader": Attack(OWN_FILES),
     "modes, owners, times, links of files": Attack(FILE_MODES),
+    "locks of files": Attack(LOCKS),
     "processes beside its own": Attack(NEIGHBORS),
     "fork bomb": Attack(FORK_BOMB),
     "daemon": Attack(DAEMON),

@@ -41,7 +41,10 @@ TaskTests.__test__ = False  # pytest would take it for a class of tests
         ("```python\na\n```\nBetter:\n```python\nb", "a"),
         ("```\na\n```\nBetter:\n```\nb", "a"),
         ("```python\nthis is how it beg\n\n```python\na\n```", "a"),
-        ('```python\ndef f():\n    """\n    ```\n    f()\n    ```\n    """\n```', 'def f():\n    """\n    ```\n    f()\n    ```\n    """'),
+        (
+            '```python\ndef f():\n    """\n    ```\n    f()\n    ```\n    """\n```',
+            'def f():\n    """\n    ```\n    f()\n    ```\n    """',
+        ),
         ("```python\ns = '```' + '```'\nt = '```python'\n```", "s = '```' + '```'\nt = '```python'"),
         ("```python\na\n```<|im_end|>", "a"),
         ("```python\na\n```</s>", "a"),
@@ -69,7 +72,8 @@ BEFORE = {
     "code in the thinking": "<think>\nMaybe\n```python\nprint('<think>', '</think>')\n```\nno.\n</think>\n",
     "a block never closed in the thinking": "<think>\n```\nThat is\n</think>\n",
     "a marked block never closed in the thinking": "<think>\n```python\nThat is\n</think>\n",
-    "gpt-oss": "<|channel|>analysis<|message|>```python\nthought\n```<|end|><|start|>assistant<|channel|>final<|message|>",
+    "gpt-oss": "<|channel|>analysis<|message|>```python\nthought\n```<|end|><|start|>assistant"
+    "<|channel|>final<|message|>",
 }
 
 

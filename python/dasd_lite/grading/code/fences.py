@@ -18,13 +18,27 @@ _FENCE = re.compile(
 )
 _LIST = re.compile(r"\s*(?:[-*+]|\d{1,3}[.)])\s+")
 _NOT_IN_MARK = re.compile(r"[^\w+#-]+")
-_NO_CODE = frozenset(
-    "bash sh shell zsh console terminal pycon cmd output out stdout input stdin text txt plain plaintext json yaml toml"
-    " xml html csv markdown md latex tex math diff log mermaid error traceback pseudocode".split()
-)
+_NO_CODE = {
+    *(
+        "bash",
+        "sh",
+        "shell",
+        "console",
+        "terminal",
+        "pycon",
+        "output",
+        "out",
+        "stdout",
+        "input",
+        "stdin",
+        "text",
+        "txt",
+    ),
+    *("plain", "plaintext", "json", "yaml", "xml", "csv", "markdown", "md", "latex", "math", "log", "pseudocode"),
+}
 
-# Tags of thinking and the tokens of formats begin with one of these; in code they are replaced for a while by characters
-# that stand in no text (Unicode's noncharacters).
+# Tags of thinking and the tokens of formats begin with one of these; in code they are replaced for a while by
+# characters that stand in no text (Unicode's noncharacters).
 _HIDDEN = str.maketrans("<[◁", "\ufdd0\ufdd1\ufdd2")
 _SHOWN = str.maketrans("\ufdd0\ufdd1\ufdd2", "<[◁")
 

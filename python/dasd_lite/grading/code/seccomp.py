@@ -172,7 +172,8 @@ CHECKED: dict[str, tuple[int, int]] = {
 
 _CLONE_THREAD = 0x10000
 _PR_SET_PDEATHSIG = 1  # undone, a program would outlive us
-_SET_OWNER = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX: signals to others by way of a pipe
+# F_SETOWN, F_SETSIG, F_SETOWN_EX, F_NOTIFY: signals, also to others, by way of a file; then locks and leases of files
+_FILE_COMMANDS = (8, 10, 15, 1026, 6, 7, 37, 38, 1024)
 
 # Classic BPF: load a word, jump if equal, jump if bits are set, return.
 _LOAD, _EQUAL, _BITS, _AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
@@ -212,8 +213,8 @@ def seccomp_filter(machine: str) -> bytes:
         *(refuse, allow),
         *(_step(_EQUAL, checked["prlimit64"], 0, 4), _step(_LOAD, low[0]), _step(_EQUAL, 0, 1, 0)),
         *(refuse, allow),
-        *(_step(_EQUAL, checked["fcntl"], 0, len(_SET_OWNER) + 3), _step(_LOAD, low[1])),
-        *(_step(_EQUAL, command, len(_SET_OWNER) - index, 0) for index, command in enumerate(_SET_OWNER)),
+        *(_step(_EQUAL, checked["fcntl"], 0, len(_FILE_COMMANDS) + 3), _step(_LOAD, low[1])),
+        *(_step(_EQUAL, command, len(_FILE_COMMANDS) - index, 0) for index, command in enumerate(_FILE_COMMANDS)),
         *(allow, refuse),
         # all others: the first that is equal jumps over the rest and `allow`
         *(_step(_EQUAL, number, len(denied) - index, 0) for index, number in enumerate(denied)),
