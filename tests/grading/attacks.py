@@ -78,7 +78,7 @@ for folder in ["/tmp", "/", "/dev", "/dev/shm", "/usr", "/usr/lib", "/etc", "/pr
             print("escaped: made", path)
         except OSError: pass
 for path in ["/proc/sys/vm/swappiness", "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/usr/bin/env",
-             "/sys/kernel/mm/transparent_hugepage/enabled", "/usr/bin/python3"]:
+             "/sys/kernel/mm/transparent_hugepage/enabled", "/usr/bin/python3", "/proc/self/oom_score_adj"]:
     try:
         open(path, "r+b")
         print("escaped: opened", path)
@@ -198,6 +198,11 @@ for change in (lambda: os.chmod(path, 0), lambda: os.chown(path, -1, -1), lambda
     print("escaped")
 """
 
+LOCKS = each_raises(
+    *("fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)", "fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)"),
+    imports="fcntl, os\nfile = os.open(os.__file__, os.O_RDONLY)",
+)
+
 STAYS = """
 import ctypes
 if ctypes.CDLL(None).prctl(1, 0, 0, 0, 0) == 0:
@@ -262,6 +267,20 @@ while True: time.sleep(60)
 """
 
 
+def shared_by_number(memory: int, semaphores: int, messages: int) -> str:
+    """A program that reads what the test has made for it, by the number that it could as well have guessed."""
+    return f"""
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+address = libc.shmat({memory}, None, 0o10000)  # SHM_RDONLY
+if address not in (None, ctypes.c_void_p(-1).value): print("escaped: reads", ctypes.string_at(address, 8))
+if libc.semctl({semaphores}, 0, 12) != -1: print("escaped: GETVAL")
+room = ctypes.create_string_buffer(64)
+if libc.msgrcv({messages}, room, ctypes.c_size_t(8), ctypes.c_long(0), 0o4000) != -1: print("escaped:", room.raw)
+"""
+
+
 def every_denied_call(machine: str) -> str:
     """A program that makes every system call of the table; all must be refused, whatever the arguments."""
     column = list(MACHINES).index(machine)
@@ -283,6 +302,7 @@ ATTACKS: dict[str, Attack] = {
     "writing files, kernel settings": Attack(WRITE),
     "changing the files of the grader": Attack(OWN_FILES),
     "modes, owners, times, links of files": Attack(FILE_MODES),
+    "locks of files": Attack(LOCKS),
     "processes beside its own": Attack(NEIGHBORS),
     "fork bomb": Attack(FORK_BOMB),
     "daemon": Attack(DAEMON),

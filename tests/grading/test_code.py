@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import sys
+import tracemalloc
 import zlib
 
 import pytest
@@ -25,8 +26,29 @@ TaskTests.__test__ = False  # pytest would take it for a class of tests
     [
         ("```python\nprint(1)\n```", "print(1)"),
         ("First:\n```\na\n```\nBetter:\n```py\nb\nc\n```\nDone.", "b\nc"),
-        ("<think>\n```python\nthought\n```\n</think>\n```python\nsaid\n```", "said"),
-        ("- in a list\n  ```python\n  a\n  ```", "  a"),
+        ("- in a list\n  ```python\n  a\n    b\n\n  ```", "a\n  b\n"),
+        ("1. ```python\n   a\n   ```", "a"),
+        ("    ```python\nif a:\n  b\n    ```", "if a:\n  b"),
+        ("~~~python\na = ~~~b\n~~~", "a = ~~~b"),
+        ("````\n```\na\n```\n````", "```\na\n```"),
+        ("```python\nprint(1)```\nDone.", "print(1)"),
+        ("Code: ```python\na\n```", "a"),
+        ("```python\na\n```\nIt uses ```print``` once, and ```b```.", "a"),
+        ("```python\na\n```\nOutput:\n```\n5\n```", "a"),
+        ("```Python3 title=x\na\n```\nRun:\n```bash\npython a.py\n```", "a"),
+        ("```\na\n```\nOutput:\n```text\n5\n```", "a"),
+        ("```output\n5\n```", None),
+        ("```python\na\n```\nBetter:\n```python\nb", "a"),
+        ("```\na\n```\nBetter:\n```\nb", "a"),
+        ("```python\nthis is how it beg\n\n```python\na\n```", "a"),
+        (
+            '```python\ndef f():\n    """\n    ```\n    f()\n    ```\n    """\n```',
+            'def f():\n    """\n    ```\n    f()\n    ```\n    """',
+        ),
+        ("```python\ns = '```' + '```'\nt = '```python'\n```", "s = '```' + '```'\nt = '```python'"),
+        ("```python\na\n```<|im_end|>", "a"),
+        ("```python\na\n```</s>", "a"),
+        ("```python\na # \ud800\n```", "a # ?"),
         ("```\n\nx = 1\n\n```", "\nx = 1\n"),
         ("```python\na\n```\nand `b` in a line", "a"),
         ("", None),
@@ -37,8 +59,38 @@ TaskTests.__test__ = False  # pytest would take it for a class of tests
         ("<think>\n```python\na\n```\n</think>\nI do not know.", None),
     ],
 )
-def test_the_code_is_what_stands_between_the_last_two_fences(completion, code):
+def test_where_the_code_stands(completion, code):
     assert extract(completion) == code
+
+
+TAGGED = ["print('</think>')", "print(1, '<think>')", "print('<analysis>', '[/THINK]', '[think]', '◁think▷')"]
+TAGGED += ["print('<|end|>')", "print('a</s>', '<|channel|>analysis<|message|>')"]
+BEFORE = {
+    "no thinking": "",
+    "a thinking": "<think>\nHm.\n</think>\n",
+    "a thinking begun by the prompt": "Hm.</think>",
+    "code in the thinking": "<think>\nMaybe\n```python\nprint('<think>', '</think>')\n```\nno.\n</think>\n",
+    "a block never closed in the thinking": "<think>\n```\nThat is\n</think>\n",
+    "a marked block never closed in the thinking": "<think>\n```python\nThat is\n</think>\n",
+    "gpt-oss": "<|channel|>analysis<|message|>```python\nthought\n```<|end|><|start|>assistant"
+    "<|channel|>final<|message|>",
+}
+
+
+@pytest.mark.parametrize("code", TAGGED)
+@pytest.mark.parametrize("before", BEFORE.values(), ids=list(BEFORE))
+def test_tags_in_a_program_begin_and_end_no_thinking(before, code):
+    assert extract(f"{before}Here:\n```python\nx = 1\n    {code}\n```\nDone.") == f"x = 1\n    {code}"
+
+
+def test_code_in_a_thinking_that_never_ends_is_none():
+    for opened in ("<think>", "[THINK]", "<|channel|>analysis<|message|>"):
+        assert extract(f"{opened}\nMaybe\n```python\nprint('</think>', '<|channel|>final<|message|>')\n```\nor") is None
+
+
+@pytest.mark.parametrize("piece", ["```\n", "```python\n", "`", "~", " ", "a``` ", "```<", "- ", "\n"])
+def test_code_is_found_in_linear_time(piece):
+    assert extract(piece * 100_000) is None
 
 
 @pytest.mark.parametrize(
@@ -100,8 +152,12 @@ def test_no_tolerance_and_linear_time_on_large_outputs():
 ROWS = [{"input": "1", "output": "2", "testtype": "stdin"}, {"input": "3", "output": "4", "testtype": "stdin"}]
 
 
+def packed_bytes(pickled):
+    return base64.b64encode(zlib.compress(pickled)).decode()
+
+
 def packed(value, protocol=4):
-    return base64.b64encode(zlib.compress(pickle.dumps(value, protocol))).decode()
+    return packed_bytes(pickle.dumps(value, protocol))
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -123,7 +179,7 @@ class Listed:
 @pytest.mark.parametrize("evil", [Evil(), [Evil()], Listed(), {"a": Listed()}, len, re.compile("a")])
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_a_pickle_that_would_run_code_is_refused(evil, protocol):
-    with pytest.raises(ValueError, match=r"are not a pickled text \(it asks for \w+\.\w+\)"):
+    with pytest.raises(ValueError, match=r"are not a pickled text \([A-Z_]+ in it\)"):
         unpack(packed(evil, protocol))
 
 
@@ -136,7 +192,11 @@ def test_a_pickle_that_would_run_code_is_refused(evil, protocol):
         (base64.b64encode(zlib.compress(b"x" * 1000)[:-6]).decode(), r"are not compressed by zlib \(cut off\)"),
         (base64.b64encode(zlib.compress(b"junk")).decode(), "are not a pickled text"),
         (base64.b64encode(zlib.compress(b"")).decode(), "are not a pickled text"),
-        (packed([1]), "are a pickled list; it must be text"),
+        (packed([1]), r"are not a pickled text \(EMPTY_LIST in it\)"),
+        (packed(("[]", "x")), r"are not a pickled text \(SHORT_BINUNICODE in it\)"),
+        (packed_bytes(b"P[]\n[]\n."), r"are not a pickled text \(PERSID in it\)"),
+        (packed_bytes(pickle.dumps("[]") + b"."), "are not a pickled text"),
+        (base64.b64encode(zlib.compress(pickle.dumps("[]")) + b"x").decode(), r"by zlib \(more follows\)"),
         (packed("{"), "are not JSON"),
         (packed("[" * 100_000), "are not JSON"),
         (packed("a" * (2 << 20)), "have more than 1048576 bytes"),
@@ -145,6 +205,26 @@ def test_a_pickle_that_would_run_code_is_refused(evil, protocol):
 def test_what_is_wrong_with_private_tests_is_said_by_layer(text, message):
     with pytest.raises(ValueError, match=message):
         unpack(text, largest=1 << 20)
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"]r\xff\xff\xff\x0f.",  # a place in a memory of 2 GB
+        b"]r\xff\xff\xff\x7f.",
+        b"\x8e" + (1 << 52).to_bytes(8, "little") + b".",  # bytes that are not there
+        b"\x8d" + (1 << 52).to_bytes(8, "little") + b".",
+        b"X\xff\xff\xff\x7f.",
+        b"\x80\x04\x95" + (1 << 60).to_bytes(8, "little") + b".",
+    ],
+)
+def test_a_short_pickle_cannot_ask_for_much_memory(pickled):
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="are not a pickled text"):
+        unpack(packed_bytes(pickled))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def test_no_pickle_of_junk_raises_anything_else():
@@ -238,6 +318,7 @@ def test_a_function_is_graded(sandbox):
     reference = TaskTests((("[1, 2]\n3", "[[1, 2], 3]"),), "pair").encode()
     right = "class Solution:\n    def pair(self, a: List[int], b: int):\n        print('talk')\n        return a, b"
     assert grade(f"```\n{right}\n```", reference).verdict == "right"
+    assert grade(f"```\n{right} # \ud800\n```", reference).verdict == "right"
     wrong = grade(f"```\n{right.replace('a, b', 'b, a').replace('b, a: List[int], b', 'a, b')}\n```", reference)
     assert wrong.verdict == "wrong"
 

@@ -1,10 +1,12 @@
 """The sandbox: what programs may do in it, what they may not, and what it says where there is none."""
 
 import contextlib
+import ctypes
 import dataclasses
 import os
 import platform
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -14,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.grading.attacks import ATTACKS, CONTROLS, Attack, every_denied_call, result
+from tests.grading.attacks import ATTACKS, CONTROLS, Attack, every_denied_call, result, shared_by_number
 
 from dasd_lite.errors import ConfigError
 from dasd_lite.grading.code import grade_in, sandbox, sandbox_name
+from dasd_lite.grading.code.process import Ended
 from dasd_lite.grading.code.sandbox import BACKENDS, Limits, open_sandbox
 from dasd_lite.grading.code.seccomp import CHECKED, DENIED, MACHINES, seccomp_filter
 
@@ -51,6 +54,25 @@ def test_an_attack_is_blocked(box, name):
 
 def test_every_system_call_of_the_table_is_refused(box):
     assert result(box, Attack(every_denied_call(platform.machine()))) == "blocked"
+
+
+@pytest.fixture
+def shared():
+    """Numbers of memory, a semaphore and a queue with one message, which every user of the machine may read."""
+    kernel, mode = ctypes.CDLL(None, use_errno=True), 0o1666
+    memory = kernel.shmget(0, ctypes.c_size_t(4096), mode)
+    semaphore = kernel.semget(0, 1, mode)
+    queue = kernel.msgget(0, mode)
+    sent = kernel.msgsnd(queue, struct.pack("@l8s", 1, b"harmless"), ctypes.c_size_t(8), 0)
+    yield memory, semaphore, queue
+    kernel.shmctl(memory, 0, None)  # IPC_RMID
+    kernel.semctl(semaphore, 0, 0)
+    kernel.msgctl(queue, 0, None)
+    assert -1 not in (memory, semaphore, queue, sent)
+
+
+def test_what_others_share_by_number_cannot_be_reached(box, shared):
+    assert result(box, Attack(shared_by_number(*shared))) == "blocked"
 
 
 @pytest.mark.parametrize("name", CONTROLS)
@@ -234,6 +256,14 @@ def test_numpy_is_there_if_the_sandbox_says_so(box):
         assert run.fault == "ModuleNotFoundError: No module named 'numpy'"
 
 
+def test_numbers_and_arrays_of_numpy_are_results(box):
+    if "numpy" not in box.name:
+        pytest.skip("no numpy in this sandbox")
+    code = "import numpy as np\ndef f(): return np.int64(1), np.array([[1.5, 2]]), {'a': np.bool_(True)}"
+    run = box.call_function(code, "f", [], LONG)
+    assert (run.fault, run.output) == ("", b'[1, [[1.5, 2.0]], {"a": true}]')
+
+
 def test_large_input_and_output(box):
     given = "".join(f"{number}\n" for number in range(300_000))
     limits = dataclasses.replace(LONG, output=1 << 23)
@@ -250,6 +280,7 @@ def test_large_input_and_output(box):
         ("class Solution:\n    def f(self, a: List[int]) -> Optional[int]:\n        return max(a)", ["[1, 5]"], b"5"),
         ("def f():\n    return float('inf')", [], b"Infinity"),
         ("class Solution: pass\ndef f(): return 'é'", [], b'"\\u00e9"'),
+        ("from decimal import Decimal\ndef f(): return [Decimal('0.50')]", [], b"[0.5]"),
         ("def f(): return 1\nif __name__ == '__main__': raise ValueError", [], b"1"),
     ],
 )
@@ -343,6 +374,32 @@ def test_a_sandbox_that_dies_says_nothing_about_the_program(box):
     assert re.search(r"^test 1 of 1: the sandbox (died|did not start): .*/no/such/python", graded.reason)
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os._exit(137)",
+        "import sys; sys.exit(137)",
+        "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (1, 1))\nwhile True: pass",
+    ],
+)
+def test_a_program_that_ends_as_if_the_machine_had_killed_it_is_wrong(box, code):
+    assert grade_in(box, f"```\n{code}\n```", STDIN, LONG).verdict == "wrong"
+
+
+@pytest.mark.parametrize(("wrapped", "code"), [(True, 137), (True, -9), (False, -9)])
+def test_a_kill_is_the_machines_only_where_memory_was_short(wrapped, code):
+    def judged(cpu_seconds, *, short):
+        ended = Ended(code, "", b"", b"+", b"", cpu_seconds, memory_short=short)
+        return sandbox.judged(ended, Limits(), returns=False, wrapped=wrapped)
+
+    assert (judged(6.01, short=False).fault, judged(6.01, short=False).ours) == ("time limit", False)
+    assert (judged(0.5, short=False).fault, judged(0.5, short=False).ours) == ("crashed: SIGKILL", False)
+    assert (judged(0.5, short=True).fault, judged(0.5, short=True).ours) == (
+        "killed by the machine for want of memory",
+        True,
+    )
+
+
 @pytest.fixture
 def nothing_found(monkeypatch):
     """No sandbox is kept in memory, before and after."""
@@ -374,6 +431,17 @@ def test_why_bubblewrap_fails_and_what_helps_is_one_line(nothing_found, printed,
             open_sandbox("bwrap")
     assert cure in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_bubblewrap_that_does_not_run_is_one_line(nothing_found, tmp_path):
+    fake = tmp_path / "bwrap"
+    fake.write_text(
+        "#!/bin/sh\ncase $1 in --version) echo bwrap 0.11.0;; *) echo one >&2; echo two >&2; exit 1; esac\n"
+    )
+    fake.chmod(0o755)
+    nothing_found.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ConfigError, match=r"bwrap does not run \(one two\)"):
+        open_sandbox("bwrap")
 
 
 def test_without_any_sandbox_all_reasons_stand_in_one_line(nothing_found):
@@ -456,8 +524,6 @@ def simulate(steps, number, arguments, machine):
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_the_filter_decides_as_the_tables_say(machine):
-    import struct
-
     column = list(MACHINES).index(machine)
     steps = list(struct.iter_unpack("<HBBI", seccomp_filter(machine)))
     allow, refuse, kill, missing = 0x7FFF0000, 0x50001, 0x80000000, 0x50026
@@ -477,7 +543,9 @@ def test_the_filter_decides_as_the_tables_say(machine):
     assert (decide(checked["clone"], 17), decide(checked["clone"], 0x3D0F00)) == (refuse, allow)
     assert (decide(checked["prctl"], 1), decide(checked["prctl"], 38)) == (refuse, allow)
     assert (decide(checked["prlimit64"], 5), decide(checked["prlimit64"], 0)) == (refuse, allow)
-    assert [decide(checked["fcntl"], 0, command) for command in (8, 10, 15, 1, 3)] == [refuse] * 3 + [allow] * 2
+    for command in range(1040):
+        is_refused = command in (8, 10, 15, 1026, 6, 7, 37, 38, 1024)
+        assert decide(checked["fcntl"], 0, command) == (refuse if is_refused else allow), command
 
 
 # Holes that only root would leave open.

@@ -3,7 +3,8 @@ r"""The grader for multiple choice: which option a completion states.
 Read is only what follows the thinking, in this order: the last `\boxed{…}`, the last statement behind "answer" or "the
 correct option", a last line with nothing but an option. An option is stated by its letter, by letter and text (if they
 contradict each other the letter counts, because it is what the question asks for), or by its text where no other option
-has the same. A letter counts only as a letter: not as a part of a word or formula, and not the article "A".
+has the same. A letter counts only as a letter: not as a part of a word or formula or a name ("B cells"), and not the
+article "A". A statement that is taken back behind it ("Wait, …") or only supposed ("If the answer is B") is none.
 
 Several options ("A and C") are a wrong answer. A completion that states none has no answer; a last box that holds
 something else cannot be parsed. No text is searched more than a fixed number of times.
@@ -22,6 +23,7 @@ from dasd_lite.grading.grade import Grade
 
 _MOST_STATEMENTS = 500  # behind "answer", from the end; no completion that means one has more
 _WINDOW = 600  # characters behind "answer" that are looked at
+_NEAR = 30  # characters between two boxes of a list
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,13 @@ def _read_key(reference: str) -> _Key | str:
 
 # --- what is read -----------------------------------------------------------------------------------------
 
+_CYRILLIC = re.compile(r"(?<!\w)[\u0410\u0412\u0415\u0421](?!\w)")  # they look like A, B, E and C
+_LATIN = str.maketrans("\u0410\u0412\u0415\u0421", "ABEC")
+
+
 def _normal(text: str) -> str:
     """Return a text without full-width letters and signs, and without runs of white space."""
-    text = unicodedata.normalize("NFKC", text)
+    text = _CYRILLIC.sub(lambda match: match[0].translate(_LATIN), unicodedata.normalize("NFKC", text))
     return re.sub(r" ?\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text)).strip()
 
 
@@ -134,10 +140,12 @@ def _text_key(text: str) -> str:
 
 def _stated(text: str, key: _Key) -> tuple[str, str]:
     """Return the letter or letters that a conclusion states, "" for none, and the content of its last box."""
-    at, box = _last_box(text)
-    if box and (letters := _in_box(box, key)):
+    at, box, others = _last_boxes(text)
+    letters, by_text = (_in_box(box, key), key.of_text(box)) if box else ("", "")
+    if others and (several := {*letters, *by_text, *(each for other in others for each in _in_box(other, key))}):
+        letters = "".join(sorted(several))
+    if letters:
         return letters, box
-    by_text = key.of_text(box) if box else ""
     for position, letters in _behind_markers(text, key):
         return (by_text if at > position and by_text else letters), box
     return by_text or _on_last_line(text, key), box
@@ -149,24 +157,38 @@ _NO_ANSWER = re.compile(
 )
 
 
-def _last_box(text: str) -> tuple[int, str]:
-    """Return position and content of the last box that closes and holds more than a placeholder."""
-    opened: list[tuple[int, bool]] = []
-    found = (-1, "")
+_BETWEEN_BOXES = re.compile(r"[\s,;/&]*(?:(?:and|or|and/or)\s*)?", re.IGNORECASE)
+
+
+def _last_boxes(text: str) -> tuple[int, str, list[str]]:
+    """Return position and content of the last box that closes and holds more than a placeholder.
+
+    Returns:
+        Position and content ("" for none), and the contents of the boxes that stand beside it, as in a list.
+    """
+    opened: list[tuple[int, int]] = []  # where each brace and its content begin; a brace of no box begins at -1
+    begin, end, found = -1, -1, [""]
     for match in _BRACE.finditer(text):
         token = match[0]
         if token == "}" and opened:
-            begin, is_box = opened.pop()
-            is_short = match.start() - begin <= _WINDOW  # and boxes in boxes take no time
-            content = text[begin : match.start()].strip() if is_box and is_short else ""
+            box, inside = opened.pop()
+            is_short = match.start() - inside <= _WINDOW  # and boxes in boxes take no time
+            content = text[inside : match.start()].strip() if box >= 0 and is_short else ""
             if content and not _NO_ANSWER.fullmatch(_plain(content)):
-                found = (begin, content)
+                is_near = end >= 0 and 0 <= box - end <= _NEAR
+                if not (is_near and _BETWEEN_BOXES.fullmatch(_plain(text[end:box]))):
+                    found = []
+                found.append(content)
+                begin, end = inside, match.end()
         elif token.endswith("{") and token != r"\{":
-            opened.append((match.end(), token != "{"))
-    return found
+            opened.append((match.start() if token != "{" else -1, match.end()))
+    return begin, found[-1], found[:-1]
 
 
-_WORDS = r"and/or|and|or|then|to|through|plus|as well as|along with|und|oder|et|ou|y|o|e|и|или|和|或|及|与|と|또는"
+_WORDS = (
+    r"and/or|and|or|versus|vs\.?|maybe|perhaps|possibly|then|to|through|plus|as well as|along with"
+    r"|und|oder|et|ou|y|o|e|и|или|和|或|及|与|と|또는"
+)
 _QUOTED = (
     ("(", ")"),
     ("[", "]"),
@@ -183,7 +205,7 @@ _LETTER = re.compile(
     + r"|(?P<plain>[A-Z])(?![A-Za-zÀ-ɏ0-9_'’^])|(?P<small>[a-z])(?=\)|[.:]?\s*$)"
 )
 _JOIN = re.compile(
-    rf"[).]?\s*(?P<list>[,;–—-]\s*)?(?P<sure>[/&+]\s*|(?:{_WORDS})\s+(?:(?:also|maybe|perhaps|possibly|even|either)\s+)?)?"
+    rf"[).]?\s*(?P<list>[,;–—-]\s*)?(?P<sure>\(?(?:[/&+]\s*|(?:{_WORDS})\s+)(?:(?:also|maybe|perhaps|possibly|even|either)\s+)?)?"
     r"(?:(?:option|choice)s?\s+)?",
     re.IGNORECASE,
 )
@@ -192,8 +214,14 @@ _OPTION = re.compile(
     re.IGNORECASE,
 )
 _ENDS = re.compile(r"\s*(?:$|\n|[).\]:;,!|<。、，；](?!\w)|\[/|[-–—](?=\s)|\s[-–—]\s)")
-_DOUBT = re.compile(r"\s*(?:\?|(?:if|unless|when|only|or not|is (?:not|wrong|incorrect|false)|isn't)\b)", re.IGNORECASE)
-_REASON = re.compile(r"\s(?:because|since|as|is|due|given|for|from|by|based|which|with)\b", re.IGNORECASE)
+_DOUBT = re.compile(
+    r"\s*(?:\?|\((?:if|unless|when)\b|(?:if|unless|when|only|or not|is (?:not|wrong|incorrect|false)|isn't)\b)",
+    re.IGNORECASE,
+)
+_FUNCTION_WORD = re.compile(
+    r"\s(?:because|since|as|is|due|given|for|from|by|based|which|with|and|rather|instead|not|but|to|in|at|after|that)\b",
+    re.IGNORECASE,
+)
 _FORMULA = re.compile(r"\s*[=<>≈±×·+*/^∝→]|\s-\d|\s*-\w")
 
 
@@ -228,14 +256,21 @@ def _letters(text: str, key: _Key, *, loose: bool, box: bool = False) -> str:
     rest = text[end:]
     if not box and _DOUBT.match(rest):
         return ""
-    own = key.options and key.of_text(rest.lstrip(" ).:,;-–—]")) == letter
+    own = _is_text_of(letter, rest, key)
     is_apart = not first["plain"] and not first["small"] and not _FORMULA.match(rest)  # in brackets
     if own or is_apart or _ENDS.match(rest):
         return letter
     if not loose or _FORMULA.match(rest):
         return ""
-    is_word = letter in "AI" and first["plain"] and begin == 0 and not _REASON.match(rest)
+    is_name = letter in "AI" or re.match(r"\s[a-zа-я]", rest)  # "A proton", "B cells"
+    is_word = is_name and first["plain"] and begin == 0 and not _FUNCTION_WORD.match(rest)
     return "" if is_word else letter
+
+
+def _is_text_of(letter: str, rest: str, key: _Key) -> bool:
+    """Return whether what stands behind a letter is the text of its option, perhaps in brackets."""
+    rest = rest.lstrip(" ).:,;-–—]")
+    return bool(key.options) and letter in (key.of_text(rest), key.of_text(re.sub(r"^\((.*)\)[.]?$", r"\1", rest)))
 
 
 def _letter(match: re.Match[str] | None, key: _Key) -> str:
@@ -277,9 +312,14 @@ _BEFORE = re.compile(
 )
 _DOUBTED = re.compile(r"(?:\bnot|n't|\bwhether|\bif|\bunless|\bdoubt|\bis it)\b[^.\n]*$", re.IGNORECASE)
 _NEGATED = re.compile(
-    r"(?:incorrect|wrong|false|not (?:the|an?|my))\s*(?:correct |right |final |best )?$|n't (?:the|an?)\s*$",
+    r"(?:incorrect|wrong|false|not (?:the|an?|my))\s*(?:correct |right |final |best )?$|n't (?:the|an?)\s*$"
+    r"|\b(?:if|suppos\w+|assum\w+|imagine|whether|unless|eliminat\w+|exclud\w+|reject\w*|discard\w*|rul\w+ out)"
+    r"\s(?:that\s)?(?:(?:the|an?|my)\s)?(?:correct |right |final |best )?$",
     re.IGNORECASE,
 )
+_TAKEN_BACK = re.compile(r"\b(?:wait|hold on|correction|scratch that|on second thought)[,:;.!…—]", re.IGNORECASE)
+_NO = re.compile(r"\b(?:actually|no)[,:;!…—]", re.IGNORECASE)  # on the same line; an explanation may have them, too
+_NOT_BUT = re.compile(r"not (?:option )?\(?[A-Z]\)?,? but (?:rather )?")
 # Every part may be missing, so it always matches and never goes back.
 _GLUE = re.compile(
     r"(?P<close>[\s\"'*_|)\]>]*)(?:\((?:letter|option|choice)\))?(?:correcta|correta|corretta|correcte)?"
@@ -308,7 +348,9 @@ def _behind_markers(text: str, key: _Key) -> list[tuple[int, str]]:
         else:
             letters = _behind(_plain(text[match.end() : match.end() + _WINDOW]), key)
         if letters:
-            return [(position, letters)]
+            line_end = text.find("\n", match.end())
+            is_taken_back = _NO.search(text, match.end(), line_end if line_end >= 0 else len(text))
+            return [] if is_taken_back or _TAKEN_BACK.search(text, match.end()) else [(position, letters)]
     return []
 
 
@@ -316,9 +358,12 @@ def _behind(text: str, key: _Key) -> str:
     """Return the letter or letters that a text behind "answer" states, or ""."""
     glue = _GLUE.match(text)
     assert glue is not None, "all of it is optional"
-    statement = text[glue.end() :].split("\n")[0]
+    statement, _, next_line = text[glue.end() :].partition("\n")
+    statement = _NOT_BUT.sub("", statement, count=1) if glue["copula"] else statement
     is_said = glue["copula"] is not None and "\n" not in glue[0].partition(glue["copula"])[2]
     letters = _letters(statement, key, loose=is_said)
+    if letters and (other := _bare_letter(next_line.partition("\n")[0], key)):
+        return "".join(sorted({*letters, other}))
     if letters == "A" and _is_enumeration(text[glue.end() :], key):
         return ""
     if letters or not (glue["copula"] or "\n" in glue[0] or ">" in glue[0]):
@@ -335,18 +380,32 @@ def _is_enumeration(text: str, key: _Key) -> bool:
     return _text_key(text[second.end() : second.end() + _WINDOW]).startswith(key.texts[1])
 
 
+_LEADS = (
+    r"(?:(?:hence|thus|therefore|so),? )?"
+    r"(?:(?:i (?:choose|pick|select)|(?:the|my) choice is|the correct statement is) )?(?:(?:option|choice)(?: |: ?))?"
+)
+_CORRECT = re.compile(r"(?:,| is) (?:the )?(?:correct|right)(?: (?:answer|option|choice))?[.!]?$", re.IGNORECASE)
+_BARE_LETTER = re.compile(rf"{_LEADS}[(\[]?([A-Z])[)\]]?[.:)]?", re.IGNORECASE)
+
+
+def _bare_letter(line: str, key: _Key) -> str:
+    """Return the letter of an option that is all of a line, or ""."""
+    line = _CORRECT.sub("", line)
+    found = _BARE_LETTER.fullmatch(line)
+    return found[1].upper() if found and found[1].upper() in key.letters and line != found[1].lower() else ""
+
+
 def _on_last_line(text: str, key: _Key) -> str:
     """Return the letter of an option that is all of the last line, or ""."""
     before, _, line = text.rpartition("\n")
-    if re.match(r"\(?[A-Za-z][).:]", _plain(before.rpartition("\n")[2][:_WINDOW])):
+    line, before = (_plain(each[:_WINDOW]) for each in (line, before.rpartition("\n")[2]))
+    if re.match(r"\(?[A-Za-z][).:]", before) or _bare_letter(before, key):
         return ""  # a list of the options
-    line = _plain(line[:_WINDOW])
-    letters = re.fullmatch(r"(?:option |choice )?[(\[]?([A-Z])[)\]]?[.:)]?", line, re.IGNORECASE)
-    if letters and letters[1].upper() in key.letters and (letters[1].isupper() or len(line) > 1):
-        return letters[1].upper()
+    if letter := _bare_letter(line, key):
+        return letter
     if by_text := key.of_text(line):
         return by_text
     first = _LETTER.match(line)
     letter = _letter(first, key)
-    is_own = first is not None and letter and key.of_text(line[first.end() :].lstrip(" ).:,;-–—]")) == letter
+    is_own = first is not None and letter and _is_text_of(letter, _CORRECT.sub("", line[first.end() :]), key)
     return letter if is_own else ""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from dasd_lite.data.formats.final_answer import conclusion
 from dasd_lite.errors import DataError
+from dasd_lite.grading.code.fences import extract
 from dasd_lite.grading.code.sandbox import DEFAULT_LIMITS, Limits, Sandbox, open_sandbox, sandbox_name
 from dasd_lite.grading.code.tests import Task, Test, prints_the_same, read_task, returns_the_same
 from dasd_lite.grading.grade import Grade
@@ -63,14 +63,3 @@ def fault(reference: str) -> str | None:
     except ValueError as error:
         return f"its {error}"
     return None
-
-
-def extract(completion: str) -> str | None:
-    """Return the code between the last two lines with ``` after the thinking, or None."""
-    text = conclusion(completion)
-    lines = [] if text is None else text.split("\n")
-    fences = [index for index, line in enumerate(lines) if "```" in line]
-    if len(fences) < 2:
-        return None
-    code = "\n".join(lines[fences[-2] + 1 : fences[-1]])
-    return code if code.strip() else None

@@ -71,7 +71,8 @@ def bwrap_command(path: str, shown: list[str]) -> list[str]:
     for folder in shown:
         if not Path(folder).is_relative_to("/usr"):
             command += ["--ro-bind", folder, folder]
-    command += ["--proc", "/proc", "--dev", "/dev", "--dir", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]
+    command += ["--proc", "/proc", "--dev", "/dev", "--dir", "/tmp"]
+    command += ["--remount-ro", "/proc", "--remount-ro", "/dev", "--remount-ro", "/"]
     return [*command, "--chdir", "/", "--seccomp"]
 
 
@@ -82,5 +83,5 @@ def _output(path: str, option: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"{path} does not run ({error})") from None
     if done.returncode != 0:
-        raise ConfigError(f"{path} does not run ({(done.stderr or done.stdout).strip()[-200:]})")
+        raise ConfigError(f"{path} does not run ({' '.join((done.stderr or done.stdout).split())[-200:]})")
     return done.stdout + done.stderr

@@ -66,9 +66,20 @@ def answer(names: dict[str, Any], function: str, arguments: list[str], report: i
 
     owner: Any = names.get("Solution")
     called = getattr(owner(), function) if hasattr(owner, function) else names[function]
-    result = json.dumps(called(*map(json.loads, arguments)))
+    result = json.dumps(called(*map(json.loads, arguments)), default=plain)
     with open(report, "wb") as file:
         file.write(result.encode())
+
+
+def plain(value: Any) -> Any:
+    """Return a number or array of numpy, a Decimal or a Fraction as what JSON has."""
+    from numbers import Number
+
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Number):
+        return float(value)  # type: ignore[arg-type]  # a complex number raises
+    raise TypeError(f"the result has a {type(value).__name__}, which is not JSON")
 
 
 def restrict(parent: int, ruleset: bytes, rules: list[tuple[str, int]], seccomp: bytes) -> None:

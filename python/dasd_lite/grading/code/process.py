@@ -32,7 +32,8 @@ class Ended:
         output: What it printed, at most the limit.
         report: What it wrote to the pipe of the driver, at most the limit.
         error: The end of what it wrote to its standard error.
-        seconds: From start to end.
+        cpu_seconds: Processor time that it used, with what it has waited for; incomplete if we ended it.
+        memory_short: The kernel killed a process in the meantime because memory was short: this one or another.
     """
 
     code: int
@@ -40,7 +41,8 @@ class Ended:
     output: bytes
     report: bytes
     error: bytes
-    seconds: float
+    cpu_seconds: float
+    memory_short: bool
 
 
 def run_process(
@@ -73,7 +75,8 @@ def run_process(
         receive, send = os.pipe()
         report = stack.enter_context(open(receive, "rb", buffering=0))
         sender = stack.enter_context(open(send, "wb", buffering=0))
-        begin = time.monotonic()
+        deadline = time.monotonic() + wall_seconds
+        num_killed = _num_killed_for_memory()
         process = subprocess.Popen(
             command(descriptors, send),
             stdin=standard_input,
@@ -91,15 +94,14 @@ def run_process(
         sender.close()
         assert process.stdout is not None and process.stderr is not None, "both are pipes"
         streams = {process.stdout: max_output, report: max_output, process.stderr: _MAX_ERROR}
-        stopped, contents = _read(streams, begin + wall_seconds, only_end=process.stderr)
-        if not stopped:
-            try:
-                process.wait(begin + wall_seconds - time.monotonic())
-            except subprocess.TimeoutExpired:
-                stopped = "time limit"
+        stopped, contents = _read(streams, deadline, only_end=process.stderr)
+        cpu_seconds = None if stopped else _wait(process, deadline)
+        if cpu_seconds is None:
+            stopped, cpu_seconds = stopped or "time limit", 0.0
         _kill(process)
         output, reported, error = contents
-        return Ended(process.returncode, stopped, output, reported, error, time.monotonic() - begin)
+        is_short = _num_killed_for_memory() > num_killed
+        return Ended(process.returncode, stopped, output, reported, error, cpu_seconds, is_short)
 
 
 def _read(streams: dict[Any, int], deadline: float, *, only_end: Any) -> tuple[str, list[bytes]]:
@@ -133,6 +135,29 @@ def _read(streams: dict[Any, int], deadline: float, *, only_end: Any) -> tuple[s
             if time.monotonic() >= deadline:
                 stopped = "time limit"
     return stopped, [bytes(content) for content in contents.values()]
+
+
+def _wait(process: subprocess.Popen[bytes], deadline: float) -> float | None:
+    """Wait for the end of a process; return the processor time that it used, or None if it runs at the deadline."""
+    pause = 0.0005
+    while True:
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if ended:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return usage.ru_utime + usage.ru_stime
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+
+
+def _num_killed_for_memory() -> int:
+    """Return how many processes the kernel has killed since its start because memory was short."""
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            return int(file.read().partition(b"\noom_kill ")[2].split(maxsplit=1)[0])
+    except (OSError, IndexError):  # before Linux 4.13
+        return 0
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

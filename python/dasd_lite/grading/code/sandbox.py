@@ -43,6 +43,7 @@ _LONGEST_REASON = 200  # characters
 
 _STACK = 64 << 20  # bytes of the main thread; deep recursion through C needs more than the usual 8 MiB
 _NUM_FILES = 64
+_NEARLY = 0.8  # the kernel ends a program by ticks of its clock, and reports a finer measure of processor time
 _NUM_THREADS = 16
 _SPARE_THREADS = 512  # where the kernel counts all processes of a user, and not only those of the sandbox
 _COUNTS_BY_NAMESPACE = (5, 14)  # version of Linux
@@ -183,10 +184,10 @@ class Sandbox:
             )
         except OSError as error:
             return Run(f"the sandbox did not start: {error}", b"", ours=True)
-        return _judged(ended, limits, returns=job["function"] is not None, wrapped=wrapped)
+        return judged(ended, limits, returns=job["function"] is not None, wrapped=wrapped)
 
 
-def _judged(ended: Ended, limits: Limits, *, returns: bool, wrapped: bool) -> Run:
+def judged(ended: Ended, limits: Limits, *, returns: bool, wrapped: bool) -> Run:
     """Say how a run ended."""
     last_line = _last_line(ended.error)
     if not ended.report.startswith(b"+"):
@@ -194,10 +195,11 @@ def _judged(ended: Ended, limits: Limits, *, returns: bool, wrapped: bool) -> Ru
     if ended.stopped:
         return Run(ended.stopped, b"")
     number = ended.code - 128 if wrapped and ended.code > 128 else -ended.code
-    if number == signal.SIGKILL and ended.seconds >= limits.cpu_seconds:
+    if number == signal.SIGKILL and ended.cpu_seconds >= _NEARLY * limits.cpu_seconds:
         return Run("time limit", b"")
-    if number == signal.SIGKILL:  # a program can send no signal, so this was the kernel
-        return Run("killed by the machine, perhaps for want of memory", b"", ours=True)
+    # a program can end as if it had been killed, by exit code 137, and so it takes more to call this our fault
+    if number == signal.SIGKILL and ended.memory_short:
+        return Run("killed by the machine for want of memory", b"", ours=True)
     if number > 0:
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
         return Run(f"crashed: {name}", b"")

@@ -24,6 +24,7 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "vfork": (58, None),
     # other processes: signals, memory, limits, scheduling
     "kill": (62, 129),
+    "timer_create": (222, 107),  # its signal may be SIGKILL
     "tkill": (200, 130),
     "tgkill": (234, 131),
     "rt_sigqueueinfo": (129, 138),
@@ -57,10 +58,22 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     # memory that no limit of a process counts, or that outlives it
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
+    # what all processes of a machine share by number or name: no getting, and no using of what others have got
     "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "shmdt": (67, 197),
     "semget": (64, 190),
+    "semop": (65, 193),
+    "semctl": (66, 191),
+    "semtimedop": (220, 192),
     "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
     "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    "flock": (73, 32),
     # the view of the file system, and what landlock does not watch
     "mount": (165, 40),
     "umount2": (166, 39),
@@ -113,6 +126,16 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "request_key": (249, 218),
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
+    "io_setup": (206, 0),
+    "io_destroy": (207, 1),
+    "io_submit": (209, 2),
+    "io_cancel": (210, 3),
+    "io_getevents": (208, 4),
+    "io_pgetevents": (333, 292),
+    "vmsplice": (278, 75),
+    "mbind": (237, 235),
+    "set_mempolicy": (238, 237),
+    "set_mempolicy_home_node": (450, 450),
     "userfaultfd": (323, 282),
     "lookup_dcookie": (212, 18),
     "personality": (135, 92),
@@ -149,7 +172,8 @@ CHECKED: dict[str, tuple[int, int]] = {
 
 _CLONE_THREAD = 0x10000
 _PR_SET_PDEATHSIG = 1  # undone, a program would outlive us
-_SET_OWNER = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX: signals to others by way of a pipe
+# F_SETOWN, F_SETSIG, F_SETOWN_EX, F_NOTIFY: signals, also to others, by way of a file; then locks and leases of files
+_FILE_COMMANDS = (8, 10, 15, 1026, 6, 7, 37, 38, 1024)
 
 # Classic BPF: load a word, jump if equal, jump if bits are set, return.
 _LOAD, _EQUAL, _BITS, _AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
@@ -189,8 +213,8 @@ def seccomp_filter(machine: str) -> bytes:
         *(refuse, allow),
         *(_step(_EQUAL, checked["prlimit64"], 0, 4), _step(_LOAD, low[0]), _step(_EQUAL, 0, 1, 0)),
         *(refuse, allow),
-        *(_step(_EQUAL, checked["fcntl"], 0, len(_SET_OWNER) + 3), _step(_LOAD, low[1])),
-        *(_step(_EQUAL, command, len(_SET_OWNER) - index, 0) for index, command in enumerate(_SET_OWNER)),
+        *(_step(_EQUAL, checked["fcntl"], 0, len(_FILE_COMMANDS) + 3), _step(_LOAD, low[1])),
+        *(_step(_EQUAL, command, len(_FILE_COMMANDS) - index, 0) for index, command in enumerate(_FILE_COMMANDS)),
         *(allow, refuse),
         # all others: the first that is equal jumps over the rest and `allow`
         *(_step(_EQUAL, number, len(denied) - index, 0) for index, number in enumerate(denied)),
