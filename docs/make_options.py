@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from dasd_lite.config import models, reading, stages, train
+from dasd_lite.config import evaluate, models, reading, stages, train
 
 TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("At the top", stages.RecipeConfig),
@@ -37,8 +37,8 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[pack]", stages.PackConfig),
     ("[train]", train.TrainConfig),
     ('[train] method = { kind = "lora" or "qlora", … }', train.Lora),
-    ("[evaluate]", stages.EvaluateConfig),
-    ("[evaluate] tasks = [{ … }]", stages.TaskConfig),
+    ("[evaluate]", evaluate.EvaluateConfig),
+    ("[evaluate] tasks = [{ … }]", evaluate.TaskConfig),
     ("[[phase]]", stages.Phase),
 )
 HEAD = """# Options

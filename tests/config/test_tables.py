@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dasd_lite import grading
-from dasd_lite.config import models, stages, train
+from dasd_lite.config import evaluate, models, stages, train
 from dasd_lite.config.chain import SOURCES, STAGES
 from dasd_lite.config.models import CustomTeacher, Endpoint, Transformers, Vllm
 from dasd_lite.config.stages import Phase, RecipeConfig, SelectConfig, Weighting
@@ -47,7 +47,7 @@ def test_every_stage_has_a_table():
 
 def test_built_in_names_are_those_that_exist():
     assert set(train.OBJECTIVES) == set(objectives.OBJECTIVES)
-    assert set(stages.GRADERS) == set(grading.GRADERS)
+    assert [grading.open_grader(name).name for name in evaluate.GRADERS] == list(evaluate.GRADERS)
     assert set(stages.RULES) == {*selection.RULES, "all"}
     assert all(repr(rule) in stages.NEED_NO_LOGPROBS for rule in set(stages.RULES) - set(stages.CLASS_RULES))
 

@@ -22,7 +22,7 @@ from dasd_lite.data.writer import ShardWriter, begin
 from dasd_lite.errors import DataError
 from dasd_lite.grading import open_grader
 from dasd_lite.method.sentences import sentence_ends
-from dasd_lite.report import results, tables
+from dasd_lite.report import accuracy_tables, results, tables
 from dasd_lite.report.page import write_report
 from dasd_lite.report.rollouts import PhaseRollouts, Preference, opening_of, read_phase
 from dasd_lite.report.show.show import show
@@ -288,7 +288,7 @@ def test_what_a_choice_says_about_its_rule():
 
 def test_no_line_about_lower_when_nothing_fell(whole):
     models = [results.read_accuracy(whole / phase / "evaluate") for phase in ("base", "low")]
-    assert tables.lowered(models) == []
+    assert accuracy_tables.lowered(models) == []
 
 
 def test_selection_and_classes_by_hand(reported):

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dasd_lite.config.evaluate import EvaluateConfig
 from dasd_lite.config.models import Vllm
 from dasd_lite.config.reading import Columns
-from dasd_lite.config.stages import EvaluateConfig
 from dasd_lite.data.asked import Asked, asked_for, question_sets
 from dasd_lite.data.handles import Evaluation
 from dasd_lite.data.records import Prompt

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dasd_lite.config.stages import EvaluateConfig, TaskConfig
+from dasd_lite.config.evaluate import EvaluateConfig, TaskConfig
 from dasd_lite.data.choices import shuffled, with_order
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import OWN_TASK, Message, Prompt, times_before

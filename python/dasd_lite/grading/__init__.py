@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
+from dasd_lite.config.evaluate import GRADERS
 from dasd_lite.config.extensions import check_callable, code_hash, is_extension, load_extension, name_of, running
-from dasd_lite.config.stages import GRADERS
 from dasd_lite.console import note
 from dasd_lite.data.references import Kind, kind_of
 from dasd_lite.data.seeds import digest

@@ -12,7 +12,7 @@ from dasd_lite import console
 from dasd_lite.data.handles import Evaluation, PathName
 from dasd_lite.errors import DataError
 from dasd_lite.grading.statistics import Comparison, compare_accuracies
-from dasd_lite.report import tables
+from dasd_lite.report import accuracy_tables
 from dasd_lite.report.page import print_table
 from dasd_lite.report.results import ModelAccuracy, read_accuracy
 
@@ -56,9 +56,9 @@ def show_comparison(folder: Path, against: Path) -> None:
         for name, read in zip(reversed(names), map(read_accuracy, (other, own)), strict=True)
     ]
     shared = _shared(other, own, *models)
-    accuracies, undecided = tables.accuracy(models), tables.undecided(models)
+    accuracies, undecided = accuracy_tables.accuracy(models), accuracy_tables.undecided(models)
     rows = [(task, f"{names[0]} against {names[1]}", comparison) for task, comparison in shared.items()]
-    for table in (accuracies, undecided, tables.comparisons("Difference", rows)):
+    for table in (accuracies, undecided, accuracy_tables.comparisons("Difference", rows)):
         if table is not None:
             print_table(console.out(), table)
 

@@ -22,7 +22,7 @@ from dasd_lite.data.records import OWN_TASK
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.grading.statistics import compare_accuracies
 from dasd_lite.grading.temperatures import TeacherAt, by_temperature
-from dasd_lite.report import figures, results, tables
+from dasd_lite.report import accuracy_tables, figures, results, tables
 from dasd_lite.report.audit import Audit, read_audit
 from dasd_lite.report.rollouts import DIFFERENCE_EDGES, PhaseRollouts, read_phase
 from dasd_lite.report.tables import ReportTable
@@ -122,7 +122,7 @@ def sections(measured: _Run) -> list[Section]:
     """Put tables and figures in order, without the parts that have no table yet."""
     parts = [
         _accuracy(measured.accuracies, measured.audit),
-        Section("Contamination", _some(tables.contamination(measured.audit) if measured.audit else None)),
+        Section("Contamination", _some(accuracy_tables.contamination(measured.audit) if measured.audit else None)),
         Section("Teacher", _some(tables.teacher(measured.teachers))),
         _rollouts(measured.phases),
         _sentences(measured.phases),
@@ -141,21 +141,21 @@ def _some(*maybe: ReportTable | None) -> list[ReportTable]:
 def _accuracy(models: list[results.ModelAccuracy], audit: Audit | None) -> Section:
     part = Section("Accuracy", wide=True)
     if models:
-        main = tables.accuracy(models)
-        main.notes += tables.lowered(models) + ([tables.contaminated(audit)] if audit else [])
+        main = accuracy_tables.accuracy(models)
+        main.notes += accuracy_tables.lowered(models) + ([accuracy_tables.contaminated(audit)] if audit else [])
         part.tables = [
             main,
             *_some(
-                tables.changes(models),
-                tables.undecided(models),
-                tables.several_answers(models),
-                tables.domains(models),
+                accuracy_tables.changes(models),
+                accuracy_tables.undecided(models),
+                accuracy_tables.several_answers(models),
+                accuracy_tables.domains(models),
             ),
         ]
         caption = "Accuracy, with one standard error over questions to either side."
         if any(model.is_teacher for model in models):
             caption += " Dashed: the teacher."
-        part.figures = [Figure(_accuracy_figure(models, task), caption) for task in tables.tasks_of(models)]
+        part.figures = [Figure(_accuracy_figure(models, task), caption) for task in accuracy_tables.tasks_of(models)]
     return part
 
 
@@ -273,7 +273,7 @@ def render(measured: _Run, parts: list[Section]) -> str:
 
 def _headline(measured: _Run) -> list[tuple[str, str, str]]:
     """Return the few numbers that readers look for first: number, unit, meaning."""
-    cards = [card for task in tables.tasks_of(measured.accuracies) for card in _accuracy_cards(measured, task)]
+    cards = [card for task in accuracy_tables.tasks_of(measured.accuracies) for card in _accuracy_cards(measured, task)]
     kept = sum(phase.reasons[""] for phase in measured.phases if phase.reasons is not None)
     if kept:
         cards.append((f"{kept:,}", "", f"rollouts kept of {sum(phase.rollouts for phase in measured.phases):,}"))

@@ -13,8 +13,9 @@ from dasd_lite.costs.estimate import format_bytes
 from dasd_lite.data.records import OWN_TASK
 from dasd_lite.grading.grade import VERDICTS
 from dasd_lite.grading.statistics import Accuracy
+from dasd_lite.report.accuracy_tables import interval, with_error
 from dasd_lite.report.results import StageResult, read_accuracy, read_curve, read_result
-from dasd_lite.report.tables import DASH, interval, monitored, with_error
+from dasd_lite.report.tables import DASH, monitored
 
 _FEW = 0.1  # share of sentences in the rarer kind, below which a count of them is a count of all
 _STRONG = 0.8  # a rank correlation

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from dasd_lite.chat.chat import Chat
+from dasd_lite.config.evaluate import EvaluateConfig
 from dasd_lite.config.models import Transformers
-from dasd_lite.config.stages import EvaluateConfig, Phase, RecipeConfig
+from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.console import say, say_note
 from dasd_lite.costs.estimate import Training
 from dasd_lite.costs.evaluation import Load, evaluation_line

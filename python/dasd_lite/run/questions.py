@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from dasd_lite.chat.chat import Chat
+from dasd_lite.config.evaluate import EvaluateConfig
 from dasd_lite.config.models import CustomTeacher, Endpoint
 from dasd_lite.config.reading import Reading
-from dasd_lite.config.stages import EvaluateConfig, RecipeConfig
+from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.console import note
 from dasd_lite.data.asked import question_sets
 from dasd_lite.data.hub import model_folder

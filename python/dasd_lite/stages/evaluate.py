@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from dasd_lite.config.evaluate import EvaluateConfig
 from dasd_lite.config.models import (
     Endpoint,
     Student,
@@ -25,7 +26,6 @@ from dasd_lite.config.models import (
 )
 from dasd_lite.config.options import with_options
 from dasd_lite.config.reading import Reading
-from dasd_lite.config.stages import EvaluateConfig
 from dasd_lite.console import label, progress
 from dasd_lite.data.asked import Asked, QuestionSet, asked_for, question_sets, refuse_other_rows
 from dasd_lite.data.grades import GradeLog
