@@ -97,7 +97,6 @@ def _read_key(reference: str) -> _Key | str:
 
 # --- what is read -----------------------------------------------------------------------------------------
 
-
 def _normal(text: str) -> str:
     """Return a text without full-width letters and signs, and without runs of white space."""
     text = unicodedata.normalize("NFKC", text)

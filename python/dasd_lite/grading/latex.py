@@ -103,7 +103,7 @@ def plain(text: str) -> str:
         text = text.replace("\\\\", _ROW if "\\begin" in text else "\\")
     text = _GROUP_MARK.sub("", text)
     if _TRIG.search(text):
-        text = re.sub(rf"(\d+(?:\.\d+)?)\s*(?:{_DEGREES})", r"{(\\frac{\1\\pi}{180})}", text)
+        text = re.sub(rf"(?<![\d.])(\d{{1,30}}(?:\.\d{{1,30}})?)\s*(?:{_DEGREES})", r"{(\\frac{\1\\pi}{180})}", text)
     text = re.sub(_DEGREES, " degrees ", text)
     for _ in range(4):
         text, number = _WRAPPER.subn(r" \1 ", text)

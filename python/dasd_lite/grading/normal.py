@@ -22,7 +22,7 @@ from fractions import Fraction
 from typing import TypeAlias
 
 from dasd_lite.grading.latex import brackets_of, plain, split, stripped
-from dasd_lite.grading.number import BASE, UNITS, Number, read_number
+from dasd_lite.grading.number import BASE, Number, behind, read_number
 
 MAX_CHARS = 4_096
 _MAX_LIST = 12  # items that are compared each with each
@@ -355,22 +355,30 @@ def _bare(text: str, depth: int) -> Form:
     if text.count("\\pm") == 1:
         two = [stripped(text.replace("\\pm", sign)).removeprefix("+").strip() for sign in "+-"]
         return _items("list", [re.sub(r"-\s+", "-", each) for each in two], text, depth)
-    found = _UNIT_AT_END.search(text, max(0, len(text) - _MAX_UNIT))
-    if found and (found[2] in UNITS or found[2] in ("unit", "units")) and re.search(r"[\d}\\]", text[: found.start()]):
-        power = found[3] or {"cubic": "3"}.get(found[1] or "", "2" if found[1] else "")
-        form = _form(text[: found.start()], depth + 1)
-        return (
-            replace(form, unit=UNITS[found[2]] + power if found[2] in UNITS else "")
-            if isinstance(form, Formula)
-            else Formula(text)
-        )
+    if (formula := _with_words(text, depth)) is not None:
+        return formula
     if _has_words(text) or text.startswith('"'):
         return Words(_spoken(text))
     return Formula(text)
 
 
 _MAX_UNIT = 60  # characters; to look for it in all of a long text takes time in proportion to the square of the length
-_UNIT_AT_END = re.compile(r"\s+(?:(square|sq\.?|cubic)\s+)?([A-Za-z]{2,20}(?:/[a-z]{1,20})?)\s?(?:\^\s?\{?([23])\}?)?$")
+_UNIT = re.compile(r"[A-Za-z][A-Za-z /.]*(?:\^\s?\{?[23]\}?)?")
+
+
+def _with_words(text: str, depth: int) -> Formula | None:
+    r"""Read a formula with a unit or words behind it: `\frac{\pi}{2} cm`, `\sqrt{2} apples`."""
+    for space in re.finditer(r"\s+", text[-_MAX_UNIT:]):
+        at = max(0, len(text) - _MAX_UNIT)
+        head, rest = text[: at + space.start()], text[at + space.end() :]
+        if not re.search(r"[\d}\\]", head) or not _UNIT.fullmatch(rest) or _FUNCTIONS & set(rest.split()):
+            continue
+        found = None if _has_words(head) else behind(" " + rest, is_fraction=True)
+        if found is not None and found[2] == 1 and isinstance(form := _form(head, depth + 1), Formula):
+            return replace(form, unit=found[0] or found[1])
+    return None
+
+
 _BUILDER = re.compile(rf"\s*{_VARIABLE}\s*(?:\\in\s*\\mathbb\s?\{{?\s?R\s?\}}?\s*)?(?:\\mid(?![A-Za-z])|[:|])")
 
 

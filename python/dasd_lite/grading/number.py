@@ -1,7 +1,7 @@
 r"""A rational number as it is written in an answer, with its unit.
 
 Input: text such as `1,234`, `2\frac{1}{2}`, `3\times10^8`, `101_2`, `five`, `12 cm^2`, `5 apples`. Output: a `Number`,
-exact, or None. Words behind a number are kept beside it, unless they change it ("5 dozen", "5 or more"): then it is None.
+exact, or None. Words behind a number are kept beside it; those that change it ("5 dozen", "5 or more") make it None.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 
+_MAX_WORDS = 100  # characters behind a number
 _MAX_DIGITS = 2_000  # int() refuses 4,300; a longer number is compared as text
 
 
@@ -127,7 +128,7 @@ def _read_number(text: str) -> Number | None:
     match = _VALUE.fullmatch(text)
     if match is None or len(text) - len(match["rest"]) > _MAX_DIGITS:
         return None
-    found = _behind(match["rest"], is_fraction=match["digits"] is None) if match["rest"].strip() else ("", "", 1)
+    found = behind(match["rest"], is_fraction=match["digits"] is None) if match["rest"].strip() else ("", "", 1)
     value = _value(match)
     if found is None or value is None:
         return None
@@ -135,18 +136,18 @@ def _read_number(text: str) -> Number | None:
     return Number((-value if "-" in match["sign"] else value) * scale, unit, words=words)
 
 
-def _behind(rest: str, *, is_fraction: bool) -> tuple[str, str, int] | None:
+def behind(rest: str, *, is_fraction: bool) -> tuple[str, str, int] | None:
     """Return unit, other words and scale of what stands behind a number; None if it is more than that."""
     if re.fullmatch(r"[^\W\d_a-zA-Z]{1,20}", rest.strip()):  # 3个, 5개
         return None if _SCALES_BEHIND.search(rest) else ("", rest.strip(), 1)
-    match = _BEHIND.fullmatch(rest)
+    match = _BEHIND.fullmatch(rest) if len(rest) <= _MAX_WORDS else None
     if match is None or match["unit"] is None or rest[0] in ".,":
         return None
     if len(match["unit"]) == 1 and match["unit"].isupper() and match["unit"] != "L":  # 5 M
         return None
     words = [match["unit"].casefold(), *re.findall(r"[^\W\d_]+", match["words"].casefold())]
     if match["power"] is None and words[0] in _SCALE and match["space"]:
-        after = _behind(match["words"], is_fraction=False) if match["words"].strip() else ("", "", 1)
+        after = behind(match["words"], is_fraction=False) if match["words"].strip() else ("", "", 1)
         return (*after[:2], after[2] * _SCALE[words[0]]) if after is not None else None
     if _CHANGES_THE_NUMBER & set(words):
         return None
@@ -164,7 +165,7 @@ def _behind(rest: str, *, is_fraction: bool) -> tuple[str, str, int] | None:
         return f"{UNITS[first]}/{UNITS.get(others[1], others[1])}", " ".join(others[2:]), 1
     if first in UNITS and (match["space"] or len(first) > 1 or first == "%"):
         return UNITS[first] + power, " ".join(others), 1
-    is_word = bool(match["space"]) and len(first) > 2 and not power
+    is_word = bool(match["space"]) and (len(first) > 2 or first == "of") and not power
     return ("", " ".join(words), 1) if is_word and (not is_fraction or first != "x") else None
 
 
