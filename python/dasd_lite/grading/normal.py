@@ -22,7 +22,7 @@ from fractions import Fraction
 from typing import TypeAlias
 
 from dasd_lite.grading.latex import brackets_of, plain, split, stripped
-from dasd_lite.grading.number import BASE, Number, behind, read_number
+from dasd_lite.grading.number import BASE, CHANGING, Number, behind, read_number
 
 MAX_CHARS = 4_096
 _MAX_LIST = 12  # items that are compared each with each
@@ -101,12 +101,13 @@ def same(reference: Form, stated: Form, equal: Equal) -> bool | None:
     if _letters(reference) == _letters(stated):  # n and N; H_2O and H2O
         return None
     verdict = equal(_whole(reference, stated), _whole(stated, reference))
-    return None if verdict is False and _are_logarithms(reference, stated) else verdict
+    logs = [set(re.findall(r"\\ln|\\log(?!\s?_)", _text(form))) for form in (reference, stated)]  # of base 10, or e
+    return None if verdict is False and all(logs) and logs[0] != logs[1] else verdict
 
 
 # math-verify passes over these: x' and x, A^T and A, 5 and 5\ldots, 1_000 and 1, a set and its condition are one to it.
 _PASSED_OVER = re.compile(
-    r"['\"]|\\(?:prime|[lc]?dots|top|dagger)(?![A-Za-z])|\^\s?\{?T(?![A-Za-z])|\d_|\\\{[^{}]*(?::|\||\\mid(?![A-Za-z]))"
+    r"^[A-Za-z]\s?:|['\"]|\\(?:prime|[lc]?dots|top|dagger)(?![A-Za-z])|\^\s?\{?T(?![A-Za-z])|\d_|\\\{[^{}]*(?::|\||\\mid(?![A-Za-z]))"
 )
 _NUMERIC = re.compile(
     r"\d|\b(?:none?|nothing|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|thirds?|quarters?"
@@ -118,18 +119,13 @@ def _letters(form: Form) -> str:
     return re.sub(r"[_{}]", "", _key(form)).casefold()
 
 
-def _are_logarithms(a: Form, b: Form) -> bool:
-    """Return whether one has a logarithm without its base, and the other a natural one."""
-    a_is, b_is = (("\\ln" in _text(form), re.search(r"\\log\s?(?!_)", _text(form)) is not None) for form in (a, b))
-    return (a_is[0] and b_is[1]) or (a_is[1] and b_is[0])
-
-
 def _are_other_variables(a: Form, b: Form) -> bool:
     return a.name != b.name and a.name != "" != b.name
 
 
 def _has_other_unit(a: Form, b: Form) -> bool:
-    return isinstance(a, Formula) and isinstance(b, Formula) and "" != a.unit != b.unit != ""
+    units = [form.unit or getattr(form, "words", "") for form in (a, b) if isinstance(form, Number | Formula)]
+    return len(units) == 2 and "" != units[0] != units[1] != ""
 
 
 def _same_number(a: Number, b: Number) -> bool | None:
@@ -373,7 +369,7 @@ def _with_words(text: str, depth: int) -> Formula | None:
         head, rest = text[: at + space.start()], text[at + space.end() :]
         if not re.search(r"[\d}\\]", head) or not _UNIT.fullmatch(rest) or _FUNCTIONS & set(rest.split()):
             continue
-        found = None if _has_words(head) else behind(" " + rest, is_fraction=True)
+        found = None if _has_words(head) or CHANGING & set(head.split()) else behind(" " + rest, is_fraction=True)
         if found is not None and found[2] == 1 and isinstance(form := _form(head, depth + 1), Formula):
             return replace(form, unit=found[0] or found[1])
     return None

@@ -93,14 +93,14 @@ _WORDS = (
     " eighteen nineteen twenty"
 )
 _VALUES = {word: value for value, word in enumerate(_WORDS.split())}
-_CHANGING = (
+_CHANGING_WORDS = (
     "or more less fewer plus minus times over squared cubed factorial dozen dozens mod to choose above below half"
     " halves pi sqrt remainder divided multiplied than at least most about pair pairs and score gross lakh crore"
     " thirds quarters fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths"
     " base am pm if unless when else otherwise not no never negative mln mn bn mio mrd tens hundreds thousands millions"
     " billions trillions"
 )
-_CHANGES_THE_NUMBER = frozenset(_CHANGING.split())
+CHANGING = frozenset(_CHANGING_WORDS.split())
 _BEHIND = re.compile(
     r"(?P<space>\s*)(?P<unit>%|[^\W\d_]+(?:/[^\W\d_]+)?)?(?P<power>\s?\^\s?\{?[23]\}?(?!\d)|[23](?!\d))?(?P<words>(?:[\s.,'’-]+[^\W\d_]+)*)[\s.]*"
 )
@@ -149,7 +149,7 @@ def behind(rest: str, *, is_fraction: bool) -> tuple[str, str, int] | None:
     if match["power"] is None and words[0] in _SCALE and match["space"]:
         after = behind(match["words"], is_fraction=False) if match["words"].strip() else ("", "", 1)
         return (*after[:2], after[2] * _SCALE[words[0]]) if after is not None else None
-    if _CHANGES_THE_NUMBER & set(words):
+    if CHANGING & set(words):
         return None
     power = re.sub(r"[^23]", "", match["power"] or "")
     while len(words) > 1 and words[0] in ("square", "sq", "cubic"):

@@ -88,7 +88,8 @@ def _load() -> Callable[[str, str], bool | None]:
         a, b = (each.subs({symbol: I for symbol in each.free_symbols if symbol.name == "i"}) for each in (a, b))
         difference, is_rounded = a - b, a.has(Float) or b.has(Float)
         if not is_equal and bool(a.free_symbols) != bool(b.free_symbols):  # 5 V and 5: the symbol may be a unit
-            return None
+            x, y = (N(each.subs(dict.fromkeys(each.free_symbols, 1))) for each in (a, b))
+            return None if abs(x - y) <= abs(y) * 1e-9 else False
         if is_equal and not is_rounded and difference.is_Rational:
             return bool(difference == 0)
         if a.free_symbols or b.free_symbols or (not is_equal and is_rounded):

@@ -79,12 +79,13 @@ _BETWEEN = re.compile(
 _LABEL = re.compile(r"(?P<label>\([a-z]\)|(?<![A-Za-z])[A-Za-z]\w?\s*=)[\s$]*$")
 # A box with these around it is a part of a formula: -\boxed{3}, \frac{\boxed{3}}{4}, n>\boxed{5}, \boxed{5}\times 10^3.
 _BEFORE = re.compile(
-    r"(?:(?:^|[^\s\-])[-−]|=\s*[-−]\s?|\d|(?:(?<![<\w/])\w{1,3}|[)}\]])\s?[+/^<>≤≥]\s?"
+    r"(?:(?:^|[^\s\-])[-−]|=\s*[-−]\s?|\d|(?:(?<![<\w/])\w{1,3}|[)}\]])\s?[+/^<>≤≥]\s?\{?|boxed\{[^{}]{1,20}\}\s?:\s?"
     r"|\\(?:[dt]?frac|sqrt|times|cdot|pm|mp|geq?|leq?|gt|lt|neq?|ln|log|sin|cos|tan)\s*\{?\s*)\Z"
 )
 _AFTER = re.compile(
     r"\d|[\^!](?!\s|$)|\s*\\(?:times|cdot|pm|pi|sqrt|frac|cdots)(?![A-Za-z])|[A-Za-z](?![A-Za-z])"
-    rf"|[-+/](?=[\d\\(]|[a-z](?![a-z]))|\s*\+\s*\d|[\s$]*(?:(?:{_SCALES})(?![A-Za-z])|(?:and|or)\s+\$?[-−]?\d|\?)"
+    r"|[-+/](?=[\d\\(]|[a-z](?![a-z]))|\s*[+:]\s*\d|,\s?[-\d\\][^$()\n]{0,30}\)|[\s$]*(?:and|or)\s+\$?[-−]?\d|[\s$]*\?"
+    rf"|[\s$]*(?:{_SCALES})(?![A-Za-z])"
 )
 _DENIED = re.compile(r"(?:\bnot|n['’]t|\bnever|\\neq?|≠)(?:\s+(?:be|equal(?:\s+to)?))?[\s$:]*$")
 
@@ -243,6 +244,8 @@ _REMARK = re.compile(
     r"|that|this|below|above|what|how|when|if|whether|to|useful|of|valid|plausible|at|on|from|shown|your|[a-z]+ed"
     r"|given|found|written|known|the[ \t]+same|a[ \t]+(?:bit|little))(?![\w-])",
 )  # case counts: "Correct" and "In" may be an answer
+_POINT = r"\n[ \t]{0,8}(?:[*-]|\d{1,2}[.)]|\([a-z]\))[ \t]+"
+_POINTS = re.compile(rf"(?:{_POINT}[^\n]{{1,200}}){{2,20}}")
 _SKIP = re.compile(r"[\s*_`:：=＝\"“”«「『}]*")
 
 
@@ -267,23 +270,12 @@ def _behind(text: str, mark: re.Match[str]) -> str | None:
     if is_sentence and _REMARK.match(text, begin):
         return None
     quote = text[mark.end() : begin][:_MAX_ANSWER] + mark["bold"]
-    answer = _points(text, begin) or _first_statement(text[begin : begin + _MAX_ANSWER], quote)
-    is_far = "\n" in text[mark.end() : begin]
+    line = text.rfind("\n", mark.end(), begin)
+    is_far = line >= 0
+    points = _POINTS.match(text, line) if is_far else None
+    lines = re.split(_POINT, points[0])[1:] if points else []
+    answer = ", ".join(map(_first_statement, lines)) or _first_statement(text[begin : begin + _MAX_ANSWER], quote)
     return answer if _is_answer(answer) and not (is_far and len(answer.split()) > 8) else None
-
-
-_POINT = re.compile(r"\n[ \t]{0,8}(?:[*-]|\d{1,2}[.)]|\([a-z]\))[ \t]+(?P<text>[^\n]{1,200})")
-_MAX_POINTS = 20
-
-
-def _points(text: str, begin: int) -> str:
-    """Return the points of a list of at least two at whose first the answer begins; "" if there is none."""
-    at = max(0, text.rfind("\n", max(0, begin - _NEAR), begin))
-    points: list[str] = []
-    while len(points) < _MAX_POINTS and (point := _POINT.match(text, at)):
-        points.append(_first_statement(point["text"]))
-        at = point.end()
-    return ", ".join(points) if len(points) > 1 else ""
 
 
 # --- where an answer ends
@@ -291,11 +283,11 @@ def _points(text: str, begin: int) -> str:
 _MATH = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\$((?:[^$\\]|\\.)+?)\$|\\\((.+?)\\\)", re.DOTALL)
 _MORE_MATH = re.compile(r"\s*(?:,|and|or|,\s*and|,\s*or|;)\s*(?=\$|\\\()")
 _MATHY = re.compile(r"[-+−±]?\s?[$€£\\√]?[\d({\[\\.πx½¼¾]|[A-Za-z](?![A-Za-z'’])")
-_SENTENCE_END = re.compile(r"(?<![A-Z. ])\.(?=[\s*\"”’]|$)|(?<=[A-Za-z])[!?](?=\s|$)|!(?=\s+[A-Z])|[。！？；]")
+_SENTENCE_END = re.compile(r"(?<![A-Z. ])(?<!\bsq)\.(?=[\s*\"”’]|$)|(?<=[A-Za-z])[!?](?=\s|$)|!(?=\s+[A-Z])|[。！？；]")
 _PROSE = re.compile(
     r",?\s+\(?(?:because|since|as|which|where|so|therefore|hence|thus|by|after|due|given|i\.e\.|that|but|from"
-    r"|(?:when |if )?rounded|is|are|was|would|per the|and (?:that|this|it|so|we|the))\b|,\s+(?!and\b|or\b)[a-z]{2,}"
-    r"|\s\((?!or |and )[A-Za-z]{2}|\s[—–]\s|\s-\s[A-Za-z]{2}|，\s?[因所即]"
+    r"|(?:when |if )?rounded|is|are|was|would|per the|and (?:that|this|it|so|we|the))\b"
+    r"|,\s+(?:I\s|(?!and\b|or\b)[a-z]{2,})|\s\((?!or |and )[A-Za-z]{2}|\s[—–]\s|\s-\s[A-Za-z]{2}|，\s?[因所即]"
     r"|です|になり|となり|입니다|이다|[，、]\s?(?=[^\W\d_])"
 )
 
