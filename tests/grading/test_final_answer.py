@@ -167,6 +167,8 @@ LONG = {
     "boxes that are denied": r"not \boxed{1} " * 50_000,
     "boxes with labels": r"(a) \boxed{1} (b) \boxed{2} " * 50_000,
     "boxes and answers": r"\boxed{1} The answer is $5$ and so on. " * 30_000,
+    "ornaments": "<answer>" + "✅" * 300_000 + "5</answer>",
+    "spaces in a statement": ("Answer: ." + " " * 1_900 + "\n") * 200,
     "points": "Answer:\n* 1" + "\n* 1" * 100_000,
     "many points": "Answer:\n* 1\n* 2\n" * 50_000,
     "answer tags": "<answer>" * 100_000,

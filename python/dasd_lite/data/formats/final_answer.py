@@ -285,7 +285,7 @@ _MORE_MATH = re.compile(r"\s*(?:,|and|or|,\s*and|,\s*or|;)\s*(?=\$|\\\()")
 _MATHY = re.compile(r"[-+−±]?\s?[$€£\\√]?[\d({\[\\.πx½¼¾]|[A-Za-z](?![A-Za-z'’])")
 _SENTENCE_END = re.compile(r"(?<![A-Z. ])(?<!\bsq)\.(?=[\s*\"”’]|$)|(?<=[A-Za-z])[!?](?=\s|$)|!(?=\s+[A-Z])|[。！？；]")
 _PROSE = re.compile(
-    r",?\s+\(?(?:because|since|as|which|where|so|therefore|hence|thus|by|after|due|given|i\.e\.|that|but|from"
+    r"(?:,|(?<!\s))\s+\(?(?:because|since|as|which|where|so|therefore|hence|thus|by|after|due|given|i\.e\.|that|but|from"
     r"|(?:when |if )?rounded|is|are|was|would|per the|and (?:that|this|it|so|we|the))\b"
     r"|,\s+(?:I\s|(?!and\b|or\b)[a-z]{2,})|\s\((?!or |and )[A-Za-z]{2}|\s[—–]\s|\s-\s[A-Za-z]{2}|，\s?[因所即]"
     r"|です|になり|となり|입니다|이다|[，、]\s?(?=[^\W\d_])"
@@ -323,7 +323,7 @@ def _first_statement(text: str, quote: str = "") -> str:
         end = found.start()
     if answers:  # what follows a formula may belong to it: $5$ thousand
         rest = line[:end].strip("*_`") if re.match(r"\s*[\w\\%°!^+\-/=<>(*]", line[:end]) else ""
-        return ", ".join(answers) + re.sub(r"[\s,;:.]+$", "", rest)
+        return ", ".join(answers) + rest.rstrip(" \t,;:.")
     answer = _tidy(line[:end])
     return _tidy(told["math"]) if (told := _TOLD.fullmatch(answer)) else answer
 
@@ -332,13 +332,15 @@ def _inside(math: re.Match[str]) -> str:
     return next(group for group in math.groups() if group is not None)
 
 
-_ORNAMENTS = re.compile("(?<=[^\\s])[\\s\u2600-\u27bf\u25a0-\u25ff\ufe0f\U0001f300-\U0001faff∎]+$")
+_ORNAMENTS = (
+    "".join(map(chr, [*range(0x2600, 0x27C0), *range(0x25A0, 0x2600), *range(0x1F300, 0x1FB00)])) + "∎\ufe0f \t\r\n"
+)
 
 
 def _tidy(text: str) -> str:
     """Remove markup and punctuation around an answer."""
     text = _ENDS.split(text, maxsplit=1)[0].strip(" \t\r\n*`“”«»")
-    text = _ORNAMENTS.sub("", text)
+    text = text.rstrip(_ORNAMENTS) or text
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":  # x' keeps its prime
         text = text[1:-1]
     text = text.removesuffix("。").rstrip(",;:").strip()
