@@ -24,6 +24,14 @@ from dasd_lite.data.formats.final_answer import conclusion, final_answer, last_b
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         (r"$x=\boxed{7}$ or $x=\boxed{8}$", "7, 8"),
         (r"\boxed{4", None),
+        (r"The answer is \boxed{4", None),
+        (r"Answer: 7. Final answer: \boxed{4", None),
+        (r"It is not \boxed{4}.", None),
+        (r"(a) $\boxed{3}$ (b) $\boxed{5}$", "3, 5"),
+        (r"$x=\boxed{3}$, no, $x=\boxed{5}$", "5"),
+        (r"**\boxed{4}**", "4"),
+        (r"<b>\boxed{4}</b>", "4"),
+        (r"> \boxed{4}!", "4"),
         (r"} } \boxed{4} {", "4"),
         (r"\\boxed{4}", "4"),
         # the order of marks
@@ -48,6 +56,12 @@ from dasd_lite.data.formats.final_answer import conclusion, final_answer, last_b
         ("Answer: \\[\n5\n\\]", "5"),
         ("The answer is $x=2$ or $x=3$.", "x=2, x=3"),
         ("The answers are 4 and 5", "4 and 5"),
+        ("The answers are **4** and **5**.", "4 and 5"),
+        ("The answer is $5$ thousand dollars.", "5 thousand dollars"),
+        ("The answer is $5$ (see above).", "5"),
+        ("Final answer:\n* x = 5\n* y = 6", "x = 5, y = 6"),
+        (r"**Final Answer:** The total is \(18\).", "18"),
+        ("**Answer**: 18 ✅", "18"),
         ("Answer: 42 because 6*7=42", "42"),
         ("The answer is 12 cm, as shown", "12 cm"),
         ("The answer is U.S. Grant.", "U.S. Grant"),
@@ -77,6 +91,11 @@ def test_the_answer_that_a_completion_states(completion, answer):
         ("◁think▷", "◁/think▷"),
         ("<seed:think>", "</seed:think>"),
         ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        ("<think >", "</think>"),
+        ("<mm:think>", "</mm:think>"),
+        ("<start_working_out>", "<end_working_out>"),
+        ("<|inner_prefix|>", "<|inner_suffix|>"),
+        ("<unused94>thought", "<unused95>"),
         ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
     ],
 )
@@ -91,6 +110,17 @@ def test_only_what_follows_the_thinking_counts(opening, closing):
 
 def test_a_closing_tag_of_another_kind_closes_nothing():
     assert conclusion(r"<think>so </thinking> \boxed{5}") is None
+
+
+def test_what_is_opened_inside_of_a_thinking_ends_with_it():
+    assert conclusion(r"<think>A <reason> and an <analysis>.</think> \boxed{5}") == r" \boxed{5}"
+
+
+@pytest.mark.parametrize("begin", ["analysiswe ", "analysis We", "analysis\n\n", "analysis2+3", "analysis**"])
+def test_channels_without_their_special_tokens(begin):
+    assert final_answer(begin + r" get \boxed{1}") is None
+    assert final_answer(begin + r" get \boxed{1}assistantfinalNo idea.") is None
+    assert final_answer(begin + r" get \boxed{1}assistantfinalIt is \boxed{2}.") == "2"
 
 
 def test_a_text_without_thinking_is_a_conclusion():
@@ -133,6 +163,14 @@ LONG = {
     "open displays": r"answer: \[ " * 50_000,
     "spaces": "answer" + " " * 1_000_000,
     "opened thinking": "<think>" * 100_000,
+    "thinking of all kinds": "<think><cot><mm:think></cot>" * 30_000,
+    "boxes that are denied": r"not \boxed{1} " * 50_000,
+    "boxes with labels": r"(a) \boxed{1} (b) \boxed{2} " * 50_000,
+    "boxes and answers": r"\boxed{1} The answer is $5$ and so on. " * 30_000,
+    "ornaments": "<answer>" + "✅" * 300_000 + "5</answer>",
+    "spaces in a statement": ("Answer: ." + " " * 1_900 + "\n") * 200,
+    "points": "Answer:\n* 1" + "\n* 1" * 100_000,
+    "many points": "Answer:\n* 1\n* 2\n" * 50_000,
     "answer tags": "<answer>" * 100_000,
     "closing tags": "</answer>" * 100_000,
     "hashes": "#### \n" * 100_000,

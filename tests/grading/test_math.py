@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def test_no_false_right_and_at_most_two_percent_false_wrong():
 def test_without_math_verify_what_cannot_be_compared_is_never_wrong(without_extra):
     _, false_right, false_wrong = graded()
     assert false_right == []
-    assert [pair for verdict, pair in false_wrong if verdict != "unparseable"] == []
+    assert [pair for verdict, pair in false_wrong if verdict == "wrong"] == []
     assert len(false_wrong) < 75
 
 
@@ -168,7 +169,7 @@ def test_the_verdicts():
 
 @pytest.mark.parametrize(
     ("stated", "reference"),
-    [("5", "6"), ("5", "-5"), ("0.333", "1/3"), ("1/0", "0"), ("a", "b"), ("1e999999999", "5"), ("9" * 100_000, "5")],
+    [("5", "6"), ("5", "-5"), ("0.333", "1/3"), ("1/0", "0"), ("a", "b"), ("1e999999999", "5")],
 )
 def test_different_answers_are_wrong(stated, reference):
     assert boxed(stated, reference) == "wrong"
@@ -183,6 +184,30 @@ def test_different_answers_are_wrong(stated, reference):
         ("101_2", "5"),
         (r"\frac{\pi}{3}", r"60^\circ"),
         ("y = 5", "x = 5"),
+        ("9" * 100_000, "5"),
+        ("5 apples", "5 oranges"),
+        # a unit, or a variable
+        (r"6.63\times10^{-34}\ \mathrm{J\cdot s}", r"6.63\times10^{-34}"),
+        (r"5\text{ V}", "5"),
+        (r"5\,\mathrm N", "5"),
+        (r"5\ \Omega", "5"),
+        (r"1.6\times10^{-19}\,\text C", r"1.6\times10^{-19}"),
+        # words with a number in them
+        (r"\text{There are }42\text{ ways}", "42"),
+        (r"42\text{ (exactly)}", "42"),
+        (r"42 \quad\text{(answer)}", "42"),
+        (r"\textbf{(C)}\ 12", "12"),
+        ("(C) 12", "12"),
+        ("forty-two", "42"),
+        ("one half", r"\frac12"),
+        ("one hundred", "100"),
+        # two ways to write one thing, perhaps
+        (r"\log 2", r"\ln 2"),
+        (r"x\neq3", r"\mathbb R\setminus\{3\}"),
+        (r"\text{H}_2\text{O}", "H2O"),
+        (r"\text{no solution}", r"\emptyset"),
+        (r"42\ldots", "42"),
+        ("2R", "2r"),
     ],
 )
 def test_what_cannot_be_decided_is_not_claimed_to_be_wrong(stated, reference):
@@ -202,10 +227,28 @@ def test_what_cannot_be_decided_is_not_claimed_to_be_wrong(stated, reference):
         "9" * 4_000,
         "x<" * 2_000,
         "((((1))))" * 400,
+        "½" * 4_000,
+        r"\sin " + "1°" * 2_000,
+        r"\sin " + "1" * 4_000,
+        "√x" * 2_000,
+        "1 " * 2_000,
+        "9." * 2_000,
+        "1{,}" * 1_000,
+        r"\pm1" * 1_000,
+        "²" * 4_000,
+        r"\begin{pmatrix}" + r"1\\" * 1_300 + r"\end{pmatrix}",
+        r"\{\{1\}," * 500,
+        "x \\in " * 600,
+        "5 " + "thousand " * 400,
+        "5 cm^2 " * 500,
+        "1" + "9" * 4_000,
     ],
 )
 def test_reading_takes_no_more_than_a_moment(stated):
-    canonical(stated)
+    """Each takes 0.05 s at most; when the time grew with the square of the length, some took 8 s."""
+    begin = time.process_time()
+    canonical(stated[:4_096])
+    assert time.process_time() - begin < 2
 
 
 @pytest.mark.parametrize(
@@ -264,12 +307,33 @@ def test_a_reference_is_read(reference):
         ("####", "no answer is found"),
         ("...", "no answer is found"),
         ("nan", "no answer is found"),
+        ("N/A", "no answer is found"),
+        ("See solution.", "no answer is found"),
+        ("Proof.", "no answer is found"),
+        ("TODO", "no answer is found"),
         ("By induction on n the claim holds for all n. " * 20, "no answer is found"),
         (r"\boxed{" + "1+" * 5_000 + "1}", "10,001 characters"),
     ],
 )
 def test_a_reference_without_an_answer_is_refused(reference, message):
     assert message in fault(reference)
+
+
+@pytest.mark.parametrize("text", ["#### 5 #### 6", r"42\,", r"\text{Answer: }42", "none", "!?x"])
+def test_equal_texts_are_right(text):
+    assert boxed(text, text) == "right"
+
+
+def test_what_is_said_behind_a_box_may_take_it_back():
+    taken_back = "\\boxed{7}\n\nWait, let me recheck. Therefore the answer is 8."
+    assert [grade(taken_back, reference).verdict for reference in "789"] == ["unparseable", "unparseable", "wrong"]
+    assert "behind it the text says that the answer is '8'" in grade(taken_back, "8").reason
+    assert grade("\\boxed{7}\n\nI hope that the answer is clear.", "7").verdict == "right"
+
+
+def test_a_box_in_a_formula_is_not_the_answer():
+    graded = grade(r"$x=-\boxed{3}$", "3")
+    assert (graded.verdict, graded.reason) == ("unparseable", "the box is a part of a formula")
 
 
 @pytest.mark.skipif("DASD_DATA" not in os.environ, reason="DASD_DATA names no folder with gsm8k_test.jsonl")

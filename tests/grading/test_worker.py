@@ -240,3 +240,30 @@ def test_no_process_is_left_behind(when):
             client.send_signal(signal.SIGKILL)
         client.wait()
     until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+@pytest.fixture
+def new_pool(monkeypatch):
+    monkeypatch.setattr(algebra, "_pool", algebra._Pool())
+    yield
+    algebra.close()
+
+
+def test_a_math_verify_that_cannot_be_loaded_is_said_once(new_pool, monkeypatch, tmp_path, capsys):
+    (tmp_path / "math_verify.py").write_text("raise ImportError('no antlr')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    graded = [boxed(rf"\sqrt{{8}}+{n}", rf"{n}+2\sqrt{{2}}") for n in range(3)]
+    assert {each.verdict for each in graded} == {"unparseable"}
+    assert {each.reason for each in graded} == {"math-verify cannot be loaded: ImportError: no antlr"}
+    assert capsys.readouterr().err.count("no antlr") == 1
+
+
+def test_the_limits_hold_whatever_the_caller_does_with_signals(new_pool):
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF, signal.SIGALRM})
+    ignored = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        graded = boxed(HANGS, "7")
+    finally:
+        signal.signal(signal.SIGCHLD, ignored)
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+    assert (graded.verdict, graded.reason) == ("unknown", "took more than 5 s")

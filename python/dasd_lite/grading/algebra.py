@@ -107,7 +107,7 @@ class _Worker:
         try:
             ready = self._read(_START_SECONDS)
             if ready != "ready":
-                raise OSError(ready[1])
+                raise Unparseable(ready[1])
         except BaseException:
             self.close()
             raise
@@ -160,10 +160,17 @@ class _Pool:
         self._room = threading.BoundedSemaphore(min(cores, _MAX_WORKERS))
         self._lock = threading.Lock()
         self._free: list[_Worker] = []
+        self._broken = ""  # why math-verify cannot be loaded, which no second try would change
         self._all: set[_Worker] = set()
 
     def ask(self, reference: str, stated: str, seconds: float) -> Reply:
-        """Return the reply of a worker; that it is unknown, if the worker died twice, or once while at work."""
+        """Return the reply of a worker; that it is unknown, if the worker died twice, or once while at work.
+
+        Raises:
+            Unparseable: math-verify is there and cannot be loaded.
+        """
+        if self._broken:
+            raise Unparseable(self._broken)
         with self._room:
             worker: _Worker | None = None
             try:
@@ -182,6 +189,12 @@ class _Pool:
             except (EOFError, OSError) as error:
                 self._end(worker)
                 return None, f"the process that compares formulas died{f': {error}' if str(error) else ''}", 0.0
+            except Unparseable as error:
+                with self._lock:
+                    is_first, self._broken = not self._broken, str(error)
+                if is_first:
+                    note(f"{error}; formulas that are not equal as text are not compared; reinstall 'dasd-lite[eval]'")
+                raise
             except BaseException:  # such as Ctrl-C: its reply is still to come
                 self._end(worker)
                 raise

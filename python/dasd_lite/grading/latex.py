@@ -51,15 +51,16 @@ _TRIG = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _DEGREES = r"\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\\degrees?(?![A-Za-z])"
 _WRAPPER = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mathrm|mathbf|mathit|mathsf|mathtt|boldsymbol|bm|mbox|hbox|emph|operatorname|underline"
-    r"|boxed|fbox|ensuremath|color\{\w+\})\s*\{([^{}]*)\}"
+    r"|boxed|fbox|ensuremath|(?:text)?color\{\w+\})\s*\{([^{}]*)\}"
 )
+_MONEY = {r"(?:\\\$|\$(?=[^$]*$))": "dollars", "€": "euros", "£": "pounds", "¥": "yen", "₹": "rupees"}
 # Pairs of a pattern and its replacement, in order.
 _GROUP_MARK = re.compile(r"(?<=\d)(?:\{,\}|\\[,!; ]|\{\\[,!; ]\}|~|,\\!|\\!,)+(?=\d{3}(?!\d))")  # 1{,}234
 _GROUPS = re.compile(r"(?<![\d.,\\])\d{1,3}(?: \d{3})+(?![\d.,])")  # 1 234 567
 _REWRITES = [
     (re.compile(pattern), new)
     for pattern, new in [
-        (r"^(-?)(?:\\\$|[$€£¥₹](?=[^$]*$))\s*(.*)$", r"\1\2 dollars"),
+        *((rf"^(-?){sign}\s*(.*)$", rf"\1\2 {name}") for sign, name in _MONEY.items()),
         (r"\\\$", ""),
         (r"\$|\\[()]|\\[\[\]]|€|£|¥|₹", " "),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?", ""),
@@ -78,6 +79,7 @@ _REWRITES = [
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\[lr]?[vV]ert(?![A-Za-z])", "|"),
+        (r"\\colon(?![A-Za-z])", ":"),
         (r"\\varnothing|\\O(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
         (r"\\(?:infin|inf)(?![A-Za-z])|(?<![A-Za-z\\])(?:infinity|inf)(?![A-Za-z])", r"\\infty "),
         (r"(?<![A-Za-z\\])(pi|sqrt|sin|cos|tan|log|ln)(?=[\s(^*/\d)]|$)", r"\\\1"),
@@ -85,13 +87,13 @@ _REWRITES = [
         (r"\\?%|\\percent(?![A-Za-z])", " % "),
         (r"([\^_])\{(\w)\}", r"\1\2"),
         (r"\*\*", "^"),
-        (r"^\s*(?:\\(?:approx|therefore)(?![A-Za-z])|(?i:(?:the\s)?(?:final\s)?answer(?:\sis)?\s?[:=]?\s))\s*", ""),
+        (r"^\s*(?:\\(?:approx|therefore)(?![A-Za-z])|(?i:(?:the\s)?(?:final\s)?answer(?:\sis)?\s?(?:[:=]|\s)))\s*", ""),
         (r"\s+", " "),
     ]
 ]
 
 
-_ROW = "\x1e"  # stands for two backslashes meanwhile
+_ROW = "\x01"  # stands for two backslashes meanwhile; to a pattern it must not be white space
 
 
 def plain(text: str) -> str:
@@ -101,7 +103,7 @@ def plain(text: str) -> str:
         text = text.replace("\\\\", _ROW if "\\begin" in text else "\\")
     text = _GROUP_MARK.sub("", text)
     if _TRIG.search(text):
-        text = re.sub(rf"(\d+(?:\.\d+)?)\s*(?:{_DEGREES})", r"{(\\frac{\1\\pi}{180})}", text)
+        text = re.sub(rf"(?<![\d.])(\d{{1,30}}(?:\.\d{{1,30}})?)\s*(?:{_DEGREES})", r"{(\\frac{\1\\pi}{180})}", text)
     text = re.sub(_DEGREES, " degrees ", text)
     for _ in range(4):
         text, number = _WRAPPER.subn(r" \1 ", text)
@@ -115,7 +117,7 @@ def plain(text: str) -> str:
 
 def stripped(text: str) -> str:
     """Remove white space and punctuation around a text."""
-    text = text.strip(" ,;")
+    text = text.strip(" ,;").rstrip(" ,;\\")
     return text.removesuffix(".").rstrip() if not text.endswith("..") else text
 
 

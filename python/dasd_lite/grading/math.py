@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import threading
 
-from dasd_lite.data.formats.final_answer import final_answer, reference_answer
+from dasd_lite.data.formats.final_answer import final_answers, reference_answer
 from dasd_lite.grading.algebra import Budget, Unknown, Unparseable, is_available
 from dasd_lite.grading.grade import Grade
 from dasd_lite.grading.normal import MAX_CHARS, Words, canonical, read, same
@@ -27,9 +27,18 @@ _lock = threading.Lock()
 
 def grade(completion: str, reference: str) -> Grade:
     """Grade the final answer of a completion, behind its thinking."""
-    stated = final_answer(completion)
+    stated, later = final_answers(completion)
     if stated is None:
         return Grade("no_answer", None)
+    graded = _remembered(stated, reference)
+    if later is not None and re.search(r"[\d\\]|^\W*[A-Za-z]\W*$", later):
+        verdicts = {graded.verdict, _remembered(later, reference).verdict}
+        if verdicts == {"right", "wrong"}:
+            return Grade("unparseable", stated, f"behind it the text says that the answer is {later[:40]!r}")
+    return graded
+
+
+def _remembered(stated: str, reference: str) -> Grade:
     with _lock:
         known = _cache.get((reference, stated))
     if known is not None:
@@ -59,6 +68,10 @@ def _grade(stated: str, reference: str) -> Grade:
     gold = reference_answer(reference)
     if gold is None:
         return Grade("unparseable", stated, _NO_REFERENCE)
+    if stated.strip() in (gold, reference.strip()):
+        return Grade("right", stated)
+    if "\\boxed" in stated:
+        return Grade("unparseable", stated, "the box is a part of a formula")
     if (letter := re.fullmatch(r"\(?([A-Z])\)?", gold)) and (said := _LETTER.match(stated)):
         return Grade("right" if said[1] == letter[1] else "wrong", stated)
     a, b = read(gold), read(stated)

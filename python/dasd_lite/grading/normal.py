@@ -4,8 +4,8 @@ Input: answers as text, LaTeX or plain. Output: a `Form`; `canonical`, a text th
 Invariants: exact, so 0.333 is not 1/3; what is not known to be equal or unequal is left to the `Equal` that the caller
 passes, which asks a computer algebra system; under 0.1 ms for integers.
 
-What the form disregards, as graders of the field do: LaTeX spacing and styles, `\left`, a unit on one side only, words
-behind a number, `x =`, the order of a bare list or set. Decisions where they differ:
+What the form disregards, as graders of the field do: LaTeX spacing and styles, `\left`, a unit or words behind a number
+on one side only, `x =`, the order of a bare list or set. Decisions where they differ:
 
 * A percent sign may be missing, as where "how many percent" is asked, or be the factor 1/100: `50\%` equals 50 and 0.5.
 * The same number with two different units is wrong; two numbers with different units are not compared.
@@ -22,7 +22,7 @@ from fractions import Fraction
 from typing import TypeAlias
 
 from dasd_lite.grading.latex import brackets_of, plain, split, stripped
-from dasd_lite.grading.number import BASE, UNITS, Number, read_number
+from dasd_lite.grading.number import BASE, CHANGING, Number, behind, read_number
 
 MAX_CHARS = 4_096
 _MAX_LIST = 12  # items that are compared each with each
@@ -31,7 +31,10 @@ _MAX_NESTING = 64
 
 @dataclass(frozen=True)
 class Items:
-    """Several answers: kind "list" (also a set), "named" (x = 1, y = 2), "union", or the brackets, such as "[)"."""
+    """Several answers: kind "list", "set", "named" (x = 1, y = 2), "union", or the brackets, such as "[)".
+
+    A set that is no member of anything is a "list" too, as braces are often left out.
+    """
 
     kind: str
     parts: tuple[Form, ...]
@@ -63,7 +66,8 @@ Equal: TypeAlias = Callable[[str, str], bool | None]
 
 def canonical(text: str) -> str:
     """Return a text that equal answers share, as far as their form shows it; what an answer votes for."""
-    return _key(read(text))
+    form = read(text)
+    return _key(replace(form, words="") if isinstance(form, Number) else form)
 
 
 def same(reference: Form, stated: Form, equal: Equal) -> bool | None:
@@ -78,25 +82,41 @@ def same(reference: Form, stated: Form, equal: Equal) -> bool | None:
         case Words(), Words():
             shorter, longer = sorted([reference.text.split(), stated.text.split()], key=len)
             return None if set(shorter) <= set(longer) else False
-        case (Number(), Words()) | (Words(), Number()):
-            return False
+        case (Number(), Words() as words) | (Words() as words, Number()):
+            return None if _NUMERIC.search(words.text) else False
         case (Words(), _) | (_, Words()):
             return None
         case Items(), Items():
             return _same_items(reference, stated, equal)
         case (Number() as number, Items() as items) | (Items() as items, Number() as number):
             return None if _is_decimal_comma(items, number) or not _are_numbers(items) else False
+        case (Items("list" | "set", (_,)), _) | (_, Items("list" | "set", (_,))):  # a set of sets, or of nothing
+            return None
     if any(isinstance(form, Number) and (form.unit == "°" or BASE in form.unit) for form in (reference, stated)):
         return None  # 60 degrees are π/3
     if _has_other_unit(reference, stated):
         return None
     if any(not isinstance(form, Number) and _PASSED_OVER.search(form.text) for form in (reference, stated)):
         return None
-    return equal(_whole(reference, stated), _whole(stated, reference))
+    if _letters(reference) == _letters(stated):  # n and N; H_2O and H2O
+        return None
+    verdict = equal(_whole(reference, stated), _whole(stated, reference))
+    logs = [set(re.findall(r"\\ln|\\log(?!\s?_)", _text(form))) for form in (reference, stated)]  # of base 10, or e
+    return None if verdict is False and all(logs) and logs[0] != logs[1] else verdict
 
 
-# math-verify passes over these: x' and x, A^T and A, 5 and 5\ldots are one to it.
-_PASSED_OVER = re.compile(r"['\"]|\\(?:prime|[lc]?dots|top|dagger)(?![A-Za-z])|\^\s?\{?T(?![A-Za-z])")
+# math-verify passes over these: x' and x, A^T and A, 5 and 5\ldots, 1_000 and 1, a set and its condition are one to it.
+_PASSED_OVER = re.compile(
+    r"^[A-Za-z]\s?:|['\"]|\\(?:prime|[lc]?dots|top|dagger)(?![A-Za-z])|\^\s?\{?T(?![A-Za-z])|\d_|\\\{[^{}]*(?::|\||\\mid(?![A-Za-z]))"
+)
+_NUMERIC = re.compile(
+    r"\d|\b(?:none?|nothing|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|thirds?|quarters?"
+    r"|hundreds?|thousands?|\w*(?:teen|ty|llion)|dozen|pair|twice|once)\b"
+)
+
+
+def _letters(form: Form) -> str:
+    return re.sub(r"[_{}]", "", _key(form)).casefold()
 
 
 def _are_other_variables(a: Form, b: Form) -> bool:
@@ -104,10 +124,16 @@ def _are_other_variables(a: Form, b: Form) -> bool:
 
 
 def _has_other_unit(a: Form, b: Form) -> bool:
-    return isinstance(a, Formula) and isinstance(b, Formula) and "" != a.unit != b.unit != ""
+    units = [form.unit or getattr(form, "words", "") for form in (a, b) if isinstance(form, Number | Formula)]
+    return len(units) == 2 and "" != units[0] != units[1] != ""
 
 
 def _same_number(a: Number, b: Number) -> bool | None:
+    said, other_said = (set(re.sub(r"s\b", "", number.words).split()) for number in (a, b))
+    if said and other_said and not (said <= other_said or other_said <= said):  # 5 apples, 5 oranges
+        return None
+    if a.unit != b.unit and "" in (a.unit, b.unit) and (other_said if a.unit else said):  # 5 dollars, 5 EUR
+        return None
     if a.unit != b.unit and "%" in (a.unit, b.unit):
         percent, other = (a, b) if a.unit == "%" else (b, a)
         return other.value in (percent.value, percent.value / 100)
@@ -124,7 +150,9 @@ def _same_items(a: Items, b: Items, equal: Equal) -> bool | None:
         named = a if a.kind == "named" else b
         if [part.name for part in named.parts] != sorted(part.name for part in named.parts):
             return None
-    elif a.kind != b.kind and ("list" in (a.kind, b.kind) or "named" in (a.kind, b.kind)):
+    elif {a.kind, b.kind} == {"named", "list"} and _are_indexed(a if a.kind == "named" else b):
+        return _same_set(a.parts, b.parts, equal)
+    elif a.kind != b.kind and {"list", "set", "named"} & {a.kind, b.kind}:
         return None
     elif a.kind != b.kind or "union" in (a.kind, b.kind):
         if "union" in (a.kind, b.kind):
@@ -135,7 +163,7 @@ def _same_items(a: Items, b: Items, equal: Equal) -> bool | None:
     if a.kind == b.kind == "named":
         if [part.name for part in a.parts] != [part.name for part in b.parts]:
             return None
-    elif a.kind == "list":
+    elif a.kind in ("list", "set"):
         return _same_set(a.parts, b.parts, equal)
     return _all(same(_unnamed(x), _unnamed(y), equal) for x, y in zip(a.parts, b.parts, strict=True))
 
@@ -163,6 +191,11 @@ def _all(verdicts: Iterator[bool | None]) -> bool | None:
             return False
         is_unclear |= verdict is None
     return None if is_unclear else True
+
+
+def _are_indexed(named: Items) -> bool:
+    """Return whether the names are those of one variable: x_1 = 1, x_2 = 2."""
+    return len({re.sub(r"_(?:\d|\{\d+\})$", "_", part.name) for part in named.parts}) == 1
 
 
 def _are_numbers(items: Items) -> bool:
@@ -195,9 +228,9 @@ def _text(form: Form) -> str:
 
 def _key(form: Form) -> str:
     match form:
-        case Number(value, unit):
-            return f"{value} {unit}".strip()
-        case Items("list" | "union" as kind, parts):
+        case Number(value, unit, _, words):
+            return " ".join(filter(None, (str(value), unit, words)))
+        case Items("list" | "set" | "union" as kind, parts):
             return f"{kind}: {', '.join(sorted(map(_key, parts)))}"
         case Items("named", parts):
             return ", ".join(f"{part.name} = {_key(part)}" for part in parts)
@@ -222,7 +255,13 @@ def read(text: str) -> Form:
         return Number(Fraction(-value if simple[1] in ("-", "−") and simple[1] else value))
     if len(text) > MAX_CHARS:
         return Words(text)
-    return _form(plain(text), 0)
+    form = _form(plain(text), 0)
+    if not isinstance(form, Items) or form.kind != "set":
+        return form
+    (first, *others) = form.parts or (None,)
+    if first is None or others or isinstance(first, Items) or "\\emptyset" in _text(first):
+        return replace(form, kind="list")
+    return first  # {5} is 5
 
 
 _LIST = (",", ";", " and ", " or ")
@@ -256,9 +295,10 @@ def _form(text: str, depth: int) -> Form:
     inside = text[2:-2] if brackets[0] == "\\" else text[1:-1]
     parts = split(inside, (",", ";"))
     if brackets == r"\{}":
-        if condition := re.search(r"\\mid(?![A-Za-z])|[:|]", inside):  # {x : x > 0}
+        if condition := _BUILDER.match(inside):  # {x : x > 0}
             return _form(inside[condition.end() :], depth + 1)
-        return _items("list", parts, text, depth)
+        is_builder = re.search(r"\\mid(?![A-Za-z])|[:|]", inside) is not None
+        return Formula(text) if is_builder else _items("set", parts, text, depth)
     if len(parts) == 1:
         return _form(inside, depth + 1)
     return _items(brackets, parts, text, depth)
@@ -267,12 +307,14 @@ def _form(text: str, depth: int) -> Form:
 def _items(kind: str, parts: list[str], text: str, depth: int) -> Form:
     parts = [part for part in (re.sub(r"^\s*(?:and|or)\s", "", part).strip() for part in parts) if part]
     forms = [_form(part, depth + 1) for part in parts]
-    if kind == "list":  # a list in a list: 1 and 2, 3
+    if kind in ("list", "set"):  # a list in a list: 1 and 2, 3
         forms = [
             each
             for form in forms
             for each in (form.parts if isinstance(form, Items) and form.kind == "list" else [form])
         ]
+        if kind == "set":
+            return Items(kind, tuple(forms), text)
         if len(forms) == 1:
             return forms[0]
         names = [form.name for form in forms]
@@ -301,24 +343,49 @@ def _bare(text: str, depth: int) -> Form:
         return _form(member[1], depth + 1)
     if (interval := _interval(text, depth)) is not None:
         return interval
+    if (first := _first_of_equal(text)) is not None:
+        return first
     if named := _NAMED.fullmatch(text):
         form = _form(named[2], depth + 1)
         return replace(form, name=form.name or named[1].replace(" ", ""))
     if text.count("\\pm") == 1:
         two = [stripped(text.replace("\\pm", sign)).removeprefix("+").strip() for sign in "+-"]
         return _items("list", [re.sub(r"-\s+", "-", each) for each in two], text, depth)
-    if (found := _WITH_UNIT.fullmatch(text)) and (found[3] in UNITS or found[3] in ("unit", "units")):
-        power = found[4] or {"cubic": "3"}.get(found[2] or "", "2" if found[2] else "")
-        form = _form(found[1], depth + 1)
-        return replace(form, unit=UNITS.get(found[3], "unit") + power) if isinstance(form, Formula) else Formula(text)
+    if (formula := _with_words(text, depth)) is not None:
+        return formula
     if _has_words(text) or text.startswith('"'):
         return Words(_spoken(text))
     return Formula(text)
 
 
-_WITH_UNIT = re.compile(
-    r"(.*[\d}\\].*?)\s+(?:(square|sq|cubic)\s+)?([A-Za-z]{2,}(?:/[a-z]+)?)\s?(?:\^\s?\{?([23])\}?)?", re.DOTALL
-)
+_MAX_UNIT = 60  # characters; to look for it in all of a long text takes time in proportion to the square of the length
+_UNIT = re.compile(r"[A-Za-z][A-Za-z /.]*(?:\^\s?\{?[23]\}?)?")
+
+
+def _with_words(text: str, depth: int) -> Formula | None:
+    r"""Read a formula with a unit or words behind it: `\frac{\pi}{2} cm`, `\sqrt{2} apples`."""
+    for space in re.finditer(r"\s+", text[-_MAX_UNIT:]):
+        at = max(0, len(text) - _MAX_UNIT)
+        head, rest = text[: at + space.start()], text[at + space.end() :]
+        if not re.search(r"[\d}\\]", head) or not _UNIT.fullmatch(rest) or _FUNCTIONS & set(rest.split()):
+            continue
+        found = None if _has_words(head) or CHANGING & set(head.split()) else behind(" " + rest, is_fraction=True)
+        if found is not None and found[2] == 1 and isinstance(form := _form(head, depth + 1), Formula):
+            return replace(form, unit=found[0] or found[1])
+    return None
+
+
+_BUILDER = re.compile(rf"\s*{_VARIABLE}\s*(?:\\in\s*\\mathbb\s?\{{?\s?R\s?\}}?\s*)?(?:\\mid(?![A-Za-z])|[:|])")
+
+
+def _first_of_equal(text: str) -> Form | None:
+    """Return the first number of `2/3 = 0.667`, if the second is the same or the first one, rounded."""
+    left, sign, right = re.sub(r"\\approx(?![A-Za-z])", "=", text).partition("=")
+    a, b = (read_number(side.strip()) for side in (left, right)) if sign else (None, None)
+    if a is None or b is None:
+        return None
+    is_same = abs(a.value - b.value) * 10 ** len(right.partition(".")[2].strip()) <= ("." in right)
+    return a if is_same else Words(text)
 
 
 def _is_sentence(text: str) -> bool:
@@ -333,7 +400,8 @@ def _has_words(text: str) -> bool:
 
 def _spoken(text: str) -> str:
     text = re.sub(r"[\s\"'`*_]+", " ", text).strip().strip(".,;:!").casefold()
-    return re.sub(r"^(?:the|a|an) ", "", text)
+    text = re.sub(r"^(?:the|a|an) ", "", text)
+    return "does not exist" if text == "dne" else text
 
 
 _INFINITY = Formula(r"\infty")

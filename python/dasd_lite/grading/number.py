@@ -1,7 +1,7 @@
 r"""A rational number as it is written in an answer, with its unit.
 
 Input: text such as `1,234`, `2\frac{1}{2}`, `3\times10^8`, `101_2`, `five`, `12 cm^2`, `5 apples`. Output: a `Number`,
-exact, or None. Words behind a number are disregarded, unless they change it ("5 dozen", "5 or more").
+exact, or None. Words behind a number are kept beside it; those that change it ("5 dozen", "5 or more") make it None.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 
+_MAX_WORDS = 100  # characters behind a number
 _MAX_DIGITS = 2_000  # int() refuses 4,300; a longer number is compared as text
 
 
 @dataclass(frozen=True)
 class Number:
-    """A rational number; `unit` is a standard name, "%" or ""."""
+    """A rational number; `unit` is a standard name, "%" or "", `words` what else stands behind it ("apples")."""
 
     value: Fraction
     unit: str = ""
     name: str = ""
+    words: str = ""
 
 
 _DIGITS = r"(?:\d+(?:\.\d*)?|\.\d+)"
@@ -72,6 +74,9 @@ UNITS = {
         "l": "l liter liters litre litres",
         "ml": "ml milliliter milliliters",
         "dollar": "dollar dollars usd bucks",
+        "euro": "euro euros eur",
+        "yen": "yen",
+        "rupee": "rupee rupees",
         "cent": "cent cents",
         "rad": "rad radian radians",
         "km/h": "km/h kph",
@@ -88,16 +93,21 @@ _WORDS = (
     " eighteen nineteen twenty"
 )
 _VALUES = {word: value for value, word in enumerate(_WORDS.split())}
-_CHANGING = (
+_CHANGING_WORDS = (
     "or more less fewer plus minus times over squared cubed factorial dozen dozens mod to choose above below half"
     " halves pi sqrt remainder divided multiplied than at least most about pair pairs and score gross lakh crore"
     " thirds quarters fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths"
-    " base am pm"
+    " base am pm if unless when else otherwise not no never negative mln mn bn mio mrd tens hundreds thousands millions"
+    " billions trillions"
 )
-_CHANGES_THE_NUMBER = frozenset(_CHANGING.split())
+CHANGING = frozenset(_CHANGING_WORDS.split())
 _BEHIND = re.compile(
-    r"(?P<space>\s*)(?P<unit>%|[^\W\d_]+(?:/[^\W\d_]+)?)?(?:\s?(?P<power>\^\s?\{?[23]\}?|2|3)(?!\d))?(?P<words>(?:[\s.,'’-]+[^\W\d_]+)*)[\s.]*"
+    r"(?P<space>\s*)(?P<unit>%|[^\W\d_]+(?:/[^\W\d_]+)?)?(?P<power>\s?\^\s?\{?[23]\}?(?!\d)|[23](?!\d))?(?P<words>(?:[\s.,'’-]+[^\W\d_]+)*)[\s.]*"
 )
+
+
+_REPEATING = re.compile(r"(-?)(\d{0,30})\.(\d{0,30})\s?\\overline\s?\{(\d{1,30})\}")
+_SCALES_BEHIND = re.compile("[十百千万萬亿億兆半打십백천만억]")
 
 
 def read_number(text: str) -> Number | None:
@@ -107,6 +117,10 @@ def read_number(text: str) -> Number | None:
     if (based := _BASED.fullmatch(text)) and 2 <= (base := int(based[2])) <= 36:
         with suppress(ValueError):  # 102_2
             return Number(Fraction(int(based[1], base)), f"{BASE} {base}")
+    if repeating := _REPEATING.fullmatch(text):
+        sign, whole, once, again = repeating.groups()
+        above = int(whole + once + again) - int(whole + once or "0")
+        return Number(Fraction(-above if sign else above, 10 ** len(once) * (10 ** len(again) - 1)))
     return _read_number(text)
 
 
@@ -114,46 +128,45 @@ def _read_number(text: str) -> Number | None:
     match = _VALUE.fullmatch(text)
     if match is None or len(text) - len(match["rest"]) > _MAX_DIGITS:
         return None
-    rest = match["rest"]
-    unit, scale = "", 1
-    if rest.strip():
-        found = _unit(rest, is_fraction=match["digits"] is None)
-        if found is None:
-            return None
-        unit, scale = found
+    found = behind(match["rest"], is_fraction=match["digits"] is None) if match["rest"].strip() else ("", "", 1)
     value = _value(match)
-    if value is None:
+    if found is None or value is None:
         return None
-    return Number((-value if "-" in match["sign"] else value) * scale, unit)
+    unit, words, scale = found
+    return Number((-value if "-" in match["sign"] else value) * scale, unit, words=words)
 
 
-def _unit(rest: str, *, is_fraction: bool) -> tuple[str, int] | None:
-    """Return unit and scale of what stands behind a number; None if it is no unit and not only words."""
-    if rest[0] in ".," or re.match(r"[^\W\d_a-zA-Z]", rest):  # 3个, 5개
-        return ("", 1) if re.fullmatch(r"[^\W\d_a-zA-Z]{1,6}", rest) else None
-    match = _BEHIND.fullmatch(rest)
-    if match is None or match["unit"] is None:
-        return ("", 1) if re.fullmatch(r"[^\W\d_a-z]{1,20}", rest.strip().casefold()) else None
+def behind(rest: str, *, is_fraction: bool) -> tuple[str, str, int] | None:
+    """Return unit, other words and scale of what stands behind a number; None if it is more than that."""
+    if re.fullmatch(r"[^\W\d_a-zA-Z]{1,20}", rest.strip()):  # 3个, 5개
+        return None if _SCALES_BEHIND.search(rest) else ("", rest.strip(), 1)
+    match = _BEHIND.fullmatch(rest) if len(rest) <= _MAX_WORDS else None
+    if match is None or match["unit"] is None or rest[0] in ".,":
+        return None
+    if len(match["unit"]) == 1 and match["unit"].isupper() and match["unit"] != "L":  # 5 M
+        return None
     words = [match["unit"].casefold(), *re.findall(r"[^\W\d_]+", match["words"].casefold())]
     if match["power"] is None and words[0] in _SCALE and match["space"]:
-        after = _unit(match["words"], is_fraction=False) if match["words"].strip() else ("", 1)
-        return (after[0], after[1] * _SCALE[words[0]]) if after is not None else None
-    if _CHANGES_THE_NUMBER & set(words):
+        after = behind(match["words"], is_fraction=False) if match["words"].strip() else ("", "", 1)
+        return (*after[:2], after[2] * _SCALE[words[0]]) if after is not None else None
+    if CHANGING & set(words):
         return None
     power = re.sub(r"[^23]", "", match["power"] or "")
     while len(words) > 1 and words[0] in ("square", "sq", "cubic"):
         power = "3" if words.pop(0) == "cubic" else "2"
     if len(words) > 1 and words[0] in UNITS and words[1] in ("squared", "cubed"):
-        power = "2" if words[1] == "squared" else "3"
-    first = words[0]
+        power = "2" if words.pop(1) == "squared" else "3"
+    first, *others = words
     if first in ("st", "nd", "rd", "th"):
-        return "", 1
-    if first in UNITS and len(words) > 2 and words[1] == "per":
-        return f"{UNITS[first]}/{UNITS.get(words[2], words[2])}", 1
+        return "", " ".join(others), 1
+    if first in ("unit", "units"):
+        return "", "", 1
+    if first in UNITS and len(others) > 1 and others[0] == "per":
+        return f"{UNITS[first]}/{UNITS.get(others[1], others[1])}", " ".join(others[2:]), 1
     if first in UNITS and (match["space"] or len(first) > 1 or first == "%"):
-        return UNITS[first] + power, 1
-    is_word = bool(match["space"]) and len(first) > 2 and not power
-    return ("", 1) if is_word and (not is_fraction or first != "x") else None
+        return UNITS[first] + power, " ".join(others), 1
+    is_word = bool(match["space"]) and (len(first) > 2 or first == "of") and not power
+    return ("", " ".join(words), 1) if is_word and (not is_fraction or first != "x") else None
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

@@ -40,6 +40,7 @@ def main() -> None:
     for descriptor in (0, 1, 2):  # a library may print
         os.dup2(null, descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the business of whoever started it
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if whoever started it ignores it, no child leaves its status
     try:
         equal = _load()
     except Exception as error:
@@ -51,10 +52,15 @@ def main() -> None:
 
 def _load() -> Callable[[str, str], bool | None]:
     """Import math-verify and use it once, so that every child has its tables."""
+    from functools import partial
+
     from latex2sympy2_extended import NormalizationConfig
-    from math_verify import LatexExtractionConfig, parse, verify
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+    from math_verify import LatexExtractionConfig, parse, parser, verify
     from sympy import Expr, Float, I, N
 
+    # Its default reads R as r; there is no other way to say so.
+    parser.latex2sympy = partial(latex2sympy, conversion_config=ConversionConfig(lowercase_symbols=False))
     config = LatexExtractionConfig(
         boxed_match_priority=0,
         normalization_config=NormalizationConfig(
@@ -75,18 +81,25 @@ def _load() -> Callable[[str, str], bool | None]:
         is_equal = verify(gold, target, float_rounding=15, timeout_seconds=None, raise_on_error=True)
         return confirmed(is_equal, gold[0], target[0])
 
-    def confirmed(is_equal: bool, a: Any, b: Any) -> bool:
-        """Compare two constants to 30 digits; math-verify takes 1e-20 for 0, and i for a variable."""
-        if not isinstance(a, Expr) or not isinstance(b, Expr):
-            return is_equal
+    def confirmed(is_equal: bool, a: Any, b: Any) -> bool | None:
+        """Compare two constants, exact ones to 900 digits; math-verify takes 1e-20 for 0, and i for a variable."""
+        if not isinstance(a, Expr) or not isinstance(b, Expr):  # an equation or a set
+            return None if not is_equal and isinstance(a, Expr) != isinstance(b, Expr) else is_equal
         a, b = (each.subs({symbol: I for symbol in each.free_symbols if symbol.name == "i"}) for each in (a, b))
-        if a.free_symbols or b.free_symbols or (not is_equal and (a.has(Float) or b.has(Float))):
+        difference, is_rounded = a - b, a.has(Float) or b.has(Float)
+        if not is_equal and bool(a.free_symbols) != bool(b.free_symbols):  # 5 V and 5: the symbol may be a unit
+            x, y = (N(each.subs(dict.fromkeys(each.free_symbols, 1))) for each in (a, b))
+            return None if abs(x - y) <= abs(y) * 1e-9 else False
+        if is_equal and not is_rounded and difference.is_Rational:
+            return bool(difference == 0)
+        if a.free_symbols or b.free_symbols or (not is_equal and is_rounded):
             return is_equal
-        x, y, far = (abs(N(each, 30, chop=not is_equal)) for each in (a, b, a - b))
-        if not (x.is_comparable and y.is_comparable and far.is_comparable):
+        x, y, far = (abs(N(each, 30, maxn=1_000)) for each in (a, b, difference))
+        if not all(each.is_Float or each.is_Rational for each in (x, y, far)):
             return is_equal  # infinite, or left as it was
-        size = max(x, y)
-        return bool(far <= size * Float("1e-9") if is_equal else (size > Float("1e-9") and far <= Float("1e-20")))
+        if is_rounded:
+            return bool(far <= max(x, y) * Float("1e-9"))
+        return bool(far <= max(x, y, 1) * Float("1e-900"))
 
     equal(r"\frac{\sqrt{2}}{2}", r"\sin(\frac{\pi}{4})")
     equal("(x+1)^2", "x^2+2x+1")
@@ -191,6 +204,7 @@ def _work(equal: Callable[[str, str], bool | None], requests: int, replies: int)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPROF, signal.SIGALRM))
     with os.fdopen(requests, encoding="utf-8") as lines, os.fdopen(replies, "w", encoding="utf-8") as out:
         for line in lines:
             reference, stated, seconds = json.loads(line)

@@ -16,22 +16,24 @@ from collections.abc import Iterator
 
 _MAX_ANSWER = 2_000  # characters of an answer that no brackets enclose
 _MAX_MARKS = 200  # of "The answer is" and the like, without an answer behind them
+_NEAR = 30  # characters around a box that show whether it is a part of a formula
 _BEGIN = 200  # characters that show whether brackets enclose an answer
 _MAX_REFERENCE = 500  # a longer text without any mark is a proof or an essay, not an answer
 
 # --- behind the thinking
 
-_NAMES = ("think", "thinking", "thought", "thoughts", "reasoning", "seed:think", "scratchpad", "analysis")
-_PAIRS = [
-    *((f"<{name}>", f"</{name}>") for name in _NAMES),
-    ("[think]", "[/think]"),
-    ("◁think▷", "◁/think▷"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-    ("<|start_thinking|>", "<|end_thinking|>"),
-    ("<|channel>thought", "<channel|>"),
-]
-_OPENING = dict(_PAIRS)
-_TAG = re.compile("|".join(re.escape(tag) for pair in _PAIRS for tag in pair), re.IGNORECASE)
+_TAG = re.compile(
+    r"<(?P<closes>/)?\|?(?P<slash>/)?(?P<edge>begin_of_|start_|end_of_|end_)?"
+    r"(?P<name>(?:(?:seed|mm):|longcat_|inner_)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|cot|scratchpad|analysis"
+    r"|monologue|working_out))\s*\|?\s*>"
+    r"|(?P<opening>\[think\]|◁think▷|<\|channel>thought|<unused94>thought|<\|inner_prefix\|>)"
+    r"|(?P<closing>\[/think\]|◁/think▷|<channel\|>|<unused95>|<\|inner_suffix\|>)",
+    re.IGNORECASE,
+)
+_OPENED_BY = {
+    **{"[/think]": "[think]", "◁/think▷": "◁think▷", "<channel|>": "<|channel>thought"},
+    **{"<unused95>": "<unused94>thought", "<|inner_suffix|>": "<|inner_prefix|>"},
+}
 _CHANNEL, _MESSAGE, _FINAL = "<|channel|>", "<|message|>", "assistantfinal"
 _ENDS = re.compile(r"<\|[a-z_]{3,20}\|>|</s>|<end_of_turn>|<｜end▁of▁sentence｜>")
 
@@ -44,17 +46,21 @@ def conclusion(text: str) -> str | None:
     if _CHANNEL in text:  # gpt-oss
         name, found, rest = text.rpartition(_CHANNEL)[2].partition(_MESSAGE)
         return _ENDS.split(rest, maxsplit=1)[0] if found and name.strip().startswith("final") else None
-    if re.match(r"analysis(?=[A-Z])", text):  # the same without its special tokens
-        _, found, rest = text.rpartition(_FINAL)
+    _, found, rest = text.rpartition(_FINAL)
+    if found or text.startswith("analysis"):  # the same without its special tokens
         return rest if found else None
-    begin, is_open = 0, set()
+    begin = 0
+    is_open: list[str] = []  # names, the outermost first; one that is opened again stays where it is
     for match in _TAG.finditer(text):
-        tag = match[0].lower()
-        if tag in _OPENING:
-            is_open.add(_OPENING[tag])
-        else:
-            is_open.discard(tag)
-            begin = match.end()
+        is_closing = match["closing"] or match["closes"] or match["slash"] or (match["edge"] or "").startswith("end")
+        name = (match["name"] or match["opening"] or match["closing"]).lower()
+        name = _OPENED_BY.get(name, name)
+        if not is_closing:
+            is_open += [name] if name not in is_open else []
+            continue
+        if name in is_open:  # and what was opened inside of it
+            del is_open[is_open.index(name) :]
+        begin = match.end()
     return None if is_open else text[begin:]
 
 
@@ -65,26 +71,57 @@ _BARE = re.compile(
     r"[-+−]?\s?(?:\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[A-Za-z]+(?:\{[^{}\n]{0,100}\}){0,2}|[A-Za-z](?![A-Za-z]))"
 )
 _BOX_COMMAND = re.compile(r"\\+(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
-_BETWEEN = re.compile(r"[\s$,;.]*(?:\\text\s?\{)?\s?(?:and|or|,|;)[\s$,;.}]*(?:[A-Za-z]\w?\s*=\s*)?")
+_SCALES = "hundred|thousand|million|billion|trillion|dozen|lakh|crore"
+_BETWEEN = re.compile(
+    r"[\s$,;.]*(?:\\text\s?\{)?\s?(?:and|or|,|;)[\s$,;.}]*(?:[A-Za-z]\w?\s*=\s*)?"
+    r"|[\s$,;.]*(?P<label>\([a-z]\)|[A-Za-z]\w?\s*=)[\s$]*"
+)
+_LABEL = re.compile(r"(?P<label>\([a-z]\)|(?<![A-Za-z])[A-Za-z]\w?\s*=)[\s$]*$")
+# A box with these around it is a part of a formula: -\boxed{3}, \frac{\boxed{3}}{4}, n>\boxed{5}, \boxed{5}\times 10^3.
+_BEFORE = re.compile(
+    r"(?:(?:^|[^\s\-])[-−]|=\s*[-−]\s?|\d|(?:(?<![<\w/])\w{1,3}|[)}\]])\s?[+/^<>≤≥]\s?\{?|boxed\{[^{}]{1,20}\}\s?:\s?"
+    r"|\\(?:[dt]?frac|sqrt|times|cdot|pm|mp|geq?|leq?|gt|lt|neq?|ln|log|sin|cos|tan)\s*\{?\s*)\Z"
+)
+_AFTER = re.compile(
+    r"\d|[\^!](?!\s|$)|\s*\\(?:times|cdot|pm|pi|sqrt|frac|cdots)(?![A-Za-z])|[A-Za-z](?![A-Za-z])"
+    r"|[-+/](?=[\d\\(]|[a-z](?![a-z]))|\s*[+:]\s*\d|,\s?[-\d\\][^$()\n]{0,30}\)|[\s$]*(?:and|or)\s+\$?[-−]?\d|[\s$]*\?"
+    rf"|[\s$]*(?:{_SCALES})(?![A-Za-z])"
+)
+_DENIED = re.compile(r"(?:\bnot|n['’]t|\bnever|\\neq?|≠)(?:\s+(?:be|equal(?:\s+to)?))?[\s$:]*$")
 
 
 def last_box(text: str) -> str | None:
     r"""Return the content of the last `\boxed{…}` or `\fbox{…}` that closes and has something in it.
 
-    Boxes that only commas, "and" or "or" separate are one answer, a list. Works without braces, as TeX does:
-    `\boxed 5`.
+    Boxes that only commas, "and", "or" or labels such as "(b)" separate are one answer, a list. Works without braces,
+    as TeX does: `\boxed 5`. A box that is a part of a formula is returned with its command and what is around it.
     """
+    return _last_box(text)[0]
+
+
+def _last_box(text: str) -> tuple[str | None, int]:
+    """Return the answer in the last boxes, and where they end."""
     answers: list[str] = []
-    start = 0
+    start = last = 0
     for begin, end, *content in reversed(list(_boxes(text))):
         if not _is_answer(text[content[0] : min(content[1], content[0] + _BEGIN)]):
             continue
-        if answers and (end > start or start - end > _BEGIN or not _BETWEEN.fullmatch(text, end, start)):
-            break
+        before = text[max(0, begin - _NEAR) : begin]
+        if answers:
+            between = _BETWEEN.fullmatch(text, end, start) if end <= start <= end + _BEGIN else None
+            label = _LABEL.search(before) if between and between["label"] else None
+            if between is None or (between["label"] and (label is None or label["label"] == between["label"])):
+                break
+        elif _DENIED.search(before):
+            continue
+        else:
+            last = end
+            if _BEFORE.search(before) or _AFTER.match(text, end):
+                return text[max(0, begin - _NEAR) : end + _NEAR], end
         start = begin
         answer = _BOX_COMMAND.sub("", text[content[0] : content[1]]).strip()
         answers.append(answer[1:-1] if re.fullmatch(r"\{[^{}]*\}", answer) else answer)
-    return ", ".join(reversed(answers)) or None
+    return ", ".join(reversed(answers)) or None, last
 
 
 def _boxes(text: str) -> Iterator[tuple[int, int, int, int]]:
@@ -126,16 +163,16 @@ _HASH_LINE = re.compile(r"^[ \t]*####(?!#)[ \t]*(?P<answer>[^\n]*)$", re.MULTILI
 _PLAIN = re.compile(r"[-+−$€£]{0,2}\d[\d,./]*\d?\s?%?")
 
 
-def _tagged(text: str) -> str | None:
-    """Return what the last `<answer>` encloses; a closing tag at the end may be missing, as it may be a stop string."""
+def _tagged(text: str) -> tuple[str | None, int]:
+    """Return what the last `<answer>` encloses, and where it ends; its closing tag may have been a stop string."""
     for opening, closing in _ANSWER_TAGS:
         end = len(text)
         while (begin := text.rfind(opening, 0, end)) >= 0:
-            inside = text[begin + len(opening) : end].partition(closing)[0].strip()
+            inside = text[begin + len(opening) : end].partition(closing)[0]
             if _is_answer(inside[:_MAX_ANSWER]):
-                return _by_words(inside) or _tidy(inside)
+                return _by_words(inside) or _tidy(inside.strip()), begin + len(opening) + len(inside)
             end = begin
-    return None
+    return None, 0
 
 
 def marked(text: str) -> str | None:
@@ -193,7 +230,9 @@ _MARK = re.compile(
 )
 _BEFORE_HEADING = re.compile(r"[#*_>\s\d.]*(?:(?:the|my|your)\s+)?", re.IGNORECASE)
 _NO_STATEMENT = re.compile(
-    r"\b(?:this|that|an|any|each|no|if|whether|what|where|every|another|check|verify)\s+(?:the\s+)?$", re.I
+    r"\b(?:this|that|an|any|each|no|if|whether|what|where|every|another|check|verify|wrong|incorrect"
+    r"|expected|suppose|assume|first|second|initial|supposing|assuming|imagine|previous|earlier|claimed|original)\s+(?:that\s+)?(?:the\s+)?$",
+    re.IGNORECASE,
 )
 _ADVERBS = re.compile(
     r"(?:(?:therefore|thus|simply|just|indeed|hence|exactly|then|clearly|approximately|about|roughly|option|choice|also"
@@ -205,7 +244,9 @@ _REMARK = re.compile(
     r"|that|this|below|above|what|how|when|if|whether|to|useful|of|valid|plausible|at|on|from|shown|your|[a-z]+ed"
     r"|given|found|written|known|the[ \t]+same|a[ \t]+(?:bit|little))(?![\w-])",
 )  # case counts: "Correct" and "In" may be an answer
-_SKIP = re.compile(r"[\s*_`:：=＝\"“”«「『]*")
+_POINT = r"\n[ \t]{0,8}(?:[*-]|\d{1,2}[.)]|\([a-z]\))[ \t]+"
+_POINTS = re.compile(rf"(?:{_POINT}[^\n]{{1,200}}){{2,20}}")
+_SKIP = re.compile(r"[\s*_`:：=＝\"“”«「『}]*")
 
 
 def _by_words(text: str) -> str | None:
@@ -229,8 +270,11 @@ def _behind(text: str, mark: re.Match[str]) -> str | None:
     if is_sentence and _REMARK.match(text, begin):
         return None
     quote = text[mark.end() : begin][:_MAX_ANSWER] + mark["bold"]
-    answer = _first_statement(text[begin : begin + _MAX_ANSWER], quote)
-    is_far = "\n" in text[mark.end() : begin]
+    line = text.rfind("\n", mark.end(), begin)
+    is_far = line >= 0
+    points = _POINTS.match(text, line) if is_far else None
+    lines = re.split(_POINT, points[0])[1:] if points else []
+    answer = ", ".join(map(_first_statement, lines)) or _first_statement(text[begin : begin + _MAX_ANSWER], quote)
     return answer if _is_answer(answer) and not (is_far and len(answer.split()) > 8) else None
 
 
@@ -238,52 +282,65 @@ def _behind(text: str, mark: re.Match[str]) -> str | None:
 
 _MATH = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\$((?:[^$\\]|\\.)+?)\$|\\\((.+?)\\\)", re.DOTALL)
 _MORE_MATH = re.compile(r"\s*(?:,|and|or|,\s*and|,\s*or|;)\s*(?=\$|\\\()")
-_UNIT = re.compile(
-    r"\s*(?:\\?%|°|(?:[kcmnµ]?m|[kmµ]?g|m?l|s|h|min|in|ft|mi|lb|oz|rad|mph|km/h|m/s)(?:[²³]|\^\{?\d\}?)?"
-    r"|(?:(?:square|cubic)\s)?(?:(?:kilo|centi|milli)?(?:meter|metre|gram|liter|litre)|inch|foot|yard|mile|pound|ounce|second|minute"
-    r"|hour|day|degree|dollar|cent|percent)(?:e?s)?|feet)(?![A-Za-z])"
-)
 _MATHY = re.compile(r"[-+−±]?\s?[$€£\\√]?[\d({\[\\.πx½¼¾]|[A-Za-z](?![A-Za-z'’])")
-_SENTENCE_END = re.compile(r"(?<![A-Z. ])\.(?=[\s*\"”’]|$)|(?<=[A-Za-z])[!?](?=\s|$)|!(?=\s+[A-Z])|[。！？；]")
+_SENTENCE_END = re.compile(r"(?<![A-Z. ])(?<!\bsq)\.(?=[\s*\"”’]|$)|(?<=[A-Za-z])[!?](?=\s|$)|!(?=\s+[A-Z])|[。！？；]")
 _PROSE = re.compile(
-    r",?\s+\(?(?:because|since|as|which|where|so|therefore|hence|thus|by|after|when|due|for|if|given|i\.e\.|that|but|from"
-    r"|rounded|is|are|was|would|per the|and (?:that|this|it|so|we|the))\b|,\s+(?!and\b|or\b)[a-z]{2,}|\s\([A-Za-z]{2}"
-    r"|\s[—–]\s|\s-\s[A-Za-z]{2}|，\s?[因所即]"
+    r"(?:,|(?<!\s))\s+\(?(?:because|since|as|which|where|so|therefore|hence|thus|by|after|due|given|i\.e\.|that|but|from"
+    r"|(?:when |if )?rounded|is|are|was|would|per the|and (?:that|this|it|so|we|the))\b"
+    r"|,\s+(?:I\s|(?!and\b|or\b)[a-z]{2,})|\s\((?!or |and )[A-Za-z]{2}|\s[—–]\s|\s-\s[A-Za-z]{2}|，\s?[因所即]"
     r"|です|になり|となり|입니다|이다|[，、]\s?(?=[^\W\d_])"
+)
+
+
+# The total is \(18\)
+_TOLD = re.compile(r"[A-Z][^$\\\d\n]{1,80}\b(?:is|are|equals|have|get)\s*(?P<math>\$[^$]+\$|\\\(.+?\\\))")
+_GOES_ON = re.compile(
+    rf"\s*(?:,?\s*(?:and|or)\s+[\d*_`$\\(-]|[,;]\s*[\d*$\\(-]|[+*/^=<>!](?=\s*[\w$\\])|-\s*[\d$]|\d"
+    rf"|(?:{_SCALES}|times|mod|if)(?![A-Za-z]))"
 )
 
 
 def _first_statement(text: str, quote: str = "") -> str:
     """Return the answer with which a text begins; `quote` is the markup before it, which ends it as well."""
+    answers, begin = [], 0
     if math := _MATH.match(text):
         inside, end = _inside(math), math.end()
         is_price = text[0] == "$" and re.match(r"[\d.,]+\s+[a-z]{2}", inside) is not None
         if not is_price and ("\n" not in inside.strip() or text[0] == "\\" or text.startswith("$$")):
-            answers = [inside.strip()]
-            while (more := _MORE_MATH.match(text, end)) and (math := _MATH.match(text, more.end())):
-                answers.append(_inside(math).strip())
-                end = math.end()
-            unit = _UNIT.match(text, end)
-            return _tidy(", ".join(answers)) + (unit[0] if unit else "")
-    line = text.partition("\n")[0]
+            answers, begin = [_tidy(inside)], end
+            while (more := _MORE_MATH.match(text, begin)) and (math := _MATH.match(text, more.end())):
+                answers.append(_tidy(_inside(math)))
+                begin = math.end()
+    line = text[begin:].partition("\n")[0]
     for mark in ("**", "__", "`"):
         if mark in quote:
-            line = line.partition(mark)[0]
+            first, _, rest = line.partition(mark)
+            line = line.replace(mark, "") if _GOES_ON.match(rest) else first
     end = len(line)
     if found := _SENTENCE_END.search(line):
         end = found.start()
-    if _MATHY.match(line) and (found := _PROSE.search(line, 1, end)):
+    if (answers or _MATHY.match(line)) and (found := _PROSE.search(line, 0 if answers else 1, end)):
         end = found.start()
-    return _tidy(line[:end])
+    if answers:  # what follows a formula may belong to it: $5$ thousand
+        rest = line[:end].strip("*_`") if re.match(r"\s*[\w\\%°!^+\-/=<>(*]", line[:end]) else ""
+        return ", ".join(answers) + rest.rstrip(" \t,;:.")
+    answer = _tidy(line[:end])
+    return _tidy(told["math"]) if (told := _TOLD.fullmatch(answer)) else answer
 
 
 def _inside(math: re.Match[str]) -> str:
     return next(group for group in math.groups() if group is not None)
 
 
+_ORNAMENTS = (
+    "".join(map(chr, [*range(0x2600, 0x27C0), *range(0x25A0, 0x2600), *range(0x1F300, 0x1FB00)])) + "∎\ufe0f \t\r\n"
+)
+
+
 def _tidy(text: str) -> str:
     """Remove markup and punctuation around an answer."""
     text = _ENDS.split(text, maxsplit=1)[0].strip(" \t\r\n*`“”«»")
+    text = text.rstrip(_ORNAMENTS) or text
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":  # x' keeps its prime
         text = text[1:-1]
     text = text.removesuffix("。").rstrip(",;:").strip()
@@ -308,24 +365,46 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 
 def final_answer(completion: str) -> str | None:
     """Return the answer that a completion states behind its thinking, or None."""
+    return final_answers(completion)[0]
+
+
+def final_answers(completion: str) -> tuple[str | None, str | None]:
+    """Return the answer of a completion, and what words behind its box or tag say that it is, if there are any."""
     text = conclusion(completion)
     if text is None or not text.strip():
-        return None
-    return stated(text) or _bare(text)
+        return None, None
+    answer, later = _stated(text)
+    return answer or _bare(text), later
 
 
 def stated(text: str) -> str | None:
     """Return the answer that a text marks as its answer: by a box, a tag, `####` or words."""
-    return last_box(text) or _tagged(text) or _hashed(text) or _by_words(text) or _concluded(text) or None
+    return _stated(text)[0]
+
+
+def _stated(text: str) -> tuple[str | None, str | None]:
+    answer, end = _last_box(text)
+    if answer is not None:
+        return answer, _by_words(text[end:])
+    answer, end = _tagged(text)
+    later = _by_words(text[end:]) if answer is not None else None
+    answer = answer or _hashed(text) or _by_words(text) or _concluded(text) or None
+    return (None, None) if answer is None or _BOX_COMMAND.search(answer) else (answer, later)  # a box that never closes
+
+
+_NO_ANSWERS = frozenset(
+    ("nan", "null", "n/a", "tbd", "todo", "proof", "-", "see solution", "see above", "see explanation", "it depends")
+)
 
 
 def reference_answer(text: str) -> str | None:
     """Return the answer in a reference, which may be a whole solution; an unmarked short text is an answer itself."""
     text = text.strip()
-    if (marked := stated(text)) is not None:
-        return marked
-    is_answer = len(text) <= _MAX_REFERENCE and _is_answer(_BOX_COMMAND.sub("", text)) and not text.startswith(_HASHES)
-    return _tidy(text) if is_answer and text.lower() not in ("nan", "null") else None
+    answer = stated(text)
+    if answer is None:
+        is_answer = len(text) <= _MAX_REFERENCE and _is_answer(_BOX_COMMAND.sub("", text))
+        answer = _tidy(text) if is_answer and not text.startswith(_HASHES) else None
+    return None if answer is None or answer.lower() in _NO_ANSWERS else answer
 
 
 def _concluded(text: str) -> str | None:
