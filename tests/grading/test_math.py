@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasd_lite.grading import algebra, math
+from dasd_lite.grading import math
 from dasd_lite.grading.grade import Grade
-from dasd_lite.grading.math import fault, grade
-from dasd_lite.grading.normal import canonical, read, same
+from dasd_lite.grading.math import algebra, fault, grade
+from dasd_lite.grading.math.normal import canonical, read, same
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 needs_math_verify = pytest.mark.skipif(not algebra.is_available(), reason="math-verify is not installed")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dasd_lite.grading import algebra, math
-from dasd_lite.grading import worker as program
-from dasd_lite.grading.algebra import Budget, Unknown, Unparseable
-from dasd_lite.grading.math import grade
+from dasd_lite.grading import math
+from dasd_lite.grading.math import algebra, grade
+from dasd_lite.grading.math import worker as program
+from dasd_lite.grading.math.algebra import Budget, Unknown, Unparseable
 
 pytestmark = [
     pytest.mark.skipif(not algebra.is_available(), reason="math-verify is not installed"),
@@ -215,7 +215,7 @@ def test_a_forked_process_has_workers_of_its_own():
 
 SCRIPT = """
 import os, sys, threading
-from dasd_lite.grading import algebra
+from dasd_lite.grading.math import algebra
 from dasd_lite.grading.math import grade
 assert grade(r"\\boxed{\\sqrt{8}}", r"2\\sqrt{2}").verdict == "right"
 print(algebra._pool._free[0].process.pid, flush=True)

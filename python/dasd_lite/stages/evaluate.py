@@ -44,7 +44,7 @@ from dasd_lite.grading.choice import vote
 from dasd_lite.grading.code import sandbox_name
 from dasd_lite.grading.early_look import EarlyLook
 from dasd_lite.grading.grade import UNDECIDED, VERDICTS, Grade, Grader
-from dasd_lite.grading.normal import canonical
+from dasd_lite.grading.math.normal import canonical
 from dasd_lite.grading.statistics import Accuracy
 from dasd_lite.inference import Completion, Request, Sampler, SamplingParams
 from dasd_lite.inference.backends import model_identity, model_name, open_sampler

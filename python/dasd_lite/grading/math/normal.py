@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TypeAlias
 
-from dasd_lite.grading.latex import brackets_of, plain, split, stripped
-from dasd_lite.grading.number import BASE, CHANGING, Number, behind, read_number
+from dasd_lite.grading.math.latex import brackets_of, plain, split, stripped
+from dasd_lite.grading.math.number import BASE, CHANGING, Number, behind, read_number
 
 MAX_CHARS = 4_096
 _MAX_LIST = 12  # items that are compared each with each

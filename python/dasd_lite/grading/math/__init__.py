@@ -13,9 +13,9 @@ import re
 import threading
 
 from dasd_lite.data.formats.final_answer import final_answers, reference_answer
-from dasd_lite.grading.algebra import Budget, Unknown, Unparseable, is_available
 from dasd_lite.grading.grade import Grade
-from dasd_lite.grading.normal import MAX_CHARS, Words, canonical, read, same
+from dasd_lite.grading.math.algebra import Budget, Unknown, Unparseable, is_available
+from dasd_lite.grading.math.normal import MAX_CHARS, Words, canonical, read, same
 
 __all__ = ["canonical", "fault", "grade"]
 
