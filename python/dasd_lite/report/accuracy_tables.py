@@ -173,14 +173,14 @@ def _signed(difference: float) -> str:
 
 
 def lowered(models: Sequence[ModelAccuracy]) -> list[str]:
-    """Return a note on the phases that lowered accuracy; empty if none did."""
+    """Return a note on the phases that lowered accuracy by twice the error or more; empty if none did."""
     students = [model for model in models if not model.is_teacher]
     tasks = tasks_of(models)
     lower = []
     for before, after in pairwise(students):
         for task in (task for task in tasks if task in before.tasks and task in after.tasks):
             own = compare_accuracies(before.tasks[task], after.tasks[task])
-            if own.difference < 0:
+            if own.in_errors is not None and own.in_errors < -1.99:
                 on = f" on {task}" if len(tasks) > 1 else ""
                 lower.append(f"{after.name}{on} ({change(own)})")
     if not lower:
@@ -259,7 +259,11 @@ def contaminated(audit: Audit) -> str:
     searched = f"{audit.prompts:,} training prompts"
     if not any(count for _, count, _ in flagged):
         return f"Contamination: no question has half of its 8-grams in one of the {searched}."
-    named = [f"{count:,} of {number:,} questions of {task}" for task, count, number in flagged if count]
+    named = [
+        f"{count:,} of {number:,} questions of {'evaluate.prompts' if task == OWN_TASK else task}"
+        for task, count, number in flagged
+        if count
+    ]
     return (
         f"Contamination: {', '.join(named)} have half or more of their 8-grams in one of the {searched}. An accuracy on"
         " them says what was remembered. The page shows the texts."

@@ -80,7 +80,7 @@ def teacher(teachers: Sequence[TeacherAt]) -> ReportTable | None:
             f"{each.temperature:g}",
             number(each.answers),
             number(len(means)),
-            right if math.isnan(error) else f"{right} ± {100 * error:.1f}",
+            f"{right} ± {100 * error:.1f}" if error > 0 else right,  # none of 0 follows from equal answers
             percent(each.repeating, each.answers),
             percent(each.cut_off, each.answers),
         )
