@@ -122,7 +122,7 @@ def test_several_answers(reported):
 
 def test_questions_that_were_trained_on_are_said_and_shown(reported):
     text, page = reported
-    line = "Contamination: 1 of 3 questions of evaluate.prompts, 1 of 2 questions of gpqa-diamond have half or more of their"
+    line = "Contamination: 1 of 3 questions of evaluate.prompts, 1 of 2 questions of gpqa-diamond have half or more"
     assert line in " ".join(text.split())
     ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
     part = page[page.index("Questions that share text") :]
