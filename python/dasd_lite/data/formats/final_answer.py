@@ -264,6 +264,8 @@ def _behind(text: str, mark: re.Match[str]) -> str | None:
     is_sentence = mark["english"] is not None and mark["copula"] is not None
     if is_sentence and _NO_STATEMENT.search(text, line, mark.start()):
         return None
+    if (mark["copula"] or "").lower().startswith("would") and re.search(r"(?i)\bif\b", text[line : mark.start()]):
+        return None
     begin = _SKIP.match(text, mark.end()).end()  # type: ignore[union-attr]  # it matches ""
     if adverbs := _ADVERBS.match(text, begin):
         begin = _SKIP.match(text, adverbs.end()).end()  # type: ignore[union-attr]
@@ -274,7 +276,8 @@ def _behind(text: str, mark: re.Match[str]) -> str | None:
     is_far = line >= 0
     points = _POINTS.match(text, line) if is_far else None
     lines = re.split(_POINT, points[0])[1:] if points else []
-    answer = ", ".join(map(_first_statement, lines)) or _first_statement(text[begin : begin + _MAX_ANSWER], quote)
+    rest = text[begin : begin + _MAX_ANSWER]
+    answer = ", ".join(map(_first_statement, lines)) or _told(rest) or _first_statement(rest, quote)
     return answer if _is_answer(answer) and not (is_far and len(answer.split()) > 8) else None
 
 
@@ -292,6 +295,23 @@ _PROSE = re.compile(
 )
 
 
+# Natalia sold 72 clips: a sentence with one number or formula, and nothing that turns it into another.
+_TOLD_VERBS = (
+    r"[a-z]{2,}ed|[a-z]+[a-rt-z]s|is|are|was|were|be|have|had|get|got|need|sold|made|spent|paid|won|left|bought|took|ate"
+    r"|exactly|total|\s="
+)
+_TOLD_BEFORE = re.compile(rf"[A-Z][^\\\d\n{{}}^]{{1,120}}?\b(?:{_TOLD_VERBS}):?\s+[*_]{{0,2}}(?=[$\d\\−-])")
+_QUANTITY = re.compile(
+    r"\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\]|\d+(?:[,./]\d+)*"
+    r"|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b"
+)
+_TURNED = re.compile(
+    r"\b(?:not|no|never|neither|nor|half|twice|double|triple|times|than|less|least|most|if|unless|when|minus|plus|as|or"
+    r"|either|except|without|between|about|approximately|claims?|guess\w*|suppose\w*|assum\w*|first|next|because|since)\b"
+    r"|n['’]t\b|\?",
+    re.IGNORECASE,
+)
+_LONE_LETTER = re.compile(r"\$([A-Za-z])\$|\\\(([A-Za-z])\\\)")
 # The total is \(18\)
 _TOLD = re.compile(r"[A-Z][^$\\\d\n]{1,80}\b(?:is|are|equals|have|get)\s*(?P<math>\$[^$]+\$|\\\(.+?\\\))")
 _GOES_ON = re.compile(
@@ -326,6 +346,15 @@ def _first_statement(text: str, quote: str = "") -> str:
         return ", ".join(answers) + rest.rstrip(" \t,;:.")
     answer = _tidy(line[:end])
     return _tidy(told["math"]) if (told := _TOLD.fullmatch(answer)) else answer
+
+
+def _told(text: str) -> str:
+    """Return the number or formula in a sentence, and what follows it there, if the text has no other; or else ""."""
+    text = _LONE_LETTER.sub(r"\1\2", text)
+    found = None if _TURNED.search(text) else _TOLD_BEFORE.match(text)
+    if found is None or len(_QUANTITY.findall(text)) != 1 or re.search(r"\b(?:is|are|was|were)\b", text[found.end() :]):
+        return ""
+    return _first_statement(text[found.end() :], found[0])
 
 
 def _inside(math: re.Match[str]) -> str:
