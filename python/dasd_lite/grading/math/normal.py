@@ -104,6 +104,10 @@ def same(reference: Form, stated: Form, equal: Equal) -> bool | None:
         return None
     if _RATIO.fullmatch(_text(reference)) or _RATIO.fullmatch(_text(stated)):
         return _same_ratio(_text(reference), _text(stated))
+    if any(_UNCLEAR.search(_text(form)) for form in (reference, stated)):
+        return None
+    if ("\\ne " in _text(reference)) != ("\\ne " in _text(stated)):  # x ≠ 3 and its intervals
+        return None
     points = [re.sub(r"\\[A-Za-z]+|[\s{}]", "", _text(form)) for form in (reference, stated)]
     if all(re.fullmatch("[A-Z]{2,}", each) for each in points) and sorted(points[0]) == sorted(points[1]):
         return None  # AB and BA: a line, a vector, or a product
@@ -118,6 +122,11 @@ _PASSED_OVER = re.compile(
 )
 # A date, a score, a telephone number: no difference, no quotient.
 _NO_SUM = re.compile(r"^\s*\d+(?:\s?-\s?\d+)+\s*$|^\s*\d+(?:\s?/\s?\d+){2,}\s*$")
+# 1/2 x and 1/2\pi: is the letter above or below? 7 (mod 11): is the answer 7?
+_UNCLEAR = re.compile(
+    r"/\s?\d+\s?(?:[A-Za-z(]|\\(?!c?dot|times|pm|mp|c[au]p|[lg]e|ne|in(?:fty)?|approx)[A-Za-z])"
+    r"|(?<![A-Za-z])[pb]?mod(?![A-Za-z])"
+)
 _RATIO = re.compile(r"\d{1,30}(?:\s?:\s?\d{1,30}){1,9}")
 _NUMERIC = re.compile(
     r"\d|\b(?:none?|nothing|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|thirds?|quarters?"
@@ -234,9 +243,12 @@ def _unnamed(form: Form) -> Form:
     return replace(form, name="")
 
 
+_DECIMAL = re.compile(r"(?<![\w.,])(\d{0,30})\.(\d{1,30})(?![\d.])")
+
+
 def _whole(form: Form, other: Form) -> str:
-    """Return the text for a computer algebra system; with its `y =` if the other one is an equation."""
-    text = _text(form)
+    """Return the text for a computer algebra system, exact; with its `y =` if the other one is an equation."""
+    text = _DECIMAL.sub(lambda match: rf"{{\frac{{{int(match[1] + match[2])}}}{{{10 ** len(match[2])}}}}}", _text(form))
     return f"{form.name}={text}" if form.name and "=" in _text(other) else text
 
 
