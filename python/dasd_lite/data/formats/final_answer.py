@@ -208,7 +208,8 @@ _ENGLISH = r"(?:(?:final|correct|right|exact|desired|required)[ \t]+(?:answer|op
 _WORDS = (  # languages that put spaces between words
     r"(?:réponse|respuesta|resposta|risposta)(?:[ \t]+(?:finale?|correcte|correct[ao]|corret[ao]|corretta))?"
     r"|antwort|endergebnis|(?:eind)?antwoord|svar(?:et)?|vastaus|válasz|răspuns(?:ul)?|απάντηση|cevap|yanıt"
-    r"|(?:итоговый[ \t]+|окончательный[ \t]+)?ответ|відповідь|отговор|одговор|odpowiedź|odpověď|odpoveď|jawaban(?:nya)?"
+    r"|(?:итоговый[ \t]+|окончательный[ \t]+)?ответ|відповідь|отговор|одговор|odpowiedź|odpověď|odpoveď"
+    r"|jawaban(?:nya|[ \t]+akhir)?"
     r"|đáp[ \t]án|đáp[ \t]số|câu[ \t]trả[ \t]lời|(?:अंतिम[ \t]+)?उत्तर|উত্তর|답|정답|최종[ \t]*답"
     r"|(?:الإجابة|الجواب|جواب|پاسخ)(?:[ \t]النهائية|[ \t]النهائي)?|תשובה|התשובה"
 )
@@ -235,7 +236,8 @@ _NO_STATEMENT = re.compile(
     re.IGNORECASE,
 )
 _ADVERBS = re.compile(
-    r"(?:(?:therefore|thus|simply|just|indeed|hence|exactly|then|clearly|approximately|about|roughly|option|choice|also"
+    r"(?:not[ \t]+[\w.,]{1,20}[ \t]+but(?=[ \t]+[*$\d])|that(?=[ \t]+there[ \t]+(?:is|are)\b)"
+    r"|(?:therefore|thus|simply|just|indeed|hence|exactly|then|clearly|approximately|about|roughly|option|choice|also"
     r"|given[ \t]+by|equal[ \t]+to)(?![\w-])[,:]?[ \t]*)+",
     re.IGNORECASE,
 )
@@ -302,18 +304,17 @@ _TOLD_VERBS = (
 )
 _TOLD_BEFORE = re.compile(rf"[A-Z][^\\\d\n{{}}^]{{1,120}}?\b(?:{_TOLD_VERBS}):?\s+[*_]{{0,2}}(?=[$\d\\−-])")
 _QUANTITY = re.compile(
-    r"\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\]|\d+(?:[,./]\d+)*"
-    r"|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b"
+    r"\$[^$\n]{1,200}\$|\\\(.{1,200}?\\\)|\\\[.{1,200}?\\\]|\d+(?:[,./]\d+)*"
+    r"|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w*teen|twenty)\b"
 )
 _TURNED = re.compile(
     r"\b(?:not|no|never|neither|nor|half|twice|double|triple|times|than|less|least|most|if|unless|when|minus|plus|as|or"
-    r"|either|except|without|between|about|approximately|claims?|guess\w*|suppose\w*|assum\w*|first|next|because|since)\b"
+    r"|either|except|without|between|about|approximately|claims?|guess\w*|suppose\w*|assum\w*|first|next|because|since|far|now|yet|still"
+    r"|which|but|however|candidate|wrong|incorrect|fails?)\b"
     r"|n['’]t\b|\?",
     re.IGNORECASE,
 )
 _LONE_LETTER = re.compile(r"\$([A-Za-z])\$|\\\(([A-Za-z])\\\)")
-# The total is \(18\)
-_TOLD = re.compile(r"[A-Z][^$\\\d\n]{1,80}\b(?:is|are|equals|have|get)\s*(?P<math>\$[^$]+\$|\\\(.+?\\\))")
 _GOES_ON = re.compile(
     rf"\s*(?:,?\s*(?:and|or)\s+[\d*_`$\\(-]|[,;]\s*[\d*$\\(-]|[+*/^=<>!](?=\s*[\w$\\])|-\s*[\d$]|\d"
     rf"|(?:{_SCALES}|times|mod|if)(?![A-Za-z]))"
@@ -344,13 +345,12 @@ def _first_statement(text: str, quote: str = "") -> str:
     if answers:  # what follows a formula may belong to it: $5$ thousand
         rest = line[:end].strip("*_`") if re.match(r"\s*[\w\\%°!^+\-/=<>(*]", line[:end]) else ""
         return ", ".join(answers) + rest.rstrip(" \t,;:.")
-    answer = _tidy(line[:end])
-    return _tidy(told["math"]) if (told := _TOLD.fullmatch(answer)) else answer
+    return _tidy(line[:end])
 
 
 def _told(text: str) -> str:
     """Return the number or formula in a sentence, and what follows it there, if the text has no other; or else ""."""
-    text = _LONE_LETTER.sub(r"\1\2", text)
+    text = _LONE_LETTER.sub(r"\1\2", text[:1].upper() + text[1:])
     found = None if _TURNED.search(text) else _TOLD_BEFORE.match(text)
     if found is None or len(_QUANTITY.findall(text)) != 1 or re.search(r"\b(?:is|are|was|were)\b", text[found.end() :]):
         return ""
@@ -385,9 +385,15 @@ def _tidy(text: str) -> str:
 # --- the whole
 
 _CONCLUDES = re.compile(
-    r"(?:(?:and|so)\s)?(?:hence|therefore|thus|so|∴)[,:]?\s*(?:we\s(?:get|have|find)[,:]?\s*)?(?:that\s)?(?=\$?[^=\n]{1,40}=)",
+    r"(?:(?:and|so)\s)?(?:(?:hence|therefore|thus|so)\b|∴)[,:]?\s*(?:we\s(?:get|have|find)[,:]?\s*)?(?:that\s)?",
     re.IGNORECASE,
 )
+# What may stand before a number that is all of a conclusion: a quote, "=", "Result:", {"answer":
+_BEFORE_BARE = re.compile(
+    r"[>=*\s]+(?:(?:result|solution|a)[*]{0,2}\s?:[*\s]*)?|(?:result|solution|a)\s?:[*\s]*|\{\s?\"(?:final_)?answer\"\s?:\s?\"?",
+    re.IGNORECASE,
+)
+_BOLD_IN_SENTENCE = re.compile(r"[A-Z][^.!?*\n]{1,100}\*\*[^*\n]{1,60}\*\*[^.!?*\n]{0,60}[.!]?")
 _LATEX_WORD = re.compile(r"\\[A-Za-z]+")
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
@@ -437,16 +443,28 @@ def reference_answer(text: str) -> str | None:
 
 
 def _concluded(text: str) -> str | None:
-    """Return the equation in a last line such as "Hence x = 5."."""
+    """Return the equation in a last line such as "Hence x = 5.", or the one number in "Thus she sold 72 clips."."""
     line = text.strip().rpartition("\n")[2][:_MAX_ANSWER]
     found = _CONCLUDES.match(line)
-    answer = _first_statement(line[found.end() :]) if found else ""
-    return answer if "=" in answer and not _WORD.search(_LATEX_WORD.sub("", answer)) else None
+    if found is None:
+        return None
+    rest = line[found.end() :]
+    if told := _told(rest):
+        return told
+    answer = _first_statement(rest)
+    return (
+        answer if re.search(r"=|\\in(?![A-Za-z])", answer) and not _WORD.search(_LATEX_WORD.sub("", answer)) else None
+    )
 
 
 def _bare(text: str) -> str | None:
     """Return a conclusion that is nothing but a number or a formula."""
-    text = _tidy(text[: _MAX_ANSWER + 1])
+    text = text[: _MAX_ANSWER + 1].strip()
+    if _BOLD_IN_SENTENCE.fullmatch(text) and (told := _told(text)):
+        return told
+    if before := _BEFORE_BARE.match(text):
+        text = text[before.end() :].rstrip('"} \n' if "{" in before[0] else None)
+    text = _tidy(text)
     is_formula = (
         len(text) <= _BEGIN
         and "boxed" not in text

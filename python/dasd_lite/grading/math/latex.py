@@ -79,7 +79,7 @@ _REWRITES = [
         (r"\\gt(?![A-Za-z])", ">"),
         (r"\\langle(?![A-Za-z])", "("),
         (r"\\rangle(?![A-Za-z])", ")"),
-        (r"^\s*(?:x\s?\\in\s)?\s*all\s+real\s+numbers\s*$", r"\\mathbb{R}"),
+        (r"^\s*(?:x\s?\\in\s)?\s*[Aa]ll\s+real\s+numbers\s*$", r"\\mathbb{R}"),
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\[lr]?[vV]ert(?![A-Za-z])", "|"),

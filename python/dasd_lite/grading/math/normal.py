@@ -109,7 +109,11 @@ def same(reference: Form, stated: Form, equal: Equal) -> bool | None:
     if ("\\ne " in _text(reference)) != ("\\ne " in _text(stated)):  # x ≠ 3 and its intervals
         return None
     points = [re.sub(r"\\[A-Za-z]+|[\s{}]", "", _text(form)) for form in (reference, stated)]
-    if all(re.fullmatch("[A-Z]{2,}", each) for each in points) and sorted(points[0]) == sorted(points[1]):
+    if (
+        not reference.name
+        and all(re.fullmatch("[A-Z]{2,}", each) for each in points)
+        and sorted(points[0]) == sorted(points[1])
+    ):
         return None  # AB and BA: a line, a vector, or a product
     verdict = equal(_whole(reference, stated), _whole(stated, reference))
     logs = [set(re.findall(r"\\ln|\\log(?!\s?_)", _text(form))) for form in (reference, stated)]  # of base 10, or e
@@ -122,10 +126,10 @@ _PASSED_OVER = re.compile(
 )
 # A date, a score, a telephone number: no difference, no quotient.
 _NO_SUM = re.compile(r"^\s*\d+(?:\s?-\s?\d+)+\s*$|^\s*\d+(?:\s?/\s?\d+){2,}\s*$")
-# 1/2 x and 1/2\pi: is the letter above or below? 7 (mod 11): is the answer 7?
+# 1/2 x and 1/2\pi: is the letter above or below? 7 (mod 11): is the answer 7? And 7(7) is read as 7.
 _UNCLEAR = re.compile(
-    r"/\s?\d+\s?(?:[A-Za-z(]|\\(?!c?dot|times|pm|mp|c[au]p|[lg]e|ne|in(?:fty)?|approx)[A-Za-z])"
-    r"|(?<![A-Za-z])[pb]?mod(?![A-Za-z])"
+    r"/\s?\d+\s?(?:[A-Za-z(]|\\(?!c?dot|times|pm|mp|c[au]p|[lg]e|ne|in(?:fty)?|approx|end)[A-Za-z])"
+    r"|(?<![A-Za-z])[pb]?mod(?![A-Za-z])|\d\s?\(\s?\d+\s?\)"
 )
 _RATIO = re.compile(r"\d{1,30}(?:\s?:\s?\d{1,30}){1,9}")
 _NUMERIC = re.compile(
