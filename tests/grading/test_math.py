@@ -66,10 +66,10 @@ def test_no_false_right_and_at_most_two_percent_false_wrong():
 
 
 def test_without_math_verify_what_cannot_be_compared_is_never_wrong(without_extra):
-    _, false_right, false_wrong = graded()
+    counts, false_right, false_wrong = graded()
     assert false_right == []
     assert [pair for verdict, pair in false_wrong if verdict == "wrong"] == []
-    assert len(false_wrong) < 75
+    assert len(false_wrong) < 0.12 * sum(n for (right, _), n in counts.items() if right)
 
 
 def test_the_missing_extra_is_said_once(monkeypatch, capsys):

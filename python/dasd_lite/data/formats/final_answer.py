@@ -208,7 +208,8 @@ _ENGLISH = r"(?:(?:final|correct|right|exact|desired|required)[ \t]+(?:answer|op
 _WORDS = (  # languages that put spaces between words
     r"(?:réponse|respuesta|resposta|risposta)(?:[ \t]+(?:finale?|correcte|correct[ao]|corret[ao]|corretta))?"
     r"|antwort|endergebnis|(?:eind)?antwoord|svar(?:et)?|vastaus|válasz|răspuns(?:ul)?|απάντηση|cevap|yanıt"
-    r"|(?:итоговый[ \t]+|окончательный[ \t]+)?ответ|відповідь|отговор|одговор|odpowiedź|odpověď|odpoveď|jawaban(?:nya)?"
+    r"|(?:итоговый[ \t]+|окончательный[ \t]+)?ответ|відповідь|отговор|одговор|odpowiedź|odpověď|odpoveď"
+    r"|jawaban(?:nya|[ \t]+akhir)?"
     r"|đáp[ \t]án|đáp[ \t]số|câu[ \t]trả[ \t]lời|(?:अंतिम[ \t]+)?उत्तर|উত্তর|답|정답|최종[ \t]*답"
     r"|(?:الإجابة|الجواب|جواب|پاسخ)(?:[ \t]النهائية|[ \t]النهائي)?|תשובה|התשובה"
 )
@@ -235,7 +236,8 @@ _NO_STATEMENT = re.compile(
     re.IGNORECASE,
 )
 _ADVERBS = re.compile(
-    r"(?:(?:therefore|thus|simply|just|indeed|hence|exactly|then|clearly|approximately|about|roughly|option|choice|also"
+    r"(?:not[ \t]+[\w.,]{1,20}[ \t]+but(?=[ \t]+[*$\d])|that(?=[ \t]+there[ \t]+(?:is|are)\b)"
+    r"|(?:therefore|thus|simply|just|indeed|hence|exactly|then|clearly|approximately|about|roughly|option|choice|also"
     r"|given[ \t]+by|equal[ \t]+to)(?![\w-])[,:]?[ \t]*)+",
     re.IGNORECASE,
 )
@@ -264,6 +266,8 @@ def _behind(text: str, mark: re.Match[str]) -> str | None:
     is_sentence = mark["english"] is not None and mark["copula"] is not None
     if is_sentence and _NO_STATEMENT.search(text, line, mark.start()):
         return None
+    if (mark["copula"] or "").lower().startswith("would") and re.search(r"(?i)\bif\b", text[line : mark.start()]):
+        return None
     begin = _SKIP.match(text, mark.end()).end()  # type: ignore[union-attr]  # it matches ""
     if adverbs := _ADVERBS.match(text, begin):
         begin = _SKIP.match(text, adverbs.end()).end()  # type: ignore[union-attr]
@@ -274,7 +278,8 @@ def _behind(text: str, mark: re.Match[str]) -> str | None:
     is_far = line >= 0
     points = _POINTS.match(text, line) if is_far else None
     lines = re.split(_POINT, points[0])[1:] if points else []
-    answer = ", ".join(map(_first_statement, lines)) or _first_statement(text[begin : begin + _MAX_ANSWER], quote)
+    rest = text[begin : begin + _MAX_ANSWER]
+    answer = ", ".join(map(_first_statement, lines)) or _told(rest) or _first_statement(rest, quote)
     return answer if _is_answer(answer) and not (is_far and len(answer.split()) > 8) else None
 
 
@@ -292,8 +297,24 @@ _PROSE = re.compile(
 )
 
 
-# The total is \(18\)
-_TOLD = re.compile(r"[A-Z][^$\\\d\n]{1,80}\b(?:is|are|equals|have|get)\s*(?P<math>\$[^$]+\$|\\\(.+?\\\))")
+# Natalia sold 72 clips: a sentence with one number or formula, and nothing that turns it into another.
+_TOLD_VERBS = (
+    r"[a-z]{2,}ed|[a-z]+[a-rt-z]s|is|are|was|were|be|have|had|get|got|need|sold|made|spent|paid|won|left|bought|took|ate"
+    r"|exactly|total|\s="
+)
+_TOLD_BEFORE = re.compile(rf"[A-Z][^\\\d\n{{}}^]{{1,120}}?\b(?:{_TOLD_VERBS}):?\s+[*_]{{0,2}}(?=[$\d\\−-])")
+_QUANTITY = re.compile(
+    r"\$[^$\n]{1,200}\$|\\\(.{1,200}?\\\)|\\\[.{1,200}?\\\]|\d+(?:[,./]\d+)*"
+    r"|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w*teen|twenty)\b"
+)
+_TURNED = re.compile(
+    r"\b(?:not|no|never|neither|nor|half|twice|double|triple|times|than|less|least|most|if|unless|when|minus|plus|as|or"
+    r"|either|except|without|between|about|approximately|claims?|guess\w*|suppose\w*|assum\w*|first|next|because|since|far|now|yet|still"
+    r"|which|but|however|candidate|wrong|incorrect|fails?|cases?|undefined)\b"
+    r"|n['’]t\b|\?",
+    re.IGNORECASE,
+)
+_LONE_LETTER = re.compile(r"\$([A-Za-z])\$|\\\(([A-Za-z])\\\)")
 _GOES_ON = re.compile(
     rf"\s*(?:,?\s*(?:and|or)\s+[\d*_`$\\(-]|[,;]\s*[\d*$\\(-]|[+*/^=<>!](?=\s*[\w$\\])|-\s*[\d$]|\d"
     rf"|(?:{_SCALES}|times|mod|if)(?![A-Za-z]))"
@@ -324,8 +345,16 @@ def _first_statement(text: str, quote: str = "") -> str:
     if answers:  # what follows a formula may belong to it: $5$ thousand
         rest = line[:end].strip("*_`") if re.match(r"\s*[\w\\%°!^+\-/=<>(*]", line[:end]) else ""
         return ", ".join(answers) + rest.rstrip(" \t,;:.")
-    answer = _tidy(line[:end])
-    return _tidy(told["math"]) if (told := _TOLD.fullmatch(answer)) else answer
+    return _tidy(line[:end])
+
+
+def _told(text: str) -> str:
+    """Return the number or formula in a sentence, and what follows it there, if the text has no other; or else ""."""
+    text = _LONE_LETTER.sub(r"\1\2", text[:1].upper() + text[1:])
+    found = None if _TURNED.search(text) else _TOLD_BEFORE.match(text)
+    if found is None or len(_QUANTITY.findall(text)) != 1 or re.search(r"\b(?:is|are|was|were)\b", text[found.end() :]):
+        return ""
+    return _first_statement(text[found.end() :], found[0])
 
 
 def _inside(math: re.Match[str]) -> str:
@@ -356,9 +385,15 @@ def _tidy(text: str) -> str:
 # --- the whole
 
 _CONCLUDES = re.compile(
-    r"(?:(?:and|so)\s)?(?:hence|therefore|thus|so|∴)[,:]?\s*(?:we\s(?:get|have|find)[,:]?\s*)?(?:that\s)?(?=\$?[^=\n]{1,40}=)",
+    r"(?:(?:and|so)\s)?(?:(?:hence|therefore|thus|so)\b|∴)[,:]?\s*(?:we\s(?:get|have|find)[,:]?\s*)?(?:that\s)?",
     re.IGNORECASE,
 )
+# What may stand before a number that is all of a conclusion: a quote, "=", "Result:", {"answer":
+_BEFORE_BARE = re.compile(
+    r"[>=*\s]+(?:(?:result|solution|a)[*]{0,2}\s?:[*\s]*)?|(?:result|solution|a)\s?:[*\s]*|\{\s?\"(?:final_)?answer\"\s?:\s?\"?",
+    re.IGNORECASE,
+)
+_BOLD_IN_SENTENCE = re.compile(r"[A-Z][^.!?*\n]{1,100}\*\*[^*\n]{1,60}\*\*[^.!?*\n]{0,60}[.!]?")
 _LATEX_WORD = re.compile(r"\\[A-Za-z]+")
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
@@ -408,16 +443,28 @@ def reference_answer(text: str) -> str | None:
 
 
 def _concluded(text: str) -> str | None:
-    """Return the equation in a last line such as "Hence x = 5."."""
+    """Return the equation in a last line such as "Hence x = 5.", or the one number in "Thus she sold 72 clips."."""
     line = text.strip().rpartition("\n")[2][:_MAX_ANSWER]
     found = _CONCLUDES.match(line)
-    answer = _first_statement(line[found.end() :]) if found else ""
-    return answer if "=" in answer and not _WORD.search(_LATEX_WORD.sub("", answer)) else None
+    if found is None:
+        return None
+    rest = line[found.end() :]
+    if told := _told(rest):
+        return told
+    answer = _first_statement(rest)
+    return (
+        answer if re.search(r"=|\\in(?![A-Za-z])", answer) and not _WORD.search(_LATEX_WORD.sub("", answer)) else None
+    )
 
 
 def _bare(text: str) -> str | None:
     """Return a conclusion that is nothing but a number or a formula."""
-    text = _tidy(text[: _MAX_ANSWER + 1])
+    text = text[: _MAX_ANSWER + 1].strip()
+    if _BOLD_IN_SENTENCE.fullmatch(text) and (told := _told(text)):
+        return told
+    if before := _BEFORE_BARE.match(text):
+        text = text[before.end() :].rstrip('"} \n' if "{" in before[0] else None)
+    text = _tidy(text)
     is_formula = (
         len(text) <= _BEGIN
         and "boxed" not in text

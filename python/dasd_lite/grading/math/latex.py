@@ -74,8 +74,12 @@ _REWRITES = [
         (r"\\sqrt\s*(\d|[A-Za-z])", r"\\sqrt{\1}"),
         (r"\\(leq|leqslant|le)(?![A-Za-z])|<=|=<", r"\\le "),
         (r"\\(geq|geqslant|ge)(?![A-Za-z])|>=|=>", r"\\ge "),
+        (r"\\neq?(?![A-Za-z])\s*|!=", r"\\ne "),
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\langle(?![A-Za-z])", "("),
+        (r"\\rangle(?![A-Za-z])", ")"),
+        (r"^\s*(?:x\s?\\in\s)?\s*[Aa]ll\s+real\s+numbers\s*$", r"\\mathbb{R}"),
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\[lr]?[vV]ert(?![A-Za-z])", "|"),
@@ -99,6 +103,8 @@ _ROW = "\x01"  # stands for two backslashes meanwhile; to a pattern it must not 
 def plain(text: str) -> str:
     """Remove from LaTeX what does not change its meaning."""
     text = _ascii(text)
+    if "\\begin" not in text:
+        text = re.sub(r"\\\\(?=\s*[A-Za-z]\s?=)", ", ", text)  # lines
     if "\\\\" in text:  # doubly escaped commands, or the rows of a matrix
         text = text.replace("\\\\", _ROW if "\\begin" in text else "\\")
     text = _GROUP_MARK.sub("", text)

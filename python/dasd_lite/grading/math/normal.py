@@ -100,6 +100,21 @@ def same(reference: Form, stated: Form, equal: Equal) -> bool | None:
         return None
     if _letters(reference) == _letters(stated):  # n and N; H_2O and H2O
         return None
+    if _NO_SUM.search(_text(reference)) or _NO_SUM.search(_text(stated)):
+        return None
+    if _RATIO.fullmatch(_text(reference)) or _RATIO.fullmatch(_text(stated)):
+        return _same_ratio(_text(reference), _text(stated))
+    if any(_UNCLEAR.search(_text(form)) for form in (reference, stated)):
+        return None
+    if ("\\ne " in _text(reference)) != ("\\ne " in _text(stated)):  # x ≠ 3 and its intervals
+        return None
+    points = [re.sub(r"\\[A-Za-z]+|[\s{}]", "", _text(form)) for form in (reference, stated)]
+    if (
+        not reference.name
+        and all(re.fullmatch("[A-Z]{2,}", each) for each in points)
+        and sorted(points[0]) == sorted(points[1])
+    ):
+        return None  # AB and BA: a line, a vector, or a product
     verdict = equal(_whole(reference, stated), _whole(stated, reference))
     logs = [set(re.findall(r"\\ln|\\log(?!\s?_)", _text(form))) for form in (reference, stated)]  # of base 10, or e
     return None if verdict is False and all(logs) and logs[0] != logs[1] else verdict
@@ -109,6 +124,14 @@ def same(reference: Form, stated: Form, equal: Equal) -> bool | None:
 _PASSED_OVER = re.compile(
     r"^[A-Za-z]\s?:|['\"]|\\(?:prime|[lc]?dots|top|dagger)(?![A-Za-z])|\^\s?\{?T(?![A-Za-z])|\d_|\\\{[^{}]*(?::|\||\\mid(?![A-Za-z]))"
 )
+# A date, a score, a telephone number: no difference, no quotient.
+_NO_SUM = re.compile(r"^\s*\d+(?:\s?-\s?\d+)+\s*$|^\s*\d+(?:\s?/\s?\d+){2,}\s*$")
+# 1/2 x and 1/2\pi: is the letter above or below? 7 (mod 11): is the answer 7? And 7(7) is read as 7.
+_UNCLEAR = re.compile(
+    r"/\s?\d+\s?(?:[A-Za-z(]|\\(?!c?dot|times|pm|mp|c[au]p|[lg]e|ne|in(?:fty)?|approx|end)[A-Za-z])"
+    r"|(?<![A-Za-z])[pb]?mod(?![A-Za-z])|\d\s?\(\s?\d+\s?\)"
+)
+_RATIO = re.compile(r"\d{1,30}(?:\s?:\s?\d{1,30}){1,9}")
 _NUMERIC = re.compile(
     r"\d|\b(?:none?|nothing|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|thirds?|quarters?"
     r"|hundreds?|thousands?|\w*(?:teen|ty|llion)|dozen|pair|twice|once)\b"
@@ -143,6 +166,19 @@ def _same_number(a: Number, b: Number) -> bool | None:
     if a.unit != b.unit and a.unit != "" != b.unit and not is_rate:  # 5 m may be 500 cm, and is not 5 cm
         return False if a.value == b.value != 0 else None
     return a.value == b.value
+
+
+def _same_ratio(reference: str, stated: str) -> bool | None:
+    """Compare `2:1` and `4:2`, which may be times of day or scores if they look like these."""
+    if not (_RATIO.fullmatch(reference) and _RATIO.fullmatch(stated)):
+        return None
+    a, b = ([int(part) for part in text.split(":")] for text in (reference, stated))
+    if len(a) != len(b):
+        return None
+    if any(x * b[0] != y * a[0] for x, y in zip(a, b, strict=True)):
+        return False
+    are_times = all(re.fullmatch(r"\d{1,2}(?::\d\d)+", text) for text in (reference, stated))
+    return True if a == b or (0 not in a + b and not are_times) else None
 
 
 def _same_items(a: Items, b: Items, equal: Equal) -> bool | None:
@@ -211,9 +247,12 @@ def _unnamed(form: Form) -> Form:
     return replace(form, name="")
 
 
+_DECIMAL = re.compile(r"(?<![\w.,])(\d{0,30})\.(\d{1,30})(?![\d.])")
+
+
 def _whole(form: Form, other: Form) -> str:
-    """Return the text for a computer algebra system; with its `y =` if the other one is an equation."""
-    text = _text(form)
+    """Return the text for a computer algebra system, exact; with its `y =` if the other one is an equation."""
+    text = _DECIMAL.sub(lambda match: rf"{{\frac{{{int(match[1] + match[2])}}}{{{10 ** len(match[2])}}}}}", _text(form))
     return f"{form.name}={text}" if form.name and "=" in _text(other) else text
 
 

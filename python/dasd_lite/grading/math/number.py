@@ -106,6 +106,7 @@ _BEHIND = re.compile(
 )
 
 
+_TWICE = re.compile(r"(\d{1,30}(?=\s?\(\s?[a-z])|[A-Za-z]{2,9}(?=\s?\(\s?\d))\s?\(\s?([a-z]{2,9}|\d{1,30})\s?\)")
 _REPEATING = re.compile(r"(-?)(\d{0,30})\.(\d{0,30})\s?\\overline\s?\{(\d{1,30})\}")
 _SCALES_BEHIND = re.compile("[十百千万萬亿億兆半打십백천만억]")
 
@@ -121,6 +122,8 @@ def read_number(text: str) -> Number | None:
         sign, whole, once, again = repeating.groups()
         above = int(whole + once + again) - int(whole + once or "0")
         return Number(Fraction(-above if sign else above, 10 ** len(once) * (10 ** len(again) - 1)))
+    if (twice := _TWICE.fullmatch(text)) and (number := read_number(twice[1])) is not None:  # 7 (seven), seven (7)
+        return number if twice[2] == "only" or read_number(twice[2]) == number else None
     return _read_number(text)
 
 
