@@ -310,7 +310,7 @@ _QUANTITY = re.compile(
 _TURNED = re.compile(
     r"\b(?:not|no|never|neither|nor|half|twice|double|triple|times|than|less|least|most|if|unless|when|minus|plus|as|or"
     r"|either|except|without|between|about|approximately|claims?|guess\w*|suppose\w*|assum\w*|first|next|because|since|far|now|yet|still"
-    r"|which|but|however|candidate|wrong|incorrect|fails?|cases?|undefined)\b"
+    r"|which|but|however|cannot|can'?t|before|maybe|perhaps|longer|candidate|wrong|incorrect|fails?|cases?|undefined)\b"
     r"|n['’]t\b|\?",
     re.IGNORECASE,
 )
