@@ -49,7 +49,7 @@ def run(tmp_path, demo):
 
     chat = Chat(demo / "student")
     rows = []
-    for number, answer in enumerate(["none of these", None, "none of these"]):
+    for number, answer in enumerate(["99", None, "99"]):
         messages = [{"role": "user", "content": QUESTION.replace("9", str(number))}]
         ids, num_context = chat.example(messages, "<think> " + "Cid up 3 from 9 is 2. " * 12 + "</think>\nAnswer: 7")
         row = {"uid": f"k{number}", "prompt_uid": f"q{number}", "messages": messages, "answer": answer}
