@@ -113,7 +113,7 @@ def environment(name: str, packages: list[str], alone: list[str]) -> Path:
     python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.exists():
         uv = HERE.parent / ".venv" / "bin" / "uv"
-        uv = uv if uv.exists() else Path("uv")
+        uv = uv if uv.exists() else Path(sys.executable).with_name("uv")
         subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder], check=True)
         subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *packages], check=True)
         if alone:
