@@ -31,7 +31,7 @@ from dasd_lite.data.asked import Asked, QuestionSet, asked_for, question_sets, r
 from dasd_lite.data.grades import GradeLog
 from dasd_lite.data.handles import Evaluation, Model, model_path
 from dasd_lite.data.journal import Journal
-from dasd_lite.data.manifest import identify, read_state, state_file
+from dasd_lite.data.manifest import Identity, identify, read_state, state_file
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import GRADED, HIDDEN_TASKS, HIDDEN_TEXT, OWN_TASK, RIGHT, Prompt
 from dasd_lite.data.references import Kind, kind_of
@@ -115,13 +115,7 @@ def evaluate(
     weights, runs = _opened(model, student)
     if config.four_bit and not isinstance(runs, Transformers):
         raise ConfigError(f"evaluate.four_bit = true needs kind = 'transformers', not {getattr(runs, 'kind', runs)!r}")
-    identified = weights if weights is not None else model_identity(runs)
-    asked = {name: value for name, value in result_options(config).items() if name not in _ASKED_FOR}
-    asked |= {"seed": seed, "student": _engine(runs), "grader": grade.name}
-    inputs = {"prompts": digest([each.fingerprint for each in sets]), "model": identified, "grader": grade.code}
-    names = {"grader": grade.name} | {each.name: each.origin for each in sets if each.origin}
-    names |= {"teacher": model_name(runs)} if weights is None else {}
-    identity = identify("evaluate", VERSION, asked, inputs, names=names, grows=GROWS)
+    identity = _identity(config, seed, sets, weights, runs, grade)
     for folder in (out, *map(Path, reuse)):
         if (file := state_file(folder)) is not None:
             refuse_other_rows(sets, read_state(file).get("names", {}), folder)
@@ -203,6 +197,24 @@ def _opened(
     if student is None:
         student = model if isinstance(model, Transformers | Vllm) else Transformers(model=str(weights))
     return weights, student
+
+
+def _identity(
+    config: EvaluateConfig,
+    seed: int,
+    sets: Sequence[QuestionSet],
+    weights: Path | None,
+    runs: Teacher | Sampler,
+    grade: CheckedGrader,
+) -> Identity:
+    """Return what decides the content of the folder."""
+    asked = {name: value for name, value in result_options(config).items() if name not in _ASKED_FOR}
+    asked |= {"seed": seed, "student": _engine(runs), "grader": grade.name}
+    model = weights if weights is not None else model_identity(runs)
+    inputs = {"prompts": digest([each.fingerprint for each in sets]), "model": model, "grader": grade.code}
+    names = {"grader": grade.name} | {each.name: each.origin for each in sets if each.origin}
+    names |= {"teacher": model_name(runs)} if weights is None else {}
+    return identify("evaluate", VERSION, asked, inputs, names=names, grows=GROWS)
 
 
 def _engine(runs: Teacher | Sampler) -> dict[str, Any]:
