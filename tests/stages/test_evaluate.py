@@ -319,6 +319,16 @@ def test_the_first_ten_questions_are_reported_while_there_is_time(capsys, monkey
     assert capsys.readouterr().err == ""
 
 
+def test_the_early_look_says_nothing_of_what_it_did_not_grade(capsys, monkeypatch):
+    monkeypatch.setattr(early_look, "_SHORT_SECONDS", 0.0)
+    plan = [Asked("prompts", question(f"{n}", "1"), f"k{n}", 0, 0, 9) for n in range(12)]
+    look = early_look.EarlyLook("low: evaluate", plan, open_grader(always_unknown), num_done=0)
+    for at in range(10):
+        look.look(at, "Answer: 1", "length" if at < 2 else "stop", 10)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the first 10 questions (10 answers): 20% cut off, 10 tokens each; about" in said
+
+
 @pytest.mark.parametrize(("questions", "done"), [(10, 0), (12, 1)])
 def test_no_look_at_a_few_questions_or_a_resumed_evaluation(capsys, monkeypatch, questions, done):
     monkeypatch.setattr(early_look, "_SHORT_SECONDS", 0.0)

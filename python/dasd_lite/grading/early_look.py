@@ -50,13 +50,15 @@ class EarlyLook:
         if rest < _SHORT_SECONDS:
             return
         number, seen = self._num_looked, self._seen
-        parts = [f"{seen['right'] / number:.0%} right"] if seen.total() - seen["cut off"] else []
-        parts += [f"{seen[name] / number:.0%} {words}" for name, words in _WORDS.items() if seen[name]]
+        looked_at = seen.total()  # those that were cut off or graded
+        parts = [f"{seen['right'] / looked_at:.0%} right"] if looked_at > seen["cut off"] else []
+        parts += [f"{seen[name] / looked_at:.0%} {words}" for name, words in _WORDS.items() if name in seen and parts]
+        parts += [f"{seen['cut off'] / number:.0%} cut off", f"{self._tokens / number:,.0f} tokens each"]
         left = f"{rest / 3600:,.1f} h" if rest >= 3600 else f"{rest / 60:,.0f} min"
         note(
-            f"{self._label}: the first {QUESTIONS} questions ({number:,} answers): {', '.join(parts)},"
-            f" {self._tokens / number:,.0f} tokens each; about {left} left"
+            f"{self._label}: the first {QUESTIONS} questions ({number:,} answers): {', '.join(parts)};"
+            f" about {left} left"
         )
 
 
-_WORDS = {"cut off": "cut off", "no_answer": "without an answer", "unparseable": "unparseable", "unknown": "unknown"}
+_WORDS = {"no_answer": "without an answer", "unparseable": "unparseable", "unknown": "unknown"}

@@ -17,6 +17,9 @@ from dasd_lite.data.dataset import batches, num_rows
 from dasd_lite.grading import CheckedGrader, grade_all, grader_kind
 from dasd_lite.grading.grade import Verdict
 
+REASONS = ("wrong answer", "no reference answer", "cannot be compared")
+"""Why select.require_right rejects an answer; no number decides it."""
+
 WRONG: tuple[Verdict, ...] = ("wrong", "no_answer")
 """Verdicts that say that an answer is not right; the others that it cannot be told."""
 

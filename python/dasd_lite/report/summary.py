@@ -12,6 +12,7 @@ from dasd_lite.config.stages import CLASS_RULES
 from dasd_lite.costs.estimate import format_bytes
 from dasd_lite.data.records import OWN_TASK
 from dasd_lite.grading.grade import VERDICTS
+from dasd_lite.grading.rollouts import REASONS
 from dasd_lite.grading.statistics import Accuracy
 from dasd_lite.report.accuracy_tables import interval, with_error
 from dasd_lite.report.results import StageResult, read_accuracy, read_curve, read_result
@@ -20,7 +21,6 @@ from dasd_lite.report.tables import DASH, monitored
 _FEW = 0.1  # share of sentences in the rarer kind, below which a count of them is a count of all
 _STRONG = 0.8  # a rank correlation
 _MANY = 0.3  # share of questions
-_WITHOUT_VALUE = ("wrong answer", "no reference answer", "cannot be compared")
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,7 +51,7 @@ def rejections(manifest: dict[str, Any]) -> Table | None:
         table.add_column(name, justify="right")
     for reason, number in rejected.items():
         low, high = counts["rejected_values"][reason]
-        values = (DASH, DASH) if reason in _WITHOUT_VALUE else (_value(low), _value(high))
+        values = (DASH, DASH) if reason in REASONS else (_value(low), _value(high))
         table.add_row(f"  {reason}", f"{number:,}", f"{number / counts['rollouts']:.1%}", *values)
     return table
 

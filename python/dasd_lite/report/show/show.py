@@ -25,6 +25,7 @@ from dasd_lite.data.records import GRADED, KEPT, OWN_TASK, REJECTED, ROLLOUT
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.data.writer import JOURNAL_FILE
 from dasd_lite.errors import ConfigError, DataError
+from dasd_lite.grading.rollouts import REASONS
 from dasd_lite.method.sentences import sentence_ends
 from dasd_lite.report.graded import reference_in_words, without_hidden_text
 from dasd_lite.report.results import read_recipe
@@ -289,8 +290,7 @@ def _views(
         facts += [f"score {row['score']:.4g}"] if row["score"] is not None else []
         facts.append(f"{len(row['ids']) - row['num_context_tokens']:,} tokens")
     if table == "rejected":
-        without_value = row["reason"] in ("wrong answer", "no reference answer", "cannot be compared")
-        warning = f"rejected: {row['reason']}" + ("" if without_value else f" ({row['value']:.4g})")
+        warning = f"rejected: {row['reason']}" + ("" if row["reason"] in REASONS else f" ({row['value']:.4g})")
     title = f"rollout {row['uid']}"
     if table in ("kept", "rejected") and opened.chat is not None:
         mask = np.arange(len(row["ids"])) >= row["num_context_tokens"]
