@@ -1,0 +1,149 @@
+"""What an architecture allows: documents in one row, its own attention, and what it does to its logits.
+
+Input: a model's configuration. Output: an `Architecture`. Loads no weights and imports no torch by itself. Invariant:
+whatever cannot be computed rightly has a `refusal`, before anything is spent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dasd_lite.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_PACKABLE = {"full_attention", "sliding_attention"}
+"""Layers in which a document of a row can be kept from seeing the others by its attention alone."""
+_SINKS = {"gpt_oss", "mimo_v2_flash", "granite_swa", "granitemoe_swa"}
+"""Model types whose attention has a learned sink in every head."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What scoring, training and sampling need to know about a model.
+
+    Attributes:
+        kind: Its model_type.
+        apart: Why documents cannot share a row, so each one is computed by itself; None if they can share one.
+        refusal: Why it can be neither scored nor trained; None if it can.
+        own_attention: The attention of transformers that computes it rightly: "sdpa", or "eager" where only that does.
+        unusual_attention: What its attention adds that only "eager" computes; None if it is usual.
+        logit_scale: Factor between the output head and the logits.
+        logit_softcap: C of C · tanh(logits / C), after the factor; None if there is none.
+        original_positions: Positions up to which a longrope has its short factors; None without longrope.
+    """
+
+    kind: str
+    apart: str | None = None
+    refusal: str | None = None
+    own_attention: str = "sdpa"
+    unusual_attention: str | None = None
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    original_positions: int | None = None
+
+    @property
+    def packs(self) -> bool:
+        """Whether documents may share a row."""
+        return self.apart is None
+
+
+def read_architecture(folder: Path, *, trust_remote_code: bool = False) -> Architecture:
+    """Read the architecture of a model folder; raises ConfigError if it holds no language model."""
+    return architecture_of(read_config(folder, trust_remote_code=trust_remote_code))
+
+
+def read_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Read a model folder's configuration as transformers does."""
+    try:
+        from transformers import AutoConfig
+    except ImportError as error:
+        raise MissingExtraError("train", "transformers") from error
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder}: cannot be loaded as a language model: {str(error).splitlines()[0]}") from error
+
+
+def architecture_of(config: PreTrainedConfig) -> Architecture:
+    """Say what the architecture of a configuration allows."""
+    text = config.get_text_config(decoder=True)
+    kind, model_class = text.model_type, _class_of(config)
+    unusual = _unusual_attention(text)
+    has_sdpa = getattr(model_class, "_supports_sdpa", True) and unusual is None
+    ropes = _ropes(text)
+    return Architecture(
+        kind=kind,
+        apart=_apart(text, model_class),
+        refusal=_refusal(kind, unusual, ropes),
+        own_attention="sdpa" if has_sdpa else "eager",
+        unusual_attention=unusual,
+        logit_scale=_logit_scale(text),
+        logit_softcap=getattr(text, "final_logit_softcapping", None),
+        original_positions=_original_positions(text, ropes),
+    )
+
+
+def _class_of(config: PreTrainedConfig) -> type | None:
+    """Return the class that transformers loads; None for code that comes with the model."""
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise MissingExtraError("train", "transformers") from error
+    found: type | None = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    return found
+
+
+def _unusual_attention(text: PreTrainedConfig) -> str | None:
+    if getattr(text, "attn_logit_softcapping", None) is not None:
+        return f"capped attention scores (attn_logit_softcapping = {text.attn_logit_softcapping:g})"
+    if text.model_type in _SINKS:
+        return "attention sinks"
+    return None
+
+
+def _apart(text: PreTrainedConfig, model_class: type | None) -> str | None:
+    kinds = sorted(set(getattr(text, "layer_types", None) or ()) - _PACKABLE)
+    if kinds:
+        return f"it has layers of type {', '.join(kinds)}"
+    if model_class is not None and not getattr(model_class, "_supports_attention_backend", False):
+        return "its attention cannot be told where documents begin"
+    return None
+
+
+def _refusal(kind: str, unusual: str | None, ropes: list[dict[str, Any]]) -> str | None:
+    if unusual is not None:
+        return f"{kind} has {unusual}, which the attention for scoring and training does not compute"
+    if any("dynamic" in str(rope.get("rope_type")) for rope in ropes):
+        return (
+            f"{kind} has rope_type = 'dynamic', whose frequencies depend on the longest sequence of a batch; set"
+            " rope_type = 'yarn' or 'linear' in its config.json"
+        )
+    return None
+
+
+def _ropes(text: PreTrainedConfig) -> list[dict[str, Any]]:
+    """Return the parameters of each rotary embedding; some models have one for each layer type."""
+    found = getattr(text, "rope_parameters", None) or {}
+    ropes = [each for each in found.values() if isinstance(each, dict) and "rope_type" in each]
+    return ropes or [found]
+
+
+def _original_positions(text: PreTrainedConfig, ropes: list[dict[str, Any]]) -> int | None:
+    longest = [rope for rope in ropes if rope.get("rope_type") == "longrope"]
+    if not longest:
+        return None
+    found = longest[0].get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", 0)
+    return int(found or text.max_position_embeddings)
+
+
+def _logit_scale(text: PreTrainedConfig) -> float:
+    """Granite and MiniCPM divide by logits_scaling; Cohere and Falcon-H1 multiply."""
+    scale = 1.0 / float(getattr(text, "logits_scaling", None) or 1.0)
+    for name in ("logit_scale", "lm_head_multiplier"):
+        factor = getattr(text, name, None)
+        scale *= float(factor) if isinstance(factor, int | float) else 1.0
+    return scale
