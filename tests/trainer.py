@@ -3,8 +3,8 @@
     trainer = Trainer(folder)
     trainer.run(out, ranks=2, config={…}, moment=Moment("rename .*checkpoints/step", 3))
 
-It trains a tiny model (`folder`/model) on rows at random (`folder`/rows). Several ranks find each other as torchrun
-would have them, without its agent.
+It trains a tiny model on rows at random (`folder`/rows): `folder`/model, or steady, without dropout, or hybrid, whose
+documents cannot share a row. Several ranks find each other as torchrun would have them, without its agent.
 """
 
 import json
@@ -19,7 +19,7 @@ SERVER = """
 import json, os, resource, signal, sys, traceback
 from pathlib import Path
 import bitsandbytes, numpy as np, pyarrow as pa, torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Lfm2Config, Lfm2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from dasd_lite.config.train import TrainConfig
 from dasd_lite.data.manifest import identify
 from dasd_lite.data.records import ROW
@@ -37,6 +37,9 @@ def build(base):
     Qwen3ForCausalLM(config).save_pretrained(base / "model")
     config.attention_dropout, config.tie_word_embeddings = 0.0, True
     Qwen3ForCausalLM(config).save_pretrained(base / "steady")
+    hybrid = Lfm2Config(vocab_size=61, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, layer_types=["conv", "full_attention"])
+    Lfm2ForCausalLM(hybrid).save_pretrained(base / "hybrid")
     rng = np.random.default_rng(0)
     rows = []
     for r in range(12):

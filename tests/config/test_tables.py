@@ -168,6 +168,7 @@ def test_options_of_speed_are_not_part_of_results():
         "kind": "transformers",
         "model": "m",
         "dtype": "auto",
+        "max_model_len": None,
         "trust_remote_code": False,
     }
     assert models.engine_options(CustomTeacher(kind="a:b", options={"x": 1})) == {"kind": "a:b", "options": {"x": 1}}

@@ -89,14 +89,18 @@ def weights(out):
     return load_file(out / "model" / "model.safetensors")
 
 
-@pytest.mark.parametrize("config", [{}, LORA, ODD, SPARING], ids=["full", "lora", "odd", "sparing"])
-def test_two_and_four_processes_learn_as_one(trainer, config, request):
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [({}, "steady"), (LORA, "steady"), (ODD, "steady"), (SPARING, "steady"), (ODD, "hybrid")],
+    ids=["full", "lora", "odd", "sparing", "hybrid"],
+)
+def test_two_and_four_processes_learn_as_one(trainer, config, model, request):
     config = {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "grad_accum_steps": 4, "epochs": 3, **config}
     folder = trainer.base / request.node.callspec.id
     # The output head is the embedding; with "sparing" its logits come in chunks of 20 positions.
     logit_bytes = 61 * 4 * 20 if "offload_activations" in config else 1 << 28
     for ranks in (1, 2, 4):
-        codes = trainer.run(folder / str(ranks), ranks=ranks, config=config, model="steady", logit_bytes=logit_bytes)
+        codes = trainer.run(folder / str(ranks), ranks=ranks, config=config, model=model, logit_bytes=logit_bytes)
         assert codes in (0, [0] * ranks), trainer.errors.read_text()
     for ranks in ("2", "4"):
         same_curve(folder / "1", folder / ranks)

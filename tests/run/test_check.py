@@ -205,3 +205,44 @@ def test_a_missing_file_of_prompts_is_said_once(small_recipe, tmp_path, cli):
     ended = cli("check", "run.toml", cwd=tmp_path)
     assert ended.rc == 2
     assert ended.stderr.count("gone.jsonl") == 1
+
+
+def test_students_that_cannot_be_trained_rightly_are_refused_before_anything_is_sampled(small_recipe, tmp_path, cli):
+    from tests.model.zoo import REFUSED, build, save
+
+    small_recipe(tmp_path)
+    for name, (_, _, word) in REFUSED.items():
+        save(build(name), tmp_path / name)
+        result = cli("check", "run.toml", f"student.model={name}", cwd=tmp_path)
+        assert result.rc == 2
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"dasd-lite: student.model = '{name}': ")
+        assert word in line and line.endswith("; use another student")
+
+
+def test_what_is_done_differently_for_a_student_is_noted(small_recipe, tmp_path, cli):
+    from tests.model.zoo import build, save
+
+    small_recipe(tmp_path)
+    save(build("lfm2"), tmp_path / "lfm2")
+    result = cli("check", "run.toml", "student.model=lfm2", cwd=tmp_path)
+    assert (result.rc, result.stderr) == (0, "")
+    words = "documents are computed one at a time, not packed (lfm2: it has layers of type conv)"
+    assert words in " ".join(result.stdout.split())
+    save(build("phi3_longrope"), tmp_path / "phi3")
+    for options, words in (
+        ((), "for contexts over 600 tokens throughout; student.max_model_len at most 600 chooses the others"),
+        (("student.max_model_len=600",), "for contexts of up to 600 tokens throughout; student.max_model_len over 600"),
+    ):
+        result = cli("check", "run.toml", "student.model=phi3", *options, cwd=tmp_path)
+        assert (result.rc, result.stderr) == (0, "")
+        assert words in " ".join(result.stdout.split())
+
+
+def test_a_folder_that_is_no_language_model_is_named(small_recipe, tmp_path, cli):
+    small_recipe(tmp_path)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text('{"model_type": "no_such_kind"}')
+    result = cli("check", "run.toml", "student.model=m", cwd=tmp_path)
+    assert result.rc == 2
+    assert "cannot be loaded as a language model" in result.stderr and "Traceback" not in result.stderr

@@ -118,6 +118,9 @@ class Transformers(Table):
     CPU."""
     batch_size: Annotated[PositiveInt, EXECUTION] = 64
     """Answers that are sampled in parallel."""
+    max_model_len: PositiveInt | None = None
+    """Maximum tokens of prompt plus answer. A model with longrope has the factors of this context throughout, as in
+    vLLM. Default: the model's context length."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 
@@ -137,7 +140,8 @@ class Vllm(Table):
     gpu_memory_utilization: Annotated[Probability, EXECUTION] = 0.9
     """Share of each GPU's memory that the engine may use."""
     max_model_len: PositiveInt | None = None
-    """Maximum tokens of prompt plus answer. Default: the model's context length."""
+    """Maximum tokens of prompt plus answer. A model with longrope has the factors of this context throughout. Default:
+    the model's context length."""
     enforce_eager: Annotated[bool, EXECUTION] = False
     """Skip compilation: starts faster, runs slower."""
     stall_s: Annotated[PositiveFloat, EXECUTION] = 600.0

@@ -81,7 +81,7 @@ def context_of(model: Teacher | Sampler, chat: Chat) -> int:
 
         # Servers need room to generate one token.
         return min(chat.context, served_context(model) or chat.context) - 1
-    limit = model.max_model_len if isinstance(model, Vllm) else None
+    limit = model.max_model_len if isinstance(model, Vllm | Transformers) else None
     return min(chat.context, limit or chat.context)
 
 
@@ -104,7 +104,11 @@ class TransformersScorer:
         self.chat = Chat(path)
         self._batch_tokens, self._chunk_tokens = batch_tokens, chunk_tokens
         self._model = load_model(
-            path, dtype=config.dtype, trust_remote_code=config.trust_remote_code, four_bit=four_bit
+            path,
+            dtype=config.dtype,
+            trust_remote_code=config.trust_remote_code,
+            four_bit=four_bit,
+            context=config.max_model_len,
         )
         self._checked = False
 

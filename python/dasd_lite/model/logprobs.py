@@ -297,8 +297,9 @@ def _apart(
     """
     starts = np.cumsum(lengths) - lengths
     slots = np.empty(len(row), dtype=np.int64)  # of each token, in the batches one after another
-    hidden, num_slots = [], 0
-    for batch in _batches(lengths):
+    hidden, num_slots, batches = [], 0, _batches(lengths)
+    num_idle = _most_of_all(len(batches)) - len(batches) if runs_inside(causal) else 0
+    for batch in batches:
         width = int(lengths[batch].max())
         columns = np.minimum(np.arange(width), lengths[batch][:, None] - 1)  # padding repeats the last token
         ids_BL = row[torch.from_numpy(starts[batch][:, None] + columns).to(row.device)]
@@ -306,7 +307,17 @@ def _apart(
         for i in batch:
             slots[starts[i] : starts[i] + lengths[i]] = num_slots + np.arange(lengths[i])
             num_slots += width
+    for _ in range(num_idle):  # all processes gather the weights of a layer together
+        idle = _decoder(causal)(input_ids=row[None, :1], use_cache=False).last_hidden_state[0]
+        hidden[0] = hidden[0] + 0 * idle  # a part of the loss, or its backward pass would not happen
     return torch.cat(hidden).index_select(0, torch.from_numpy(slots[positions - 1]).to(row.device))
+
+
+def _most_of_all(number: int) -> int:
+    """Return the largest of the numbers of all processes."""
+    most = torch.tensor(number)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
 
 
 def _batches(lengths: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:

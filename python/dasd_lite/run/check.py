@@ -41,6 +41,7 @@ from dasd_lite.data.run_folder import StageFolder
 from dasd_lite.errors import ConfigError, DasdError, DataError, MissingExtraError
 from dasd_lite.grading import open_grader
 from dasd_lite.inference.custom import load_custom
+from dasd_lite.model.architecture import read_architecture
 from dasd_lite.run.endpoint_check import probe_teacher
 from dasd_lite.run.evaluation_check import (
     contamination_lines,
@@ -99,6 +100,7 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
         faults += _teacher(recipe.teacher, recipe.phase, prompts)
     faults += _budgets(recipe.phase, prompts)
     faults += _packages(recipe)
+    faults += _architectures(recipe)
     faults += _training(recipe, len(prompts or ()))
     faults += unknown_runs(recipe)
     steps = [] if faults else plan(recipe, questions)
@@ -304,6 +306,45 @@ def _student(student: Student, phases: Sequence[Phase], prompts: Prompts | None)
             yield f"student: {too_long}"
     except DasdError as error:
         yield f"student: {error}"
+
+
+def _architectures(recipe: RecipeConfig) -> Iterator[str]:
+    """Refuse what cannot be scored or trained rightly, and say what is done differently for this student."""
+    if any(importlib.util.find_spec(package) is None for package in ("torch", "transformers")):
+        return  # reported by _packages
+    student, teacher = recipe.student, recipe.teacher
+    try:
+        found = read_architecture(model_folder(student.model), trust_remote_code=student.trust_remote_code)
+    except DasdError as error:
+        yield f"student: {error}"
+        return
+    if found.refusal:
+        yield f"student.model = {student.model!r}: {found.refusal}; use another student"
+    elif found.apart:
+        say_note(
+            f"the student's documents are computed one at a time, not packed ({found.kind}: {found.apart}): as exact,"
+            " and slower for short answers"
+        )
+    if found.original_positions is not None:
+        say_note(_longrope_line(student, found.original_positions))
+    scores = any(phase.is_scored_by_teacher for phase in recipe.phase)
+    if scores and isinstance(teacher, Transformers):
+        try:
+            beside = read_architecture(model_folder(teacher.model), trust_remote_code=teacher.trust_remote_code)
+        except DasdError:
+            return  # reported by _teacher
+        if beside.refusal:
+            yield f"teacher.model = {teacher.model!r}: {beside.refusal}; use kind = 'vllm', or score.by = 'student'"
+
+
+def _longrope_line(student: Student, original: int) -> str:
+    long = student.max_model_len is None or student.max_model_len > original
+    which = f"contexts over {original:,} tokens" if long else f"contexts of up to {original:,} tokens"
+    other = f"at most {original}" if long else f"over {original}"
+    return (
+        f"the student's rope (longrope) has its factors for {which} throughout; student.max_model_len {other} chooses"
+        " the others. Serve the trained model with a max_model_len on the same side"
+    )
 
 
 def _teacher(teacher: Teacher, phases: Sequence[Phase], prompts: Prompts | None) -> Iterator[str]:

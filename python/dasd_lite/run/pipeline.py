@@ -284,6 +284,7 @@ def _train(recipe: RecipeConfig, phase: Phase, before: _Before, questions: Quest
             grader=phase.evaluate.grader,
             max_tokens=phase.evaluate.own_max_tokens,
             max_steps=max_steps,
+            context=recipe.student.max_model_len,
             trust_remote_code=recipe.student.trust_remote_code,
             force=force,
         )

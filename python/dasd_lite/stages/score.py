@@ -55,6 +55,7 @@ from dasd_lite.inference.backends import check_same_teacher, model_identity, mod
 from dasd_lite.inference.collect import journal_usage
 from dasd_lite.inference.scorer import context_of, open_scorer
 from dasd_lite.method.divergence import Tokens, sentence_scores
+from dasd_lite.model.architecture import has_longrope
 
 VERSION = 5  # 1 rounded the mean before its exp; 2 had no ranks; 3 other sentences; 4 no keys
 _GROWS = ("inputs.rollouts",)
@@ -124,6 +125,7 @@ def score(
     folder = model_path(student)
     asked: dict[str, Any] = {**result_options(config), "dtype": student.dtype}
     del asked["when"]  # whether, not how
+    asked |= {"context": student.max_model_len} if has_longrope(folder) else {}
     inputs: dict[str, Path | str] = {"rollouts": rollouts, "student": folder}
     if config.by == "teacher":
         if teacher is None:
@@ -393,11 +395,12 @@ class _StudentScorer:
 
     def __init__(self, student: Student, folder: Path, config: ScoreConfig) -> None:
         model, dtype, trust = student.model, student.dtype, student.trust_remote_code
-        self._plain = Transformers(model=model, dtype=dtype, trust_remote_code=trust)
+        served = student.max_model_len if has_longrope(folder) else None
+        self._plain = Transformers(model=model, dtype=dtype, trust_remote_code=trust, max_model_len=served)
         self._folder, self._config = folder, config
         self._model: Student = self._plain
         if config.engine == "vllm":
-            other = Vllm(kind="vllm", model=model, dtype=dtype, trust_remote_code=trust)
+            other = Vllm(kind="vllm", model=model, dtype=dtype, trust_remote_code=trust, max_model_len=served)
             self._model = student if student.kind == "vllm" else other
         self.scorer, self.chat = self._open(self._model, config.four_bit)
         self.context = context_of(self._model, self.chat)

@@ -29,6 +29,7 @@ from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import ConfigError
 from dasd_lite.grading import open_grader
 from dasd_lite.grading.grade import Grader
+from dasd_lite.model.architecture import has_longrope
 from dasd_lite.training.environment import num_ranks
 from dasd_lite.training.launch import launch
 from dasd_lite.training.objectives import open_objective
@@ -53,6 +54,7 @@ def train(
     grader: str | Grader = "auto",
     max_tokens: int | None = None,
     max_steps: int | None = None,
+    context: int | None = None,
     trust_remote_code: bool = False,
     force: bool = False,
     **options: Any,
@@ -76,6 +78,8 @@ def train(
         grader: A grader of these answers by its name, or one of your own.
         max_tokens: Longest answer to them; None: `config.monitor_tokens`.
         max_steps: Stop after this many optimizer steps.
+        context: Longest sequence that the model will be served with (vLLM's max_model_len), by which a model with
+            longrope has its factors; None: `max_model_len` of a model table, or the longest that it can read.
         trust_remote_code: Run code that comes with the model.
         force: Replace a folder that was made with other options.
         **options: Fields of TrainConfig, in place of those of `config`.
@@ -95,6 +99,7 @@ def train(
     config, out = with_options(TrainConfig, config, options, "train"), Path(out)
     source = model_path(model)
     trust_remote_code = model.trust_remote_code if isinstance(model, Table) else trust_remote_code
+    context = model.max_model_len if isinstance(model, Table) and context is None else context
     minimized = open_objective(objective if objective is not None else config.objective)
     own_grader = None if isinstance(grader, str) else open_grader(grader)
     if objective is not None:
@@ -102,6 +107,7 @@ def train(
     folder = Rows.of(rows).folder
     inputs: dict[str, Path | str] = {"rows": folder, "model": source, "seed": str(seed)}
     inputs |= {"max_steps": str(max_steps)} if max_steps is not None else {}
+    inputs |= {"context": str(context)} if has_longrope(source) else {}
     inputs |= {"adapter": Path(adapter)} if adapter is not None else {}
     inputs |= {"objective": minimized.code} if minimized.code is not None else {}
     identity = identify("train", VERSION, config, inputs)
@@ -119,6 +125,7 @@ def train(
         max_steps=max_steps,
         force=force,
         trust_remote_code=trust_remote_code,
+        context=context,
         adapter=Path(adapter) if adapter is not None else None,
         questions=_questions(prompts, system, config.monitor_questions),
         max_answer_tokens=min(config.monitor_tokens, max_tokens or config.monitor_tokens),

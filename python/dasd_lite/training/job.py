@@ -191,6 +191,7 @@ def load_job(
         adapter=task.adapter,
         to_shard=is_sharded,
         trust_remote_code=task.trust_remote_code,
+        context=task.context,
     )
     if is_sharded:
         model = shard(model, dtype, ranks)

@@ -31,6 +31,8 @@ class TrainTask:
         max_steps: Stop after this many optimizer steps; None: after `config.epochs`.
         force: Replace a folder that holds something else.
         trust_remote_code: Run code that comes with the model.
+        context: Longest sequence that the model is served with, by which a longrope has its factors; None: the longest
+            that it can read.
         adapter: Adapter of an earlier training run to continue; None: start a new one.
         questions: What the monitor asks the model during training.
         max_answer_tokens: Longest answer to one of them.
@@ -47,6 +49,7 @@ class TrainTask:
     max_steps: int | None = None
     force: bool = False
     trust_remote_code: bool = False
+    context: int | None = None
     adapter: Path | None = None
     questions: tuple[Prompt, ...] = ()
     max_answer_tokens: int = 1024

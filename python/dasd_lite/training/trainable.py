@@ -37,6 +37,7 @@ def load_trainable(
     adapter: Path | None = None,
     to_shard: bool = False,
     trust_remote_code: bool = False,
+    context: int | None = None,
 ) -> LanguageModel:
     """Load a model to train by `method`, in train mode.
 
@@ -50,6 +51,7 @@ def load_trainable(
         adapter: Folder of an adapter to continue with.
         to_shard: Leave the weights in host memory in their stored format, for `ranks.shard`.
         trust_remote_code: Run code that comes with the model.
+        context: Longest sequence that the model is served with; see load_model.
 
     Raises:
         ConfigError: The folder holds no such model, or an option does not fit it.
@@ -63,6 +65,7 @@ def load_trainable(
         device="cpu" if to_shard else device,
         trust_remote_code=trust_remote_code,
         four_bit=four_bit,
+        context=context,
     )
     target = pick_device(device)
     if liger == "on" or (liger == "auto" and target.type == "cuda" and has_liger()):
