@@ -13,13 +13,9 @@ from typing import Any
 from dasd_lite.config.models import DEMO
 from dasd_lite.errors import ConfigError
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "config.json",
-)
+SIDE_FILES = (".json", ".jinja", ".model", ".txt", ".py", ".tiktoken")
+"""Endings of what a model folder has beside its weights: configuration, tokenizer, templates, code."""
+_OTHER_FORMATS = ("original/*", "onnx/*", "consolidated*")  # the same weights again, for other programs
 
 
 def model_folder(name: str, *, weights: bool = False) -> Path:
@@ -42,9 +38,9 @@ def model_folder(name: str, *, weights: bool = False) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [*_TOKENIZER_FILES, *(("*.safetensors", "*.index.json") if weights else ())]
+    patterns = [*(f"*{ending}" for ending in SIDE_FILES), *(["*.safetensors"] if weights else [])]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=[*_OTHER_FORMATS]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"model = {name!r}: no such folder, and the hub download failed ({reason})") from error
