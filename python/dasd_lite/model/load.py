@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dasd_lite.config.models import Dtype
+from dasd_lite.data.hub import context_of_config
 from dasd_lite.errors import ConfigError, MissingExtraError
 from dasd_lite.model.attention import PACKED, register
 
@@ -182,7 +183,7 @@ def model_spec(folder: Path, *, trust_remote_code: bool = False) -> ModelSpec:
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{folder}: cannot be loaded as a language model: {str(error).splitlines()[0]}") from error
     text = config.get_text_config()
-    return ModelSpec(int(text.vocab_size), getattr(text, "max_position_embeddings", None), int(text.hidden_size))
+    return ModelSpec(int(text.vocab_size), context_of_config(text.to_dict()), int(text.hidden_size))
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
