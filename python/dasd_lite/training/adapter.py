@@ -37,6 +37,8 @@ _of_all = re.compile(r"(?P<block>.+)\.experts\.[a-z_]+").fullmatch
 """A weight of all experts of a layer: one tensor, which is how transformers 5 keeps them."""
 _of_one = re.compile(r"(?P<block>.+)\.experts\.\d+\..+").fullmatch
 """A layer of a single expert, as code that comes with a model may have it."""
+_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+"""Their kernels take the weight of out_proj without calling the layer, so that an adapter would do nothing."""
 _SHARED = "shared"  # in the name of an expert that every token visits
 
 
@@ -112,6 +114,7 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D)
         and module is not head
+        and not (name.endswith(".out_proj") and model.config.model_type in _MAMBA)
         and (not prefix or name.startswith(f"{prefix}."))
     }
 
@@ -157,12 +160,19 @@ def add_adapter(model: PreTrainedModel, method: Lora, adapter: Path | None = Non
         target_parameters=_shortest(chosen & weights, weights, at_least=2) or None,
         task_type="CAUSAL_LM",
     )
+    if adapter is not None:
+        _check_adapter(adapter, method, lora)
     with _by_our_rule():
-        if adapter is None:
-            adapted = get_peft_model(model, lora)
-        else:
-            _check_adapter(adapter, method, lora)
-            adapted = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+        try:
+            if adapter is None:
+                adapted = get_peft_model(model, lora)
+            else:
+                adapted = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"train.method: the student ({model.config.model_type}) takes no adapter: {reason}"
+            ) from error
     if adapter is None and _reads_otherwise(lora, model):
         note(
             f"PEFT reads adapters of {model.config.model_type} by other names, so no other program should load this"
