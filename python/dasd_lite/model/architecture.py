@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dasd_lite.data.hub import read_json
 from dasd_lite.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -63,15 +62,6 @@ class Architecture:
 def read_architecture(folder: Path, *, trust_remote_code: bool = False) -> Architecture:
     """Read the architecture of a model folder; raises ConfigError if it holds no language model."""
     return architecture_of(read_config(folder, trust_remote_code=trust_remote_code))
-
-
-def has_longrope(folder: Path) -> bool:
-    """Return whether a model's rotary embedding has other factors for long contexts; needs no transformers."""
-    config = read_json(folder / "config.json")
-    text = config.get("text_config") or config
-    ropes = [text.get("rope_parameters") or {}, text.get("rope_scaling") or {}]
-    kinds = {rope.get(key) for rope in ropes for key in ("rope_type", "type")}
-    return bool(kinds & {"longrope", "su"})
 
 
 def read_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:

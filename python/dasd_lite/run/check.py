@@ -34,7 +34,7 @@ from dasd_lite.costs.estimate import (
     trainings_of,
 )
 from dasd_lite.data.files import free_bytes
-from dasd_lite.data.hub import configured_stop_ids, model_folder
+from dasd_lite.data.hub import configured_stop_ids, context_hint, model_folder, read_json
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import Prompt
 from dasd_lite.data.run_folder import StageFolder
@@ -57,7 +57,7 @@ from dasd_lite.run.questions import Questions, overlong
 from dasd_lite.run.trial import run_trial
 from dasd_lite.stages.ingest import tokenizer_name
 from dasd_lite.stages.select import open_rule
-from dasd_lite.training.requirements import conflicts, missing_layers
+from dasd_lite.training.requirements import conflicts, missing_layers, model_conflicts
 
 
 def check_recipe(recipe: RecipeConfig, until: str) -> None:
@@ -318,6 +318,9 @@ def _architectures(recipe: RecipeConfig) -> Iterator[str]:
     except DasdError as error:
         yield f"student: {error}"
         return
+    yield from model_conflicts(model_folder(student.model), [phase.train.method for phase in recipe.phase])
+    if hint := context_hint(read_json(model_folder(student.model) / "config.json")):
+        say_note(f"student: {hint}")
     if found.refusal:
         yield f"student.model = {student.model!r}: {found.refusal}; use another student"
     elif found.apart:

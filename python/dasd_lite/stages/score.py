@@ -43,6 +43,7 @@ from dasd_lite.config.stages import NEED_NO_LOGPROBS, ScoreConfig
 from dasd_lite.console import label, note, progress, say
 from dasd_lite.data.dataset import batches, num_rows
 from dasd_lite.data.handles import Rollouts, Scores, model_path
+from dasd_lite.data.hub import has_longrope
 from dasd_lite.data.journal import Journal
 from dasd_lite.data.manifest import Identity, identify, read_manifest, read_state, read_timing, state_file
 from dasd_lite.data.records import SCORE, TEACHER_TOKENS
@@ -55,7 +56,6 @@ from dasd_lite.inference.backends import check_same_teacher, model_identity, mod
 from dasd_lite.inference.collect import journal_usage
 from dasd_lite.inference.scorer import context_of, open_scorer
 from dasd_lite.method.divergence import Tokens, sentence_scores
-from dasd_lite.model.architecture import has_longrope
 
 VERSION = 5  # 1 rounded the mean before its exp; 2 had no ranks; 3 other sentences; 4 no keys
 _GROWS = ("inputs.rollouts",)

@@ -21,6 +21,7 @@ from dasd_lite.config.options import with_options
 from dasd_lite.config.train import TrainConfig
 from dasd_lite.console import is_rank, note
 from dasd_lite.data.handles import Model, Rows, model_path
+from dasd_lite.data.hub import has_longrope
 from dasd_lite.data.manifest import identify
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import Prompt
@@ -29,7 +30,6 @@ from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import ConfigError
 from dasd_lite.grading import open_grader
 from dasd_lite.grading.grade import Grader
-from dasd_lite.model.architecture import has_longrope
 from dasd_lite.training.environment import num_ranks
 from dasd_lite.training.launch import launch
 from dasd_lite.training.objectives import open_objective

@@ -36,6 +36,7 @@ from dasd_lite.training.checks import check_tokenizer, new_end_ids
 from dasd_lite.training.objectives import CheckedObjective, open_objective
 from dasd_lite.training.objectives.objective import Targets
 from dasd_lite.training.ranks import Ranks, full_tensor, shard
+from dasd_lite.training.requirements import model_conflicts
 from dasd_lite.training.rows import MappedRows, copy_rows
 from dasd_lite.training.schedule import Schedule
 from dasd_lite.training.task import TrainTask
@@ -167,6 +168,8 @@ def load_job(
     """
     config = task.config
     objective = objective or open_objective(config.objective)
+    for fault in model_conflicts(task.model, [config.method]):
+        raise TrainError(fault)
     spec = model_spec(task.model, trust_remote_code=task.trust_remote_code)
     vocab_size = check_tokenizer(task.rows, task.model, spec.vocab_size)
     rows = _open_rows(task, objective, ranks, vocab_size, spec.max_positions)

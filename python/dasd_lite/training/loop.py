@@ -50,6 +50,16 @@ def run_task(task: TrainTask, objective: CheckedObjective | None = None, grader:
         job = None
         try:
             job = load_job(task, ranks, objective, grader)
+            if not ranks.from_first(lambda: checkpoint.steps_in(out / "checkpoints")):
+                export.try_export(
+                    job.model,
+                    config.method,
+                    task.model,
+                    out,
+                    ranks=job.ranks,
+                    continued=task.adapter is not None,
+                    trust_remote_code=task.trust_remote_code,
+                )
             with disk_errors(out):
                 ranks.from_first(lambda: is_finished(out, identity, force=task.force))
                 ranks.from_first(lambda: begin(out, identity, config))
@@ -184,7 +194,7 @@ def monitor(job: Job, num_steps: int) -> None:
             )
 
 
-def finish(job: Job, export_gap: float) -> None:
+def finish(job: Job, gap: export.Gap) -> None:
     """Write the manifest, from which on the folder is finished, and remove the checkpoints."""
     task = job.task
     metrics = list(read_metrics(task.out / "metrics.jsonl"))
@@ -198,7 +208,8 @@ def finish(job: Job, export_gap: float) -> None:
         "target_tokens": sum(line["target_tokens"] for line in metrics),
         "first_step_loss": metrics[0]["loss"],
         "last_step_loss": metrics[-1]["loss"],
-        "export_gap": export_gap,
+        "export_gap_mean": gap.mean,
+        "export_gap_max": gap.maximum,
         "start": _start(task),
     }
     if snapshots:

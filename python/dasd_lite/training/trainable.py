@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -12,7 +11,8 @@ from dasd_lite.costs.hardware import has_liger
 from dasd_lite.errors import ConfigError, MissingExtraError
 from dasd_lite.model.load import load_model, pick_device, pick_dtype, quiet, stored_dtype
 from dasd_lite.model.logprobs import causal_model
-from dasd_lite.training.requirements import layer_conflicts, liger_conflict
+from dasd_lite.training.adapter import add_adapter
+from dasd_lite.training.requirements import liger_conflict
 
 try:
     import torch
@@ -71,7 +71,7 @@ def load_trainable(
     if liger == "on" or (liger == "auto" and target.type == "cuda" and has_liger()):
         _apply_liger(model, target)
     if isinstance(method, Lora):
-        model = _add_adapter(model, folder, method, adapter, pick_dtype(dtype, target))
+        model = _adapted(model, method, adapter, pick_dtype(dtype, target))
     causal = causal_model(model)
     if gradient_checkpointing:
         causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -95,18 +95,12 @@ def _apply_liger(model: PreTrainedModel, device: torch.device) -> None:
         _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
-def _add_adapter(
-    model: PreTrainedModel, folder: Path, method: Lora, adapter: Path | None, dtype: torch.dtype
-) -> PeftModel:
-    try:
-        from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-    except ImportError as error:
-        raise MissingExtraError("train", "peft") from error
-    if isinstance(method.target_modules, list):
-        names = (name for name, _ in model.named_modules())
-        for fault in layer_conflicts(method.target_modules, names, str(folder)):
-            raise ConfigError(fault)
+def _adapted(model: PreTrainedModel, method: Lora, adapter: Path | None, dtype: torch.dtype) -> PeftModel:
     if method.kind == "qlora":
+        try:
+            from peft import prepare_model_for_kbit_training
+        except ImportError as error:
+            raise MissingExtraError("train", "peft") from error
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         # peft makes everything but the 4-bit weights float32. They are frozen, so that adds nothing (norms compute in
         # float32 anyway), but the embeddings of a vocabulary of 152K would take 1.6 GB of an 8 GB GPU, and the outputs
@@ -114,34 +108,4 @@ def _add_adapter(
         for p in model.parameters():
             if p.dtype == torch.float32:
                 p.data = p.data.to(dtype)
-    if adapter is not None:
-        _check_adapter(adapter, method)
-        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
-    lora = LoraConfig(
-        r=method.rank,
-        lora_alpha=method.alpha,
-        target_modules=method.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, lora)
-
-
-def _check_adapter(folder: Path, method: Lora) -> None:
-    """Refuse to continue with an adapter of another shape."""
-    path = folder / "adapter_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: no adapter to start from ({error}); use train.method.start = 'merged'") from error
-    targets = sorted(config.get("target_modules") or ())
-    if isinstance(method.target_modules, list) and targets != sorted(set(method.target_modules)):
-        raise ConfigError(
-            f"train.method.target_modules = {method.target_modules}, but the adapter to start from has {targets}; make"
-            " them equal, or use start = 'merged'"
-        )
-    for key, name, wanted in (("r", "rank", method.rank), ("lora_alpha", "alpha", method.alpha)):
-        if config.get(key) != wanted:
-            raise ConfigError(
-                f"train.method.{name} = {wanted}, but the adapter to start from has {config.get(key)}; make them equal,"
-                " or use start = 'merged'"
-            )
+    return add_adapter(model, method, adapter)
