@@ -131,8 +131,11 @@ class Job:
         """Return the loss of a micro-batch in a step of `num_targets` target tokens, and sums to report."""
         targets = Targets.of(row, num_targets, self.ranks.device)
         terms, offload = self.objective.terms(targets), self.task.config.offload_activations
+        weights = self.objective.token_weights(targets) if self.task.config.one_pass_loss else None
         with self.autocast():
-            per_token = target_terms(self.model, row.ids, targets.positions, row.doc_lengths, terms, offload=offload)
+            per_token = target_terms(
+                self.model, row.ids, targets.positions, row.doc_lengths, terms, offload=offload, weights=weights
+            )
             return self.objective.loss(per_token, targets)
 
     def clip(self, trained: list[torch.nn.Parameter]) -> float:

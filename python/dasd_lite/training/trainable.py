@@ -98,7 +98,7 @@ def _leave_inputs(model: torch.nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
-            module.cast_input_dtype_enabled = False
+            vars(module)["cast_input_dtype_enabled"] = False
 
 
 def _apply_liger(model: PreTrainedModel, device: torch.device, patches: contextlib.ExitStack | None) -> None:
