@@ -6,6 +6,7 @@ step is checked here, before `task.out` is touched.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import platform
@@ -27,6 +28,7 @@ from dasd_lite.costs.shape import ModelShape, read_shape
 from dasd_lite.data.seeds import derive_seed
 from dasd_lite.errors import ConfigError, MissingExtraError, TrainError
 from dasd_lite.grading import CheckedGrader
+from dasd_lite.model.kernels import HeadSizes, pick_kernel
 from dasd_lite.model.load import model_spec, pick_device, pick_dtype
 from dasd_lite.model.logprobs import target_terms
 from dasd_lite.model.packed_check import check_packing, comparison_row, documents_of
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from dasd_lite.model.logprobs import LanguageModel
     from dasd_lite.training.objectives.objective import Metrics
 
+_SHARED = 1e9  # bytes of a GPU that CUDA's context and a display take; more is held by other processes
 _COMPARISON_TOKENS = 128  # of each document on which the exported model is compared with the trained one
 
 
@@ -130,8 +133,11 @@ class Job:
         """Return the loss of a micro-batch in a step of `num_targets` target tokens, and sums to report."""
         targets = Targets.of(row, num_targets, self.ranks.device)
         terms, offload = self.objective.terms(targets), self.task.config.offload_activations
+        weights = self.objective.token_weights(targets) if self.task.config.one_pass_loss else None
         with self.autocast():
-            per_token = target_terms(self.model, row.ids, targets.positions, row.doc_lengths, terms, offload=offload)
+            per_token = target_terms(
+                self.model, row.ids, targets.positions, row.doc_lengths, terms, offload=offload, weights=weights
+            )
             return self.objective.loss(per_token, targets)
 
     def clip(self, trained: list[torch.nn.Parameter]) -> float:
@@ -152,7 +158,11 @@ class Job:
 
 
 def load_job(
-    task: TrainTask, ranks: Ranks, objective: CheckedObjective | None = None, grader: CheckedGrader | None = None
+    task: TrainTask,
+    ranks: Ranks,
+    objective: CheckedObjective | None = None,
+    grader: CheckedGrader | None = None,
+    patches: contextlib.ExitStack | None = None,
 ) -> Job:
     """Check rows and model against each other, and load the model; all processes have to call it.
 
@@ -161,6 +171,7 @@ def load_job(
         ranks: The processes.
         objective: The one that the task names, where it was handed over as an object.
         grader: Likewise.
+        patches: Gets what undoes Liger's changes to transformers; None: undone at once.
 
     Raises:
         TrainError: The rows cannot be trained on, or packed documents leak into each other.
@@ -193,6 +204,7 @@ def load_job(
         liger=config.liger,
         adapter=task.adapter,
         to_shard=is_sharded,
+        patches=patches,
         trust_remote_code=task.trust_remote_code,
         context=task.context,
     )
@@ -274,9 +286,10 @@ def _expected_cost(task: TrainTask, rows: MappedRows, ranks: Ranks, dtype: torch
     documents = zip(np.split(rows.doc_lengths, rows.doc_offsets[1:-1]), rows.stats.num_targets.tolist(), strict=True)
     work = np.array([flops.training_flops(shape, part.tolist(), config.method, targets) for part, targets in documents])
     on_gpu = device.type == "cuda"
+    heads = HeadSizes(shape.num_heads, shape.num_kv_heads, *[shape.head_dim] * 3)
     hardware = Hardware(
         element_bytes=dtype.itemsize,
-        varlen=on_gpu and torch.cuda.get_device_capability(device) >= (8, 0),
+        varlen=pick_kernel(device, dtype, heads) is not None,
         liger=on_gpu and has_liger(),
         on_gpu=on_gpu,
     )
@@ -301,8 +314,12 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
 
     `job` is None when even the model did not fit.
     """
-    name, total = _gpu()
+    if (gpu := _gpu()) is None:
+        return TrainError("out of host memory; try train.micro_batch_size = 1, train.method qlora or shorter rows")
+    name, total, free = gpu
     message = f"out of GPU memory: {name} has {format_bytes(total)}"
+    if free < total - _SHARED:
+        message += f", of which other processes hold {format_bytes(total - free)}"
     if job is None or job.cost is None:
         return TrainError(f"{message}; try train.method qlora, train.offload_activations = true or shorter rows")
     longest = int(job.rows.num_tokens.max())
@@ -310,7 +327,7 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
         job.cost.shape,
         config,
         seq_len=longest,
-        gpu_bytes=0.98 * min(total, job.cost.memory_bytes),
+        gpu_bytes=0.98 * min(free, job.cost.memory_bytes),
         num_processes=job.ranks.size,
         hardware=job.cost.hardware,
     )
@@ -322,7 +339,9 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
     return TrainError(f"{message}; try {change}: {effect}")
 
 
-def _gpu() -> tuple[str, float]:
-    """Return the name of this process's GPU and its memory in bytes."""
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return torch.cuda.get_device_name(), float(properties.total_memory)
+def _gpu() -> tuple[str, float, float] | None:
+    """Return the name of this process's GPU, its memory, and what of it other processes leave, in bytes."""
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return torch.cuda.get_device_name(), float(total), float(free + torch.cuda.memory_reserved())
