@@ -21,6 +21,7 @@ from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import DataError
 from dasd_lite.inference import Completion, Request, SamplingParams
 from dasd_lite.model.load import load_model
+from dasd_lite.model.memory import free_gpu
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,8 +80,9 @@ class TransformersSampler:
         return ""
 
     def close(self) -> None:
-        """Free the model."""
+        """Free the model and its GPU memory, which another engine may need next."""
         self._model = None
+        free_gpu()
 
     def complete(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
         """Sample every request once; raises DataError if a prompt leaves no room in the context."""
