@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dasd_lite.inference import SamplingParams
-from dasd_lite.inference.local import _draw
+from dasd_lite.inference.draw import draw_tokens
 
 PROBS = np.array([0.4, 0.3, 0.2, 0.08, 0.02])
 
@@ -14,7 +14,7 @@ def drawn(params, vocab_size=5):
     """Return every token that some uniform number draws, and their frequencies."""
     uniform = torch.arange(0.0005, 1, 0.001)
     logits = torch.from_numpy(np.log(PROBS)).float().expand(len(uniform), -1)
-    tokens, logprobs = _draw(logits, uniform, params, vocab_size)
+    tokens, logprobs = draw_tokens(logits, uniform, params, vocab_size)
     np.testing.assert_allclose(logprobs, np.log(PROBS)[tokens], rtol=1e-5)
     return sorted(set(tokens.tolist())), np.bincount(tokens, minlength=5) / len(uniform)
 

@@ -149,14 +149,10 @@ class TransformersScorer:
 
     def close(self) -> None:
         """Free the model and its GPU memory, which another engine may need next."""
-        import gc
-
-        import torch
+        from dasd_lite.model.memory import free_gpu
 
         self._model = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_gpu()
 
 
 def _groups(window: Sequence[tuple[int, TokenIds]], batch_tokens: int) -> Iterator[list[tuple[int, TokenIds]]]:

@@ -20,8 +20,10 @@ from dasd_lite.config.models import Transformers
 from dasd_lite.data.files import write_atomic
 from dasd_lite.data.records import Prompt
 from dasd_lite.inference import Request, SamplingParams
-from dasd_lite.inference.local import GROUPED, TransformersSampler
+from dasd_lite.inference.local import TransformersSampler
 from dasd_lite.method.sentences import repeated_ngrams
+from dasd_lite.model.architecture import architecture_of
+from dasd_lite.model.decode import decoding_attention
 from dasd_lite.model.logprobs import causal_model
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def take_snapshot(
     packed, training = causal.config._attn_implementation, causal.training
     sampler = TransformersSampler(Transformers(model=str(folder), batch_size=batch_size), folder, causal, broadcast)
     requests = [Request(i, prompt.messages, max_tokens, i) for i, prompt in enumerate(questions)]
-    causal.set_attn_implementation(GROUPED)
+    causal.set_attn_implementation(decoding_attention(architecture_of(causal.config)))
     model.eval()
     try:
         answers = list(sampler.complete(requests, SamplingParams(temperature=0.0)))
