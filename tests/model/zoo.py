@@ -1,7 +1,7 @@
 """Tiny random models of many architectures, and how each one can be trained.
 
 PACKED: documents share a row. APART: one document at a time. REFUSED: neither scored nor trained, with a word of the
-reason. A model of this file is saved with the demo student's tokenizer, so that it runs through every stage.
+reason. None has dropout or noise. A model of this file is saved with the demo student's tokenizer, so that it runs through every stage.
 """
 
 import shutil
@@ -78,7 +78,10 @@ PACKED = {
             "max_position_embeddings": 2048,
         },
     ),
-    "phimoe": ("PhimoeConfig", {**BASE, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "phimoe": (
+        "PhimoeConfig",
+        {**BASE, "num_local_experts": 4, "num_experts_per_tok": 2, "router_jitter_noise": 0.0},
+    ),
     "glm": ("GlmConfig", HEADS),
     "glm4": ("Glm4Config", HEADS),
     "smollm3": ("SmolLM3Config", {**BASE, "no_rope_layers": [1, 0], "use_sliding_window": False}),
@@ -93,15 +96,18 @@ PACKED = {
             "n_layer": 2,
             "n_head": 4,
             "n_positions": 1024,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
             "bos_token_id": 0,
             "eos_token_id": 1,
         },
     ),
     "gpt_neox": ("GPTNeoXConfig", BASE),
-    "opt": ("OPTConfig", {**BASE, "ffn_dim": 128, "word_embed_proj_dim": 64}),
+    "opt": ("OPTConfig", {**BASE, "ffn_dim": 128, "word_embed_proj_dim": 64, "dropout": 0.0}),
     "exaone4": ("Exaone4Config", {**BASE, **WINDOW}),
     "ernie4_5": ("Ernie4_5Config", HEADS),
-    "seed_oss": ("SeedOssConfig", HEADS),
+    "seed_oss": ("SeedOssConfig", {**HEADS, "attention_dropout": 0.0, "residual_dropout": 0.0}),
     "helium": ("HeliumConfig", HEADS),
     "arcee": ("ArceeConfig", HEADS),
     "apertus": ("ApertusConfig", BASE),

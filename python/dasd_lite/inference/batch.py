@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-import os as _os; _JOIN_AT = float(_os.environ.get("JOIN", "0.5"))  # share of a batch still generating at which waiting answers join it: prompts are read many at a time
+import os as _os
+
+_JOIN_AT = float(
+    _os.environ.get("JOIN", "0.5")
+)  # share of a batch still generating at which waiting answers join it: prompts are read many at a time
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ def run_task(task: TrainTask, objective: CheckedObjective | None = None, grader:
                 dtype=job.dtype,
                 end_ids=job.end_ids,
                 trust_remote_code=task.trust_remote_code,
+                context=task.context,
             )
         except Exception as error:
             if not is_out_of_memory(error):

@@ -151,6 +151,7 @@ def export(
     dtype: torch.dtype | None = None,
     end_ids: Set[int] = frozenset(),
     trust_remote_code: bool = False,
+    context: int | None = None,
 ) -> Gap:
     """Save a trained model as `out`/model, and an adapter as `out`/adapter; all processes have to call it.
 
@@ -166,6 +167,7 @@ def export(
         dtype: Format that the trained model computes in; None: that of its weights.
         end_ids: Tokens at which the saved model should stop too.
         trust_remote_code: Run code that comes with the model.
+        context: Longest sequence that the model is served with; see load_model.
 
     Returns:
         The gap of merging and rounding.
@@ -194,7 +196,9 @@ def export(
             noise = float(np.nanmean(np.abs(before - _reversed_back(again, comparison_row))))
             computed = dtype or stored
             exact = computed == torch.float32 == stored
-            after = _read_back(temporary / "model", comparison_row, device, computed, stored, trust_remote_code)
+            after = _read_back(
+                temporary / "model", comparison_row, device, computed, stored, trust_remote_code, context
+            )
             difference = np.abs(after - before)
             known = ~np.isnan(before)
             gap = Gap(
@@ -226,6 +230,7 @@ def _read_back(
     computed: torch.dtype,
     stored: torch.dtype,
     trust_remote_code: bool,
+    context: int | None,
 ) -> npt.NDArray[np.float32]:
     """Return the log-probabilities of a saved model: on the device that trained, if it has room, else on the CPU."""
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -238,6 +243,7 @@ def _read_back(
         dtype=cast(Dtype, str(computed if fits else stored).removeprefix("torch.")),
         device=str(device) if fits else "cpu",
         trust_remote_code=trust_remote_code,
+        context=context,
     )
     return _logprobs(model, row)
 
