@@ -186,7 +186,9 @@ class Models(HubHandler):
 
 
 CODE = {
-    "configuration_my.py": b"from transformers import LlamaConfig\nclass MyConfig(LlamaConfig):\n    model_type = 'my'\n",
+    "configuration_my.py": (
+        b"from transformers import LlamaConfig\nclass MyConfig(LlamaConfig):\n    model_type = 'my'\n"
+    ),
     "modeling_my.py": (
         b"from transformers import LlamaForCausalLM\nfrom .configuration_my import MyConfig\n"
         b"class MyModel(LlamaForCausalLM):\n    config_class = MyConfig\n"

@@ -43,6 +43,11 @@ def build(monkeypatch, name, **options):
 @pytest.mark.parametrize("name", MIXTURES)
 def test_experts_and_router_of_every_mixture_are_what_the_recipe_says(monkeypatch, capsys, name, router, experts):
     model = build(monkeypatch, name)
+    layers = {
+        n.removesuffix(".weight")
+        for n, _ in model.named_parameters()
+        if n.endswith(("q_proj.weight", "q_b_proj.weight")) or ("shared" in n and n.endswith(".weight"))
+    }
     adapted = add_adapter(model, Lora(rank=4, experts=experts, router=router))
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"attention and MLP layers, experts {experts}, router {router}: " in line
@@ -51,15 +56,8 @@ def test_experts_and_router_of_every_mixture_are_what_the_recipe_says(monkeypatc
     assert any(".experts.lora_" in n for n in trained) == (experts == "adapted")
     routers = [n for n in trained if any(f".{part}.lora_" in n for part in ("gate", "router", "wg"))]
     assert bool(routers) == (router == "adapted")
-    for n in ("q_proj", "q_b_proj"):
-        layers = sum(each.endswith(f".{n}.weight") for each, _ in model.named_parameters())
-        assert sum(each.endswith(f".{n}.lora_A.default.weight") for each in trained) == layers
-    shared = {
-        n.rsplit(".", 1)[0] for n, _ in model.named_parameters() if "shared" in n and n.endswith(".base_layer.weight")
-    }
-    assert all(
-        any(n.startswith(f"base_model.model.{s.replace('.base_layer', '')}.lora_A") for n in trained) for s in shared
-    )
+    assert len(layers) >= 1
+    assert {f"base_model.model.{n}.lora_A.default.weight" for n in layers} <= trained
     config = adapted.peft_config["default"]
     assert config.rank_pattern == {} and config.r == 4
     adapted.train()
