@@ -147,6 +147,7 @@ def add_adapter(model: PreTrainedModel, method: Lora, adapter: Path | None = Non
     """Put a new adapter, or the one of the folder `adapter`, around a model."""
     try:
         from peft import LoraConfig, PeftModel, get_peft_model
+        from transformers.pytorch_utils import Conv1D
     except ImportError as error:
         raise MissingExtraError("train", "peft") from error
     targets = find_targets(model, method)
@@ -158,6 +159,7 @@ def add_adapter(model: PreTrainedModel, method: Lora, adapter: Path | None = Non
         lora_alpha=method.alpha,
         target_modules=_shortest(chosen & modules, modules),
         target_parameters=_shortest(chosen & weights, weights, at_least=2) or None,
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in chosen & modules),
         task_type="CAUSAL_LM",
     )
     if adapter is not None:

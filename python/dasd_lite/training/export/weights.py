@@ -132,7 +132,7 @@ def _with_adapter(weight: Tensor, layer: Any, dtype: torch.dtype) -> Tensor:
     if weight.ndim == 2:
         change = b @ a
         change = change.t() if layer.fan_in_fan_out else change
-        return weight.float().add_(change, alpha=scale).to(dtype)
+        return torch.add(weight.float(), change, alpha=scale).to(dtype)
     number = weight.shape[0]
     a = a.reshape(number, -1, a.shape[-1])  # [experts, rank, in]
     b = b.reshape(b.shape[0], -1, number).permute(2, 0, 1)  # [experts, out, rank]
@@ -140,7 +140,7 @@ def _with_adapter(weight: Tensor, layer: Any, dtype: torch.dtype) -> Tensor:
     for i in range(number):
         change = b[i] @ a[i]
         change = change if layer._did_swap_in_out_features else change.t()
-        merged[i] = weight[i].float().add_(change, alpha=scale)
+        merged[i] = torch.add(weight[i].float(), change, alpha=scale)
     return merged
 
 
