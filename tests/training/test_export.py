@@ -194,6 +194,33 @@ def test_a_model_with_a_vision_tower_keeps_it(tmp_path):
         assert torch.equal(before.read(tower), after.read(tower))
 
 
+@pytest.mark.parametrize("method", [Full(), LORA, QLORA], ids=["full", "lora", "qlora"])
+def test_a_language_model_within_a_larger_one_takes_the_rest_along(tmp_path, method):
+    """transformers loads Qwen3.5 without its vision tower; its file has layers for speculative decoding as well."""
+    from safetensors.torch import load_file, save_file
+
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
+    config = transformers.Qwen3_5Config(text_config={**zoo.HEADS, **zoo.LINEAR}, vision_config=vision)
+    torch.manual_seed(0)
+    source = tmp_path / "source"
+    transformers.Qwen3_5ForConditionalGeneration(config).save_pretrained(source)
+    tensors = load_file(source / "model.safetensors") | {"mtp.fc.weight": torch.randn(4, 4)}
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    model = load_trainable(source, method, device="cpu")
+    export.try_export(model, method, source, tmp_path / "out")
+    export._save(model, method, source, tmp_path / "saved", tmp_path, export.Ranks(), frozenset(), False)
+    saved = load_file(tmp_path / "saved" / "model" / "model.safetensors")
+    assert saved.keys() == tensors.keys()
+    same = {name: t for name, t in tensors.items() if "language_model" not in name}
+    torch.testing.assert_close({name: saved[name] for name in same}, same, rtol=0, atol=0)
+    own, new = (json.loads((f / "config.json").read_text()) for f in (source, tmp_path / "saved" / "model"))
+    assert {name: new[name] for name in own if name != "text_config"} == {
+        n: v for n, v in own.items() if n != "text_config"
+    }
+    assert new["text_config"]["rope_theta"] == own["text_config"]["rope_parameters"]["rope_theta"]
+    transformers.Qwen3_5ForConditionalGeneration.from_pretrained(tmp_path / "saved" / "model")
+
+
 # --- the trial before the first step --------------------------------------------------------------------
 
 

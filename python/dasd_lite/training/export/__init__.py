@@ -116,12 +116,12 @@ def _check_trial(
             local_files_only=True,
             trust_remote_code=trust_remote_code,
         )
-        for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if names := sorted(map(str, report[fault])):
-                raise TrainError(
-                    f"{source}: saved and read back, the student has {fault.replace('_', ' ')}: {names[0]}"
-                )
         before, after = SourceWeights(source), SourceWeights(folder)
+        for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            names = {str(each) for each in report[fault]} - (before.names if fault == "unexpected_keys" else set())
+            if names:
+                what = fault.replace("_", " ")
+                raise TrainError(f"{source}: saved and read back, the student has {what}: {min(names)}")
         four_bit = isinstance(method, Lora) and method.kind == "qlora"
         for name in sorted(after.names & before.names):
             one, other = before.read(name), after.read(name)
@@ -316,6 +316,8 @@ def _save(
     for name, whole in whole_weights(model):
         if files is not None:
             attempt(lambda files=files, name=name, whole=whole: files.add(name, whole))  # type: ignore[misc]
+    if files is not None:
+        attempt(files.finish)
 
     def report() -> None:
         if failure is not None:

@@ -56,6 +56,8 @@ def write_files(
     skeleton.config.architectures = [type(skeleton).__name__]
     skeleton.config.save_pretrained(folder)
     saved = read_json(folder / "config.json")
+    if saved.get("model_type") != own.get("model_type") and "text_config" in own:
+        saved = own | {"text_config": saved}  # the language model of a larger one, whose other weights are copied
     stops = sorted({*configured_stop_ids(source), *end_ids}) if end_ids else []
     # A reader may choke on one of two forms of the same thing, so the first one that reads the same as the source.
     for form in (_in_both_forms(saved | own, saved), saved | own, saved):

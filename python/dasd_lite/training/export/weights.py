@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +97,9 @@ class SourceWeights:
         return next((dtype for dtype, spelled in _FORMATS.items() if spelled == stored), None)
 
     def main_dtype(self) -> torch.dtype:
-        """Return the number format of most matrices: that of the model."""
-        dtypes = [dtype for name in self._files if (dtype := self.dtype(name)) and dtype.is_floating_point]
-        return max(dtypes, key=dtypes.count, default=torch.float32)
+        """Return the number format of most tensors: that of the model."""
+        dtypes = Counter(dtype for name in self._files if (dtype := self.dtype(name)) and dtype.is_floating_point)
+        return dtypes.most_common(1)[0][0] if dtypes else torch.float32
 
 
 # --- the trained model --------------------------------------------------------------------------------
@@ -200,6 +201,9 @@ def whole_weights(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
 class WeightFiles:
     """The files of the final weights, written tensor by tensor.
 
+    Tensors of the source that are no part of what was loaded, such as a vision tower beside a language model, or layers
+    for speculative decoding, are copied.
+
     Args:
         model: As it was trained.
         skeleton: From `empty_model`.
@@ -215,7 +219,7 @@ class WeightFiles:
         from huggingface_hub import split_torch_state_dict_into_shards
 
         self._skeleton = skeleton
-        self._trained = _trained_weights(model, skeleton)
+        self._source, self._trained = source, _trained_weights(model, skeleton)
         self._check_names()
         main = source.main_dtype()
         self._groups = self._grouped()
@@ -230,6 +234,8 @@ class WeightFiles:
                 own = main if tensor.dtype.is_floating_point else tensor.dtype
                 layout[name] = torch.empty(tensor.shape, dtype=source.dtype(name) or own, device="meta")
             self._formats |= dict.fromkeys(group, next((layout[name].dtype for name in saved), main))
+        self._copied = self._others(source, layout)
+        layout |= {name: torch.empty_like(source.read(name), device="meta") for name in self._copied}
         split = split_torch_state_dict_into_shards(layout)
         self._places: dict[str, tuple[Path, int, Tensor]] = {}
         """File, first byte and form of each tensor."""
@@ -239,6 +245,13 @@ class WeightFiles:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
             path = folder / "model.safetensors.index.json"
             path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _others(self, source: SourceWeights, layout: dict[str, Tensor]) -> list[str]:
+        """Return the tensors of the source that belong to nothing that was loaded."""
+        if layout.keys() - source.names:
+            return []  # under other names: what is left cannot be told from what was loaded
+        loaded = self._converted(dict(self._skeleton.state_dict()))
+        return sorted(source.names - loaded.keys() - layout.keys())
 
     def _check_names(self) -> None:
         """Refuse to save what is not the whole model."""
@@ -295,6 +308,11 @@ class WeightFiles:
             group = {name: self._pending.pop(name) for name in self._groups.pop(0)}
             for saved, tensor in self._converted(group).items():
                 self._write(saved, tensor)
+
+    def finish(self) -> None:
+        """Write what is copied."""
+        for name in self._copied:
+            self._write(name, self._source.read(name))
 
     def _write(self, name: str, tensor: Tensor) -> None:
         path, offset, form = self._places[name]
