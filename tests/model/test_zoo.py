@@ -1,12 +1,14 @@
 """Every architecture: documents of one row have the log-probabilities that each has alone, or it is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tests.model.zoo import APART, LONGROPE, PACKED, REFUSED, build, save
+from tests.model.zoo import APART, LONGROPE, PACKED, REFUSED, ZOO, build, save
 
 from dasd_lite.errors import ConfigError
 from dasd_lite.model.architecture import read_architecture
@@ -59,3 +61,15 @@ def test_what_cannot_be_computed_is_refused_by_name(name, tmp_path):
     folder = save(build(name), tmp_path / name)
     with pytest.raises(ConfigError, match=REFUSED[name][2]):
         load_model(folder, device="cpu")
+
+
+def test_the_documented_table_has_every_architecture_in_its_place():
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith(("| exact,", "| refused:"))]
+    places = {kind.strip(): label.strip() for label, kinds in rows for kind in kinds.split(",")}
+    for names, start in ((PACKED, "exact, packed"), (APART, "exact, one document"), (REFUSED, "refused:")):
+        for name in names:
+            config_class, numbers = ZOO[name]
+            kind = getattr(transformers, config_class)(**numbers).model_type
+            known = "any" if name == "llama_dynamic" else kind
+            assert places[known].startswith(start), name

@@ -1,7 +1,8 @@
 """Tiny random models of many architectures, and how each one can be trained.
 
 PACKED: documents share a row. APART: one document at a time. REFUSED: neither scored nor trained, with a word of the
-reason. None has dropout or noise. A model of this file is saved with the demo student's tokenizer, so that it runs through every stage.
+reason. None has dropout or noise. A model of this file is saved with the demo student's tokenizer, so that it runs
+through every stage.
 """
 
 import shutil
