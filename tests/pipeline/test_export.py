@@ -257,3 +257,53 @@ def test_transformers_and_vllm_read_the_same_model(trained: dict[str, Trained], 
 def test_the_adapter_over_its_base_is_the_merged_model(trained: dict[str, Trained], kind: str, reader: str) -> None:
     adapter = trained[kind].adapter[reader == "vllm"]
     assert difference(trained[kind].model[0], adapter) < 2e-3
+
+
+# --- other architectures --------------------------------------------------------------------------------
+
+# Those of tests/model/zoo.py that vLLM's build for CPUs runs too, with heads of 32, the smallest that it takes.
+WIDE = {"hidden_size": 128, "head_dim": 32}
+IN_VLLM: dict[str, dict[str, Any]] = {
+    "llama": WIDE,
+    "llama_tied": WIDE,
+    "mistral_window": WIDE,
+    "mixtral": WIDE,
+    "qwen2": {"hidden_size": 128},
+    "qwen2_moe": {"hidden_size": 128},
+    "qwen3": WIDE,
+    "qwen3_moe": WIDE,
+    "gemma3": {**WIDE, "query_pre_attn_scalar": 32},
+    "phi3": {"hidden_size": 128},
+    "glm4": WIDE,
+    "smollm3": {"hidden_size": 128},
+    "olmo2": {"hidden_size": 128},
+    "olmo3": {"hidden_size": 128},
+    "exaone4": {"hidden_size": 128},
+    "granite": {"hidden_size": 128},
+    "opt": {"hidden_size": 128, "word_embed_proj_dim": 128},
+    "gpt2": {"n_embd": 128},
+}
+
+
+@pytest.mark.slow
+def test_transformers_and_vllm_read_the_same_model_of_every_architecture(
+    vllm_installed: None, demo: Path, tmp_path: Path
+) -> None:
+    from tests.model.zoo import build, save
+
+    questions = [json.loads(line) for line in (demo / "heldout.jsonl").read_text().splitlines()[:11]]
+    rows = write_rows(tmp_path / "rows", demo / "student", questions[5:])
+    read = {"questions": [[{"role": "user", "content": q["prompt"]}] for q in questions[:3]], "texts": [[5] * 9]}
+    models, jobs = {}, []
+    for name, options in IN_VLLM.items():
+        student = save(build(name, **options), tmp_path / name / "student")
+        kind = "full" if len(models) % 2 else "lora"
+        models[name], more = train_and_read(kind, student, rows, tmp_path / name / "train", read)
+        jobs.append(more[0])
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    command = [sys.executable, __file__, tmp_path / "jobs.json", tmp_path / "answers.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    answers = json.loads((tmp_path / "answers.json").read_text())
+    gaps = {n: difference(m.model[0], from_vllm(a)) for (n, m), a in zip(models.items(), answers, strict=True)}
+    assert max(gaps.values()) < 2e-3, gaps
