@@ -52,7 +52,18 @@ if TYPE_CHECKING:
     from dasd_lite.training.objectives.objective import Metrics
 
 _SHARED = 1e9  # bytes of a GPU that CUDA's context and a display take; more is held by other processes
+_USED = 0.9  # of a GPU's free memory that a prediction may fill
+_LONG = 16384  # tokens of a forward pass from which on attention is what takes the time
 _COMPARISON_TOKENS = 128  # of each document on which the exported model is compared with the trained one
+
+
+@dataclass(frozen=True)
+class Recomputing:
+    """What is computed again in the backward pass; see recompute.py."""
+
+    layers: bool
+    layers_kept: int = 0
+    keep_attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,14 +75,14 @@ class ExpectedCost:
         hardware: That it was computed for.
         row_flops: Work of each row; float64 [num_rows].
         memory_bytes: Peak of the GPU's memory as torch counts it.
-        checkpointing: Whether layers compute their activations again in the backward pass.
+        recomputing: What is computed again in the backward pass.
     """
 
     shape: ModelShape
     hardware: Hardware
     row_flops: npt.NDArray[np.float64]
     memory_bytes: float
-    checkpointing: bool
+    recomputing: Recomputing
 
 
 @dataclass
@@ -190,6 +201,7 @@ def load_job(
     dtype = pick_dtype(config.dtype, device)
     _note_short_steps(schedule, ranks)
     cost = _expected_cost(task, rows, ranks, dtype)
+    recomputing = cost.recomputing if cost is not None else _unknown_recomputing(config, rows)
     is_sharded = ranks.size > 1 and isinstance(config.method, Full)
     torch.manual_seed(derive_seed(task.seed, "train"))  # for a new adapter
     model = trainable.load_trainable(
@@ -197,7 +209,9 @@ def load_job(
         config.method,
         dtype=config.dtype,
         device=str(device),
-        gradient_checkpointing=_checkpointing(config, rows, cost),
+        gradient_checkpointing=recomputing.layers,
+        layers_kept=recomputing.layers_kept,
+        keep_attention=recomputing.keep_attention,
         liger=config.liger,
         adapter=task.adapter,
         to_shard=is_sharded,
@@ -289,20 +303,37 @@ def _expected_cost(task: TrainTask, rows: MappedRows, ranks: Ranks, dtype: torch
         liger=on_gpu and has_liger(),
         on_gpu=on_gpu,
     )
-    longest = int(rows.num_tokens.max())
-    prediction = memory.predict(shape, config, seq_len=longest, num_processes=ranks.size, hardware=hardware)
-    step = memory.TrainingStep(shape, config, longest * config.micro_batch_size, ranks.size, hardware)
+    longest = int(rows.num_tokens.max()) * config.micro_batch_size
+    step = memory.TrainingStep(shape, config, longest, ranks.size, hardware)
+    free = float(torch.cuda.mem_get_info(device)[0]) if on_gpu else 0.0
+    # All processes do the same: the least free one says what.
+    recomputing = _recomputing(step, min(ranks.gather(free)))
+    step = dataclasses.replace(step, layers_kept=recomputing.layers_kept, keeps_attention=recomputing.keep_attention)
+    prediction = memory.predict_step(step)
     # torch's peak excludes the CUDA context and fragmentation, so compare without the overhead.
-    return ExpectedCost(shape, hardware, work, prediction.total - prediction.overhead, step.checkpointing)
+    return ExpectedCost(shape, hardware, work, prediction.total - prediction.overhead, recomputing)
 
 
-def _checkpointing(config: TrainConfig, rows: MappedRows, cost: ExpectedCost | None) -> bool:
-    """Return whether layers compute their activations again in the backward pass."""
-    if cost is not None:
-        return cost.checkpointing
-    if config.gradient_checkpointing != "auto":
-        return config.gradient_checkpointing == "on"
-    return int(rows.num_tokens.max()) * config.micro_batch_size > memory.AUTO_CHECKPOINTING
+def _recomputing(step: memory.TrainingStep, free: float) -> Recomputing:
+    """Choose what is computed again, so that training takes most of `free` bytes of the GPU; 0 on a CPU."""
+    config = step.config
+    if not step.checkpointing:
+        return Recomputing(layers=False)
+    room = 0.0 if config.offload_activations else _USED * free
+    keep_attention = config.keep_attention == "on"
+    if config.keep_attention == "auto" and step.tokens >= _LONG:
+        keep_attention = memory.predict_step(dataclasses.replace(step, keeps_attention=True)).total <= room
+    step = dataclasses.replace(step, keeps_attention=keep_attention)
+    layers_kept = memory.most_layers_kept(step, room) if config.keep_layers == "auto" else config.keep_layers
+    return Recomputing(True, layers_kept, keep_attention)
+
+
+def _unknown_recomputing(config: TrainConfig, rows: MappedRows) -> Recomputing:
+    """Choose likewise for an architecture whose memory cannot be predicted: nothing is kept unless it is asked for."""
+    long = int(rows.num_tokens.max()) * config.micro_batch_size > memory.AUTO_CHECKPOINTING
+    layers = long if config.gradient_checkpointing == "auto" else config.gradient_checkpointing == "on"
+    kept = 0 if config.keep_layers == "auto" else config.keep_layers
+    return Recomputing(layers, kept, config.keep_attention == "on")
 
 
 def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
@@ -328,6 +359,8 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
         hardware=job.cost.hardware,
     )
     message += f"; the prediction was {format_bytes(job.cost.memory_bytes)}"
+    if job.cost.recomputing.layers_kept and config.keep_layers == "auto":
+        return TrainError(f"{message}; try train.keep_layers=0: training resumes from the last checkpoint")
     if change is None:
         return TrainError(f"{message}; no option makes the training of this model smaller")
     resumes = result_options(change.config) == result_options(config) and change.seq_len == longest
