@@ -121,8 +121,7 @@ class Trace(TorchDispatchMode):
         self.now = self.peak = 0
         self.peak_at = ""
         self._sizes: dict[int, int] = {}
-        lengths = [int(n) for n in doc_lengths]
-        self.pairs = sum(n * n / 2 if window is None or n <= window else window * (n - window / 2) for n in lengths)
+        self.pairs = sum(n * n / 2 for n in doc_lengths)
 
     @property
     def moved(self) -> int:
