@@ -65,7 +65,7 @@ def test_out_of_memory_is_one_line_with_what_needs_less(tiny, packed, tmp_path, 
     def full(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(job, "_gpu", lambda: ("NVIDIA T4", 16e9))
+    monkeypatch.setattr(job, "_gpu", lambda: ("NVIDIA T4", 16e9, 15.5e9))
     monkeypatch.setattr(job, "target_terms", full)
     with pytest.raises(TrainError) as caught:
         train(packed, tiny, TrainConfig(**QUICK), out=tmp_path / "out")

@@ -1,5 +1,7 @@
 """Options that a machine, a model or other options rule out."""
 
+from types import SimpleNamespace
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -21,6 +23,7 @@ def test_conflicts_between_options_and_with_the_machine(monkeypatch):
     (line,) = conflicts(TrainConfig(num_processes=2, dtype="float16"))
     assert line.startswith("train.method full in float16 over several processes")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(total_memory=16 << 30))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     assert not list(conflicts(TrainConfig(num_processes=2, dtype="float32")))

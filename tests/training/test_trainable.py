@@ -29,6 +29,35 @@ def test_only_matrices_decay(tiny):
     assert decays == {1: 0.0, 2: 0.3}
 
 
+def test_adapters_take_16_bit_inputs_as_they_are(tmp_path):
+    """Results equal those by way of float32 to the bit, and less is kept for the backward pass."""
+    random, data = random_model(tmp_path / "random"), random_row(40, 50)
+
+    def step(*, cast):
+        torch.manual_seed(1)
+        model = load_trainable(random, LORA, device="cpu", dtype="bfloat16")
+        adapted = [m for m in model.modules() if getattr(m, "cast_input_dtype_enabled", None) is False]
+        assert len(adapted) == 7 * model.config.num_hidden_layers
+        for module in adapted:
+            module.cast_input_dtype_enabled = cast
+        kept = {}
+
+        def pack(tensor):
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = loss_sum(model, data.ids, data.loss_mask, data.doc_lengths)
+        loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+        return loss, gradients, sum(kept.values())
+
+    (loss, gradient, kept), (detour_loss, detour_gradient, detour_kept) = step(cast=False), step(cast=True)
+    assert torch.equal(loss, detour_loss)
+    assert torch.equal(gradient, detour_gradient)
+    assert kept < 0.97 * detour_kept
+
+
 def test_qlora_gradient_is_right_after_an_eval_forward(tmp_path):
     """On CPUs with AVX512-BF16 bitsandbytes repacks the weights in eval mode, and later gradients are wrong."""
     random = random_model(tmp_path / "random")

@@ -19,7 +19,9 @@ import numpy.typing as npt
 from dasd_lite.errors import MissingExtraError, TrainError
 from dasd_lite.method.packing import Lengths
 from dasd_lite.model import LOGIT_BYTES
+from dasd_lite.model.architecture import architecture_of
 from dasd_lite.model.attention import PACKED, Documents
+from dasd_lite.model.head_loss import head_loss
 
 try:
     import torch
@@ -41,6 +43,7 @@ Terms: TypeAlias = Callable[[Tensor, Tensor, slice], Tensor]
 Result = TypeVar("Result")
 _SCORED_BYTES = 128 << 20  # float32 logits of one chunk without a gradient; on a GPU as much again for a copy
 _CACHED_BYTES = 2 << 20  # on a CPU a chunk is processed in parts that stay in the cache, because it is read six times
+_MOST_LOGIT_BYTES, _LARGE_GPU = 2 << 30, 40e9
 _OFFLOADED_NUMEL = 1 << 16  # smaller tensors are not worth the transfer
 
 
@@ -150,6 +153,7 @@ def target_terms(
     *,
     chunk_tokens: int | None = None,
     offload: bool = False,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Compute `terms` from the logits of each target token, with their gradient.
 
@@ -159,9 +163,11 @@ def target_terms(
         positions: Which tokens are targets, never the first of a document; [N].
         doc_lengths: Lengths of the documents, which add up to T.
         terms: Takes logits [C, V], the target ids [C] and which of the N these are; returns [C] or [C, …].
-        chunk_tokens: Positions whose logits exist at the same time; None: as many as fit in 256 MiB of float32. If
-            there are more targets than that, logits are computed again in the backward pass instead of kept.
+        chunk_tokens: Positions whose logits exist at the same time; None: as many as fit in `logit_bytes` of float32.
+            If there are more targets than that, logits are computed again in the backward pass instead of kept.
         offload: Keep what the decoder's backward pass needs in host memory.
+        weights: If `terms` is −log p and the loss a weighted sum of them, these weights, up to a factor that all share;
+            float32 [N]. Head and loss then take one pass, see head_loss.py. None: any other terms or loss.
 
     Returns:
         [N] or [N, …].
@@ -172,7 +178,11 @@ def target_terms(
         with offloading() if offload else contextlib.nullcontext():
             hidden_NE, target_ids_N = _predictions(model, ids, positions, doc_lengths)
         head = causal.get_output_embeddings()
-        chunk = chunk_tokens or max(1, LOGIT_BYTES // (4 * head.weight.shape[0]))
+        chunk = chunk_tokens or max(1, logit_bytes(hidden_NE.device) // (4 * head.weight.shape[0]))
+        if weights is not None and type(head) is torch.nn.Linear and len(positions):
+            known = architecture_of(causal.config)
+            scale, softcap = known.logit_scale, known.logit_softcap
+            return head_loss(hidden_NE, head, target_ids_N, weights, chunk, scale=scale, softcap=softcap)
 
         def of_chunk(hidden_CE: Tensor, start: int) -> Tensor:
             at = slice(start, start + len(hidden_CE))
@@ -184,6 +194,20 @@ def target_terms(
         return torch.cat([checkpoint(of_chunk, part, i * chunk, use_reentrant=False) for i, part in parts])
 
     return _run(causal, run)
+
+
+def logit_bytes(device: torch.device) -> int:
+    """Return the bytes of float32 logits that exist at the same time in training.
+
+    A large GPU has room for more, which means fewer passes over the gradient of the head.
+    """
+    if device.type != "cuda":
+        return LOGIT_BYTES
+    free, total = torch.cuda.mem_get_info(device)
+    if total < _LARGE_GPU:
+        return LOGIT_BYTES
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(_MOST_LOGIT_BYTES, max(LOGIT_BYTES, free // 8))
 
 
 def negative_logprobs(logits_CV: Tensor, target_ids_C: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 Input: rows and a model. Output: `out`/model, a folder that transformers and vLLM load, `out`/adapter for LoRA and
 QLoRA, and the curves. Invariants: documents of a row never see each other; learning rate, order and random numbers are
-pure functions of step and seed, so a training run that was killed ends with the weights of one that was not.
+pure functions of step and seed, so a training run that was killed ends with the weights of one that was not: to the bit
+on a CPU, up to rounding on a GPU, whose attention adds up gradients in any order.
 
 The training itself is in training/loop.py.
 """
@@ -10,7 +11,7 @@ The training itself is in training/loop.py.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import ConfigError
 from dasd_lite.grading import open_grader
 from dasd_lite.grading.grade import Grader
+from dasd_lite.model.devices import left_out_gpus
 from dasd_lite.training.environment import num_ranks
 from dasd_lite.training.launch import launch
 from dasd_lite.training.objectives import open_objective
@@ -59,7 +61,7 @@ def train(
 ) -> Model:
     """Train a model on rows, from the newest checkpoint if an earlier call was stopped.
 
-    With several GPUs, or `num_processes`, it starts one process for each and waits for them.
+    On GPUs, or with `num_processes`, it starts one process for each and waits for them.
 
     Args:
         rows: What pack returned, or its folder.
@@ -131,23 +133,46 @@ def train(
         number, faults = num_processes(config), list(conflicts(config))
     if faults:
         raise ConfigError("\n".join(faults))
-    if number > 1 and not is_rank():
-        if not isinstance(objective, str | None) and not (inspect.isclass(objective) and _is_importable(objective)):
+    if left_out := left_out_gpus():
+        note(f"{', '.join(left_out)}: left out of training, with less than a quarter of the largest GPU's memory")
+    if not is_rank() and runs_in_children(number):
+        unsendable = list(_unsendable(objective, minimized.name, grader))
+        if unsendable and number > 1:
+            key, name, kind = unsendable[0]
             raise ConfigError(
-                f"train.objective: {minimized.name} cannot be sent to {number} processes; make it a class in a module"
-                " that can be imported, or set train.num_processes = 1"
+                f"{key}: {name} cannot be sent to {number} processes; make it a {kind} in a module that can be"
+                " imported, or set train.num_processes = 1"
             )
-        if not isinstance(grader, str) and not (inspect.isfunction(grader) and _is_importable(grader)):
-            raise ConfigError(
-                f"evaluate.grader: {name_of(grader)} cannot be sent to {number} processes; make it a function in a"
-                " module that can be imported, or set train.num_processes = 1"
+        if not unsendable:
+            launch(number, task)
+            return Model(out)
+        for key, name, kind in unsendable:
+            note(
+                f"{key}: {name} cannot be sent to another process, so training runs in this one, which keeps GPU memory"
+                f" afterwards; make it a {kind} in a module that can be imported"
             )
-        launch(number, task)
-    else:
-        from dasd_lite.training.loop import run_task
+    from dasd_lite.training.loop import run_task
 
-        run_task(task, minimized, own_grader)
+    run_task(task, minimized, own_grader)
     return Model(out)
+
+
+def runs_in_children(number: int) -> bool:
+    """Return whether training runs in other processes: several, or one whose GPU memory should end with it.
+
+    Pinned and paged memory and the patches of Liger end with it too.
+    """
+    import torch
+
+    return number > 1 or bool(torch.cuda.is_available())
+
+
+def _unsendable(objective: Any, objective_name: str, grader: Any) -> Iterator[tuple[str, str, str]]:
+    """Yield what another process cannot get by its name: key, name, and what it would have to be."""
+    if not isinstance(objective, str | None) and not (inspect.isclass(objective) and _is_importable(objective)):
+        yield "train.objective", objective_name, "class"
+    if not isinstance(grader, str) and not (inspect.isfunction(grader) and _is_importable(grader)):
+        yield "evaluate.grader", name_of(grader), "function"
 
 
 def _is_importable(definition: Any) -> bool:

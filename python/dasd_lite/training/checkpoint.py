@@ -3,8 +3,8 @@
 Input: model, optimizer, loss scaler, the number of finished steps. A checkpoint is a folder `step-NNNNNNNN` with
 safetensors (the trained weights and their moments; each process writes its share) and state.json, written last. Random
 numbers need no state: each step seeds its own. Invariants: after a kill or a power cut at any instant, the newest
-folder with its final name is complete; training resumes from it bit for bit, with any number of processes, whatever
-number wrote it.
+folder with its final name is complete; training resumes from it with any number of processes, whatever number wrote it,
+and on a CPU bit for bit.
 """
 
 from __future__ import annotations

@@ -4,11 +4,38 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 
 from dasd_lite.console import is_rank
 
 LAUNCHED = "DASD_LITE_LAUNCHED"
 """Set in processes that our launcher starts, not in those of torchrun on the command line."""
+
+WAIT_MINUTES = 30
+"""How long a process that trains waits for the others before all are ended."""
+
+
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the name before torch 2.9
+
+
+def rank_environment(num_processes: int, gpus: Sequence[int] = ()) -> dict[str, str]:
+    """Return what processes that train need in their environment beside this one's.
+
+    Args:
+        num_processes: How many there are on this machine.
+        gpus: Those that they train on, as torch counts them here; none: the CPU.
+    """
+    given = {LAUNCHED: "1"}
+    if "OMP_NUM_THREADS" not in os.environ:  # each would take all cores, for the CPU's part of loading too
+        given["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // num_processes))
+    if gpus:
+        from dasd_lite.model.devices import visible_devices
+
+        given["CUDA_VISIBLE_DEVICES"] = visible_devices(list(gpus))
+        # Every row has another length: blocks of fixed sizes would leave some GB of fragments.
+        if not any(name in os.environ for name in _ALLOCATOR):
+            given[_ALLOCATOR[0]] = "expandable_segments:True"
+    return given
 
 
 def num_ranks() -> int:

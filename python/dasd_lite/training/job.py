@@ -6,6 +6,7 @@ step is checked here, before `task.out` is touched.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import platform
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from dasd_lite.model.logprobs import LanguageModel
     from dasd_lite.training.objectives.objective import Metrics
 
+_SHARED = 1e9  # bytes of a GPU that CUDA's context and a display take; more is held by other processes
 _COMPARISON_TOKENS = 128  # of each document on which the exported model is compared with the trained one
 
 
@@ -129,8 +131,11 @@ class Job:
         """Return the loss of a micro-batch in a step of `num_targets` target tokens, and sums to report."""
         targets = Targets.of(row, num_targets, self.ranks.device)
         terms, offload = self.objective.terms(targets), self.task.config.offload_activations
+        weights = self.objective.token_weights(targets) if self.task.config.one_pass_loss else None
         with self.autocast():
-            per_token = target_terms(self.model, row.ids, targets.positions, row.doc_lengths, terms, offload=offload)
+            per_token = target_terms(
+                self.model, row.ids, targets.positions, row.doc_lengths, terms, offload=offload, weights=weights
+            )
             return self.objective.loss(per_token, targets)
 
     def clip(self, trained: list[torch.nn.Parameter]) -> float:
@@ -151,7 +156,11 @@ class Job:
 
 
 def load_job(
-    task: TrainTask, ranks: Ranks, objective: CheckedObjective | None = None, grader: CheckedGrader | None = None
+    task: TrainTask,
+    ranks: Ranks,
+    objective: CheckedObjective | None = None,
+    grader: CheckedGrader | None = None,
+    patches: contextlib.ExitStack | None = None,
 ) -> Job:
     """Check rows and model against each other, and load the model; all processes have to call it.
 
@@ -160,6 +169,7 @@ def load_job(
         ranks: The processes.
         objective: The one that the task names, where it was handed over as an object.
         grader: Likewise.
+        patches: Gets what undoes Liger's changes to transformers; None: undone at once.
 
     Raises:
         TrainError: The rows cannot be trained on, or packed documents leak into each other.
@@ -190,6 +200,7 @@ def load_job(
         liger=config.liger,
         adapter=task.adapter,
         to_shard=is_sharded,
+        patches=patches,
         trust_remote_code=task.trust_remote_code,
     )
     if is_sharded:
@@ -297,8 +308,12 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
 
     `job` is None when even the model did not fit.
     """
-    name, total = _gpu()
+    if (gpu := _gpu()) is None:
+        return TrainError("out of host memory; try train.micro_batch_size = 1, train.method qlora or shorter rows")
+    name, total, free = gpu
     message = f"out of GPU memory: {name} has {format_bytes(total)}"
+    if free < total - _SHARED:
+        message += f", of which other processes hold {format_bytes(total - free)}"
     if job is None or job.cost is None:
         return TrainError(f"{message}; try train.method qlora, train.offload_activations = true or shorter rows")
     longest = int(job.rows.num_tokens.max())
@@ -306,7 +321,7 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
         job.cost.shape,
         config,
         seq_len=longest,
-        gpu_bytes=0.98 * min(total, job.cost.memory_bytes),
+        gpu_bytes=0.98 * min(free, job.cost.memory_bytes),
         num_processes=job.ranks.size,
         hardware=job.cost.hardware,
     )
@@ -318,7 +333,9 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
     return TrainError(f"{message}; try {change}: {effect}")
 
 
-def _gpu() -> tuple[str, float]:
-    """Return the name of this process's GPU and its memory in bytes."""
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return torch.cuda.get_device_name(), float(properties.total_memory)
+def _gpu() -> tuple[str, float, float] | None:
+    """Return the name of this process's GPU, its memory, and what of it other processes leave, in bytes."""
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return torch.cuda.get_device_name(), float(total), float(free + torch.cuda.memory_reserved())

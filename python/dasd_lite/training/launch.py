@@ -1,8 +1,9 @@
-"""Several processes that train one model: starting them, stopping them, and what ended them.
+"""Processes that train one model: starting them, stopping them, and what ended them.
 
-Input: a number of processes and a TrainTask. On one machine torch's elastic agent starts them from here; over several
-machines, `torchrun … -m dasd_lite train run.toml` is run on each. Invariants: when one dies, all end within half a
-minute, with one line; Ctrl-C and SIGTERM reach all of them and let them finish their step; none outlives the command.
+Input: a number of processes, one too, because a GPU's memory ends with the process that used it, and a TrainTask. On
+one machine torch's elastic agent starts them from here; over several machines, `torchrun … -m dasd_lite train run.toml`
+is run on each. Invariants: when one dies, all end within half a minute, with one line; Ctrl-C and SIGTERM reach all of
+them and let them finish their step; none outlives the command.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from dasd_lite import errors
 from dasd_lite.data.run_folder import StageFolder
 from dasd_lite.errors import DasdError, TrainError, remote_error
-from dasd_lite.training.environment import LAUNCHED
+from dasd_lite.training.environment import WAIT_MINUTES, rank_environment
 
 if TYPE_CHECKING:
     from dasd_lite.training.task import TrainTask
@@ -32,13 +33,14 @@ if TYPE_CHECKING:
 
 _GRACE_S = 10  # for the others when one has died: most of them wait for it, forever
 _PR_SET_PDEATHSIG = 1
+_TIMED_OUT = ("Timed out waiting", "Watchdog caught collective operation timeout")  # gloo's words, and NCCL's
 
 
 # --- the parent -------------------------------------------------------------------------------------
 
 
 def launch(num_processes: int, task: TrainTask) -> None:
-    """Do a training run in several processes of this machine; return when all have finished.
+    """Do a training run in other processes of this machine, one or several; return when all have finished.
 
     Raises:
         DasdError: What stopped the first process that raised one.
@@ -65,9 +67,10 @@ def launch(num_processes: int, task: TrainTask) -> None:
 
 def _run_agent(num_processes: int, folder: Path, failures: list[BaseException]) -> None:
     """Let torch's elastic agent start the processes, connect them, and end all when one fails."""
-    import torch
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from dasd_lite.model.devices import usable_gpus
 
     for name in ("elastic", "launcher"):  # `_raise` says in one line what they log in 50
         logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)
@@ -83,8 +86,7 @@ def _run_agent(num_processes: int, folder: Path, failures: list[BaseException]) 
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         **{name: value for name, value in options.items() if name in known},
     )
-    threads = max(1, (os.cpu_count() or 1) // num_processes)
-    given = {LAUNCHED: "1"} | ({} if torch.cuda.is_available() else {"OMP_NUM_THREADS": str(threads)})
+    given = rank_environment(num_processes, usable_gpus())
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)  # the agent passes its own environment on
     try:
@@ -161,10 +163,17 @@ def _raise(failure: BaseException, folder: Path, num_processes: int) -> None:
     for rank, code in sorted(codes.items()):
         if code < 0 and code != -signal.SIGTERM:
             why = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+            which = f"process {rank} of {num_processes}" if num_processes > 1 else "the process that trains"
+            others = ", and the others were stopped" if num_processes > 1 else ""
             raise TrainError(
-                f"process {rank} of {num_processes} was ended by {signal.Signals(-code).name}{why}, and the others were"
-                " stopped; run the same command to resume from the last checkpoint"
+                f"{which} was ended by {signal.Signals(-code).name}{why}{others}; run the same command to resume from"
+                " the last checkpoint"
             )
+    if any(sign in exception["message"] for exception in recorded for sign in _TIMED_OUT):
+        raise TrainError(
+            f"a process waited {WAIT_MINUTES} minutes for another one that does not answer, and all were stopped; run"
+            " the same command to resume from the last checkpoint"
+        )
     for exception in recorded:
         sys.stderr.write(exception["extraInfo"]["py_callstack"])
     raise failure

@@ -3,11 +3,12 @@
 Input: a TrainTask. Output: `out`/model, `out`/adapter, `out`/metrics.jsonl (one line per optimizer step),
 `out`/monitor.jsonl and the manifest. Invariants: the loss of a step is a sum over all its target tokens divided by
 their number, however they are cut into micro-batches and shared out over processes; a bad loss or gradient is caught
-before it reaches the weights; a training run that was killed ends with the weights of one that was not.
+before it reaches the weights; on a CPU, a training run that was killed ends with the weights of one that was not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
@@ -21,6 +22,7 @@ from dasd_lite.data.seeds import derive_seed
 from dasd_lite.data.writer import begin, is_finished, publish
 from dasd_lite.errors import MissingExtraError, TrainError
 from dasd_lite.grading import CheckedGrader, open_grader
+from dasd_lite.model.memory import is_out_of_memory
 from dasd_lite.training import checkpoint, export
 from dasd_lite.training.guard import StepStats, check_step, means, stop_signals, worst_rollouts
 from dasd_lite.training.job import Job, load_job, out_of_memory
@@ -47,13 +49,15 @@ def run_task(task: TrainTask, objective: CheckedObjective | None = None, grader:
         if ranks.from_first(lambda: is_finished(out, identity, force=task.force, keep=True)):
             ranks.from_first(lambda: remove_checkpoints(out))  # left by a kill right after the manifest
             return
-        job = None
+        job, patches = None, contextlib.ExitStack()
         try:
-            job = load_job(task, ranks, objective, grader)
+            job = load_job(task, ranks, objective, grader, patches)
             with disk_errors(out):
                 ranks.from_first(lambda: is_finished(out, identity, force=task.force))
                 ranks.from_first(lambda: begin(out, identity, config))
-            train(job)
+            with ranks.training():
+                train(job)
+            patches.close()  # the exported model is read again by transformers' own code
             gap = export.export(
                 job.model,
                 config.method,
@@ -65,8 +69,12 @@ def run_task(task: TrainTask, objective: CheckedObjective | None = None, grader:
                 end_ids=job.end_ids,
                 trust_remote_code=task.trust_remote_code,
             )
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             raise out_of_memory(job, config) from error
+        finally:
+            patches.close()
         # The others wait for it: when they end, the folder is finished.
         ranks.from_first(lambda: finish(job, gap))
 
@@ -165,9 +173,9 @@ def monitor(job: Job, num_steps: int) -> None:
                 max_tokens=task.max_answer_tokens,
                 broadcast=ranks.broadcast,
             )
-    except torch.OutOfMemoryError:
-        if ranks.size > 1:
-            raise  # the others wait for this one
+    except Exception as error:
+        if not is_out_of_memory(error) or ranks.size > 1:  # the others wait for this one
+            raise
         note("the GPU has no memory for train.monitor_questions beside training; training continues without them")
         job.is_monitored = False
         return

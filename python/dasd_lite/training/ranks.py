@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dasd_lite.console import is_rank
 from dasd_lite.errors import DasdError, remote_error
 from dasd_lite.model.logprobs import causal_model, enable_run_inside
+from dasd_lite.training.environment import WAIT_MINUTES
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from dasd_lite.model.logprobs import LanguageModel
 
 Value = TypeVar("Value")
-_TIMEOUT = timedelta(hours=2)  # for the slowest process: one may read a large model from a slow disk
+_SLOW = timedelta(hours=2)  # one process may read or write a large model on a slow disk
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,16 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this is the one that writes and prints."""
         return self.rank == 0
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Wait less long for the others: a process that hangs in a step holds all GPUs."""
+        if self.size == 1:
+            yield
+            return
+        _set_timeout(timedelta(minutes=WAIT_MINUTES))
+        yield
+        _set_timeout(_SLOW)
 
     def sum(self, values: list[float]) -> list[float]:
         """Add up numbers over all processes."""
@@ -127,10 +138,17 @@ def joined() -> Iterator[Ranks]:
     if has_gpu:
         torch.cuda.set_device(local)
     # Numbers and objects that are exchanged are in host memory, gradients on the GPU.
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=_TIMEOUT)
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=_SLOW)
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     yield Ranks(rank, size, f"cuda:{local}" if has_gpu else "cpu", local)
     torch.distributed.destroy_process_group()  # not after an error: it could wait for those that do not know of it
+
+
+def _set_timeout(timeout: timedelta) -> None:
+    """Change how long collective operations of the default group wait; torch has no public function for it."""
+    import torch
+
+    torch.distributed.distributed_c10d._set_pg_timeout(timeout)
 
 
 def shard(model: LanguageModel, dtype: torch.dtype, ranks: Ranks) -> PreTrainedModel:

@@ -9,15 +9,15 @@ from pathlib import Path
 from dasd_lite.config.train import Full, Lora, TrainConfig
 from dasd_lite.costs.hardware import has_liger
 from dasd_lite.errors import MissingExtraError
+from dasd_lite.model.devices import usable_gpus
 
 
 def num_processes(config: TrainConfig) -> int:
     """Return how many processes train on this machine: as many as are asked for, or one per GPU."""
     try:
-        import torch
+        return config.num_processes or max(1, len(usable_gpus()))
     except ImportError as error:
         raise MissingExtraError("train", "torch") from error
-    return config.num_processes or max(1, int(torch.cuda.device_count()))
 
 
 def conflicts(config: TrainConfig, number: int | None = None) -> Iterator[str]:
@@ -27,14 +27,15 @@ def conflicts(config: TrainConfig, number: int | None = None) -> Iterator[str]:
         config: The options.
         number: Processes that train, on one machine or several; None: what the options say for this one.
     """
-    import torch
-
     from dasd_lite.model.load import bfloat16_conflict
 
-    gpus, method = int(torch.cuda.device_count()), config.method
+    gpus, method = len(usable_gpus()), config.method
     number = number or num_processes(config)
     if gpus and (config.num_processes or 1) > gpus:
-        yield f"train.num_processes = {config.num_processes}: this machine has {gpus} GPUs, and each process needs one"
+        yield (
+            f"train.num_processes = {config.num_processes}: this machine has {gpus} GPU{'s' if gpus > 1 else ''} to"
+            " train on, and each process needs one"
+        )
     if config.optimizer == "paged_adamw_8bit" and not gpus:
         yield "train.optimizer = 'paged_adamw_8bit' needs a GPU; on a CPU use 'adamw_8bit' or 'adamw'"
     if config.optimizer != "adamw" and isinstance(method, Full) and number > 1:

@@ -11,6 +11,9 @@ An objective is a module, an object, or a class without arguments. `sft.py` is t
 in the backward pass. `loss` sees the results of all N target tokens of a micro-batch, and the D documents they are in.
 Both get the needed columns: `tokens` those per target token (of the chunk), `targets` all of them.
 
+An objective of ours also has `token_weights(targets)`, because its loss is a weighted sum of −log p: logits are then
+computed once (model/head_loss.py), and `per_token` is not called.
+
 Invariant: a loss is a sum over target tokens divided by `targets.num_step`, so it adds up over micro-batches and
 processes to the mean over the step. Metrics are sums too and are divided once, at the end of the step. "loss" is the
 metric that is shown and monitored.
@@ -72,6 +75,13 @@ class CheckedObjective:
             return self.per_token(logits_CV, target_ids_C, {name: x[chunk] for name, x in targets.tokens.items()})
 
         return of_chunk
+
+    def token_weights(self, targets: Targets) -> Tensor | None:
+        """Return the gradient of the loss by each token's −log p; None if `per_token` and `loss` have to say it."""
+        if self.code is not None:  # what the user's own code does is not known
+            return None
+        weights: Tensor = self._objective.token_weights(targets)  # type: ignore[attr-defined]
+        return weights
 
     def per_token(self, logits_CV: Tensor, target_ids_C: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:
         """See Objective; raises TrainError when the result does not have one entry per target token."""

@@ -20,6 +20,13 @@ def per_token(logits_CV: Tensor, target_ids_C: Tensor, tokens: Mapping[str, Tens
     return negative_logprobs(logits_CV, target_ids_C)
 
 
+def token_weights(targets: Targets) -> Tensor:
+    """The gradient of the loss by each −log p; float32 [N]."""
+    import torch
+
+    return torch.full_like(targets.document, 1 / targets.num_step, dtype=torch.float32)
+
+
 def loss(per_token_N: Tensor, targets: Targets) -> tuple[Tensor, Metrics]:
     """Σ −log p / tokens of the step."""
     total = per_token_N.sum()

@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 
     from dasd_lite.training.objectives.objective import Metrics
 
-__all__ = ["loss", "needs", "per_token"]
+__all__ = ["loss", "needs", "per_token", "token_weights"]
 
 needs = ("weight",)
+
+
+def token_weights(targets: Targets) -> Tensor:
+    """The gradient of the loss by each −log p; float32 [N]."""
+    return targets.documents["weight"][targets.document] / targets.num_step
 
 
 def loss(per_token_N: Tensor, targets: Targets) -> tuple[Tensor, Metrics]:
