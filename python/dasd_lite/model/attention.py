@@ -1,10 +1,11 @@
 """Attention over documents that follow each other in one row and must not see each other.
 
 Input: queries, keys and values of one flat row [1, heads, T, dim], and the `Documents` in it. Invariants: the result
-for a token depends on its own document alone, to the bit; nothing of size T × T exists. Registered with transformers
-under the name `PACKED`, so every architecture that passes its keyword arguments on to its attention can use it.
+for a token depends on its own document alone, to the bit (the gradients of a GPU's kernels are added up in any order);
+nothing of size T × T exists. Registered with transformers under the name `PACKED`, so every architecture that passes
+its keyword arguments on to its attention can use it.
 
-How: on a GPU in 16 bits, by a kernel for documents of any length, flash-attention's or torch's own. Elsewhere documents
+How: on a GPU in 16 bits, by a kernel for documents of any length (kernels.py). Elsewhere documents
 of about equal length are put side by side, padded at the end, and computed in one call of scaled_dot_product_attention
 with `is_causal`; a token never sees later ones, so the padding needs no mask. A long document is a group of its own,
 which is the plain loop over documents.
@@ -15,17 +16,15 @@ the longest, H heads, W their width.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dasd_lite.errors import MissingExtraError, TrainError
 from dasd_lite.method.packing import Lengths
+from dasd_lite.model.kernels import heads_of, pick_kernel
 
 try:
     import torch
@@ -153,38 +152,57 @@ def _packed_attention(
     if unknown:
         raise TrainError(f"{type(module).__name__} needs {', '.join(unknown)}, which packed attention does not support")
     rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, H, W]
-    varlen: Varlen | None = None if dropout else _varlen_kernel(query.device, _compute_dtype(query))
-    if varlen is not None:
-        return varlen(rows[0], rows[1], rows[2], documents, scaling, sliding_window)[None], None
+    kernel = None if dropout else pick_kernel(query.device, _compute_dtype(query), heads_of(*rows))
+    if kernel is not None:
+        q, k, v = rows
+        return kernel.attend(q, k, v, documents.edges, documents.longest, scaling, sliding_window)[None], None
     if documents.to_padded is not None:
         rows = [_Permute.apply(x, documents.to_padded, documents.to_row) for x in rows]  # type: ignore[no-untyped-call]
     parts, slot = [], 0
     for number, length in documents.groups:
         size = number * length
         q, k, v = (x[slot : slot + size].unflatten(0, (number, length)).transpose(1, 2) for x in rows)
-        mask = None
         if sliding_window is not None and length > sliding_window:
-            mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril().triu(1 - sliding_window)
-        gqa = q.shape[1] != k.shape[1]
-        if gqa and not _shares_heads(q, mask):
-            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-            gqa = False
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=mask is None,
-            scale=scaling,
-            enable_gqa=gqa,
-        )
+            out = _windowed(q, k, v, sliding_window, scaling, dropout)
+        else:
+            out = _causal(q, k, v, None, scaling, dropout)
         parts.append(out.transpose(1, 2).flatten(0, 1))
         slot += size
     result = parts[0] if len(parts) == 1 else torch.cat(parts)
     if documents.to_padded is not None:
         result = _Permute.apply(result, documents.to_row, documents.to_padded)  # type: ignore[no-untyped-call]
     return result[None], None
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, dropout: float) -> Tensor:
+    """Attention [N, H, L, W] to the tokens that `mask` allows; None: all that are not later."""
+    gqa = q.shape[1] != k.shape[1]
+    if gqa and not _shares_heads(q, mask):
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        gqa = False
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=gqa
+    )
+
+
+def _windowed(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None, dropout: float) -> Tensor:
+    """Attention [N, H, L, W] to the last `window` tokens, L > window, without anything of size L × L.
+
+    The documents are cut into blocks of one window. A block sees itself and the one before it, the same part of them in
+    every block; only the first one has none before it.
+    """
+    number, length = len(q), q.shape[2]
+    num_blocks = -(-length // window)
+    q, k, v = (F.pad(x, (0, 0, 0, num_blocks * window - length)) for x in (q, k, v))
+    first, later = q.split([window, (num_blocks - 1) * window], dim=2)
+    start = _causal(first, k[:, :, :window], v[:, :, :window], None, scale, dropout)
+    queries = later.unflatten(2, (num_blocks - 1, window)).transpose(1, 2).flatten(0, 1)
+    # [N, heads, blocks, W, 2 windows]: pairs of blocks, each beginning one after the other.
+    keys, values = (x.unfold(2, 2 * window, window).permute(0, 2, 1, 4, 3).flatten(0, 1) for x in (k, v))
+    mask = torch.ones(window, 2 * window, dtype=torch.bool, device=q.device).tril(window).triu(1)
+    rest = _causal(queries, keys, values, mask, scale, dropout)
+    rest = rest.unflatten(0, (number, num_blocks - 1)).transpose(1, 2).flatten(2, 3)
+    return torch.cat((start, rest), dim=2)[:, :, :length]
 
 
 def _shares_heads(query: Tensor, mask: Tensor | None) -> bool:
@@ -199,62 +217,6 @@ def _shares_heads(query: Tensor, mask: Tensor | None) -> bool:
 def _compute_dtype(query: Tensor) -> torch.dtype:
     device = query.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
-
-
-Varlen: TypeAlias = Callable[[Tensor, Tensor, Tensor, Documents, float | None, int | None], Tensor]
-
-
-@lru_cache
-def _varlen_kernel(device: torch.device, dtype: torch.dtype) -> Varlen | None:
-    """Return a kernel for documents of any length, or None: on a CPU, in float32, and on GPUs before Ampere.
-
-    It takes queries, keys and values [T, H, W], the documents, the scale and the window, and returns [T, H, W].
-    """
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return None
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return None
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
-        return _torch_varlen(dtype)
-
-    def flash(q: Tensor, k: Tensor, v: Tensor, documents: Documents, scale: float | None, window: int | None) -> Tensor:
-        edges, longest = documents.edges, documents.longest
-        q, k, v = (x.to(dtype) for x in (q, k, v))  # autocast does not know these kernels
-        spans = (-1 if window is None else window - 1, -1 if window is None else 0)
-        out: Tensor = flash_attn_varlen_func(
-            q, k, v, edges, edges, longest, longest, softmax_scale=scale, causal=True, window_size=spans
-        )
-        return out
-
-    return flash
-
-
-def _torch_varlen(dtype: torch.dtype) -> Varlen | None:
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:  # before torch 2.10
-        return None
-    known = inspect.signature(varlen_attn).parameters
-    if "window_size" not in known:  # torch 2.10 has another argument for causality, and no window
-        return None
-    options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
-
-    def attend(
-        q: Tensor, k: Tensor, v: Tensor, documents: Documents, scale: float | None, window: int | None
-    ) -> Tensor:
-        edges, longest = documents.edges, documents.longest
-        q, k, v = (x.to(dtype) for x in (q, k, v))
-        if not options:
-            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-        spans = (-1 if window is None else window - 1, 0)
-        out: Tensor = varlen_attn(  # type: ignore[assignment]  # it returns a pair only for return_aux
-            q, k, v, edges, edges, longest, longest, scale=scale, window_size=spans, **options
-        )
-        return out
-
-    return attend
 
 
 def register() -> None:

@@ -28,6 +28,7 @@ from dasd_lite.costs.shape import ModelShape, read_shape
 from dasd_lite.data.seeds import derive_seed
 from dasd_lite.errors import ConfigError, MissingExtraError, TrainError
 from dasd_lite.grading import CheckedGrader
+from dasd_lite.model.kernels import HeadSizes, pick_kernel
 from dasd_lite.model.load import model_spec, pick_device, pick_dtype
 from dasd_lite.model.logprobs import target_terms
 from dasd_lite.model.packed_check import check_packing, comparison_row, documents_of
@@ -281,9 +282,10 @@ def _expected_cost(task: TrainTask, rows: MappedRows, ranks: Ranks, dtype: torch
     documents = zip(np.split(rows.doc_lengths, rows.doc_offsets[1:-1]), rows.stats.num_targets.tolist(), strict=True)
     work = np.array([flops.training_flops(shape, part.tolist(), config.method, targets) for part, targets in documents])
     on_gpu = device.type == "cuda"
+    heads = HeadSizes(shape.num_heads, shape.num_kv_heads, *[shape.head_dim] * 3)
     hardware = Hardware(
         element_bytes=dtype.itemsize,
-        varlen=on_gpu and torch.cuda.get_device_capability(device) >= (8, 0),
+        varlen=pick_kernel(device, dtype, heads) is not None,
         liger=on_gpu and has_liger(),
         on_gpu=on_gpu,
     )

@@ -22,6 +22,7 @@ from dasd_lite.data.seeds import derive_seed
 from dasd_lite.data.writer import begin, is_finished, publish
 from dasd_lite.errors import MissingExtraError, TrainError
 from dasd_lite.grading import CheckedGrader, open_grader
+from dasd_lite.model.kernels import kernels_in_use
 from dasd_lite.model.memory import is_out_of_memory
 from dasd_lite.training import checkpoint, export
 from dasd_lite.training.guard import StepStats, check_step, means, stop_signals, worst_rollouts
@@ -207,6 +208,7 @@ def finish(job: Job, export_gap: float) -> None:
         "first_step_loss": metrics[0]["loss"],
         "last_step_loss": metrics[-1]["loss"],
         "export_gap": export_gap,
+        "attention": kernels_in_use(),
         "start": _start(task),
     }
     if snapshots:
