@@ -28,12 +28,14 @@ from dasd_lite.costs.shape import ModelShape, read_shape
 from dasd_lite.data.seeds import derive_seed
 from dasd_lite.errors import ConfigError, MissingExtraError, TrainError
 from dasd_lite.grading import CheckedGrader
+from dasd_lite.model.attention import Documents
 from dasd_lite.model.kernels import HeadSizes, pick_kernel
 from dasd_lite.model.load import model_spec, pick_device, pick_dtype
 from dasd_lite.model.logprobs import target_terms
 from dasd_lite.model.packed_check import check_packing, comparison_row, documents_of
 from dasd_lite.model.row import Row
 from dasd_lite.training import trainable
+from dasd_lite.training.batches import MicroBatch, Share
 from dasd_lite.training.checks import check_tokenizer, new_end_ids
 from dasd_lite.training.objectives import CheckedObjective, open_objective
 from dasd_lite.training.objectives.objective import Targets
@@ -126,27 +128,45 @@ class Job:
         enabled = self.dtype != torch.float32 and not self.is_sharded
         return torch.autocast(torch.device(self.ranks.device).type, self.dtype, enabled=enabled)
 
-    def read(self, step: int) -> list[tuple[Row, bool]]:
-        """Read this process's micro-batches of a step, and whether each one counts.
+    def share(self, step: int) -> Share:
+        """Return what this process computes in a step.
 
         All processes gather sharded weights together, so one that has run out of rows repeats another's, for nothing.
         """
+        all_rows = self.schedule.rows_of(step)
         micro_batches = []
         for rows in self.schedule.share(step, self.ranks.rank, self.ranks.size):
             if rows:
-                micro_batches.append((Row.join([self.rows[i] for i in rows]), True))
+                micro_batches.append((tuple(rows), True))
             elif self.is_sharded:
-                micro_batches.append((self.rows[self.schedule.rows_of(step)[-1]], False))
-        return micro_batches
+                micro_batches.append(((all_rows[-1],), False))
+        return Share(int(self.rows.stats.num_targets[all_rows].sum()), tuple(micro_batches))
 
-    def forward(self, row: Row, num_targets: int) -> tuple[torch.Tensor, Metrics]:
-        """Return the loss of a micro-batch in a step of `num_targets` target tokens, and sums to report."""
-        targets = Targets.of(row, num_targets, self.ranks.device)
+    def read(self, rows: tuple[int, ...], num_targets: int, counts: bool = True) -> MicroBatch:
+        """Read the rows of a micro-batch in a step of `num_targets` target tokens."""
+        return self.prepare(Row.join([self.rows[i] for i in rows]), num_targets, counts)
+
+    def prepare(self, row: Row, num_targets: int, counts: bool = True) -> MicroBatch:
+        """Make a row ready for the model and the objective."""
+        device = self.ranks.device
+        targets = Targets.of(row, num_targets, device)
+        return MicroBatch(row, Documents.of(row.doc_lengths, device), targets, counts)
+
+    def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, Metrics]:
+        """Return the loss of a micro-batch, and sums to report."""
+        row, targets = batch.row, batch.targets
         terms, offload = self.objective.terms(targets), self.task.config.offload_activations
         weights = self.objective.token_weights(targets) if self.task.config.one_pass_loss else None
         with self.autocast():
             per_token = target_terms(
-                self.model, row.ids, targets.positions, row.doc_lengths, terms, offload=offload, weights=weights
+                self.model,
+                row.ids,
+                targets.positions,
+                row.doc_lengths,
+                terms,
+                offload=offload,
+                weights=weights,
+                documents=batch.documents,
             )
             return self.objective.loss(per_token, targets)
 
