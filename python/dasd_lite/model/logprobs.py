@@ -10,7 +10,7 @@ Shapes: T tokens of the row, N requested positions, C of them in one chunk, V vo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from dasd_lite.model import LOGIT_BYTES
 from dasd_lite.model.architecture import architecture_of
 from dasd_lite.model.attention import PACKED, Documents, to_device
 from dasd_lite.model.head_loss import head_loss
+from dasd_lite.model.offload import offloading
 
 try:
     import torch
@@ -44,7 +45,6 @@ Result = TypeVar("Result")
 _SCORED_BYTES = 128 << 20  # float32 logits of one chunk without a gradient; on a GPU as much again for a copy
 _CACHED_BYTES = 2 << 20  # on a CPU a chunk is processed in parts that stay in the cache, because it is read six times
 _MOST_LOGIT_BYTES, _LARGE_GPU = 2 << 30, 40e9
-_OFFLOADED_NUMEL = 1 << 16  # smaller tensors are not worth the transfer
 
 
 def causal_model(model: LanguageModel) -> PreTrainedModel:
@@ -243,27 +243,6 @@ def _run(causal: PreTrainedModel, work: Callable[[], Result]) -> Result:
 def _no_gradients(causal: PreTrainedModel) -> torch.no_grad | torch.inference_mode:
     """Return the context of a forward pass; sharded weights touched in inference mode could not be trained later."""
     return torch.no_grad() if runs_inside(causal) else torch.inference_mode()
-
-
-@contextlib.contextmanager
-def offloading() -> Iterator[None]:
-    """Keep large tensors that the backward pass needs in host memory until then, except weights."""
-
-    def pack(tensor: Tensor) -> tuple[torch.device, Tensor]:
-        is_weight = tensor.is_leaf or (tensor._base is not None and tensor._base.is_leaf)
-        if is_weight or tensor.numel() < _OFFLOADED_NUMEL:
-            return tensor.device, tensor
-        pinned = tensor.device.type == "cuda"
-        kept = torch.empty(tensor.shape, dtype=tensor.dtype, layout=tensor.layout, pin_memory=pinned)
-        # All on one stream, so it is copied before anything reads it.
-        return tensor.device, kept.copy_(tensor, non_blocking=True)
-
-    def unpack(packed: tuple[torch.device, Tensor]) -> Tensor:
-        device, tensor = packed
-        return tensor.to(device, non_blocking=True)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
 
 
 def _predictions(
