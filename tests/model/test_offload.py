@@ -107,4 +107,4 @@ def test_a_tensor_can_be_asked_for_twice():
     """As a graph that is kept does."""
     transfers = Transfers(Slow())
     place = transfers.pack(torch.full((BIG,), 2.0, requires_grad=True) * 1)
-    assert [float(transfers.unpack(place)[0]) for _ in range(2)] == [2.0, 2.0]
+    assert [transfers.unpack(place)[0].item() for _ in range(2)] == [2.0, 2.0]
