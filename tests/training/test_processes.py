@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from dasd_lite.config.extensions import add_import_folder
 from dasd_lite.config.train import Full, TrainConfig
 from dasd_lite.errors import ConfigError, TrainError
 from dasd_lite.model import devices
+from dasd_lite.model.attention import Documents
 from dasd_lite.model.load import load_model
 from dasd_lite.model.logprobs import target_logprobs
 from dasd_lite.stages import train as stage
@@ -179,3 +181,43 @@ def test_models_loaded_after_training_with_liger_compute_as_before(packed, tmp_p
     trainable.load_trainable(folder, Full(), device="cpu", liger="on")  # nobody to undo it later
     target_logprobs(load_model(folder, device="cpu"), rows, lengths)
     assert not stub_liger
+
+
+@pytest.fixture
+def sharded(tiny, tmp_path):
+    """A model sharded over one process, which behaves as over several."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    model = trainable.load_trainable(tiny, Full(), device="cpu", to_shard=True)
+    yield ranks.shard(model, torch.float32, ranks.Ranks(device="cpu"))
+    dist.destroy_process_group()
+
+
+def test_weights_stay_gathered_while_answers_are_written_and_are_sharded_and_trained_afterwards(sharded):
+    def are_sharded():
+        return {name: hasattr(p, "full_tensor") for name, p in sharded.named_parameters()}
+
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        sharded(input_ids=ids, documents=Documents.of([12]))
+        assert all(are_sharded().values())
+        with ranks.gathered(sharded):
+            sharded(input_ids=ids, documents=Documents.of([12]))
+            assert not any(are_sharded().values())
+        assert all(are_sharded().values())
+    sharded(input_ids=ids, documents=Documents.of([12])).logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.full_tensor().any() for p in sharded.parameters())
+
+
+@pytest.mark.parametrize(("free", "linked", "wanted"), [(9, False, "whole"), (0, True, "gathered"), (0, False, None)])
+def test_answers_are_written_where_that_does_not_take_minutes(sharded, monkeypatch, free, linked, wanted):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free << 30, 9 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda one, other: linked)
+    here = SimpleNamespace(is_sharded=True, model=sharded, dtype=torch.float32, ranks=ranks.Ranks(device="cuda:0"))
+    context = job.Job.generating(here)
+    found = None if context is None else "gathered" if isinstance(context, nullcontext) else "whole"
+    assert found == wanted

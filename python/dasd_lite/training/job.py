@@ -39,7 +39,7 @@ from dasd_lite.training.batches import MicroBatch, Share
 from dasd_lite.training.checks import check_tokenizer, new_end_ids
 from dasd_lite.training.objectives import CheckedObjective, open_objective
 from dasd_lite.training.objectives.objective import Targets
-from dasd_lite.training.ranks import Ranks, full_tensor, shard
+from dasd_lite.training.ranks import Ranks, full_tensor, gathered, shard
 from dasd_lite.training.rows import MappedRows, copy_rows
 from dasd_lite.training.schedule import Schedule
 from dasd_lite.training.task import TrainTask
@@ -169,6 +169,25 @@ class Job:
                 documents=batch.documents,
             )
             return self.objective.loss(per_token, targets)
+
+    def generating(self) -> contextlib.AbstractContextManager[None] | None:
+        """Return the context in which the model answers token by token; None if that would take too long.
+
+        Sharded weights would be gathered for every token: 36 s for 1,024 tokens of a 4B model over NVLink, 13 minutes
+        without a direct link between the GPUs. So they stay whole meanwhile, if every GPU has room.
+        """
+        if not self.is_sharded:
+            return contextlib.nullcontext()
+        device, has_room, is_linked = torch.device(self.ranks.device), True, True
+        if device.type == "cuda":
+            needed = sum(p.numel() for p in self.model.parameters()) * self.dtype.itemsize
+            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            has_room = needed < _USED * (torch.cuda.mem_get_info(device)[0] + unused)
+            others = set(range(torch.cuda.device_count())) - {self.ranks.local}
+            is_linked = all(torch.cuda.can_device_access_peer(self.ranks.local, other) for other in others)
+        if all(self.ranks.gather(has_room)):
+            return gathered(self.model)
+        return contextlib.nullcontext() if all(self.ranks.gather(is_linked)) else None
 
     def clip(self, trained: list[torch.nn.Parameter]) -> float:
         """Clip the gradients; return their norm before."""

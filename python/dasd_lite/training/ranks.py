@@ -172,6 +172,22 @@ def shard(model: LanguageModel, dtype: torch.dtype, ranks: Ranks) -> PreTrainedM
     return fully_shard(causal.float(), mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
+@contextlib.contextmanager
+def gathered(model: LanguageModel) -> Iterator[None]:
+    """Keep sharded weights whole between forward passes without gradients, for many short ones in a row."""
+    from torch.distributed.fsdp import FSDPModule
+
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.set_reshard_after_forward(True, recurse=False)
+            module.reshard()
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return a weight in one piece, whether or not it is sharded; all processes have to call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
