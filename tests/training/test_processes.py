@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 
@@ -44,18 +45,20 @@ def with_gpu(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_with_a_gpu_training_runs_in_a_process_of_its_own(tiny, packed, tmp_path, with_gpu):
+def test_with_a_gpu_training_runs_in_a_process_of_its_own(tiny, packed, tmp_path, with_gpu, monkeypatch):
     """Here that process sees no GPU, since CUDA_VISIBLE_DEVICES makes none, and trains on the CPU."""
     (tmp_path / "recorder.py").write_text(RECORDER.format(file=str(tmp_path / "child")))
     add_import_folder(tmp_path)
+    given = environment.rank_environment(1, [0])
+    assert given.pop("OMP_NUM_THREADS") == str(os.cpu_count())
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two threads per process only get in each other's way here
     model = stage.train(packed, tiny, TrainConfig(**QUICK), out=tmp_path / "out", objective="recorder:Objective")
     assert (model.folder / "manifest.json").exists()
     pid, threads, allocator, size = eval((tmp_path / "child").read_text())
     assert pid != os.getpid() and size == "1"
-    assert threads == str(os.cpu_count())
+    assert threads == "1"
     assert allocator == "expandable_segments:True"
-    given = environment.rank_environment(1, [0])
-    assert len(given) == 4 and not given.keys() & os.environ.keys()  # nothing else that this process starts gets them
+    assert len(given) == 3 and not given.keys() & os.environ.keys()  # nothing else that this process starts gets them
 
 
 def test_what_cannot_be_sent_trains_in_this_process_with_a_note(tiny, packed, tmp_path, with_gpu, monkeypatch, capsys):
@@ -190,7 +193,7 @@ def sharded(tiny, tmp_path):
 
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     model = trainable.load_trainable(tiny, Full(), device="cpu", to_shard=True)
-    yield ranks.shard(model, torch.float32, ranks.Ranks(device="cpu"))
+    yield ranks.shard(model, torch.float32, ranks.mesh_of(ranks.Ranks(device="cpu")))
     dist.destroy_process_group()
 
 
@@ -221,3 +224,30 @@ def test_answers_are_written_where_that_does_not_take_minutes(sharded, monkeypat
     context = job.Job.generating(here)
     found = None if context is None else "gathered" if isinstance(context, nullcontext) else "whole"
     assert found == wanted
+
+
+def test_processes_of_a_machine_load_one_after_the_other():
+    """Here they are threads that meet at a barrier."""
+    meet, present, most, done = threading.Barrier(3), [], [], []
+
+    class Thread(ranks.Ranks):
+        def gather(self, value):
+            meet.wait()
+            return [0, 1, 2]
+
+    def work(number):
+        present.append(number)
+        most.append(len(present))
+        present.remove(number)
+        return number
+
+    threads = [
+        threading.Thread(target=lambda i=i: done.append((i, Thread(i, 3, "cpu", i).in_turn(lambda: work(i)))))
+        for i in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1]
+    assert sorted(done) == [(0, 0), (1, 1), (2, 2)]

@@ -12,6 +12,7 @@ import math
 import platform
 import resource
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,7 +40,7 @@ from dasd_lite.training.batches import MicroBatch, Share
 from dasd_lite.training.checks import check_tokenizer, new_end_ids
 from dasd_lite.training.objectives import CheckedObjective, open_objective
 from dasd_lite.training.objectives.objective import Targets
-from dasd_lite.training.ranks import Ranks, full_tensor, gathered, shard
+from dasd_lite.training.ranks import Ranks, full_tensor, gathered, mesh_of, shard
 from dasd_lite.training.rows import MappedRows, copy_rows
 from dasd_lite.training.schedule import Schedule
 from dasd_lite.training.task import TrainTask
@@ -243,7 +244,8 @@ def load_job(
     recomputing = cost.recomputing if cost is not None else _unknown_recomputing(config, rows)
     is_sharded = ranks.size > 1 and isinstance(config.method, Full)
     torch.manual_seed(derive_seed(task.seed, "train"))  # for a new adapter
-    model = trainable.load_trainable(
+    load = partial(
+        trainable.load_trainable,
         task.model,
         config.method,
         dtype=config.dtype,
@@ -257,8 +259,11 @@ def load_job(
         patches=patches,
         trust_remote_code=task.trust_remote_code,
     )
-    if is_sharded:
-        model = shard(model, dtype, ranks)
+    if is_sharded:  # each process reads the whole model, and keeps its part
+        mesh = mesh_of(ranks)
+        model: LanguageModel = ranks.in_turn(lambda: shard(load(), dtype, mesh))
+    else:
+        model = load()
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     documents = documents_of([rows[i] for i in range(min(4, len(rows)))])  # a row may be one long document
     job = Job(
