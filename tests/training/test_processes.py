@@ -1,5 +1,6 @@
 """Where training runs: in this process, or in others of its own, and what those get and leave behind."""
 
+import json
 import os
 import sys
 import threading
@@ -21,10 +22,11 @@ from dasd_lite.model.attention import Documents
 from dasd_lite.model.load import load_model
 from dasd_lite.model.logprobs import target_logprobs
 from dasd_lite.stages import train as stage
-from dasd_lite.training import environment, job, loop, ranks, trainable
+from dasd_lite.training import environment, job, launch, loop, ranks, trainable
 from dasd_lite.training.objectives import sft
 
 RECORDER = """
+import json
 import os
 from pathlib import Path
 from dasd_lite.training.objectives.sft import loss, per_token
@@ -251,3 +253,16 @@ def test_processes_of_a_machine_load_one_after_the_other():
         thread.join()
     assert most == [1, 1, 1]
     assert sorted(done) == [(0, 0), (1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RuntimeError: [gloo/unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation to complete",
+        "DistBackendError: [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7) ran for 1800012 ms",
+    ],
+)
+def test_a_process_that_hangs_is_one_line(tmp_path, text):
+    (tmp_path / "error.json").write_text(json.dumps({"message": {"message": text, "extraInfo": {}}}))
+    with pytest.raises(TrainError, match=r"^a process waited 30 minutes for another one .* resume from the last"):
+        launch._raise(RuntimeError("ChildFailedError"), tmp_path, 2)
