@@ -464,7 +464,7 @@ def trace_step(
         job = job_of(model, config, dtype)
         traces.append(trace)
         with trace:
-            loss = step(model, row, job) if step else job.forward(row, row.num_targets)[0]
+            loss = step(model, row, job) if step else job.forward(job.prepare(row, row.num_targets))[0]
             loss.backward()
             del loss
             torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)  # what Job.clip does

@@ -11,7 +11,7 @@ T: tokens of one forward pass. What makes a training run fit is in fit.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from dasd_lite.config.train import OBJECTIVES, Lora, TrainConfig
@@ -59,12 +59,24 @@ class Prediction:
         return self.weights + self.gradients + self.optimizer + self.activations + self.loss + self.overhead
 
 
+def most_layers_kept(step: TrainingStep, gpu_bytes: float) -> int:
+    """Return how many layers can keep their activations within `gpu_bytes`."""
+    layers = step.shape.num_layers
+    fits = (k for k in range(layers, 0, -1) if predict_step(replace(step, layers_kept=k)).total <= gpu_bytes)
+    return next(fits, 0)
+
+
 def predict(
     shape: ModelShape, config: TrainConfig, *, seq_len: int, num_processes: int = 1, hardware: Hardware | None = None
 ) -> Prediction:
     """Predict the memory of training in the worst case: rows of `seq_len` tokens, all of them targets."""
-    hardware = hardware or Hardware()
-    step = TrainingStep(shape, config, seq_len * config.micro_batch_size, num_processes, hardware)
+    tokens = seq_len * config.micro_batch_size
+    return predict_step(TrainingStep(shape, config, tokens, num_processes, hardware or Hardware()))
+
+
+def predict_step(step: TrainingStep) -> Prediction:
+    """Predict the memory of a step."""
+    config, num_processes, hardware = step.config, step.num_processes, step.hardware
     peak, parts = max(step.candidates().items(), key=lambda item: sum(item[1]))
     kept, layer, loss = parts
     fixed = _CONTEXT + (_COMMUNICATION if num_processes > 1 else 0) if hardware.on_gpu else 0
@@ -91,6 +103,10 @@ class TrainingStep:
     tokens: int
     num_processes: int
     hardware: Hardware
+    layers_kept: int = 0
+    """Layers that keep their activations although others compute theirs again."""
+    keeps_attention: bool = False
+    """Whether the others keep the output of attention."""
 
     # --- weights, gradients, optimizer --------------------------------------------------------------
 
@@ -301,7 +317,17 @@ class TrainingStep:
         rope = 2 * self.element_bytes * self.shape.head_dim
         copies = 0.0 if self.checkpointing else self._autocast_copies
         layers = self.tokens * (self.shape.num_layers * self._kept_per_layer + rope)
-        return layers + self._last_norm_kept + self._hidden_states + copies
+        return layers + self._kept_by_choice + self._last_norm_kept + self._hidden_states + copies
+
+    @cached_property
+    def _kept_by_choice(self) -> float:
+        """What is kept on top of the inputs of layers that compute everything else again."""
+        if not self.checkpointing:
+            return 0.0
+        whole = min(self.layers_kept, self.shape.num_layers)
+        attention = self.element_bytes * self.shape.q_size + 4 * self.shape.num_heads if self.keeps_attention else 0
+        rest = (self.shape.num_layers - whole) * attention
+        return self.tokens * (whole * (self.layer_kept - self._kept_per_layer) + rest)
 
     @property
     def host(self) -> float:

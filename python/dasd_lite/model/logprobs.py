@@ -20,7 +20,7 @@ from dasd_lite.errors import MissingExtraError, TrainError
 from dasd_lite.method.packing import Lengths
 from dasd_lite.model import LOGIT_BYTES
 from dasd_lite.model.architecture import architecture_of
-from dasd_lite.model.attention import PACKED, Documents
+from dasd_lite.model.attention import PACKED, Documents, to_device
 from dasd_lite.model.head_loss import head_loss
 
 try:
@@ -154,6 +154,7 @@ def target_terms(
     chunk_tokens: int | None = None,
     offload: bool = False,
     weights: Tensor | None = None,
+    documents: Documents | None = None,
 ) -> Tensor:
     """Compute `terms` from the logits of each target token, with their gradient.
 
@@ -168,6 +169,7 @@ def target_terms(
         offload: Keep what the decoder's backward pass needs in host memory.
         weights: If `terms` is −log p and the loss a weighted sum of them, these weights, up to a factor that all share;
             float32 [N]. Head and loss then take one pass, see head_loss.py. None: any other terms or loss.
+        documents: Of `doc_lengths` on the model's device, if they are there already.
 
     Returns:
         [N] or [N, …].
@@ -176,7 +178,7 @@ def target_terms(
 
     def run() -> Tensor:
         with offloading() if offload else contextlib.nullcontext():
-            hidden_NE, target_ids_N = _predictions(model, ids, positions, doc_lengths)
+            hidden_NE, target_ids_N = _predictions(model, ids, positions, doc_lengths, documents)
         head = causal.get_output_embeddings()
         chunk = chunk_tokens or max(1, logit_bytes(hidden_NE.device) // (4 * head.weight.shape[0]))
         if weights is not None and type(head) is torch.nn.Linear and len(positions):
@@ -265,7 +267,11 @@ def offloading() -> Iterator[None]:
 
 
 def _predictions(
-    model: LanguageModel, ids: Ids, positions: npt.NDArray[np.int64], doc_lengths: Lengths
+    model: LanguageModel,
+    ids: Ids,
+    positions: npt.NDArray[np.int64],
+    doc_lengths: Lengths,
+    documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the hidden states that predict `positions` [N, E], and the ids there [N]."""
     causal = causal_model(model)
@@ -275,10 +281,10 @@ def _predictions(
     if int(np.sum(doc_lengths)) != len(ids):
         raise TrainError(f"documents of {int(np.sum(doc_lengths))} tokens in a row of {len(ids)}")
     device = causal.get_input_embeddings().weight.device
-    row = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(device)
-    documents = Documents.of(doc_lengths, device)
+    row = to_device(np.asarray(ids, dtype=np.int64), device)
+    documents = documents or Documents.of(doc_lengths, device)
     output = causal.base_model(
         input_ids=row[None], position_ids=documents.position_ids, use_cache=False, documents=documents
     )
-    at = torch.from_numpy(positions).to(device)
+    at = to_device(positions, device)
     return output.last_hidden_state[0].index_select(0, at - 1), row.index_select(0, at)

@@ -28,12 +28,14 @@ from dasd_lite.costs.shape import ModelShape, read_shape
 from dasd_lite.data.seeds import derive_seed
 from dasd_lite.errors import ConfigError, MissingExtraError, TrainError
 from dasd_lite.grading import CheckedGrader
+from dasd_lite.model.attention import Documents
 from dasd_lite.model.kernels import HeadSizes, pick_kernel
 from dasd_lite.model.load import model_spec, pick_device, pick_dtype
 from dasd_lite.model.logprobs import target_terms
 from dasd_lite.model.packed_check import check_packing, comparison_row, documents_of
 from dasd_lite.model.row import Row
 from dasd_lite.training import trainable
+from dasd_lite.training.batches import MicroBatch, Share
 from dasd_lite.training.checks import check_tokenizer, new_end_ids
 from dasd_lite.training.objectives import CheckedObjective, open_objective
 from dasd_lite.training.objectives.objective import Targets
@@ -52,7 +54,18 @@ if TYPE_CHECKING:
     from dasd_lite.training.objectives.objective import Metrics
 
 _SHARED = 1e9  # bytes of a GPU that CUDA's context and a display take; more is held by other processes
+_USED = 0.9  # of a GPU's free memory that a prediction may fill
+_LONG = 16384  # tokens of a forward pass from which on attention is what takes the time
 _COMPARISON_TOKENS = 128  # of each document on which the exported model is compared with the trained one
+
+
+@dataclass(frozen=True)
+class Recomputing:
+    """What is computed again in the backward pass; see recompute.py."""
+
+    layers: bool
+    layers_kept: int = 0
+    keep_attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,14 +77,14 @@ class ExpectedCost:
         hardware: That it was computed for.
         row_flops: Work of each row; float64 [num_rows].
         memory_bytes: Peak of the GPU's memory as torch counts it.
-        checkpointing: Whether layers compute their activations again in the backward pass.
+        recomputing: What is computed again in the backward pass.
     """
 
     shape: ModelShape
     hardware: Hardware
     row_flops: npt.NDArray[np.float64]
     memory_bytes: float
-    checkpointing: bool
+    recomputing: Recomputing
 
 
 @dataclass
@@ -115,27 +128,45 @@ class Job:
         enabled = self.dtype != torch.float32 and not self.is_sharded
         return torch.autocast(torch.device(self.ranks.device).type, self.dtype, enabled=enabled)
 
-    def read(self, step: int) -> list[tuple[Row, bool]]:
-        """Read this process's micro-batches of a step, and whether each one counts.
+    def share(self, step: int) -> Share:
+        """Return what this process computes in a step.
 
         All processes gather sharded weights together, so one that has run out of rows repeats another's, for nothing.
         """
+        all_rows = self.schedule.rows_of(step)
         micro_batches = []
         for rows in self.schedule.share(step, self.ranks.rank, self.ranks.size):
             if rows:
-                micro_batches.append((Row.join([self.rows[i] for i in rows]), True))
+                micro_batches.append((tuple(rows), True))
             elif self.is_sharded:
-                micro_batches.append((self.rows[self.schedule.rows_of(step)[-1]], False))
-        return micro_batches
+                micro_batches.append(((all_rows[-1],), False))
+        return Share(int(self.rows.stats.num_targets[all_rows].sum()), tuple(micro_batches))
 
-    def forward(self, row: Row, num_targets: int) -> tuple[torch.Tensor, Metrics]:
-        """Return the loss of a micro-batch in a step of `num_targets` target tokens, and sums to report."""
-        targets = Targets.of(row, num_targets, self.ranks.device)
+    def read(self, rows: tuple[int, ...], num_targets: int, counts: bool = True) -> MicroBatch:
+        """Read the rows of a micro-batch in a step of `num_targets` target tokens."""
+        return self.prepare(Row.join([self.rows[i] for i in rows]), num_targets, counts)
+
+    def prepare(self, row: Row, num_targets: int, counts: bool = True) -> MicroBatch:
+        """Make a row ready for the model and the objective."""
+        device = self.ranks.device
+        targets = Targets.of(row, num_targets, device)
+        return MicroBatch(row, Documents.of(row.doc_lengths, device), targets, counts)
+
+    def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, Metrics]:
+        """Return the loss of a micro-batch, and sums to report."""
+        row, targets = batch.row, batch.targets
         terms, offload = self.objective.terms(targets), self.task.config.offload_activations
         weights = self.objective.token_weights(targets) if self.task.config.one_pass_loss else None
         with self.autocast():
             per_token = target_terms(
-                self.model, row.ids, targets.positions, row.doc_lengths, terms, offload=offload, weights=weights
+                self.model,
+                row.ids,
+                targets.positions,
+                row.doc_lengths,
+                terms,
+                offload=offload,
+                weights=weights,
+                documents=batch.documents,
             )
             return self.objective.loss(per_token, targets)
 
@@ -190,6 +221,7 @@ def load_job(
     dtype = pick_dtype(config.dtype, device)
     _note_short_steps(schedule, ranks)
     cost = _expected_cost(task, rows, ranks, dtype)
+    recomputing = cost.recomputing if cost is not None else _unknown_recomputing(config, rows)
     is_sharded = ranks.size > 1 and isinstance(config.method, Full)
     torch.manual_seed(derive_seed(task.seed, "train"))  # for a new adapter
     model = trainable.load_trainable(
@@ -197,7 +229,9 @@ def load_job(
         config.method,
         dtype=config.dtype,
         device=str(device),
-        gradient_checkpointing=_checkpointing(config, rows, cost),
+        gradient_checkpointing=recomputing.layers,
+        layers_kept=recomputing.layers_kept,
+        keep_attention=recomputing.keep_attention,
         liger=config.liger,
         adapter=task.adapter,
         to_shard=is_sharded,
@@ -289,20 +323,37 @@ def _expected_cost(task: TrainTask, rows: MappedRows, ranks: Ranks, dtype: torch
         liger=on_gpu and has_liger(),
         on_gpu=on_gpu,
     )
-    longest = int(rows.num_tokens.max())
-    prediction = memory.predict(shape, config, seq_len=longest, num_processes=ranks.size, hardware=hardware)
-    step = memory.TrainingStep(shape, config, longest * config.micro_batch_size, ranks.size, hardware)
+    longest = int(rows.num_tokens.max()) * config.micro_batch_size
+    step = memory.TrainingStep(shape, config, longest, ranks.size, hardware)
+    free = float(torch.cuda.mem_get_info(device)[0]) if on_gpu else 0.0
+    # All processes do the same: the least free one says what.
+    recomputing = _recomputing(step, min(ranks.gather(free)))
+    step = dataclasses.replace(step, layers_kept=recomputing.layers_kept, keeps_attention=recomputing.keep_attention)
+    prediction = memory.predict_step(step)
     # torch's peak excludes the CUDA context and fragmentation, so compare without the overhead.
-    return ExpectedCost(shape, hardware, work, prediction.total - prediction.overhead, step.checkpointing)
+    return ExpectedCost(shape, hardware, work, prediction.total - prediction.overhead, recomputing)
 
 
-def _checkpointing(config: TrainConfig, rows: MappedRows, cost: ExpectedCost | None) -> bool:
-    """Return whether layers compute their activations again in the backward pass."""
-    if cost is not None:
-        return cost.checkpointing
-    if config.gradient_checkpointing != "auto":
-        return config.gradient_checkpointing == "on"
-    return int(rows.num_tokens.max()) * config.micro_batch_size > memory.AUTO_CHECKPOINTING
+def _recomputing(step: memory.TrainingStep, free: float) -> Recomputing:
+    """Choose what is computed again, so that training takes most of `free` bytes of the GPU; 0 on a CPU."""
+    config = step.config
+    if not step.checkpointing:
+        return Recomputing(layers=False)
+    room = 0.0 if config.offload_activations else _USED * free
+    keep_attention = config.keep_attention == "on"
+    if config.keep_attention == "auto" and step.tokens >= _LONG:
+        keep_attention = memory.predict_step(dataclasses.replace(step, keeps_attention=True)).total <= room
+    step = dataclasses.replace(step, keeps_attention=keep_attention)
+    layers_kept = memory.most_layers_kept(step, room) if config.keep_layers == "auto" else config.keep_layers
+    return Recomputing(True, layers_kept, keep_attention)
+
+
+def _unknown_recomputing(config: TrainConfig, rows: MappedRows) -> Recomputing:
+    """Choose likewise for an architecture whose memory cannot be predicted: nothing is kept unless it is asked for."""
+    long = int(rows.num_tokens.max()) * config.micro_batch_size > memory.AUTO_CHECKPOINTING
+    layers = long if config.gradient_checkpointing == "auto" else config.gradient_checkpointing == "on"
+    kept = 0 if config.keep_layers == "auto" else config.keep_layers
+    return Recomputing(layers, kept, config.keep_attention == "on")
 
 
 def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
@@ -328,6 +379,8 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
         hardware=job.cost.hardware,
     )
     message += f"; the prediction was {format_bytes(job.cost.memory_bytes)}"
+    if job.cost.recomputing.layers_kept and config.keep_layers == "auto":
+        return TrainError(f"{message}; try train.keep_layers=0: training resumes from the last checkpoint")
     if change is None:
         return TrainError(f"{message}; no option makes the training of this model smaller")
     resumes = result_options(change.config) == result_options(config) and change.seq_len == longest

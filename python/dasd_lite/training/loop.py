@@ -25,6 +25,7 @@ from dasd_lite.grading import CheckedGrader, open_grader
 from dasd_lite.model.kernels import kernels_in_use
 from dasd_lite.model.memory import is_out_of_memory
 from dasd_lite.training import checkpoint, export
+from dasd_lite.training.batches import Batches
 from dasd_lite.training.guard import StepStats, check_step, means, stop_signals, worst_rollouts
 from dasd_lite.training.job import Job, load_job, out_of_memory
 from dasd_lite.training.metrics import Log
@@ -92,31 +93,32 @@ def train(job: Job) -> None:
     first = checkpoint.restore(folder, model, optimizer, scaler, fingerprint, ranks)
     skipped = 0  # steps in a row whose gradient was too large for float16
 
-    with Log(job, first) as log, stop_signals() as stop:
+    shares = (job.share(step) for step in range(first, schedule.num_steps))
+    batches = Batches(shares, job.read, in_thread=device.type == "cuda")
+    with Log(job, first) as log, batches, stop_signals() as stop:
         monitor(job, first)
         job.forget_peak()
         for step in range(first, schedule.num_steps):
             began = time.perf_counter()
             torch.manual_seed(derive_seed(schedule.seed, "step", step, ranks.rank))  # for dropout, if there is any
-            micro_batches = job.read(step)
-            num_targets = round(ranks.sum([sum(row.num_targets for row, counts in micro_batches if counts)])[0])
+            share = job.share(step)
 
             metrics, rows = [], []
-            for row, counts in micro_batches:
-                loss, sums = job.forward(row, num_targets)
+            for batch in batches.take(len(share.micro_batches)):
+                loss, sums = job.forward(batch)
                 # FSDP takes the mean over processes; the loss is a sum over them.
-                factor = (ranks.size if job.is_sharded else 1) * counts
+                factor = (ranks.size if job.is_sharded else 1) * batch.counts
                 scaler.scale(loss * factor).backward()
-                if counts:
+                if batch.counts:
                     metrics.append(sums)
-                    rows.append(row)
+                    rows.append(batch.row)
             if not job.is_sharded:
                 ranks.sum_gradients(trained)
             scaler.unscale_(optimizer)
             grad_norm = job.clip(trained)
 
             stats = ranks.gather(StepStats.of(metrics, rows, stop.is_set(), job.memory_bytes()))
-            figures = means(stats, num_targets)
+            figures = means(stats, share.num_targets)
             num_skipped = skipped if scaler.is_enabled() else None
             if problem := check_step(figures["loss"], grad_norm, log.losses, config.max_loss_jump, num_skipped):
                 kept = ranks.from_first(partial(checkpoint.rollback, folder, step))
@@ -134,7 +136,7 @@ def train(job: Job) -> None:
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
 
-            figures |= {"learning_rate": learning_rate, "grad_norm": grad_norm, "target_tokens": num_targets}
+            figures |= {"learning_rate": learning_rate, "grad_norm": grad_norm, "target_tokens": share.num_targets}
             log.write(step, figures, max(each.memory_bytes for each in stats), time.perf_counter() - began)
             is_last = step + 1 == schedule.num_steps
             stopping = any(each.stop for each in stats) or (ranks.size == 1 and stop.is_set())

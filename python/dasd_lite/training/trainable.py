@@ -15,6 +15,7 @@ from dasd_lite.costs.hardware import has_liger
 from dasd_lite.errors import ConfigError, MissingExtraError
 from dasd_lite.model.load import load_model, pick_device, pick_dtype, quiet, stored_dtype
 from dasd_lite.model.logprobs import causal_model
+from dasd_lite.training.recompute import recompute
 from dasd_lite.training.requirements import layer_conflicts, liger_conflict
 
 try:
@@ -36,6 +37,8 @@ def load_trainable(
     dtype: Dtype = "auto",
     device: str = "auto",
     gradient_checkpointing: bool = False,
+    layers_kept: int = 0,
+    keep_attention: bool = False,
     liger: Switch = "off",
     adapter: Path | None = None,
     to_shard: bool = False,
@@ -50,6 +53,8 @@ def load_trainable(
         dtype: Format of frozen weights, unless qlora makes them 4 bits; trained weights are float32.
         device: Where to load it.
         gradient_checkpointing: Compute activations again in the backward pass.
+        layers_kept: With it, so many layers keep theirs, counted from the last.
+        keep_attention: With it, the output of attention is kept.
         liger: Whether to use Liger's kernels.
         adapter: Folder of an adapter to continue with.
         to_shard: Leave the weights in host memory in their stored format, for `ranks.shard`.
@@ -80,7 +85,7 @@ def load_trainable(
             _leave_inputs(model)
     causal = causal_model(model)
     if gradient_checkpointing:
-        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute(causal, layers_kept=layers_kept, keep_attention=keep_attention)
     causal.get_input_embeddings().register_forward_hook(_narrow)
     return model.train()
 
