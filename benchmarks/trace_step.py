@@ -504,7 +504,7 @@ def _patches(dtype: torch.dtype, varlen: bool, logit_bytes: int, traces: list[Tr
     """Put a GPU's ways in the place of a CPU's."""
     kernel = kernels.Kernel("flash attention", kernels._torch_varlen(dtype)) if varlen else None
     yield mock.patch.object(attention, "pick_kernel", lambda *args: kernel)
-    yield mock.patch.object(logprobs, "logit_bytes", lambda device: logit_bytes)
+    yield mock.patch.object(logprobs, "_logit_bytes", lambda device: logit_bytes)
     yield mock.patch.object(head_loss, "_CACHED_BYTES", 1 << 60)  # a GPU takes a chunk whole
     yield mock.patch.object(head_loss, "_add_product", partial(_add_product, traces))
     yield mock.patch.object(attention, "_shares_heads", lambda query, mask: False)  # a T4's kernel does not

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from dasd_lite.errors import MissingExtraError, TrainError
 from dasd_lite.method.packing import Lengths
-from dasd_lite.model import LOGIT_BYTES
+from dasd_lite.model import LOGIT_BYTES, logit_bytes
 from dasd_lite.model.architecture import architecture_of
 from dasd_lite.model.attention import PACKED, Documents, to_device
 from dasd_lite.model.head_loss import head_loss
@@ -43,7 +43,6 @@ Terms: TypeAlias = Callable[[Tensor, Tensor, slice], Tensor]
 Result = TypeVar("Result")
 _SCORED_BYTES = 128 << 20  # float32 logits of one chunk without a gradient; on a GPU as much again for a copy
 _CACHED_BYTES = 2 << 20  # on a CPU a chunk is processed in parts that stay in the cache, because it is read six times
-_MOST_LOGIT_BYTES, _LARGE_GPU = 2 << 30, 40e9
 _OFFLOADED_NUMEL = 1 << 16  # smaller tensors are not worth the transfer
 
 
@@ -180,7 +179,7 @@ def target_terms(
         with offloading() if offload else contextlib.nullcontext():
             hidden_NE, target_ids_N = _predictions(model, ids, positions, doc_lengths, documents)
         head = causal.get_output_embeddings()
-        chunk = chunk_tokens or max(1, logit_bytes(hidden_NE.device) // (4 * head.weight.shape[0]))
+        chunk = chunk_tokens or max(1, _logit_bytes(hidden_NE.device) // (4 * head.weight.shape[0]))
         if weights is not None and type(head) is torch.nn.Linear and len(positions):
             known = architecture_of(causal.config)
             scale, softcap = known.logit_scale, known.logit_softcap
@@ -198,18 +197,12 @@ def target_terms(
     return _run(causal, run)
 
 
-def logit_bytes(device: torch.device) -> int:
-    """Return the bytes of float32 logits that exist at the same time in training.
-
-    A large GPU has room for more, which means fewer passes over the gradient of the head.
-    """
+def _logit_bytes(device: torch.device) -> int:
+    """Return the bytes of float32 logits that exist at the same time in training."""
     if device.type != "cuda":
         return LOGIT_BYTES
-    free, total = torch.cuda.mem_get_info(device)
-    if total < _LARGE_GPU:
-        return LOGIT_BYTES
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_MOST_LOGIT_BYTES, max(LOGIT_BYTES, free // 8))
+    free, memory = torch.cuda.mem_get_info(device)
+    return logit_bytes(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), memory)
 
 
 def negative_logprobs(logits_CV: Tensor, target_ids_C: Tensor) -> Tensor:
