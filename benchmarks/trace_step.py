@@ -25,6 +25,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +40,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from dasd_lite.config.train import TrainConfig
-from dasd_lite.model import attention
+from dasd_lite.model import LOGIT_BYTES, attention, head_loss, kernels, logprobs
 from dasd_lite.model.attention import PACKED, register
 from dasd_lite.model.logprobs import causal_model
 from dasd_lite.model.row import Row
@@ -286,24 +287,18 @@ def has_liger() -> bool:
 
 @contextlib.contextmanager
 def liger_on_paper(traces: list[Trace]) -> Iterator[None]:
-    """Let Liger's kernels be counted in place of launched, and undo its changes to transformers at the end."""
+    """Let Liger's kernels be counted in place of launched."""
     import importlib
 
     import triton
-    from transformers.models.qwen3 import modeling_qwen3
 
-    before = dict(vars(modeling_qwen3))
     with contextlib.ExitStack() as stack:
         for part in _LIGER:
             module = importlib.import_module(f"liger_kernel.ops.{part}")
             for name, value in list(vars(module).items()):
                 if isinstance(value, triton.runtime.jit.JITFunction):
                     stack.enter_context(mock.patch.object(module, name, _Launch(name, value.arg_names, traces)))
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                setattr(modeling_qwen3, name, value)
+        yield
 
 
 # --- the model ------------------------------------------------------------------------------------------
@@ -413,6 +408,7 @@ def trace_step(
     masked: int = 0,
     checkpointing: bool = True,
     varlen: bool = True,
+    logit_bytes: int = LOGIT_BYTES,
     step: Callable[[Any, Row, Job], Tensor] | None = None,
     change: Callable[[torch.nn.Module], None] | None = None,
     load: dict[str, Any] | None = None,
@@ -426,6 +422,7 @@ def trace_step(
         masked: Tokens at the beginning of each document that are not trained on.
         checkpointing: Whether layers compute their activations again.
         varlen: Whether attention has a kernel for documents of any length.
+        logit_bytes: Of float32 logits that exist at once; a large GPU with room takes more.
         step: Another way from a model and a row to the loss than the product's.
         change: Is applied to the model before the step.
         load: More arguments of load_trainable.
@@ -438,9 +435,9 @@ def trace_step(
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (folder / "config.json").write_text(json.dumps({**shape, "model_type": "qwen3", "dtype": config.dtype}))
-        for patch in _patches(dtype, varlen):
-            stack.enter_context(patch)
         traces: list[Trace] = []
+        for patch in _patches(dtype, varlen, logit_bytes, traces):
+            stack.enter_context(patch)
         if config.liger == "on":
             stack.enter_context(liger_on_paper(traces))
         stack.enter_context(fake)
@@ -451,6 +448,7 @@ def trace_step(
             device="cpu",
             gradient_checkpointing=checkpointing,
             liger=config.liger,
+            patches=stack,
             **(load or {}),
         )
         if change is not None:
@@ -495,10 +493,20 @@ def job_of(model: Any, config: TrainConfig, dtype: torch.dtype) -> Job:
     )
 
 
-def _patches(dtype: torch.dtype, varlen: bool) -> Iterator[Any]:
+def _add_product(traces: list[Trace], sum_VE: Tensor, gradients_CV: Tensor, hidden_CE: Tensor) -> None:
+    """Count a product of 16-bit matrices that is added to a float32 one, for which a CPU has no kernel."""
+    total, flops = size_of(sum_VE), 2.0 * gradients_CV.numel() * hidden_CE.shape[1]
+    for trace in traces:
+        trace.count("addmm", "matmul", total + size_of(gradients_CV) + size_of(hidden_CE), total, flops)
+
+
+def _patches(dtype: torch.dtype, varlen: bool, logit_bytes: int, traces: list[Trace]) -> Iterator[Any]:
     """Put a GPU's ways in the place of a CPU's."""
-    kernel = attention._torch_varlen(dtype) if varlen else None
-    yield mock.patch.object(attention, "_varlen_kernel", lambda *args: kernel)
+    kernel = kernels.Kernel("flash attention", kernels._torch_varlen(dtype)) if varlen else None
+    yield mock.patch.object(attention, "pick_kernel", lambda *args: kernel)
+    yield mock.patch.object(logprobs, "_logit_bytes", lambda device: logit_bytes)
+    yield mock.patch.object(head_loss, "_CACHED_BYTES", 1 << 60)  # a GPU takes a chunk whole
+    yield mock.patch.object(head_loss, "_add_product", partial(_add_product, traces))
     yield mock.patch.object(attention, "_shares_heads", lambda query, mask: False)  # a T4's kernel does not
     yield mock.patch.dict(attention._CALL_COST, cpu=attention._CALL_COST["cuda"])
     yield mock.patch.object(trainable, "load_model", _load_fake)

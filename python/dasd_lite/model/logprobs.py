@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from dasd_lite.errors import MissingExtraError, TrainError
 from dasd_lite.method.packing import Lengths
-from dasd_lite.model import LOGIT_BYTES
+from dasd_lite.model import LOGIT_BYTES, logit_bytes
 from dasd_lite.model.architecture import architecture_of
 from dasd_lite.model.attention import PACKED, Documents, to_device
 from dasd_lite.model.head_loss import head_loss
@@ -45,7 +45,6 @@ Result = TypeVar("Result")
 _SCORED_BYTES = 128 << 20  # float32 logits of one chunk without a gradient; on a GPU as much again for a copy
 _PLAIN_TOKENS = 512  # whose full logits fit on any machine
 _CACHED_BYTES = 2 << 20  # on a CPU a chunk is processed in parts that stay in the cache, because it is read six times
-_MOST_LOGIT_BYTES, _LARGE_GPU = 2 << 30, 40e9
 
 
 def causal_model(model: LanguageModel) -> PreTrainedModel:
@@ -207,7 +206,7 @@ def target_terms(
         with offloading() if offload else contextlib.nullcontext():
             hidden_NE, target_ids_N = _predictions(model, ids, positions, doc_lengths, documents)
         head, logits = causal.get_output_embeddings(), logits_of(causal)
-        chunk = chunk_tokens or max(1, logit_bytes(hidden_NE.device) // (4 * num_embeddings(causal)))
+        chunk = chunk_tokens or max(1, _logit_bytes(hidden_NE.device) // (4 * num_embeddings(causal)))
         if weights is not None and type(head) is torch.nn.Linear and len(positions):
             known = architecture_of(causal.config)
             scale, softcap = known.logit_scale, known.logit_softcap
@@ -225,18 +224,12 @@ def target_terms(
     return _run(causal, run)
 
 
-def logit_bytes(device: torch.device) -> int:
-    """Return the bytes of float32 logits that exist at the same time in training.
-
-    A large GPU has room for more, which means fewer passes over the gradient of the head.
-    """
+def _logit_bytes(device: torch.device) -> int:
+    """Return the bytes of float32 logits that exist at the same time in training."""
     if device.type != "cuda":
         return LOGIT_BYTES
-    free, total = torch.cuda.mem_get_info(device)
-    if total < _LARGE_GPU:
-        return LOGIT_BYTES
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_MOST_LOGIT_BYTES, max(LOGIT_BYTES, free // 8))
+    free, memory = torch.cuda.mem_get_info(device)
+    return logit_bytes(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), memory)
 
 
 def negative_logprobs(logits_CV: Tensor, target_ids_C: Tensor) -> Tensor:
