@@ -281,13 +281,13 @@ def leave_out_the_end() -> dict[str, int]:
 
     peaks: dict[str, int] = {}
 
-    def note_memory(*args: object, **options: object) -> float:
+    def note_memory(*args: object, **options: object) -> export.Gap:
         if torch.cuda.is_available():
             peaks["allocated"] = torch.cuda.max_memory_allocated()
             peaks["reserved"] = torch.cuda.max_memory_reserved()
-        return 0.0
+        return export.Gap(0.0, 0.0, 0.0)
 
-    export.export = note_memory
+    export.export, export.try_export = note_memory, lambda *args, **options: None
     checkpoint.save = lambda *args, **options: None
     return peaks
 

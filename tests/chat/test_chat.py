@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from dasd_lite.chat.chat import Chat
-from dasd_lite.data.hub import model_folder
+from dasd_lite.data.hub import context_hint, context_of_config, model_folder
 from dasd_lite.errors import ConfigError, DataError
 
 CHATML = (
@@ -391,3 +391,30 @@ def test_paths_that_are_not_model_folders(tmp_path):
     ):
         model_folder(str(tmp_path / "gone"))
     assert model_folder(str(write_model(tmp_path / "m"))) == tmp_path / "m"
+
+
+ORIGINAL = {"original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("rope", "context", "hint"),
+    [
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, 256, None),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, 256, None),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}, 256, None),
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}}, 128, None),
+        ({"model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8.0}}, 64, None),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, **ORIGINAL}}, 64, "set it to 256 in config.json"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 64, "extends 64 positions × 4, but max_pos"),
+        ({"max_position_embeddings": 256, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, **ORIGINAL}}, 256, None),
+        ({"rope_scaling": {"rope_type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}}, 64, None),
+        ({"rope_scaling": None}, 64, None),
+        ({"max_position_embeddings": None, "n_positions": 32}, 32, None),
+        ({"max_position_embeddings": None}, None, None),
+    ],
+)
+def test_the_context_is_what_vllm_counts(rope, context, hint):
+    for config in ({"max_position_embeddings": 64, **rope}, {"text_config": {"max_position_embeddings": 64, **rope}}):
+        assert context_of_config(config) == context
+        assert (context_hint(config) is None) == (hint is None)
+        assert hint is None or hint in context_hint(config)

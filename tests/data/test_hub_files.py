@@ -1,7 +1,8 @@
-"""Files of data sets on the hub, against a real HTTP server on loopback that answers as the hub does."""
+"""Files of data sets and models on the hub, against a real HTTP server on loopback that answers as the hub does."""
 
 import hashlib
 import json
+import os
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -160,3 +161,87 @@ def test_patterns_of_a_data_set():
         assert _matching(files, wanted) == right, wanted
     with pytest.raises(DataError, match="has files that end in"):
         _matching(files, "")
+
+
+# --- models -----------------------------------------------------------------------------------------------
+
+
+class Models(HubHandler):
+    """Knows the model me/tiny, whose files are `server.files`."""
+
+    def do_GET(self):
+        path = unquote(urlsplit(self.path).path)
+        files, commit = self.server.files, {"X_Repo_Commit": NEW}
+        if path.startswith("/api/models/me/tiny/revision/"):
+            siblings = [{"rfilename": name} for name in files]
+            return self.reply(200, json.dumps({"id": "me/tiny", "sha": NEW, "siblings": siblings}).encode())
+        if path.startswith("/api/models/me/tiny/tree/"):
+            entries = [{"type": "file", "path": n, "size": len(c), "oid": "0"} for n, c in files.items()]
+            return self.reply(200, json.dumps(entries).encode())
+        name = path.removeprefix(f"/me/tiny/resolve/{NEW}/").removeprefix("/me/tiny/resolve/main/")
+        if name not in files:
+            return self.reply(404, X_Error_Code="EntryNotFound", **commit)
+        self.server.asked.append(name)
+        return self.reply(200, files[name], ETag=f'"{hashlib.sha1(files[name]).hexdigest()}"', **commit)
+
+
+CODE = {
+    "configuration_my.py": (
+        b"from transformers import LlamaConfig\nclass MyConfig(LlamaConfig):\n    model_type = 'my'\n"
+    ),
+    "modeling_my.py": (
+        b"from transformers import LlamaForCausalLM\nfrom .configuration_my import MyConfig\n"
+        b"class MyModel(LlamaForCausalLM):\n    config_class = MyConfig\n"
+    ),
+}
+TRAIN_BY_HUB_ID = """
+import json, sys
+from pathlib import Path
+from dasd_lite.data.hub import model_folder
+from dasd_lite.stages.train import train
+small = sorted(path.name for path in model_folder("me/tiny").iterdir())
+trained = train(Path("rows"), model_folder("me/tiny", weights=True), out="run/low/train", trust_remote_code=True,
+                max_steps=1, method={"kind": "lora", "rank": 4}, grad_accum_steps=1)
+print(json.dumps([small, sorted(path.name for path in trained.path.iterdir())]))
+"""
+
+
+def test_a_model_with_code_of_its_own_is_trained_by_its_hub_id(tmp_path):
+    import subprocess
+    import sys
+
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from tests.rows import VOCAB, make_rows, write_rows
+
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads)).save_pretrained(tmp_path / "tiny")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "tiny").iterdir()} | CODE
+    config = json.loads(files["config.json"]) | {"model_type": "my", "architectures": ["MyModel"]}
+    config["auto_map"] = {
+        "AutoConfig": "configuration_my.MyConfig",
+        "AutoModelForCausalLM": "modeling_my.MyModel",
+    }
+    files["config.json"] = json.dumps(config).encode()
+    others = ["tokenizer.json", "tokenizer.model", "special_tokens_map.json", "preprocessor_config.json", "merges.txt"]
+    files |= dict.fromkeys([*others, "my.tiktoken"], b"{}")
+    files |= {"consolidated.safetensors": b"x", "onnx/model.json": b"{}", "README.md": b"# x", "picture.png": b"x"}
+    write_rows(tmp_path / "rows", make_rows(4))
+    with serving(Models, asked=[], files=files) as hub:
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(tmp_path / "cache"),
+        }
+        command = [sys.executable, "-c", TRAIN_BY_HUB_ID]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    small, saved = json.loads(done.stdout.splitlines()[-1])
+    beside = {*others, "my.tiktoken", *CODE, "config.json", "generation_config.json"}
+    assert set(small) == beside
+    assert set(saved) == {*beside, "model.safetensors"}
+    assert not {"consolidated.safetensors", "onnx/model.json", "README.md", "picture.png"} & set(hub.asked)
+    adapter = json.loads((tmp_path / "run" / "low" / "train" / "adapter" / "adapter_config.json").read_text())
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("me/tiny", NEW)

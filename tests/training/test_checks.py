@@ -60,3 +60,23 @@ def test_a_model_that_would_not_stop_where_its_data_end(tiny, tmp_path, capsys):
     train(write_rows(tmp_path / "rows", rows), model, TrainConfig(**QUICK), out=tmp_path / "out")
     assert "answers end with token 60, but the student stops at 59" in capsys.readouterr().err
     assert configured_stop_ids(tmp_path / "out" / "model") == {59, 60}
+
+
+def test_an_unused_id_over_the_embeddings_is_a_note(demo, tmp_path, capsys):
+    """As in gemma-3-1b-it, whose tokenizer has a token for images that its embeddings lack."""
+    model = tmp_path / "student"
+    shutil.copytree(demo / "student", model)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    image = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer["added_tokens"].append({"id": 440, "content": "<image_soft_token>", "special": True, **image})
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    packed_with = Chat(model).fingerprint
+    rows = write_rows(tmp_path / "rows", make_rows(8), tokenizer=packed_with)
+    train(rows, model, TrainConfig(**QUICK | {"epochs": 1}), out=tmp_path / "out")
+    note = "note: the tokenizer has 441 ids, the model 440 embeddings; no row may use the other 1"
+    assert note in capsys.readouterr().err
+    beyond = make_rows(8)
+    beyond[5]["ids"][2] = 440
+    rows = write_rows(tmp_path / "beyond", beyond, tokenizer=packed_with)
+    with pytest.raises(TrainError, match=r"row 5, document 0 .*token id 440, but the model has 440"):
+        train(rows, model, TrainConfig(**QUICK), out=tmp_path / "out2")

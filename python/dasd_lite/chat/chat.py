@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from dasd_lite.chat import harmony
 from dasd_lite.chat.spelling import ByteLengths, TokenIds, piece_reader, spell
-from dasd_lite.data.hub import eos_ids, read_json
+from dasd_lite.data.hub import context_of_config, eos_ids, read_json
 from dasd_lite.data.records import Message
 from dasd_lite.data.seeds import digest
 from dasd_lite.errors import ConfigError, DataError
@@ -74,12 +74,7 @@ class Chat:
     @cached_property
     def context(self) -> int:
         """Maximum tokens of prompt and answer together, from config.json."""
-        config = read_json(self.folder / "config.json")
-        return int(
-            config.get("max_position_embeddings")
-            or (config.get("text_config") or {}).get("max_position_embeddings")
-            or 1 << 62
-        )
+        return context_of_config(read_json(self.folder / "config.json")) or 1 << 62
 
     @cached_property
     def think_prefix(self) -> str:

@@ -51,7 +51,13 @@ class Lora(Table):
             custom_error_message="should be 'all-linear' or a list of layer names",
         ),
     ] = "all-linear"
-    """Names of the layers that get an adapter, or all-linear: every linear layer except the output head."""
+    """Names of the layers that get an adapter, or all-linear: every linear layer of the language model except its
+    output head. Experts and router are chosen apart from them."""
+    experts: Literal["frozen", "adapted"] = "frozen"
+    """Whether the experts of a mixture of experts get adapters. vLLM takes no such adapter by default: use the merged
+    model then."""
+    router: Literal["frozen", "adapted"] = "frozen"
+    """Whether what chooses the experts gets an adapter. vLLM takes no such adapter: use the merged model then."""
     start: Literal["auto", "merged", "adapter"] = "auto"
     """What a phase after the first starts from. merged: the previous phase's model with its adapter merged, and a new
     adapter. adapter: the previous phase's adapter on the same base. auto: adapter for qlora, because merging into 4-bit

@@ -70,7 +70,10 @@ def disk_bytes(phases: Sequence[Phase], student: str, num_prompts: int) -> int:
 
 
 def _model_bytes(phase: Phase, student: Path) -> int:
-    """Return the most that a model and two checkpoints take: weights and two moments in float32."""
+    """Return the most that a model and two checkpoints take: weights and two moments in float32.
+
+    The trial of the export before the first step takes a model's size too, but there is no checkpoint then.
+    """
     weights = sum(file.stat().st_size for file in student.glob("*.safetensors")) if student.is_dir() else 0
     try:
         shape = read_shape(student)
@@ -78,7 +81,8 @@ def _model_bytes(phase: Phase, student: Path) -> int:
         return 7 * weights
     method = phase.train.method
     trained = shape.num_parameters if isinstance(method, Full) else shape.adapter_parameters(method)
-    return weights + 2 * 12 * trained
+    adapter = 0 if isinstance(method, Full) else 4 * trained
+    return weights + adapter + 2 * 12 * trained
 
 
 # --- memory and hours of training ---------------------------------------------------------------------

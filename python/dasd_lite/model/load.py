@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dasd_lite.config.models import Dtype
+from dasd_lite.data.hub import context_of_config
 from dasd_lite.errors import ConfigError, MissingExtraError
 from dasd_lite.model.architecture import Architecture, architecture_of, read_config
 from dasd_lite.model.attention import PACKED, register
@@ -217,7 +218,7 @@ class ModelSpec:
 def model_spec(folder: Path, *, trust_remote_code: bool = False) -> ModelSpec:
     """Read a model's limits from its config, without its weights."""
     text = read_config(folder, trust_remote_code=trust_remote_code).get_text_config()
-    return ModelSpec(int(text.vocab_size), getattr(text, "max_position_embeddings", None), int(text.hidden_size))
+    return ModelSpec(int(text.vocab_size), context_of_config(text.to_dict()), int(text.hidden_size))
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

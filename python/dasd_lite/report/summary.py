@@ -153,7 +153,7 @@ def _train(result: StageResult) -> list[str]:
         parts.append(f"process peak {format_bytes(timing['process_peak_bytes'])} ({predicted} predicted for training)")
     parts += [f"MFU {timing['mfu']:.0%}"] if "mfu" in timing else []
     if result.manifest["config"]["method"]["kind"] != "full":
-        parts.append(f"merged to within {counts['export_gap']:.1e} nat")
+        parts.append(f"merged to within {counts['export_gap_mean']:.1e} nat")
     return parts
 
 

@@ -30,16 +30,16 @@ def check_tokenizer(rows: Path, model: Path, num_embeddings: int) -> int:
             " student.model set to it"
         )
     if chat.vocab_size > num_embeddings:
-        raise TrainError(
-            f"{model}: the tokenizer has {chat.vocab_size:,} ids, but the model only {num_embeddings:,} embeddings;"
-            " resize them"
+        note(
+            f"the tokenizer has {chat.vocab_size:,} ids, the model {num_embeddings:,} embeddings; no row may use the"
+            f" other {chat.vocab_size - num_embeddings:,}"
         )
     if chat.vocab_size < num_embeddings:
         note(
             f"the model has {num_embeddings:,} embeddings, its tokenizer {chat.vocab_size:,} ids; the other"
             f" {num_embeddings - chat.vocab_size:,} are padding, and no row may use them"
         )
-    return chat.vocab_size
+    return min(chat.vocab_size, num_embeddings)
 
 
 def new_end_ids(model: Path, rows: MappedRows) -> frozenset[int]:

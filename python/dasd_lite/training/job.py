@@ -11,7 +11,7 @@ import dataclasses
 import math
 import platform
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ from dasd_lite.training.checks import check_tokenizer, new_end_ids
 from dasd_lite.training.objectives import CheckedObjective, open_objective
 from dasd_lite.training.objectives.objective import Targets
 from dasd_lite.training.ranks import Ranks, full_tensor, gathered, mesh_of, shard
+from dasd_lite.training.requirements import model_conflicts
 from dasd_lite.training.rows import MappedRows, copy_rows
 from dasd_lite.training.schedule import Schedule
 from dasd_lite.training.task import TrainTask
@@ -107,6 +108,7 @@ class Job:
         comparison_row: Beginnings of a few documents, to compare the exported model with the trained one.
         end_ids: Tokens that end the answers and at which the model does not stop yet.
         is_monitored: Whether the model answers the task's questions during training.
+        patches: What Liger needs in transformers' modules during training.
     """
 
     task: TrainTask
@@ -123,6 +125,7 @@ class Job:
     comparison_row: Row
     end_ids: frozenset[int]
     is_monitored: bool
+    patches: trainable.GlobalPatches = field(default_factory=trainable.GlobalPatches)
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the model computes in `dtype`."""
@@ -212,7 +215,6 @@ def load_job(
     ranks: Ranks,
     objective: CheckedObjective | None = None,
     grader: CheckedGrader | None = None,
-    patches: contextlib.ExitStack | None = None,
 ) -> Job:
     """Check rows and model against each other, and load the model; all processes have to call it.
 
@@ -221,7 +223,6 @@ def load_job(
         ranks: The processes.
         objective: The one that the task names, where it was handed over as an object.
         grader: Likewise.
-        patches: Gets what undoes Liger's changes to transformers; None: undone at once.
 
     Raises:
         TrainError: The rows cannot be trained on, or packed documents leak into each other.
@@ -229,6 +230,8 @@ def load_job(
     """
     config = task.config
     objective = objective or open_objective(config.objective)
+    for fault in model_conflicts(task.model, [config.method]):
+        raise TrainError(fault)
     spec = model_spec(task.model, trust_remote_code=task.trust_remote_code)
     vocab_size = check_tokenizer(task.rows, task.model, spec.vocab_size)
     rows = _open_rows(task, objective, ranks, vocab_size, spec.max_positions)
@@ -244,6 +247,7 @@ def load_job(
     recomputing = cost.recomputing if cost is not None else _unknown_recomputing(config, rows)
     is_sharded = ranks.size > 1 and isinstance(config.method, Full)
     torch.manual_seed(derive_seed(task.seed, "train"))  # for a new adapter
+    patches = trainable.GlobalPatches()
     load = partial(
         trainable.load_trainable,
         task.model,
@@ -281,8 +285,9 @@ def load_job(
         comparison_row=comparison_row(documents, _COMPARISON_TOKENS),
         end_ids=end_ids,
         is_monitored=bool(task.questions),
+        patches=patches,
     )
-    with job.autocast():
+    with job.autocast(), patches.active():
         check_packing(model, documents, dtype)
     return job
 

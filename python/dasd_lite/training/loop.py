@@ -8,7 +8,6 @@ before it reaches the weights; on a CPU, a training run that was killed ends wit
 
 from __future__ import annotations
 
-import contextlib
 import math
 import statistics
 import time
@@ -51,15 +50,24 @@ def run_task(task: TrainTask, objective: CheckedObjective | None = None, grader:
         if ranks.from_first(lambda: is_finished(out, identity, force=task.force, keep=True)):
             ranks.from_first(lambda: remove_checkpoints(out))  # left by a kill right after the manifest
             return
-        job, patches = None, contextlib.ExitStack()
+        job = None
         try:
-            job = load_job(task, ranks, objective, grader, patches)
+            job = load_job(task, ranks, objective, grader)
+            if not ranks.from_first(lambda: checkpoint.steps_in(out / "checkpoints")):
+                export.try_export(
+                    job.model,
+                    config.method,
+                    task.model,
+                    out,
+                    ranks=job.ranks,
+                    continued=task.adapter is not None,
+                    trust_remote_code=task.trust_remote_code,
+                )
             with disk_errors(out):
                 ranks.from_first(lambda: is_finished(out, identity, force=task.force))
                 ranks.from_first(lambda: begin(out, identity, config))
-            with ranks.training():
+            with job.patches.active(), ranks.training():
                 train(job)
-            patches.close()  # the exported model is read again by transformers' own code
             gap = export.export(
                 job.model,
                 config.method,
@@ -75,8 +83,6 @@ def run_task(task: TrainTask, objective: CheckedObjective | None = None, grader:
             if not is_out_of_memory(error):
                 raise
             raise out_of_memory(job, config) from error
-        finally:
-            patches.close()
         # The others wait for it: when they end, the folder is finished.
         ranks.from_first(lambda: finish(job, gap))
 
@@ -203,7 +209,7 @@ def monitor(job: Job, num_steps: int) -> None:
             )
 
 
-def finish(job: Job, export_gap: float) -> None:
+def finish(job: Job, gap: export.Gap) -> None:
     """Write the manifest, from which on the folder is finished, and remove the checkpoints."""
     task = job.task
     metrics = list(read_metrics(task.out / "metrics.jsonl"))
@@ -217,7 +223,8 @@ def finish(job: Job, export_gap: float) -> None:
         "target_tokens": sum(line["target_tokens"] for line in metrics),
         "first_step_loss": metrics[0]["loss"],
         "last_step_loss": metrics[-1]["loss"],
-        "export_gap": export_gap,
+        "export_gap_mean": gap.mean,
+        "export_gap_max": gap.maximum,
         "attention": kernels_in_use(),
         "start": _start(task),
     }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from dasd_lite.config.train import Full, Lora, TrainConfig
 from dasd_lite.costs.hardware import has_liger
+from dasd_lite.data.hub import read_json
 from dasd_lite.errors import MissingExtraError
 from dasd_lite.training.environment import training_gpus
 
@@ -85,6 +87,43 @@ def missing_layers(methods: Iterable[Full | Lora], folder: Path) -> Iterator[str
             layers |= {name.removesuffix(".weight") for name in list(file.keys()) if name.endswith(".weight")}
     if layers:
         yield from layer_conflicts(sorted(targets), layers, "the student")
+
+
+_FOUR_OR_EIGHT = {"load_in_4bit": ", 4 bits", "load_in_8bit": ", 8 bits"}
+_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_OTHER_EXPERTS = ("dbrx", "jetmoe")
+"""Model types whose experts are neither one tensor per layer nor layers of their own."""
+
+
+def model_conflicts(folder: Path, methods: Iterable[Full | Lora]) -> Iterator[str]:
+    """Name what rules out training this model by these methods, as its config.json tells."""
+    config = read_json(folder / "config.json")
+    if (quantized := _quantization(config)) is not None:
+        yield f"student {folder} is already quantized ({quantized}); name the model that it was made from"
+        return
+    text = config.get("text_config") or config
+    kind, adapters = str(text.get("model_type")), [method for method in methods if isinstance(method, Lora)]
+    has_experts = any(int(text.get(key) or 0) > 1 for key in _EXPERT_KEYS)
+    for part, adapted in (
+        ("experts", any(method.experts == "adapted" for method in adapters)),
+        ("router", any(method.router == "adapted" for method in adapters)),
+    ):
+        if adapted and (not has_experts or kind in _OTHER_EXPERTS):
+            reason = f"has no {part}" if not has_experts else f"has {part} that PEFT cannot adapt"
+            yield f"train.method.{part} = 'adapted': the student ({kind}) {reason}; use 'frozen'"
+
+
+def _quantization(config: Mapping[str, Any]) -> str | None:
+    """Return how a model's files are quantized: "bitsandbytes, 4 bits"; None if they are not."""
+    found = config.get("quantization_config") or config.get("compression_config")
+    if not found:
+        found = (config.get("text_config") or {}).get("quantization_config")
+    if not isinstance(found, dict) or not found:
+        return None
+    bits = found.get("bits") or found.get("weight_bits")
+    size = next((text for key, text in _FOUR_OR_EIGHT.items() if found.get(key)), f", {bits} bits" if bits else "")
+    method = str(found.get("quant_method") or "unknown method")
+    return f"{'bitsandbytes' if method.startswith('bitsandbytes') else method}{size}"
 
 
 def layer_conflicts(target_modules: Iterable[str], layers: Iterable[str], model: str) -> Iterator[str]:

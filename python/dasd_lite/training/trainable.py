@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -15,8 +16,9 @@ from dasd_lite.costs.hardware import has_liger
 from dasd_lite.errors import ConfigError, MissingExtraError
 from dasd_lite.model.load import load_model, pick_device, pick_dtype, quiet, stored_dtype
 from dasd_lite.model.logprobs import causal_model
+from dasd_lite.training.adapter import add_adapter
 from dasd_lite.training.recompute import recompute
-from dasd_lite.training.requirements import layer_conflicts, liger_conflict
+from dasd_lite.training.requirements import liger_conflict
 
 try:
     import torch
@@ -43,7 +45,7 @@ def load_trainable(
     adapter: Path | None = None,
     to_shard: bool = False,
     trust_remote_code: bool = False,
-    patches: contextlib.ExitStack | None = None,
+    patches: GlobalPatches | None = None,
 ) -> LanguageModel:
     """Load a model to train by `method`, in train mode.
 
@@ -59,8 +61,7 @@ def load_trainable(
         adapter: Folder of an adapter to continue with.
         to_shard: Leave the weights in host memory in their stored format, for `ranks.shard`.
         trust_remote_code: Run code that comes with the model.
-        patches: Gets what undoes Liger's changes to transformers' modules, which any other model in this process would
-            get too; None: they are undone at once, and only what the model itself holds stays.
+        patches: Gets what Liger replaced in transformers' modules; None: it is not needed.
 
     Raises:
         ConfigError: The folder holds no such model, or an option does not fit it.
@@ -80,7 +81,7 @@ def load_trainable(
         _apply_liger(model, target, patches)
     if isinstance(method, Lora):
         compute_dtype = pick_dtype(dtype, target)
-        model = _add_adapter(model, folder, method, adapter, compute_dtype)
+        model = _adapted(model, method, adapter, compute_dtype)
         if compute_dtype != torch.float32:
             _leave_inputs(model)
     causal = causal_model(model)
@@ -112,42 +113,55 @@ def _leave_inputs(model: torch.nn.Module) -> None:
             vars(module)["cast_input_dtype_enabled"] = False
 
 
-def _apply_liger(model: PreTrainedModel, device: torch.device, patches: contextlib.ExitStack | None) -> None:
+@dataclass
+class GlobalPatches:
+    """Names in the modules of transformers that Liger replaces by its own, for every model in this process.
+
+    They are in force only inside `active`: with Liger's norms, MLPs and rotary embeddings no model computes on a CPU.
+    """
+
+    replaced: list[tuple[ModuleType, str, Any, Any]] = field(default_factory=list)
+    """Module, name, what it is, and Liger's."""
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Put Liger's in force for as long as the context lasts."""
+        for module, name, _, ligers in self.replaced:
+            setattr(module, name, ligers)
+        try:
+            yield
+        finally:
+            for module, name, own, _ in self.replaced:
+                setattr(module, name, own)
+
+
+def _apply_liger(model: PreTrainedModel, device: torch.device, patches: GlobalPatches | None) -> None:
     """Replace norms, rotary embeddings and MLPs by Liger's kernels; the loss stays ours.
 
-    Liger changes the model, and also names in the modules of transformers (classes of norms and MLPs, the function for
-    rotary embeddings), with which a model on a CPU cannot compute.
+    Most of it changes the model itself. What it changes in transformers is undone at once, and goes to `patches`.
     """
     if fault := liger_conflict(has_gpu=device.type == "cuda"):
         raise ConfigError(fault)
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
-    with contextlib.ExitStack() if patches is None else contextlib.nullcontext(patches) as undo:
-        modules = {module for name, module in sys.modules.items() if name.startswith("transformers.models.")}
-        for module in modules:
-            undo.callback(_restore, module, dict(vars(module)))
-        with quiet():
-            _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+    modules = [module for name, module in sys.modules.items() if name.startswith("transformers.models.")]
+    before = [(module, dict(vars(module))) for module in modules]
+    with quiet():
+        _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+    for module, names in before:
+        for name, own in names.items():
+            if (ligers := vars(module).get(name)) is not own:
+                setattr(module, name, own)
+                if patches is not None:
+                    patches.replaced.append((module, name, own, ligers))
 
 
-def _restore(module: ModuleType, names: dict[str, Any]) -> None:
-    for name, value in names.items():
-        if vars(module).get(name) is not value:
-            setattr(module, name, value)
-
-
-def _add_adapter(
-    model: PreTrainedModel, folder: Path, method: Lora, adapter: Path | None, dtype: torch.dtype
-) -> PeftModel:
-    try:
-        from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-    except ImportError as error:
-        raise MissingExtraError("train", "peft") from error
-    if isinstance(method.target_modules, list):
-        names = (name for name, _ in model.named_modules())
-        for fault in layer_conflicts(method.target_modules, names, str(folder)):
-            raise ConfigError(fault)
+def _adapted(model: PreTrainedModel, method: Lora, adapter: Path | None, dtype: torch.dtype) -> PeftModel:
     if method.kind == "qlora":
+        try:
+            from peft import prepare_model_for_kbit_training
+        except ImportError as error:
+            raise MissingExtraError("train", "peft") from error
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         # peft makes everything but the 4-bit weights float32. They are frozen, so that adds nothing (norms compute in
         # float32 anyway), but the embeddings of a vocabulary of 152K would take 1.6 GB of an 8 GB GPU, and the outputs
@@ -155,34 +169,4 @@ def _add_adapter(
         for p in model.parameters():
             if p.dtype == torch.float32:
                 p.data = p.data.to(dtype)
-    if adapter is not None:
-        _check_adapter(adapter, method)
-        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
-    lora = LoraConfig(
-        r=method.rank,
-        lora_alpha=method.alpha,
-        target_modules=method.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, lora)
-
-
-def _check_adapter(folder: Path, method: Lora) -> None:
-    """Refuse to continue with an adapter of another shape."""
-    path = folder / "adapter_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: no adapter to start from ({error}); use train.method.start = 'merged'") from error
-    targets = sorted(config.get("target_modules") or ())
-    if isinstance(method.target_modules, list) and targets != sorted(set(method.target_modules)):
-        raise ConfigError(
-            f"train.method.target_modules = {method.target_modules}, but the adapter to start from has {targets}; make"
-            " them equal, or use start = 'merged'"
-        )
-    for key, name, wanted in (("r", "rank", method.rank), ("lora_alpha", "alpha", method.alpha)):
-        if config.get(key) != wanted:
-            raise ConfigError(
-                f"train.method.{name} = {wanted}, but the adapter to start from has {config.get(key)}; make them equal,"
-                " or use start = 'merged'"
-            )
+    return add_adapter(model, method, adapter)
