@@ -9,7 +9,6 @@ transformers = pytest.importorskip("transformers")
 
 from tests.model.tiny import VOCAB, documents, full_logprobs, random_model, random_row
 
-from dasd_lite.errors import TrainError
 from dasd_lite.model import logprobs
 from dasd_lite.model.attention import Documents
 from dasd_lite.model.load import load_model
@@ -63,6 +62,7 @@ def test_sliding_window_layers(tmp_path):
     np.testing.assert_allclose(packed, full_logprobs(plain, data), atol=1e-5)
 
 
-def test_a_model_with_another_attention_is_refused(plain_model):
-    with pytest.raises(TrainError, match="attention 'sdpa', not 'dasd_packed'"):
-        logprobs.target_logprobs(plain_model, np.arange(4), [2, 2])
+def test_a_model_with_another_attention_reads_one_document_at_a_time(packed_model, plain_model):
+    ids, lengths = np.arange(60) % 90, [20, 3, 19, 18]
+    apart = logprobs.target_logprobs(plain_model, ids, lengths)
+    np.testing.assert_allclose(apart, logprobs.target_logprobs(packed_model, ids, lengths), atol=2e-6)

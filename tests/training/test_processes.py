@@ -1,7 +1,10 @@
 """Where training runs: in this process, or in others of its own, and what those get and leave behind."""
 
+import json
 import os
 import sys
+import threading
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -15,13 +18,15 @@ from dasd_lite.config.extensions import add_import_folder
 from dasd_lite.config.train import Full, TrainConfig
 from dasd_lite.errors import ConfigError, TrainError
 from dasd_lite.model import devices
+from dasd_lite.model.attention import Documents
 from dasd_lite.model.load import load_model
 from dasd_lite.model.logprobs import target_logprobs
 from dasd_lite.stages import train as stage
-from dasd_lite.training import environment, job, loop, ranks, trainable
+from dasd_lite.training import environment, job, launch, loop, ranks, trainable
 from dasd_lite.training.objectives import sft
 
 RECORDER = """
+import json
 import os
 from pathlib import Path
 from dasd_lite.training.objectives.sft import loss, per_token
@@ -42,18 +47,20 @@ def with_gpu(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_with_a_gpu_training_runs_in_a_process_of_its_own(tiny, packed, tmp_path, with_gpu):
+def test_with_a_gpu_training_runs_in_a_process_of_its_own(tiny, packed, tmp_path, with_gpu, monkeypatch):
     """Here that process sees no GPU, since CUDA_VISIBLE_DEVICES makes none, and trains on the CPU."""
     (tmp_path / "recorder.py").write_text(RECORDER.format(file=str(tmp_path / "child")))
     add_import_folder(tmp_path)
+    given = environment.rank_environment(1, [0])
+    assert given.pop("OMP_NUM_THREADS") == str(os.cpu_count())
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two threads per process only get in each other's way here
     model = stage.train(packed, tiny, TrainConfig(**QUICK), out=tmp_path / "out", objective="recorder:Objective")
     assert (model.folder / "manifest.json").exists()
     pid, threads, allocator, size = eval((tmp_path / "child").read_text())
     assert pid != os.getpid() and size == "1"
-    assert threads == str(os.cpu_count())
+    assert threads == "1"
     assert allocator == "expandable_segments:True"
-    given = environment.rank_environment(1, [0])
-    assert len(given) == 4 and not given.keys() & os.environ.keys()  # nothing else that this process starts gets them
+    assert len(given) == 3 and not given.keys() & os.environ.keys()  # nothing else that this process starts gets them
 
 
 def test_what_cannot_be_sent_trains_in_this_process_with_a_note(tiny, packed, tmp_path, with_gpu, monkeypatch, capsys):
@@ -179,3 +186,83 @@ def test_models_loaded_after_training_with_liger_compute_as_before(packed, tmp_p
     trainable.load_trainable(folder, Full(), device="cpu", liger="on")  # nobody to undo it later
     target_logprobs(load_model(folder, device="cpu"), rows, lengths)
     assert not stub_liger
+
+
+@pytest.fixture
+def sharded(tiny, tmp_path):
+    """A model sharded over one process, which behaves as over several."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    model = trainable.load_trainable(tiny, Full(), device="cpu", to_shard=True)
+    yield ranks.shard(model, torch.float32, ranks.mesh_of(ranks.Ranks(device="cpu")))
+    dist.destroy_process_group()
+
+
+def test_weights_stay_gathered_while_answers_are_written_and_are_sharded_and_trained_afterwards(sharded):
+    def are_sharded():
+        return {name: hasattr(p, "full_tensor") for name, p in sharded.named_parameters()}
+
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        sharded(input_ids=ids, documents=Documents.of([12]))
+        assert all(are_sharded().values())
+        with ranks.gathered(sharded):
+            sharded(input_ids=ids, documents=Documents.of([12]))
+            assert not any(are_sharded().values())
+        assert all(are_sharded().values())
+    sharded(input_ids=ids, documents=Documents.of([12])).logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.full_tensor().any() for p in sharded.parameters())
+
+
+@pytest.mark.parametrize(("free", "linked", "wanted"), [(9, False, "whole"), (0, True, "gathered"), (0, False, None)])
+def test_answers_are_written_where_that_does_not_take_minutes(sharded, monkeypatch, free, linked, wanted):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free << 30, 9 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda one, other: linked)
+    here = SimpleNamespace(is_sharded=True, model=sharded, dtype=torch.float32, ranks=ranks.Ranks(device="cuda:0"))
+    context = job.Job.generating(here)
+    found = None if context is None else "gathered" if isinstance(context, nullcontext) else "whole"
+    assert found == wanted
+
+
+def test_processes_of_a_machine_load_one_after_the_other():
+    """Here they are threads that meet at a barrier."""
+    meet, present, most, done = threading.Barrier(3), [], [], []
+
+    class Thread(ranks.Ranks):
+        def gather(self, value):
+            meet.wait()
+            return [0, 1, 2]
+
+    def work(number):
+        present.append(number)
+        most.append(len(present))
+        present.remove(number)
+        return number
+
+    threads = [
+        threading.Thread(target=lambda i=i: done.append((i, Thread(i, 3, "cpu", i).in_turn(lambda: work(i)))))
+        for i in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1]
+    assert sorted(done) == [(0, 0), (1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RuntimeError: [gloo/unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation to complete",
+        "DistBackendError: [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7) ran too long",
+    ],
+)
+def test_a_process_that_hangs_is_one_line(tmp_path, text):
+    (tmp_path / "error.json").write_text(json.dumps({"message": {"message": text, "extraInfo": {}}}))
+    with pytest.raises(TrainError, match=r"^a process waited 30 minutes for another one .* resume from the last"):
+        launch._raise(RuntimeError("ChildFailedError"), tmp_path, 2)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _PACKABLE = {"full_attention", "sliding_attention"}
 """Layers in which a document of a row can be kept from seeing the others by its attention alone."""
+_OWN_ATTENTION = {"nemotron"}
+"""Model types whose layers do not pass on to their attention what it needs to know, although they claim to."""
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _SINKS = {"gpt_oss", "mimo_v2_flash", "granite_swa", "granitemoe_swa"}
 """Model types whose attention has a learned sink in every head."""
 
@@ -34,6 +37,9 @@ class Architecture:
         logit_scale: Factor between the output head and the logits.
         logit_softcap: C of C · tanh(logits / C), after the factor; None if there is none.
         original_positions: Positions up to which a longrope has its short factors; None without longrope.
+        has_experts: Whether a router chooses which weights a token meets.
+        horizon: Positions beyond which attention or rope change their behavior: the largest window, or
+            `original_positions`; 0 if there is none.
     """
 
     kind: str
@@ -44,6 +50,8 @@ class Architecture:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     original_positions: int | None = None
+    has_experts: bool = False
+    horizon: int = 0
 
     @property
     def packs(self) -> bool:
@@ -75,6 +83,8 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
     unusual = _unusual_attention(text)
     has_sdpa = getattr(model_class, "_supports_sdpa", True) and unusual is None
     ropes = _ropes(text)
+    original = _original_positions(text, ropes)
+    windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
     return Architecture(
         kind=kind,
         apart=_apart(text, model_class),
@@ -83,7 +93,9 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
         unusual_attention=unusual,
         logit_scale=_logit_scale(text),
         logit_softcap=getattr(text, "final_logit_softcapping", None),
-        original_positions=_original_positions(text, ropes),
+        original_positions=original,
+        has_experts=any(getattr(text, name, None) for name in _EXPERTS),
+        horizon=max((int(each) for each in (original, *windows) if isinstance(each, int)), default=0),
     )
 
 
@@ -109,7 +121,8 @@ def _apart(text: PreTrainedConfig, model_class: type | None) -> str | None:
     kinds = sorted(set(getattr(text, "layer_types", None) or ()) - _PACKABLE)
     if kinds:
         return f"it has layers of type {', '.join(kinds)}"
-    if model_class is not None and not getattr(model_class, "_supports_attention_backend", False):
+    is_open = model_class is None or getattr(model_class, "_supports_attention_backend", False)
+    if not is_open or text.model_type in _OWN_ATTENTION:
         return "its attention cannot be told where documents begin"
     return None
 
@@ -122,6 +135,8 @@ def _refusal(kind: str, unusual: str | None, ropes: list[dict[str, Any]]) -> str
             f"{kind} has rope_type = 'dynamic', whose frequencies depend on the longest sequence of a batch; set"
             " rope_type = 'yarn' or 'linear' in its config.json"
         )
+    if kind == "phimoe" and any(rope.get("rope_type") == "longrope" for rope in ropes):
+        return "phimoe computes its longrope by the longest sequence of a batch"
     return None
 
 

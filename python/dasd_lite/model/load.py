@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dasd_lite.config.models import Dtype
 from dasd_lite.errors import ConfigError, MissingExtraError
+from dasd_lite.model.architecture import Architecture, architecture_of, read_config
 from dasd_lite.model.attention import PACKED, register
 
 try:
@@ -26,6 +27,9 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
+
+# What transformers and the packages behind it raise for a folder that they cannot load.
+_LIBRARY_ERRORS = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError, SafetensorError)
 
 # It asks for a package of faster CPU kernels, even for LoRA, where nothing is in 4 bits.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -67,6 +71,7 @@ def load_model(
     trust_remote_code: bool = False,
     attention: str = PACKED,
     four_bit: bool = False,
+    context: int | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model from a local folder, in eval mode.
 
@@ -75,11 +80,14 @@ def load_model(
         dtype: Format of the weights.
         device: Where to load it.
         trust_remote_code: Run code that comes with the model.
-        attention: PACKED for logprobs.py, "sdpa" for `generate`.
+        attention: PACKED for logprobs.py, which is the model's own where documents cannot share a row; or the name of
+            one that transformers knows.
         four_bit: Quantize the weights to NF4 with double quantization while they are read.
+        context: Longest sequence that the model is served with, by which a longrope has its factors; None: the longest
+            that it can read.
 
     Raises:
-        ConfigError: The folder holds no such model, or not all of its weights.
+        ConfigError: The folder holds no such model, not all of its weights, or one that PACKED cannot compute.
     """
     try:
         from transformers import AutoModelForCausalLM
@@ -89,6 +97,12 @@ def load_model(
     target = pick_device(device)
     number_format = pick_dtype(dtype, target)
     options = {"quantization_config": _nf4(number_format)} if four_bit else {}
+    config = read_config(folder, trust_remote_code=trust_remote_code)
+    architecture = architecture_of(config)
+    if attention == PACKED:
+        if architecture.refusal:
+            raise ConfigError(f"{folder}: {architecture.refusal}; use another model")
+        attention = PACKED if architecture.packs else architecture.own_attention
     with quiet():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -101,16 +115,45 @@ def load_model(
                 local_files_only=True,
                 **options,
             )
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except _LIBRARY_ERRORS as error:
             raise ConfigError(
-                f"{folder}: cannot be loaded as a language model: {str(error).splitlines()[0]}"
+                f"{folder}: {architecture.kind} cannot be loaded as a language model: {_first_line(error)}"
             ) from error
     if missing := sorted(report["missing_keys"]):  # transformers initializes these at random
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ConfigError(f"{folder}: the weights of {missing[0]}{more} are missing; download the model again")
     if four_bit:
         _disable_repacking(model)
+    _fix_longrope(model, architecture, context)
     return model.eval()
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of a library's error, or its kind if it has no words."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _fix_longrope(model: PreTrainedModel, architecture: Architecture, context: int | None) -> None:
+    """Choose a longrope's factors once, as vLLM does, not by the longest document of each batch.
+
+    They are the long ones if the model is served with more positions than it was first trained with. transformers
+    looks at every batch instead, so an answer would depend on those beside it.
+    """
+    original = architecture.original_positions
+    if original is None:
+        return
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    served = context or model.config.get_text_config(decoder=True).max_position_embeddings
+    for module in model.modules():
+        if getattr(module, "rope_type", None) != "longrope":
+            continue
+        sequence = original + 1 if served > original else original
+        frequencies, _ = ROPE_INIT_FUNCTIONS["longrope"](module.config, module.inv_freq.device, seq_len=sequence)
+        module.inv_freq = torch.nn.Buffer(frequencies, persistent=False)
+        module.rope_type = "default"  # which transformers never updates
 
 
 def _nf4(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -173,15 +216,7 @@ class ModelSpec:
 
 def model_spec(folder: Path, *, trust_remote_code: bool = False) -> ModelSpec:
     """Read a model's limits from its config, without its weights."""
-    try:
-        from transformers import AutoConfig
-    except ImportError as error:
-        raise MissingExtraError("train", "transformers") from error
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{folder}: cannot be loaded as a language model: {str(error).splitlines()[0]}") from error
-    text = config.get_text_config()
+    text = read_config(folder, trust_remote_code=trust_remote_code).get_text_config()
     return ModelSpec(int(text.vocab_size), getattr(text, "max_position_embeddings", None), int(text.hidden_size))
 
 

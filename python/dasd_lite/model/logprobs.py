@@ -10,7 +10,7 @@ Shapes: T tokens of the row, N requested positions, C of them in one chunk, V vo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from dasd_lite.model import LOGIT_BYTES, logit_bytes
 from dasd_lite.model.architecture import architecture_of
 from dasd_lite.model.attention import PACKED, Documents, to_device
 from dasd_lite.model.head_loss import head_loss
+from dasd_lite.model.offload import offloading
 
 try:
     import torch
@@ -42,13 +43,27 @@ Ids: TypeAlias = npt.NDArray[np.integer[Any]]
 Terms: TypeAlias = Callable[[Tensor, Tensor, slice], Tensor]
 Result = TypeVar("Result")
 _SCORED_BYTES = 128 << 20  # float32 logits of one chunk without a gradient; on a GPU as much again for a copy
+_PLAIN_TOKENS = 512  # whose full logits fit on any machine
 _CACHED_BYTES = 2 << 20  # on a CPU a chunk is processed in parts that stay in the cache, because it is read six times
-_OFFLOADED_NUMEL = 1 << 16  # smaller tensors are not worth the transfer
 
 
 def causal_model(model: LanguageModel) -> PreTrainedModel:
     """Return the transformers model inside an adapter, or the model itself."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def logits_of(causal: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """Return the function from hidden states [C, E] to logits [C, V]: the output head, and its scale and cap."""
+    head, architecture = causal.get_output_embeddings(), architecture_of(causal.config)
+    scale, cap = architecture.logit_scale, architecture.logit_softcap
+
+    def logits(hidden_CE: Tensor) -> Tensor:
+        logits_CV: Tensor = head(hidden_CE)
+        if scale != 1.0:
+            logits_CV = logits_CV * scale
+        return logits_CV if cap is None else torch.tanh(logits_CV / cap) * cap
+
+    return logits
 
 
 def target_positions(loss_mask: npt.NDArray[np.bool_], doc_lengths: Lengths) -> npt.NDArray[np.int64]:
@@ -65,7 +80,7 @@ def target_scores(
     """Compute the log-probability and rank of each token given those before it in its document, in one pass.
 
     Args:
-        model: From load_model, with attention PACKED.
+        model: From load_model.
         ids: The documents one after another; [T].
         doc_lengths: Their lengths, which add up to T.
         chunk_tokens: Positions whose logits exist at the same time; None: as many as fit in 128 MiB of float32.
@@ -75,7 +90,7 @@ def target_scores(
         strictly higher probability, 0 for first tokens; int64 [T].
 
     Raises:
-        TrainError: The model has another attention, or the lengths do not add up.
+        TrainError: The lengths do not add up.
 
     Source: ranks as in arXiv 2601.14249.
     """
@@ -85,13 +100,13 @@ def target_scores(
 
     def run() -> None:
         hidden_NE, target_ids_N = _predictions(model, ids, positions, doc_lengths)
-        head = causal.get_output_embeddings()
-        chunk = chunk_tokens or max(1, _SCORED_BYTES // (4 * head.weight.shape[0]))
+        logits = logits_of(causal)
+        chunk = chunk_tokens or max(1, _SCORED_BYTES // (4 * num_embeddings(causal)))
         logprobs_N = torch.empty(len(positions), dtype=torch.float32, device=hidden_NE.device)
         ranks_N = torch.empty(len(positions), dtype=torch.int64, device=hidden_NE.device)
         for start in range(0, len(positions), chunk):
             at = slice(start, start + chunk)
-            _score_chunk(head(hidden_NE[at]), target_ids_N[at], logprobs_N[at], ranks_N[at])
+            _score_chunk(logits(hidden_NE[at]), target_ids_N[at], logprobs_N[at], ranks_N[at])
         logprobs[positions], ranks[positions] = logprobs_N.cpu().numpy(), ranks_N.cpu().numpy()
 
     with _no_gradients(causal):
@@ -126,21 +141,33 @@ def target_logprobs(
 
 
 def plain_logprobs(model: LanguageModel, ids: Ids) -> npt.NDArray[np.float32]:
-    """Compute what target_logprobs should return for one document, with the model's own attention and full logits.
+    """Compute what target_logprobs should return for one document, by the model's own attention.
 
-    For checks, on short documents.
+    For checks. The logits of a short document are the model's own too; those of a long one would not fit.
     """
     causal = causal_model(model)
     packed = causal.config._attn_implementation
-    causal.set_attn_implementation("sdpa")
+    causal.set_attn_implementation(architecture_of(causal.config).own_attention)
     try:
         with _no_gradients(causal):
             row = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(causal.get_input_embeddings().weight.device)
-            logits = causal(input_ids=row[None], use_cache=False).logits[0]
-            logprobs = -F.cross_entropy(logits[:-1].float(), row[1:], reduction="none").cpu().numpy()
+            if len(row) <= _PLAIN_TOKENS:
+                parts = iter([causal(input_ids=row[None], use_cache=False).logits[0, :-1]])
+            else:
+                hidden = _decoder(causal)(input_ids=row[None], use_cache=False).last_hidden_state[0, :-1]
+                parts = map(logits_of(causal), hidden.split(_PLAIN_TOKENS))
+            targets = row[1:].split(_PLAIN_TOKENS)
+            pairs = zip(parts, targets, strict=True)
+            negative = torch.cat([F.cross_entropy(part.float(), ids_C, reduction="none") for part, ids_C in pairs])
+            logprobs = -negative.cpu().numpy()
     finally:
         causal.set_attn_implementation(packed)
     return np.concatenate([np.full(1, np.nan, dtype=np.float32), logprobs])
+
+
+def num_embeddings(causal: PreTrainedModel) -> int:
+    """Return V, the number of logits of a token."""
+    return int(causal.get_output_embeddings().weight.shape[0])
 
 
 def target_terms(
@@ -158,7 +185,7 @@ def target_terms(
     """Compute `terms` from the logits of each target token, with their gradient.
 
     Args:
-        model: From load_model, with attention PACKED.
+        model: From load_model.
         ids: The documents one after another; [T].
         positions: Which tokens are targets, never the first of a document; [N].
         doc_lengths: Lengths of the documents, which add up to T.
@@ -178,8 +205,8 @@ def target_terms(
     def run() -> Tensor:
         with offloading() if offload else contextlib.nullcontext():
             hidden_NE, target_ids_N = _predictions(model, ids, positions, doc_lengths, documents)
-        head = causal.get_output_embeddings()
-        chunk = chunk_tokens or max(1, _logit_bytes(hidden_NE.device) // (4 * head.weight.shape[0]))
+        head, logits = causal.get_output_embeddings(), logits_of(causal)
+        chunk = chunk_tokens or max(1, _logit_bytes(hidden_NE.device) // (4 * num_embeddings(causal)))
         if weights is not None and type(head) is torch.nn.Linear and len(positions):
             known = architecture_of(causal.config)
             scale, softcap = known.logit_scale, known.logit_softcap
@@ -187,7 +214,7 @@ def target_terms(
 
         def of_chunk(hidden_CE: Tensor, start: int) -> Tensor:
             at = slice(start, start + len(hidden_CE))
-            return terms(head(hidden_CE), target_ids_N[at], at)
+            return terms(logits(hidden_CE), target_ids_N[at], at)
 
         if len(positions) <= chunk:
             return of_chunk(hidden_NE, 0)
@@ -238,27 +265,6 @@ def _no_gradients(causal: PreTrainedModel) -> torch.no_grad | torch.inference_mo
     return torch.no_grad() if runs_inside(causal) else torch.inference_mode()
 
 
-@contextlib.contextmanager
-def offloading() -> Iterator[None]:
-    """Keep large tensors that the backward pass needs in host memory until then, except weights."""
-
-    def pack(tensor: Tensor) -> tuple[torch.device, Tensor]:
-        is_weight = tensor.is_leaf or (tensor._base is not None and tensor._base.is_leaf)
-        if is_weight or tensor.numel() < _OFFLOADED_NUMEL:
-            return tensor.device, tensor
-        pinned = tensor.device.type == "cuda"
-        kept = torch.empty(tensor.shape, dtype=tensor.dtype, layout=tensor.layout, pin_memory=pinned)
-        # All on one stream, so it is copied before anything reads it.
-        return tensor.device, kept.copy_(tensor, non_blocking=True)
-
-    def unpack(packed: tuple[torch.device, Tensor]) -> Tensor:
-        device, tensor = packed
-        return tensor.to(device, non_blocking=True)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
-
-
 def _predictions(
     model: LanguageModel,
     ids: Ids,
@@ -268,16 +274,54 @@ def _predictions(
 ) -> tuple[Tensor, Tensor]:
     """Return the hidden states that predict `positions` [N, E], and the ids there [N]."""
     causal = causal_model(model)
-    if causal.config._attn_implementation != PACKED:
-        # With any other attention the documents would silently leak into each other.
-        raise TrainError(f"the model was loaded with attention {causal.config._attn_implementation!r}, not {PACKED!r}")
     if int(np.sum(doc_lengths)) != len(ids):
         raise TrainError(f"documents of {int(np.sum(doc_lengths))} tokens in a row of {len(ids)}")
     device = causal.get_input_embeddings().weight.device
     row = to_device(np.asarray(ids, dtype=np.int64), device)
+    target_ids_N = row.index_select(0, to_device(positions, device))
+    if causal.config._attn_implementation != PACKED:
+        return _apart(causal, row, positions, np.asarray(doc_lengths, dtype=np.int64)), target_ids_N
     documents = documents or Documents.of(doc_lengths, device)
-    output = causal.base_model(
+    output = _decoder(causal)(
         input_ids=row[None], position_ids=documents.position_ids, use_cache=False, documents=documents
     )
-    at = to_device(positions, device)
-    return output.last_hidden_state[0].index_select(0, at - 1), row.index_select(0, at)
+    at = to_device(positions - 1, device)
+    return output.last_hidden_state[0].index_select(0, at), target_ids_N
+
+
+def _apart(
+    causal: PreTrainedModel, row: Tensor, positions: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+) -> Tensor:
+    """Return the hidden states that predict `positions` [N, E], of documents that cannot share a row.
+
+    Documents of about equal length are a batch, padded at their ends: no token sees later ones, nor does a state.
+    """
+    starts = np.cumsum(lengths) - lengths
+    slots = np.empty(len(row), dtype=np.int64)  # of each token, in the batches one after another
+    hidden, num_slots = [], 0
+    for batch in _batches(lengths):
+        width = int(lengths[batch].max())
+        columns = np.minimum(np.arange(width), lengths[batch][:, None] - 1)  # padding repeats the last token
+        ids_BL = row[torch.from_numpy(starts[batch][:, None] + columns).to(row.device)]
+        hidden.append(_decoder(causal)(input_ids=ids_BL, use_cache=False).last_hidden_state.flatten(0, 1))
+        for i in batch:
+            slots[starts[i] : starts[i] + lengths[i]] = num_slots + np.arange(lengths[i])
+            num_slots += width
+    return torch.cat(hidden).index_select(0, torch.from_numpy(slots[positions - 1]).to(row.device))
+
+
+def _batches(lengths: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Group documents of about equal length, the longest first: at most a tenth of a batch is padding."""
+    order = np.argsort(-lengths, kind="stable")
+    ordered, batches, first = lengths[order], [], 0
+    for i in range(1, len(order) + 1):
+        if i == len(order) or 10 * ordered[i] < 9 * ordered[first]:
+            batches.append(order[first:i])
+            first = i
+    return batches
+
+
+def _decoder(causal: PreTrainedModel) -> torch.nn.Module:
+    """Return the model without its output head; some models of text alone name no such part (Llama 4)."""
+    base: torch.nn.Module = causal.base_model if causal.base_model is not causal else causal.get_submodule("model")
+    return base

@@ -12,6 +12,7 @@ import math
 import platform
 import resource
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,7 +40,7 @@ from dasd_lite.training.batches import MicroBatch, Share
 from dasd_lite.training.checks import check_tokenizer, new_end_ids
 from dasd_lite.training.objectives import CheckedObjective, open_objective
 from dasd_lite.training.objectives.objective import Targets
-from dasd_lite.training.ranks import Ranks, full_tensor, shard
+from dasd_lite.training.ranks import Ranks, full_tensor, gathered, mesh_of, shard
 from dasd_lite.training.rows import MappedRows, copy_rows
 from dasd_lite.training.schedule import Schedule
 from dasd_lite.training.task import TrainTask
@@ -170,6 +171,25 @@ class Job:
             )
             return self.objective.loss(per_token, targets)
 
+    def generating(self) -> contextlib.AbstractContextManager[None] | None:
+        """Return the context in which the model answers token by token; None if that would take too long.
+
+        Sharded weights would be gathered for every token: 36 s for 1,024 tokens of a 4B model over NVLink, 13 minutes
+        without a direct link between the GPUs. So they stay whole meanwhile, if every GPU has room.
+        """
+        if not self.is_sharded:
+            return contextlib.nullcontext()
+        device, has_room, is_linked = torch.device(self.ranks.device), True, True
+        if device.type == "cuda":
+            needed = sum(p.numel() for p in self.model.parameters()) * self.dtype.itemsize
+            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            has_room = needed < _USED * (torch.cuda.mem_get_info(device)[0] + unused)
+            others = set(range(torch.cuda.device_count())) - {self.ranks.local}
+            is_linked = all(torch.cuda.can_device_access_peer(self.ranks.local, other) for other in others)
+        if all(self.ranks.gather(has_room)):
+            return gathered(self.model)
+        return contextlib.nullcontext() if all(self.ranks.gather(is_linked)) else None
+
     def clip(self, trained: list[torch.nn.Parameter]) -> float:
         """Clip the gradients; return their norm before."""
         norm = torch.nn.utils.clip_grad_norm_(trained, self.task.config.max_grad_norm)
@@ -224,7 +244,8 @@ def load_job(
     recomputing = cost.recomputing if cost is not None else _unknown_recomputing(config, rows)
     is_sharded = ranks.size > 1 and isinstance(config.method, Full)
     torch.manual_seed(derive_seed(task.seed, "train"))  # for a new adapter
-    model = trainable.load_trainable(
+    load = partial(
+        trainable.load_trainable,
         task.model,
         config.method,
         dtype=config.dtype,
@@ -238,8 +259,11 @@ def load_job(
         patches=patches,
         trust_remote_code=task.trust_remote_code,
     )
-    if is_sharded:
-        model = shard(model, dtype, ranks)
+    if is_sharded:  # each process reads the whole model, and keeps its part
+        mesh = mesh_of(ranks)
+        model: LanguageModel = ranks.in_turn(lambda: shard(load(), dtype, mesh))
+    else:
+        model = load()
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     documents = documents_of([rows[i] for i in range(min(4, len(rows)))])  # a row may be one long document
     job = Job(

@@ -165,8 +165,16 @@ def monitor(job: Job, num_steps: int) -> None:
     snapshots = ranks.from_first(lambda: read_snapshots(path))
     if num_steps in snapshots:
         return
+    if (generating := job.generating()) is None:
+        if ranks.is_first:
+            note(
+                "train.monitor_questions: these GPUs have neither room for all weights nor a direct link, so answers"
+                " would take minutes; training continues without them"
+            )
+        job.is_monitored = False
+        return
     try:
-        with job.autocast():
+        with job.autocast(), generating:
             snapshot = take_snapshot(
                 job.model,
                 task.model,

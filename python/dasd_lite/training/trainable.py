@@ -91,9 +91,15 @@ def load_trainable(
 
 
 def _narrow(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...], hidden: torch.Tensor) -> torch.Tensor:
-    """Start the residual stream in the format of the computation: under autocast it would stay float32 throughout."""
+    """Start the residual stream in bfloat16 where that is computed in: under autocast it would stay float32 throughout.
+
+    Where float16 is, it is float32: the stream of a large model may pass 65,504.
+    """
     device = hidden.device.type
-    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+    if not torch.is_autocast_enabled(device):
+        return hidden
+    dtype = torch.get_autocast_dtype(device)
+    return hidden.to(torch.float32 if dtype == torch.float16 else dtype)
 
 
 def _leave_inputs(model: torch.nn.Module) -> None:
