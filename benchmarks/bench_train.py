@@ -150,22 +150,22 @@ def run_ours(data: Path, steps: int) -> dict[str, float]:
     from dasd_lite.config.train import TrainConfig
     from dasd_lite.stages.train import train
     from dasd_lite.training import checkpoint
-    from dasd_lite.training.job import Job
+    from dasd_lite.training.batches import Batches
 
     marks: list[tuple[float, float]] = []
     pauses: list[float] = []
-    read, save = Job.read, checkpoint.save
+    take, save = Batches.take, checkpoint.save
 
-    def marked(job: Job, step: int) -> object:
+    def marked(batches: Batches, number: int) -> object:  # once per step
         marks.append((time.perf_counter(), time.process_time()))
-        return read(job, step)
+        return take(batches, number)
 
     def timed_save(*args: object) -> None:
         start = time.perf_counter()
         save(*args)
         pauses.append(time.perf_counter() - start)
 
-    Job.read = marked  # type: ignore[method-assign, assignment]
+    Batches.take = marked  # type: ignore[method-assign, assignment]
     checkpoint.save = timed_save  # type: ignore[assignment]
     config = TrainConfig(
         epochs=1,

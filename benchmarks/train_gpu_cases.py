@@ -153,6 +153,25 @@ def make_model(folder: Path, args: Any) -> None:
     temporary.rename(folder)
 
 
+def documents_of(seq_len: int, shrunk: int = 1) -> tuple[list[int], int]:
+    """Return the lengths of a typical row's documents, and of the prompt in each of them.
+
+    Drawn documents are packed; the row is the full one whose attention is closest to the mean of all.
+    """
+    import numpy as np
+
+    from dasd_lite.method.packing import pack_rows
+
+    median, prompt = (max(2, value // shrunk) for value in (MEDIAN, PROMPT))
+    drawn = np.random.default_rng(0).lognormal(math.log(median), SIGMA, 2000).astype(np.int64).clip(prompt + 2, seq_len)
+    plan = pack_rows(drawn, seq_len)
+    rows = [drawn[plan.row(r)] for r in range(plan.num_rows)]
+    costs = [float((row.astype(float) ** 2).sum()) for row in rows]
+    full = [r for r, row in enumerate(rows) if row.sum() > 0.97 * seq_len]
+    lengths: list[int] = rows[min(full, key=lambda r: abs(costs[r] - sum(costs) / len(costs)))].tolist()
+    return lengths, prompt
+
+
 def make_rows(case: str, args: Any) -> list[int]:
     """Write as many rows as there are steps, for us and as an Arrow file for TRL; return their documents' lengths."""
     import numpy as np
@@ -161,17 +180,10 @@ def make_rows(case: str, args: Any) -> list[int]:
     from dasd_lite.data.manifest import identify
     from dasd_lite.data.records import ROW
     from dasd_lite.data.writer import ShardWriter
-    from dasd_lite.method.packing import pack_rows
 
-    seq_len, shape = seq_len_of(case, dry=args.dry), TINY if args.dry else SHAPE
-    median, prompt = (max(2, value // (SHRUNK if args.dry else 1)) for value in (MEDIAN, PROMPT))
-    rng = np.random.default_rng(0)
-    drawn = rng.lognormal(math.log(median), SIGMA, 2000).astype(np.int64).clip(prompt + 2, seq_len)
-    plan = pack_rows(drawn, seq_len)
-    rows = [drawn[plan.row(r)] for r in range(plan.num_rows)]
-    costs = [float((row.astype(float) ** 2).sum()) for row in rows]
-    full = [r for r, row in enumerate(rows) if row.sum() > 0.97 * seq_len]
-    lengths = rows[min(full, key=lambda r: abs(costs[r] - sum(costs) / len(costs)))].tolist()
+    shape, shrunk = (TINY, SHRUNK) if args.dry else (SHAPE, 1)
+    lengths, prompt = documents_of(seq_len_of(case, dry=args.dry), shrunk)
+    rng = np.random.default_rng(1)
     name = f"rows-{case}-{WARMUP + args.steps}"
     if (args.folder / name / "manifest.json").exists():
         return lengths
@@ -259,14 +271,16 @@ def predicted_bytes(config: Any, args: Any) -> float:
 
 
 def leave_out_the_end() -> dict[str, int]:
-    """Let the stage end after its last step: a checkpoint of 48 GB and a model of 8 GB are no training.
+    """Let the stage run in this process and end after its last step: a checkpoint of 48 GB is no training.
 
     Returns a dictionary that will have the memory's peak until then.
     """
     import torch
 
+    from dasd_lite.stages import train as stage
     from dasd_lite.training import checkpoint, export
 
+    stage.runs_in_children = lambda number: number > 1
     peaks: dict[str, int] = {}
 
     def note_memory(*args: object, **options: object) -> export.Gap:

@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+import warnings
 import weakref
 from pathlib import Path
 
@@ -11,9 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
-from tests.costs.models import FULL, LORA, QLORA, QWEN3_4B, SHAPE_4B, empty_model, save_model
+from tests.costs.models import FULL, LORA, QLORA, QWEN3_4B, SHAPE_4B, save_model
 from tests.rows import loss_sum
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,11 +21,13 @@ from dasd_lite.config.train import Lora, TrainConfig
 from dasd_lite.costs import memory
 from dasd_lite.costs.hardware import Hardware
 from dasd_lite.costs.memory import TrainingStep, predict
-from dasd_lite.costs.shape import read_shape
-from dasd_lite.model import logprobs
+from dasd_lite.costs.shape import read_shape, shape_of
+from dasd_lite.model import LOGIT_BYTES, logprobs
 from dasd_lite.training import trainable
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from trace_step import trace_step
 
 
 class Alive(TorchDispatchMode):
@@ -84,7 +86,8 @@ def kept_and_peak(model, dtype, doc_lengths):
 
 def step_of(shape, method, dtype, checkpointing, num_tokens, varlen=True):
     switch = "on" if checkpointing else "off"
-    config = TrainConfig(method=method, dtype=dtype, gradient_checkpointing=switch, liger="off")
+    options = {"gradient_checkpointing": switch, "liger": "off", "one_pass_loss": False}  # as loss_sum does
+    config = TrainConfig(method=method, dtype=dtype, **options)
     return TrainingStep(shape, config, num_tokens, 1, Hardware(element_bytes=4, varlen=varlen, on_gpu=False))
 
 
@@ -138,60 +141,80 @@ def test_weights_in_four_bits_take_the_bytes_that_are_predicted(tmp_path):
     assert step_of(read_shape(tmp_path), QLORA, "bfloat16", False, 1).weights == pytest.approx(held, rel=0.02)
 
 
-# --- layers of 4B, with fake tensors ------------------------------------------------------------------
+# --- the product's step on a 4B model, with fake tensors ----------------------------------------------
 
 
-def fake_model(method, dtype, checkpointing, fake, name="Qwen3", **options):
-    """Four layers of a 4B model, as load_trainable makes them; their tensors have sizes and no content."""
-    torch.set_default_dtype(torch.float32 if method.kind == "full" else dtype)
-    try:
-        model, shape = empty_model(name, **(QWEN3_4B | {"num_hidden_layers": 4} | options))
-    finally:
-        torch.set_default_dtype(torch.float32)
-    if method.kind == "lora":
-        model = peft.get_peft_model(model, peft.LoraConfig(r=method.rank, target_modules="all-linear"))
-    causal = logprobs.causal_model(model)
-    if checkpointing:
-        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    causal.get_input_embeddings().register_forward_hook(trainable._narrow)
-    made = {}
-    with fake:
-        for module in model.modules():
-            for key, p in module._parameters.items():
-                if p is not None and p not in made:
-                    made[p] = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
-                module._parameters[key] = None if p is None else made[p]
-            for key, buffer in module._buffers.items():
-                module._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype)
-    return model.train(), shape
+def traced_over_predicted(method, seq_len, layers, liger="off", **choice):
+    """The memory of a traced step, and the prediction divided by it."""
+    checkpointing = choice.pop("checkpointing", True)
+    config = TrainConfig(
+        method=method, dtype="bfloat16", liger=liger, gradient_checkpointing="on" if checkpointing else "off"
+    )
+    shape = QWEN3_4B | {"num_hidden_layers": layers} | choice.pop("shape", {})
+    varlen = choice.pop("varlen", True)
+    kept = {"layers_kept": choice.get("layers_kept", 0), "keep_attention": choice.get("keeps_attention", False)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of fake tensors, about what they stand in for
+        traced = trace_step(
+            shape,
+            config,
+            [seq_len * 5 // 8, seq_len * 3 // 8],
+            checkpointing=checkpointing,
+            varlen=varlen,
+            load=kept,
+            logit_bytes=2 << 30 if seq_len > 16384 else LOGIT_BYTES,
+        )
+    known = shape_of(shape | {"model_type": "qwen3"})
+    room = 1e12 if seq_len > 16384 else None  # larger chunks of logits are traced faster
+    hardware = Hardware(liger=liger == "on", varlen=varlen, memory=room, free=room)
+    step = TrainingStep(known, config, seq_len, 1, hardware, **choice)
+    prediction = memory.predict_step(step)
+    assert prediction.weights + prediction.gradients + prediction.optimizer == pytest.approx(
+        traced.fixed_bytes, rel=0.003
+    )
+    return (prediction.total - prediction.overhead) / traced.total_bytes
 
 
-@pytest.mark.filterwarnings("ignore")  # of fake tensors, about what they stand in for
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+LORA_32, QLORA_32 = Lora(kind="lora"), Lora(kind="qlora")
+
+
+@pytest.mark.parametrize("method", [FULL, LORA_32, QLORA_32], ids=lambda method: method.kind)
+@pytest.mark.parametrize("seq_len", [8192, 65536])
+def test_the_memory_of_a_step_is_predicted(method, seq_len):
+    assert traced_over_predicted(method, seq_len, 3) == pytest.approx(1, abs=0.03)
+
+
 @pytest.mark.parametrize(
-    ("method", "dtype", "num_tokens", "options"),
+    ("method", "choice"),
     [
-        (FULL, "bfloat16", 32768, {}),
-        (FULL, "bfloat16", 2048, {}),
-        (FULL, "bfloat16", 1024, {}),  # the gradients of the embedding are the peak
-        (FULL, "bfloat16", 16384, {"tie_word_embeddings": False}),
-        (FULL, "float32", 8192, {}),
-        (LORA, "bfloat16", 32768, {}),
-        (LORA, "bfloat16", 2048, {}),
-        (LORA, "bfloat16", 16384, {"name": "Llama"}),
-        (LORA, "bfloat16", 32768, {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16}),
+        (FULL, {"checkpointing": False}),
+        (FULL, {"layers_kept": 1, "keeps_attention": True}),
+        (LORA_32, {"layers_kept": 1}),
+        (FULL, {"shape": {"tie_word_embeddings": False}}),
+        (QLORA_32, {"varlen": False}),
+        (LORA_32, {"shape": {"num_attention_heads": 80, "num_key_value_heads": 8}}),  # attention is the peak
     ],
-    ids=lambda value: getattr(value, "kind", None) or str(value),
+    ids=str,
 )
-def test_the_peak_of_layers_of_4b_is_predicted(logit_bytes, method, dtype, num_tokens, options, checkpointing):
-    logit_bytes(1 << (30 if num_tokens >= 2048 else 28))  # less than all tokens: a single chunk is kept as it is
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    model, shape = fake_model(method, getattr(torch, dtype), checkpointing, fake, **options)
-    with fake:
-        kept, peak = kept_and_peak(model, getattr(torch, dtype), [num_tokens])
-    step = step_of(shape, method, dtype, checkpointing, num_tokens)
-    assert step.kept == pytest.approx(kept, rel=0.04)
-    assert peak_of(step) == pytest.approx(peak, rel=0.06)
+def test_the_memory_of_other_steps_is_predicted(method, choice):
+    assert traced_over_predicted(method, 16384, 3, **choice) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("method", [FULL, LORA_32], ids=lambda method: method.kind)
+@pytest.mark.parametrize("choice", [{}, {"checkpointing": False}, {"layers_kept": 1}], ids=str)
+def test_the_memory_of_a_step_with_ligers_kernels_is_predicted(method, choice):
+    pytest.importorskip("liger_kernel")
+    assert traced_over_predicted(method, 16384, 3, "on", **choice) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [FULL, LORA_32, QLORA_32], ids=lambda method: method.kind)
+@pytest.mark.parametrize("seq_len", [8192, 16384, 32768, 65536])
+@pytest.mark.parametrize("liger", ["off", "on"])
+def test_the_memory_of_a_step_of_all_layers_is_predicted(method, seq_len, liger):
+    if liger == "on":
+        pytest.importorskip("liger_kernel")
+    assert traced_over_predicted(method, seq_len, 36, liger) == pytest.approx(1, abs=0.03)
 
 
 # --- the prediction -----------------------------------------------------------------------------------

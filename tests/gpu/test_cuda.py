@@ -118,15 +118,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def steps(data: tuple[Path, Path], out: Path, **options: object) -> list[dict[str, float]]:
-    """Train on one GPU; return the metrics of each step."""
+    """Train on one GPU in this process, whose functions a test may replace; return the metrics of each step."""
     from dasd_lite.config.train import TrainConfig
-    from dasd_lite.stages.train import train
+    from dasd_lite.stages import train as stage
 
     given = {"epochs": 1, "grad_accum_steps": 2, "learning_rate": 1e-3, "warmup_ratio": 0, "num_processes": 1}
     gc.collect()  # what earlier tests left
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    train(*data, TrainConfig.model_validate(given | options), out=out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "runs_in_children", lambda number: False)
+        stage.train(*data, TrainConfig.model_validate(given | options), out=out)
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 

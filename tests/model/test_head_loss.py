@@ -103,9 +103,9 @@ def test_large_gpus_compute_more_logits_at_once(monkeypatch):
     found = []
     for free, total in ((60, 80), (4, 80), (0, 80), (20, 24)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, f=free, t=total: (f << 30, t << 30))
-        found.append(logprobs.logit_bytes(device) >> 20)
+        found.append(logprobs._logit_bytes(device) >> 20)
     assert found == [2048, 1024, 512, 256]
-    assert logprobs.logit_bytes(torch.device("cpu")) == logprobs.LOGIT_BYTES
+    assert logprobs._logit_bytes(torch.device("cpu")) == logprobs.LOGIT_BYTES
 
 
 @pytest.mark.parametrize("objective", ["sft", "weighted"])

@@ -1,7 +1,6 @@
 """Options that a machine, a model or other options rule out."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +10,7 @@ transformers = pytest.importorskip("transformers")
 from tests.rows import ADAPTER
 
 from dasd_lite.config.train import Full, Lora, TrainConfig
+from dasd_lite.costs import cards
 from dasd_lite.errors import ConfigError
 from dasd_lite.stages.train import train
 from dasd_lite.training.requirements import conflicts, model_conflicts
@@ -24,7 +24,8 @@ def test_conflicts_between_options_and_with_the_machine(monkeypatch):
     (line,) = conflicts(TrainConfig(num_processes=2, dtype="float16"))
     assert line.startswith("train.method full in float16 over several processes")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(total_memory=16 << 30))
+    monkeypatch.setattr(cards, "_cards", lambda names: [("Tesla T4", 16 << 30)] * len(names))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     assert not list(conflicts(TrainConfig(num_processes=2, dtype="float32")))

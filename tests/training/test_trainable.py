@@ -5,13 +5,16 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from safetensors.torch import load_file, save_file
 from tests.model.tiny import LORA, QLORA, random_model, random_row
-from tests.rows import loss_sum
+from tests.rows import QUICK, loss_sum, make_model
 
 from dasd_lite.config.train import Lora, TrainConfig
+from dasd_lite.data.metrics import read_metrics
 from dasd_lite.errors import ConfigError
 from dasd_lite.model import logprobs
 from dasd_lite.model.load import load_model
+from dasd_lite.stages.train import train
 from dasd_lite.training.optimizer import make_optimizer
 from dasd_lite.training.trainable import load_trainable
 
@@ -56,6 +59,22 @@ def test_adapters_take_16_bit_inputs_as_they_are(tmp_path):
     assert torch.equal(loss, detour_loss)
     assert torch.equal(gradient, detour_gradient)
     assert kept < 0.97 * detour_kept
+
+
+def test_in_float16_a_residual_stream_beyond_its_range_is_computed_and_trained(tmp_path, packed):
+    """On a T4; the loss is scaled there, so that small gradients are not 0."""
+    folder = make_model(tmp_path / "model", tie_word_embeddings=False)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"] *= 1e7
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    curves = []
+    for dtype in ("float32", "float16"):
+        out = tmp_path / dtype
+        train(packed, folder, TrainConfig(**QUICK | {"warmup_ratio": 0.0}, dtype=dtype), out=out)
+        curves.append([line["loss"] for line in read_metrics(out / "metrics.jsonl")])
+    (first, *_, last), (half_first, *_, half_last) = curves
+    assert half_first == pytest.approx(first, abs=0.02)
+    assert last < first - 0.3 and half_last == pytest.approx(last, abs=0.3)
 
 
 def test_qlora_gradient_is_right_after_an_eval_forward(tmp_path):

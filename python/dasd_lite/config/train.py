@@ -12,6 +12,7 @@ from pydantic import (
     Discriminator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Tag,
@@ -114,6 +115,13 @@ class TrainConfig(Table):
     gradient_checkpointing: Annotated[Switch, EXECUTION] = "auto"
     """Recompute activations in the backward pass: less memory, a third more time. auto: on for more than 4,096 tokens
     per forward pass, or when the activations would take more than 4 GB."""
+    keep_layers: Annotated[NonNegativeInt | Literal["auto"], EXECUTION] = "auto"
+    """With gradient_checkpointing, so many layers keep their activations, counted from the last. auto: on a GPU as many
+    as its free memory has room for, on a CPU none."""
+    keep_attention: Annotated[Switch, EXECUTION] = "auto"
+    """With gradient_checkpointing, keep the output of attention, which takes the most time in long rows and 0.27 GB per
+    layer of a 4B model for 32K tokens. auto: on a GPU, for at least 16,384 tokens per forward pass, if there is
+    room."""
     offload_activations: Annotated[bool, EXECUTION] = False
     """Keep activations in host memory between the forward and backward pass. With gradient_checkpointing, this is most
     of the memory that grows with the row."""

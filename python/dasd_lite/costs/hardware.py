@@ -65,6 +65,10 @@ class Hardware:
     liger: bool = False
     """Whether liger-kernel is installed."""
     on_gpu: bool = True
+    memory: float | None = None
+    """Bytes of the GPU; None: which one it is, is not known."""
+    free: float | None = None
+    """Bytes of it that are free before training."""
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ T: tokens of one forward pass. What makes a training run fit is in fit.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from dasd_lite.config.train import Lora, TrainConfig
+from dasd_lite.config.train import OBJECTIVES, Lora, TrainConfig
 from dasd_lite.costs.hardware import Hardware
 from dasd_lite.costs.shape import ModelShape
-from dasd_lite.model import LOGIT_BYTES
+from dasd_lite.model import LOGIT_BYTES, logit_bytes
 
 # gradient_checkpointing = "auto" means on if a forward pass has more tokens than this, or if more bytes than this would
 # be kept without it; every GPU has that much to spare.
@@ -44,7 +44,7 @@ class Prediction:
     """Logits of one chunk with their gradients, and the gradient of the output head."""
     overhead: float
     peak: str
-    """Where in the step the peak is: forward, loss, layer, or embedding."""
+    """Where in the step the peak is: forward, loss, last layer, layer, or embedding."""
     host: float
     """Bytes in host memory, of all processes on this machine together."""
 
@@ -59,12 +59,24 @@ class Prediction:
         return self.weights + self.gradients + self.optimizer + self.activations + self.loss + self.overhead
 
 
+def most_layers_kept(step: TrainingStep, gpu_bytes: float) -> int:
+    """Return how many layers can keep their activations within `gpu_bytes`."""
+    layers = step.shape.num_layers
+    fits = (k for k in range(layers, 0, -1) if predict_step(replace(step, layers_kept=k)).total <= gpu_bytes)
+    return next(fits, 0)
+
+
 def predict(
     shape: ModelShape, config: TrainConfig, *, seq_len: int, num_processes: int = 1, hardware: Hardware | None = None
 ) -> Prediction:
     """Predict the memory of training in the worst case: rows of `seq_len` tokens, all of them targets."""
-    hardware = hardware or Hardware()
-    step = TrainingStep(shape, config, seq_len * config.micro_batch_size, num_processes, hardware)
+    tokens = seq_len * config.micro_batch_size
+    return predict_step(TrainingStep(shape, config, tokens, num_processes, hardware or Hardware()))
+
+
+def predict_step(step: TrainingStep) -> Prediction:
+    """Predict the memory of a step."""
+    config, num_processes, hardware = step.config, step.num_processes, step.hardware
     peak, parts = max(step.candidates().items(), key=lambda item: sum(item[1]))
     kept, layer, loss = parts
     fixed = _CONTEXT + (_COMMUNICATION if num_processes > 1 else 0) if hardware.on_gpu else 0
@@ -91,6 +103,10 @@ class TrainingStep:
     tokens: int
     num_processes: int
     hardware: Hardware
+    layers_kept: int = 0
+    """Layers that keep their activations although others compute theirs again."""
+    keeps_attention: bool = False
+    """Whether the others keep the output of attention."""
 
     # --- weights, gradients, optimizer --------------------------------------------------------------
 
@@ -151,21 +167,13 @@ class TrainingStep:
 
     @property
     def uses_liger(self) -> bool:
-        """Whether Liger's kernels replace norms and MLPs; they leave the norms of queries and keys."""
+        """Whether Liger's kernels replace norms, rotary embeddings and MLPs."""
         return self.config.liger == "on" or (self.config.liger == "auto" and self.hardware.liger)
 
     @property
     def _norms_return_float32(self) -> bool:
         """Whether the output of a norm is float32, as its weight is in full training by one process without Liger."""
         return self.element_bytes == 2 and not self.uses_liger and self.lora is None and not self.is_sharded
-
-    @property
-    def _copies_inputs(self) -> bool:
-        """Whether each linear layer keeps a copy of its input.
-
-        Autocast copies float32 inputs once per layer, and PEFT copies others by way of float32.
-        """
-        return self._norms_return_float32 or (self.element_bytes == 2 and self.lora is not None)
 
     # --- what a layer keeps, per token --------------------------------------------------------------
 
@@ -185,22 +193,24 @@ class TrainingStep:
         groups = [[self._keeps_input(f"{n}_proj") for n in names] for names in (("q", "k", "v"), ("gate", "up"))]
         if self.shape.num_moe_layers:
             groups[1] = [self.lora is None] * self.shape.experts_per_token  # each expert gathers its tokens
-        copies = [sum(group) if self._copies_inputs or len(group) > 3 else any(group) for group in groups]
+        # Autocast copies a float32 input for each layer that reads it.
+        copies = [sum(group) if self._norms_return_float32 or len(group) > 3 else any(group) for group in groups]
         return float(self.element_bytes * self.shape.hidden_size * sum(copies))
 
     @cached_property
     def _attention_kept(self) -> float:
-        """Queries, keys, values, output, log-sums; norms of queries and keys in float32; the input of o_proj."""
+        """Queries, keys, values, output, log-sums; what the norms of queries and keys keep.
+
+        These are kept in float32 and, if their weights are trained, once more; Liger keeps them as they are.
+        """
         q, k, element = self.shape.q_size, self.shape.kv_size, self.element_bytes
-        adapter_copies = self.lora is not None and self._copies_inputs
-        kept = (4 + (element if self.lora is None else 0)) * (q + k) if self.shape.qk_norm else 0
+        norms = element if self.uses_liger else 4 + (element if self.lora is None else 0)
+        kept = norms * (q + k) if self.shape.qk_norm else 0
         kept += element * (2 * q + 2 * k) + 4 * self.shape.num_heads
-        if self._keeps_input("o_proj") and adapter_copies:
-            kept += element * q
         if not self.hardware.varlen:
             # Documents that were laid side by side are put in order again, and o_proj keeps that; on a GPU, keys and
             # values are repeated for each head.
-            kept += element * q * (self._keeps_input("o_proj") and not adapter_copies)
+            kept += element * q * self._keeps_input("o_proj")
             kept += 2 * element * (q - k) if self.hardware.on_gpu else 0
         return float(kept)
 
@@ -231,26 +241,43 @@ class TrainingStep:
     def _layer_backward(self) -> float:
         """Bytes per token while a layer is computed again and goes through its backward pass, beside its input.
 
-        The MLP is the worst. In its backward pass, its three tensors have their gradients beside them, and the product
-        is gone; Liger writes two of these in place. In its forward pass, the input of an adapter on down_proj exists
-        four times: as it came, in float32, and in the compute format for each of the two matrices.
+        Either of two moments is the worst. At down_proj: its input, and the gradient of that; with an adapter, one more
+        by way of the adapter. Inside of the MLP: its three tensors have
+        their gradients beside them, and the product is gone; Liger writes two of these in place.
         """
         width, hidden, element = self.shape.mlp_width, self.shape.hidden_size, self.element_bytes
         passing = element * hidden  # the gradient that bypasses the layer
         rest = self.layer_kept - self._mlp_kept - self._down_input_kept + passing
         if self.uses_liger or element == 4:
             rest -= element * hidden  # the norm keeps the layer's input itself
-        backward = self._mlp_kept + (element * width * 2 if self.uses_liger else self._mlp_kept)
-        forward = 0.0
-        if self._down_input_kept and self.lora is not None and element == 2:
-            forward = self._mlp_kept + (element + 4 + element) * width + 3 * element * hidden
-        return rest + max(backward, forward)
+        has_adapter = self.lora is not None and self._keeps_input("down_proj")
+        down = self._mlp_kept + self._down_input_kept + (2 if has_adapter else 1) * element * width
+        inside = self._mlp_kept + (element * width if self.uses_liger else self._mlp_kept)
+        return rest + max(down, inside)
+
+    @cached_property
+    def _attention_backward(self) -> float:
+        """Bytes per token while attention goes through its backward pass, which comes after the MLP's.
+
+        Its gradients, and what flash-attention allocates for itself: the queries' gradient in float32 and, where heads
+        share keys, the gradients of keys and values for every head (csrc/flash_attn/flash_api.cpp, mha_varlen_bwd).
+        Then, without Liger, the norm of the queries, whose backward pass takes five of their size in float32.
+        """
+        q, k, element = self.shape.q_size, self.shape.kv_size, self.element_bytes
+        before = self._norm_kept + self._inputs_kept + self._attention_kept + self._adapters_kept
+        gradients = element * (2 * q + 2 * k)  # of the output, of queries, keys and values
+        workspace = 4 * q + (2 * element * q if q != k else 0) if self.hardware.varlen and element == 2 else 0
+        norm = 5 * 4 * q - gradients if self.shape.qk_norm and not self.uses_liger else 0
+        return float(before + max(gradients + workspace, norm) + element * self.shape.hidden_size)
 
     @cached_property
     def _layer_forward(self) -> float:
-        """Bytes per token while a layer runs that keeps nothing: silu(gate), up, their product; see _layer_backward."""
+        """Bytes per token while a layer runs that keeps nothing: silu(gate), up, their product.
+
+        An adapter's output is there before, while and after it is scaled and added.
+        """
         width, hidden = self.shape.mlp_width, self.shape.hidden_size
-        tensors = 4 if self.lora is not None and self.element_bytes == 2 else 3
+        tensors = 4 if self.lora is not None and self._keeps_input("up_proj") else 3
         return float(tensors * self.element_bytes * width + 8 * hidden)
 
     # --- what the whole pass keeps ------------------------------------------------------------------
@@ -292,7 +319,27 @@ class TrainingStep:
         rope = 2 * self.element_bytes * self.shape.head_dim
         copies = 0.0 if self.checkpointing else self._autocast_copies
         layers = self.tokens * (self.shape.num_layers * self._kept_per_layer + rope)
-        return layers + self._last_norm_kept + self._hidden_states + copies
+        chosen = self._whole_layers_kept + self._attention_outputs_kept
+        return layers + chosen + self._last_norm_kept + self._hidden_states + copies
+
+    @property
+    def _whole_layers(self) -> int:
+        """Layers that keep their activations although others compute theirs again."""
+        return min(self.layers_kept, self.shape.num_layers) if self.checkpointing else 0
+
+    @cached_property
+    def _whole_layers_kept(self) -> float:
+        """What these layers keep beside their inputs: their activations and, of trained matrices, autocast's copies."""
+        activations = self.tokens * (self.layer_kept - self._kept_per_layer)
+        return self._whole_layers * (activations + self._autocast_copies / self.shape.num_layers)
+
+    @cached_property
+    def _attention_outputs_kept(self) -> float:
+        """What the other layers keep, beside their inputs, of attention: its output and log-sums."""
+        if not (self.checkpointing and self.keeps_attention):
+            return 0.0
+        of_layer = self.element_bytes * self.shape.q_size + 4 * self.shape.num_heads
+        return float(self.tokens * (self.shape.num_layers - self._whole_layers) * of_layer)
 
     @property
     def host(self) -> float:
@@ -323,19 +370,32 @@ class TrainingStep:
         table = float(self.shape.head_parameters)
         last_norm = 0.0 if self.config.offload_activations else self._last_norm_kept
         without_loss = self._kept_on_gpu - last_norm - self._hidden_states
-        forward, backward = self._layer_forward, self._layer_backward
-        if not self.checkpointing:  # most of it is kept anyway
-            forward, backward = max(0.0, forward - self._mlp_kept), max(0.0, backward - self.layer_kept)
+        forward, backward = self._layer_forward, max(self._layer_backward, self._attention_backward)
+        if not self.checkpointing or self._whole_layers:  # the last layer keeps most of it anyway
+            forward = max(0.0, forward - self._mlp_kept - self._down_input_kept)
+        if not self.checkpointing:
+            backward = max(0.0, backward - self.layer_kept)
         # The gradient of a tied head waits in float32 for the embedding's, at the very end; FSDP has the head's wait in
         # the compute format.
         waiting = table * (self.element_bytes if self.is_sharded else 4 * self.shape.tied) if self.lora is None else 0.0
-        copies = self._autocast_copies if self.checkpointing else 0.0
-        return {
+        # Copies live until the forward pass ends; those of layers that keep their activations are counted there.
+        share = 1 - self._whole_layers / self.shape.num_layers
+        copies = self._autocast_copies * share if self.checkpointing else 0.0
+        moments = {
             "forward": (without_loss, copies + self.tokens * forward, 0.0),
             "loss": (self._kept_on_gpu, 0.0, self._loss(copies)),
-            "layer": (without_loss, self._converted_layer + self.tokens * backward + waiting, 0.0),
+            # The last layers are the first to go back, so all others find their activations gone.
+            "layer": (
+                without_loss - self._whole_layers_kept,
+                self._converted_layer + self.tokens * backward + waiting,
+                0.0,
+            ),
             "embedding": (0.0, self._embedding_gradients, 0.0),
         }
+        if self._whole_layers:
+            kept_layer = self.tokens * max(0.0, backward - self.layer_kept)
+            moments["last layer"] = (without_loss, kept_layer + waiting, 0.0)
+        return moments
 
     @property
     def _converted_layer(self) -> float:
@@ -347,16 +407,42 @@ class TrainingStep:
             return (self.element_bytes + 4) * layer
         return 2.0 * layer if self.checkpointing and self.element_bytes == 2 else 0.0
 
+    @property
+    def _chunk_cells(self) -> float:
+        """Logits of one chunk of positions."""
+        num_bytes = LOGIT_BYTES
+        if self.hardware.memory is not None and self.hardware.free is not None:
+            optimizer = 0.0 if self.config.optimizer == "paged_adamw_8bit" else self.optimizer
+            held = self.weights + self.gradients + optimizer + self._kept_on_gpu
+            num_bytes = logit_bytes(self.hardware.free - held, self.hardware.memory)
+        return float(min(self.tokens, max(1, num_bytes // (4 * self.shape.vocab_size))) * self.shape.vocab_size)
+
     def _loss(self, autocast_copies: float) -> float:
-        """Bytes of a chunk at the worst of four points.
+        """Bytes of a chunk of logits, of the gradients of head and hidden states, and of a copy of the head's weight.
+
+        In one pass: logits in the compute format, and in float32, where they become their gradient; those of the chunk
+        before; the gradient of the hidden states and, in float32, the head's.
+        """
+        if not (self.config.one_pass_loss and self.config.objective in OBJECTIVES):
+            return self._loss_in_two_passes(autocast_copies)
+        table, element = float(self.shape.head_parameters), self.element_bytes
+        chunk = (element + 4 if element == 2 else 4) * self._chunk_cells
+        chunk += element * self._chunk_cells if self.tokens * self.shape.vocab_size > self._chunk_cells else 0.0
+        hidden = self.tokens * self.shape.hidden_size * element * (2 if self._norms_return_float32 else 1)
+        if self.lora is not None:
+            return chunk + hidden + autocast_copies
+        copy = 2 * table if element == 2 and not self.is_sharded else 0.0
+        return chunk + hidden + 4 * table + copy + autocast_copies
+
+    def _loss_in_two_passes(self, autocast_copies: float) -> float:
+        """Bytes at the worst of four points.
 
         Forward: logits in the compute format and in float32, and log-probabilities. Backward, first: log-probabilities
         and two gradients of them, beside the head's gradient from earlier chunks and a 16-bit copy of its weight. Then
         the gradient of the logits, and the head's of this chunk too. Last, the head's gradients of this chunk and of
         those before, and their sum.
         """
-        table, element = float(self.shape.head_parameters), self.element_bytes
-        cells = float(min(self.tokens, max(1, LOGIT_BYTES // (4 * self.shape.vocab_size))) * self.shape.vocab_size)
+        table, element, cells = float(self.shape.head_parameters), self.element_bytes, self._chunk_cells
         if self.lora is not None:
             return 12 * cells + self._hidden_states
         copy = 2 * table if element == 2 and not self.is_sharded else 0.0

@@ -83,17 +83,25 @@ class Documents:
         same = slot == num_tokens and bool((to_row == np.arange(num_tokens)).all())
         return cls(
             array,
-            torch.from_numpy(positions)[None].to(device),
+            to_device(positions[None], device),
             tuple(groups),
-            None if same else torch.from_numpy(to_padded).to(device),
-            None if same else torch.from_numpy(to_row).to(device),
-            torch.from_numpy(np.append(starts, num_tokens).astype(np.int32)).to(device),
+            None if same else to_device(to_padded, device),
+            None if same else to_device(to_row, device),
+            to_device(np.append(starts, num_tokens).astype(np.int32), device),
         )
 
     @property
     def longest(self) -> int:
         """Tokens of the longest document."""
         return int(self.lengths.max())
+
+
+def to_device(array: npt.NDArray[Any], device: torch.device | str) -> Tensor:
+    """Return an array as a tensor on a device; to a GPU, without waiting for what it computes."""
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _group(lengths: npt.NDArray[np.int64], call_cost: int) -> tuple[npt.NDArray[np.int64], list[tuple[int, int]]]:

@@ -90,7 +90,7 @@ class _HeadLoss(torch.autograd.Function):
                     _add_product(head_grad, gradients, hidden[at])
                 if bias_grad is not None:
                     bias_grad += gradients.sum(0, dtype=torch.float32)
-        # The factor that all tokens share is read where a weight is not 0.
+        # The factor that all tokens share is read where a weight is not 0; `take`, because an index would be fetched.
         ctx.save_for_backward(weights_N, weights_N.abs().argmax())
         ctx.gradients = (hidden_grad, head_grad, bias_grad)
         ctx.formats = (hidden_NE.dtype, weight_VE.dtype, None if bias_V is None else bias_V.dtype)
@@ -99,7 +99,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
         weights_N, at = ctx.saved_tensors
-        factor = (grad_N[at] / weights_N[at]).nan_to_num(0.0, posinf=torch.inf)
+        factor = (grad_N.take(at) / weights_N.take(at)).nan_to_num(0.0, posinf=torch.inf)
         gradients = [
             None if gradient is None else gradient.mul_(factor).to(dtype)
             for gradient, dtype in zip(ctx.gradients, ctx.formats, strict=True)

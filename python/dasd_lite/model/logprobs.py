@@ -10,7 +10,7 @@ Shapes: T tokens of the row, N requested positions, C of them in one chunk, V vo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from dasd_lite.errors import MissingExtraError, TrainError
 from dasd_lite.method.packing import Lengths
-from dasd_lite.model import LOGIT_BYTES
+from dasd_lite.model import LOGIT_BYTES, logit_bytes
 from dasd_lite.model.architecture import architecture_of
-from dasd_lite.model.attention import PACKED, Documents
+from dasd_lite.model.attention import PACKED, Documents, to_device
 from dasd_lite.model.head_loss import head_loss
+from dasd_lite.model.offload import offloading
 
 try:
     import torch
@@ -44,8 +45,6 @@ Result = TypeVar("Result")
 _SCORED_BYTES = 128 << 20  # float32 logits of one chunk without a gradient; on a GPU as much again for a copy
 _PLAIN_TOKENS = 512  # whose full logits fit on any machine
 _CACHED_BYTES = 2 << 20  # on a CPU a chunk is processed in parts that stay in the cache, because it is read six times
-_MOST_LOGIT_BYTES, _LARGE_GPU = 2 << 30, 40e9
-_OFFLOADED_NUMEL = 1 << 16  # smaller tensors are not worth the transfer
 
 
 def causal_model(model: LanguageModel) -> PreTrainedModel:
@@ -181,6 +180,7 @@ def target_terms(
     chunk_tokens: int | None = None,
     offload: bool = False,
     weights: Tensor | None = None,
+    documents: Documents | None = None,
 ) -> Tensor:
     """Compute `terms` from the logits of each target token, with their gradient.
 
@@ -195,6 +195,7 @@ def target_terms(
         offload: Keep what the decoder's backward pass needs in host memory.
         weights: If `terms` is −log p and the loss a weighted sum of them, these weights, up to a factor that all share;
             float32 [N]. Head and loss then take one pass, see head_loss.py. None: any other terms or loss.
+        documents: Of `doc_lengths` on the model's device, if they are there already.
 
     Returns:
         [N] or [N, …].
@@ -203,9 +204,9 @@ def target_terms(
 
     def run() -> Tensor:
         with offloading() if offload else contextlib.nullcontext():
-            hidden_NE, target_ids_N = _predictions(model, ids, positions, doc_lengths)
-        logits, head = logits_of(causal), causal.get_output_embeddings()
-        chunk = chunk_tokens or max(1, logit_bytes(hidden_NE.device) // (4 * num_embeddings(causal)))
+            hidden_NE, target_ids_N = _predictions(model, ids, positions, doc_lengths, documents)
+        head, logits = causal.get_output_embeddings(), logits_of(causal)
+        chunk = chunk_tokens or max(1, _logit_bytes(hidden_NE.device) // (4 * num_embeddings(causal)))
         if weights is not None and type(head) is torch.nn.Linear and len(positions):
             known = architecture_of(causal.config)
             scale, softcap = known.logit_scale, known.logit_softcap
@@ -223,18 +224,12 @@ def target_terms(
     return _run(causal, run)
 
 
-def logit_bytes(device: torch.device) -> int:
-    """Return the bytes of float32 logits that exist at the same time in training.
-
-    A large GPU has room for more, which means fewer passes over the gradient of the head.
-    """
+def _logit_bytes(device: torch.device) -> int:
+    """Return the bytes of float32 logits that exist at the same time in training."""
     if device.type != "cuda":
         return LOGIT_BYTES
-    free, total = torch.cuda.mem_get_info(device)
-    if total < _LARGE_GPU:
-        return LOGIT_BYTES
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_MOST_LOGIT_BYTES, max(LOGIT_BYTES, free // 8))
+    free, memory = torch.cuda.mem_get_info(device)
+    return logit_bytes(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), memory)
 
 
 def negative_logprobs(logits_CV: Tensor, target_ids_C: Tensor) -> Tensor:
@@ -270,44 +265,27 @@ def _no_gradients(causal: PreTrainedModel) -> torch.no_grad | torch.inference_mo
     return torch.no_grad() if runs_inside(causal) else torch.inference_mode()
 
 
-@contextlib.contextmanager
-def offloading() -> Iterator[None]:
-    """Keep large tensors that the backward pass needs in host memory until then, except weights."""
-
-    def pack(tensor: Tensor) -> tuple[torch.device, Tensor]:
-        is_weight = tensor.is_leaf or (tensor._base is not None and tensor._base.is_leaf)
-        if is_weight or tensor.numel() < _OFFLOADED_NUMEL:
-            return tensor.device, tensor
-        pinned = tensor.device.type == "cuda"
-        kept = torch.empty(tensor.shape, dtype=tensor.dtype, layout=tensor.layout, pin_memory=pinned)
-        # All on one stream, so it is copied before anything reads it.
-        return tensor.device, kept.copy_(tensor, non_blocking=True)
-
-    def unpack(packed: tuple[torch.device, Tensor]) -> Tensor:
-        device, tensor = packed
-        return tensor.to(device, non_blocking=True)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
-
-
 def _predictions(
-    model: LanguageModel, ids: Ids, positions: npt.NDArray[np.int64], doc_lengths: Lengths
+    model: LanguageModel,
+    ids: Ids,
+    positions: npt.NDArray[np.int64],
+    doc_lengths: Lengths,
+    documents: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the hidden states that predict `positions` [N, E], and the ids there [N]."""
     causal = causal_model(model)
     if int(np.sum(doc_lengths)) != len(ids):
         raise TrainError(f"documents of {int(np.sum(doc_lengths))} tokens in a row of {len(ids)}")
     device = causal.get_input_embeddings().weight.device
-    row = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(device)
-    target_ids_N = row.index_select(0, torch.from_numpy(positions).to(device))
+    row = to_device(np.asarray(ids, dtype=np.int64), device)
+    target_ids_N = row.index_select(0, to_device(positions, device))
     if causal.config._attn_implementation != PACKED:
         return _apart(causal, row, positions, np.asarray(doc_lengths, dtype=np.int64)), target_ids_N
-    documents = Documents.of(doc_lengths, device)
+    documents = documents or Documents.of(doc_lengths, device)
     output = _decoder(causal)(
         input_ids=row[None], position_ids=documents.position_ids, use_cache=False, documents=documents
     )
-    at = torch.from_numpy(positions - 1).to(device)
+    at = to_device(positions - 1, device)
     return output.last_hidden_state[0].index_select(0, at), target_ids_N
 
 

@@ -31,7 +31,6 @@ from dasd_lite.data.writer import is_finished
 from dasd_lite.errors import ConfigError
 from dasd_lite.grading import open_grader
 from dasd_lite.grading.grade import Grader
-from dasd_lite.model.devices import left_out_gpus
 from dasd_lite.training.environment import num_ranks
 from dasd_lite.training.launch import launch
 from dasd_lite.training.objectives import open_objective
@@ -140,8 +139,6 @@ def train(
         number, faults = num_processes(config), list(conflicts(config))
     if faults:
         raise ConfigError("\n".join(faults))
-    if left_out := left_out_gpus():
-        note(f"{', '.join(left_out)}: left out of training, with less than a quarter of the largest GPU's memory")
     if not is_rank() and runs_in_children(number):
         unsendable = list(_unsendable(objective, minimized.name, grader))
         if unsendable and number > 1:

@@ -11,7 +11,8 @@ import dataclasses
 import math
 import platform
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,16 +29,18 @@ from dasd_lite.costs.shape import ModelShape, read_shape
 from dasd_lite.data.seeds import derive_seed
 from dasd_lite.errors import ConfigError, MissingExtraError, TrainError
 from dasd_lite.grading import CheckedGrader
+from dasd_lite.model.attention import Documents
 from dasd_lite.model.kernels import HeadSizes, pick_kernel
 from dasd_lite.model.load import model_spec, pick_device, pick_dtype
 from dasd_lite.model.logprobs import target_terms
 from dasd_lite.model.packed_check import check_packing, comparison_row, documents_of
 from dasd_lite.model.row import Row
 from dasd_lite.training import trainable
+from dasd_lite.training.batches import MicroBatch, Share
 from dasd_lite.training.checks import check_tokenizer, new_end_ids
 from dasd_lite.training.objectives import CheckedObjective, open_objective
 from dasd_lite.training.objectives.objective import Targets
-from dasd_lite.training.ranks import Ranks, full_tensor, shard
+from dasd_lite.training.ranks import Ranks, full_tensor, gathered, mesh_of, shard
 from dasd_lite.training.requirements import model_conflicts
 from dasd_lite.training.rows import MappedRows, copy_rows
 from dasd_lite.training.schedule import Schedule
@@ -53,7 +56,18 @@ if TYPE_CHECKING:
     from dasd_lite.training.objectives.objective import Metrics
 
 _SHARED = 1e9  # bytes of a GPU that CUDA's context and a display take; more is held by other processes
+_USED = 0.9  # of a GPU's free memory that a prediction may fill
+_LONG = 16384  # tokens of a forward pass from which on attention is what takes the time
 _COMPARISON_TOKENS = 128  # of each document on which the exported model is compared with the trained one
+
+
+@dataclass(frozen=True)
+class Recomputing:
+    """What is computed again in the backward pass; see recompute.py."""
+
+    layers: bool
+    layers_kept: int = 0
+    keep_attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,14 +79,14 @@ class ExpectedCost:
         hardware: That it was computed for.
         row_flops: Work of each row; float64 [num_rows].
         memory_bytes: Peak of the GPU's memory as torch counts it.
-        checkpointing: Whether layers compute their activations again in the backward pass.
+        recomputing: What is computed again in the backward pass.
     """
 
     shape: ModelShape
     hardware: Hardware
     row_flops: npt.NDArray[np.float64]
     memory_bytes: float
-    checkpointing: bool
+    recomputing: Recomputing
 
 
 @dataclass
@@ -94,6 +108,7 @@ class Job:
         comparison_row: Beginnings of a few documents, to compare the exported model with the trained one.
         end_ids: Tokens that end the answers and at which the model does not stop yet.
         is_monitored: Whether the model answers the task's questions during training.
+        patches: What Liger needs in transformers' modules during training.
     """
 
     task: TrainTask
@@ -110,35 +125,73 @@ class Job:
     comparison_row: Row
     end_ids: frozenset[int]
     is_monitored: bool
+    patches: trainable.GlobalPatches = field(default_factory=trainable.GlobalPatches)
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the model computes in `dtype`."""
         enabled = self.dtype != torch.float32 and not self.is_sharded
         return torch.autocast(torch.device(self.ranks.device).type, self.dtype, enabled=enabled)
 
-    def read(self, step: int) -> list[tuple[Row, bool]]:
-        """Read this process's micro-batches of a step, and whether each one counts.
+    def share(self, step: int) -> Share:
+        """Return what this process computes in a step.
 
         All processes gather sharded weights together, so one that has run out of rows repeats another's, for nothing.
         """
+        all_rows = self.schedule.rows_of(step)
         micro_batches = []
         for rows in self.schedule.share(step, self.ranks.rank, self.ranks.size):
             if rows:
-                micro_batches.append((Row.join([self.rows[i] for i in rows]), True))
+                micro_batches.append((tuple(rows), True))
             elif self.is_sharded:
-                micro_batches.append((self.rows[self.schedule.rows_of(step)[-1]], False))
-        return micro_batches
+                micro_batches.append(((all_rows[-1],), False))
+        return Share(int(self.rows.stats.num_targets[all_rows].sum()), tuple(micro_batches))
 
-    def forward(self, row: Row, num_targets: int) -> tuple[torch.Tensor, Metrics]:
-        """Return the loss of a micro-batch in a step of `num_targets` target tokens, and sums to report."""
-        targets = Targets.of(row, num_targets, self.ranks.device)
+    def read(self, rows: tuple[int, ...], num_targets: int, counts: bool = True) -> MicroBatch:
+        """Read the rows of a micro-batch in a step of `num_targets` target tokens."""
+        return self.prepare(Row.join([self.rows[i] for i in rows]), num_targets, counts)
+
+    def prepare(self, row: Row, num_targets: int, counts: bool = True) -> MicroBatch:
+        """Make a row ready for the model and the objective."""
+        device = self.ranks.device
+        targets = Targets.of(row, num_targets, device)
+        return MicroBatch(row, Documents.of(row.doc_lengths, device), targets, counts)
+
+    def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, Metrics]:
+        """Return the loss of a micro-batch, and sums to report."""
+        row, targets = batch.row, batch.targets
         terms, offload = self.objective.terms(targets), self.task.config.offload_activations
         weights = self.objective.token_weights(targets) if self.task.config.one_pass_loss else None
         with self.autocast():
             per_token = target_terms(
-                self.model, row.ids, targets.positions, row.doc_lengths, terms, offload=offload, weights=weights
+                self.model,
+                row.ids,
+                targets.positions,
+                row.doc_lengths,
+                terms,
+                offload=offload,
+                weights=weights,
+                documents=batch.documents,
             )
             return self.objective.loss(per_token, targets)
+
+    def generating(self) -> contextlib.AbstractContextManager[None] | None:
+        """Return the context in which the model answers token by token; None if that would take too long.
+
+        Sharded weights would be gathered for every token: 36 s for 1,024 tokens of a 4B model over NVLink, 13 minutes
+        without a direct link between the GPUs. So they stay whole meanwhile, if every GPU has room.
+        """
+        if not self.is_sharded:
+            return contextlib.nullcontext()
+        device, has_room, is_linked = torch.device(self.ranks.device), True, True
+        if device.type == "cuda":
+            needed = sum(p.numel() for p in self.model.parameters()) * self.dtype.itemsize
+            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            has_room = needed < _USED * (torch.cuda.mem_get_info(device)[0] + unused)
+            others = set(range(torch.cuda.device_count())) - {self.ranks.local}
+            is_linked = all(torch.cuda.can_device_access_peer(self.ranks.local, other) for other in others)
+        if all(self.ranks.gather(has_room)):
+            return gathered(self.model)
+        return contextlib.nullcontext() if all(self.ranks.gather(is_linked)) else None
 
     def clip(self, trained: list[torch.nn.Parameter]) -> float:
         """Clip the gradients; return their norm before."""
@@ -162,7 +215,6 @@ def load_job(
     ranks: Ranks,
     objective: CheckedObjective | None = None,
     grader: CheckedGrader | None = None,
-    patches: contextlib.ExitStack | None = None,
 ) -> Job:
     """Check rows and model against each other, and load the model; all processes have to call it.
 
@@ -171,7 +223,6 @@ def load_job(
         ranks: The processes.
         objective: The one that the task names, where it was handed over as an object.
         grader: Likewise.
-        patches: Gets what undoes Liger's changes to transformers; None: undone at once.
 
     Raises:
         TrainError: The rows cannot be trained on, or packed documents leak into each other.
@@ -193,14 +244,19 @@ def load_job(
     dtype = pick_dtype(config.dtype, device)
     _note_short_steps(schedule, ranks)
     cost = _expected_cost(task, rows, ranks, dtype)
+    recomputing = cost.recomputing if cost is not None else _unknown_recomputing(config, rows)
     is_sharded = ranks.size > 1 and isinstance(config.method, Full)
     torch.manual_seed(derive_seed(task.seed, "train"))  # for a new adapter
-    model = trainable.load_trainable(
+    patches = trainable.GlobalPatches()
+    load = partial(
+        trainable.load_trainable,
         task.model,
         config.method,
         dtype=config.dtype,
         device=str(device),
-        gradient_checkpointing=_checkpointing(config, rows, cost),
+        gradient_checkpointing=recomputing.layers,
+        layers_kept=recomputing.layers_kept,
+        keep_attention=recomputing.keep_attention,
         liger=config.liger,
         adapter=task.adapter,
         to_shard=is_sharded,
@@ -208,8 +264,11 @@ def load_job(
         trust_remote_code=task.trust_remote_code,
         context=task.context,
     )
-    if is_sharded:
-        model = shard(model, dtype, ranks)
+    if is_sharded:  # each process reads the whole model, and keeps its part
+        mesh = mesh_of(ranks)
+        model: LanguageModel = ranks.in_turn(lambda: shard(load(), dtype, mesh))
+    else:
+        model = load()
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     documents = documents_of([rows[i] for i in range(min(4, len(rows)))])  # a row may be one long document
     job = Job(
@@ -227,8 +286,9 @@ def load_job(
         comparison_row=comparison_row(documents, _COMPARISON_TOKENS),
         end_ids=end_ids,
         is_monitored=bool(task.questions),
+        patches=patches,
     )
-    with job.autocast():
+    with job.autocast(), patches.active():
         check_packing(model, documents, dtype)
     return job
 
@@ -293,20 +353,37 @@ def _expected_cost(task: TrainTask, rows: MappedRows, ranks: Ranks, dtype: torch
         liger=on_gpu and has_liger(),
         on_gpu=on_gpu,
     )
-    longest = int(rows.num_tokens.max())
-    prediction = memory.predict(shape, config, seq_len=longest, num_processes=ranks.size, hardware=hardware)
-    step = memory.TrainingStep(shape, config, longest * config.micro_batch_size, ranks.size, hardware)
+    longest = int(rows.num_tokens.max()) * config.micro_batch_size
+    step = memory.TrainingStep(shape, config, longest, ranks.size, hardware)
+    free = float(torch.cuda.mem_get_info(device)[0]) if on_gpu else 0.0
+    # All processes do the same: the least free one says what.
+    recomputing = _recomputing(step, min(ranks.gather(free)))
+    step = dataclasses.replace(step, layers_kept=recomputing.layers_kept, keeps_attention=recomputing.keep_attention)
+    prediction = memory.predict_step(step)
     # torch's peak excludes the CUDA context and fragmentation, so compare without the overhead.
-    return ExpectedCost(shape, hardware, work, prediction.total - prediction.overhead, step.checkpointing)
+    return ExpectedCost(shape, hardware, work, prediction.total - prediction.overhead, recomputing)
 
 
-def _checkpointing(config: TrainConfig, rows: MappedRows, cost: ExpectedCost | None) -> bool:
-    """Return whether layers compute their activations again in the backward pass."""
-    if cost is not None:
-        return cost.checkpointing
-    if config.gradient_checkpointing != "auto":
-        return config.gradient_checkpointing == "on"
-    return int(rows.num_tokens.max()) * config.micro_batch_size > memory.AUTO_CHECKPOINTING
+def _recomputing(step: memory.TrainingStep, free: float) -> Recomputing:
+    """Choose what is computed again, so that training takes most of `free` bytes of the GPU; 0 on a CPU."""
+    config = step.config
+    if not step.checkpointing:
+        return Recomputing(layers=False)
+    room = 0.0 if config.offload_activations else _USED * free
+    keep_attention = config.keep_attention == "on"
+    if config.keep_attention == "auto" and step.tokens >= _LONG:
+        keep_attention = memory.predict_step(dataclasses.replace(step, keeps_attention=True)).total <= room
+    step = dataclasses.replace(step, keeps_attention=keep_attention)
+    layers_kept = memory.most_layers_kept(step, room) if config.keep_layers == "auto" else config.keep_layers
+    return Recomputing(True, layers_kept, keep_attention)
+
+
+def _unknown_recomputing(config: TrainConfig, rows: MappedRows) -> Recomputing:
+    """Choose likewise for an architecture whose memory cannot be predicted: nothing is kept unless it is asked for."""
+    long = int(rows.num_tokens.max()) * config.micro_batch_size > memory.AUTO_CHECKPOINTING
+    layers = long if config.gradient_checkpointing == "auto" else config.gradient_checkpointing == "on"
+    kept = 0 if config.keep_layers == "auto" else config.keep_layers
+    return Recomputing(layers, kept, config.keep_attention == "on")
 
 
 def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
@@ -332,6 +409,8 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
         hardware=job.cost.hardware,
     )
     message += f"; the prediction was {format_bytes(job.cost.memory_bytes)}"
+    if job.cost.recomputing.layers_kept and config.keep_layers == "auto":
+        return TrainError(f"{message}; try train.keep_layers=0: training resumes from the last checkpoint")
     if change is None:
         return TrainError(f"{message}; no option makes the training of this model smaller")
     resumes = result_options(change.config) == result_options(config) and change.seq_len == longest

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from dasd_lite import errors
 from dasd_lite.data.run_folder import StageFolder
 from dasd_lite.errors import DasdError, TrainError, remote_error
-from dasd_lite.training.environment import WAIT_MINUTES, rank_environment
+from dasd_lite.training.environment import WAIT_MINUTES, rank_environment, training_gpus
 
 if TYPE_CHECKING:
     from dasd_lite.training.task import TrainTask
@@ -70,8 +70,6 @@ def _run_agent(num_processes: int, folder: Path, failures: list[BaseException]) 
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from dasd_lite.model.devices import usable_gpus
-
     for name in ("elastic", "launcher"):  # `_raise` says in one line what they log in 50
         logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"shutdown_timeout": _GRACE_S, "max_restarts": 0, "local_addr": "127.0.0.1"}
@@ -86,7 +84,7 @@ def _run_agent(num_processes: int, folder: Path, failures: list[BaseException]) 
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         **{name: value for name, value in options.items() if name in known},
     )
-    given = rank_environment(num_processes, usable_gpus())
+    given = rank_environment(num_processes, training_gpus())
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)  # the agent passes its own environment on
     try:

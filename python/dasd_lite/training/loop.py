@@ -8,7 +8,6 @@ before it reaches the weights; on a CPU, a training run that was killed ends wit
 
 from __future__ import annotations
 
-import contextlib
 import math
 import statistics
 import time
@@ -25,6 +24,7 @@ from dasd_lite.grading import CheckedGrader, open_grader
 from dasd_lite.model.kernels import kernels_in_use
 from dasd_lite.model.memory import is_out_of_memory
 from dasd_lite.training import checkpoint, export
+from dasd_lite.training.batches import Batches
 from dasd_lite.training.guard import StepStats, check_step, means, stop_signals, worst_rollouts
 from dasd_lite.training.job import Job, load_job, out_of_memory
 from dasd_lite.training.metrics import Log
@@ -50,9 +50,9 @@ def run_task(task: TrainTask, objective: CheckedObjective | None = None, grader:
         if ranks.from_first(lambda: is_finished(out, identity, force=task.force, keep=True)):
             ranks.from_first(lambda: remove_checkpoints(out))  # left by a kill right after the manifest
             return
-        job, patches = None, contextlib.ExitStack()
+        job = None
         try:
-            job = load_job(task, ranks, objective, grader, patches)
+            job = load_job(task, ranks, objective, grader)
             if not ranks.from_first(lambda: checkpoint.steps_in(out / "checkpoints")):
                 export.try_export(
                     job.model,
@@ -66,9 +66,8 @@ def run_task(task: TrainTask, objective: CheckedObjective | None = None, grader:
             with disk_errors(out):
                 ranks.from_first(lambda: is_finished(out, identity, force=task.force))
                 ranks.from_first(lambda: begin(out, identity, config))
-            with ranks.training():
+            with job.patches.active(), ranks.training():
                 train(job)
-            patches.close()  # the exported model is read again by transformers' own code
             gap = export.export(
                 job.model,
                 config.method,
@@ -85,8 +84,6 @@ def run_task(task: TrainTask, objective: CheckedObjective | None = None, grader:
             if not is_out_of_memory(error):
                 raise
             raise out_of_memory(job, config) from error
-        finally:
-            patches.close()
         # The others wait for it: when they end, the folder is finished.
         ranks.from_first(lambda: finish(job, gap))
 
@@ -103,31 +100,32 @@ def train(job: Job) -> None:
     first = checkpoint.restore(folder, model, optimizer, scaler, fingerprint, ranks)
     skipped = 0  # steps in a row whose gradient was too large for float16
 
-    with Log(job, first) as log, stop_signals() as stop:
+    shares = (job.share(step) for step in range(first, schedule.num_steps))
+    batches = Batches(shares, job.read, in_thread=device.type == "cuda")
+    with Log(job, first) as log, batches, stop_signals() as stop:
         monitor(job, first)
         job.forget_peak()
         for step in range(first, schedule.num_steps):
             began = time.perf_counter()
             torch.manual_seed(derive_seed(schedule.seed, "step", step, ranks.rank))  # for dropout, if there is any
-            micro_batches = job.read(step)
-            num_targets = round(ranks.sum([sum(row.num_targets for row, counts in micro_batches if counts)])[0])
+            share = job.share(step)
 
             metrics, rows = [], []
-            for row, counts in micro_batches:
-                loss, sums = job.forward(row, num_targets)
+            for batch in batches.take(len(share.micro_batches)):
+                loss, sums = job.forward(batch)
                 # FSDP takes the mean over processes; the loss is a sum over them.
-                factor = (ranks.size if job.is_sharded else 1) * counts
+                factor = (ranks.size if job.is_sharded else 1) * batch.counts
                 scaler.scale(loss * factor).backward()
-                if counts:
+                if batch.counts:
                     metrics.append(sums)
-                    rows.append(row)
+                    rows.append(batch.row)
             if not job.is_sharded:
                 ranks.sum_gradients(trained)
             scaler.unscale_(optimizer)
             grad_norm = job.clip(trained)
 
             stats = ranks.gather(StepStats.of(metrics, rows, stop.is_set(), job.memory_bytes()))
-            figures = means(stats, num_targets)
+            figures = means(stats, share.num_targets)
             num_skipped = skipped if scaler.is_enabled() else None
             if problem := check_step(figures["loss"], grad_norm, log.losses, config.max_loss_jump, num_skipped):
                 kept = ranks.from_first(partial(checkpoint.rollback, folder, step))
@@ -145,7 +143,7 @@ def train(job: Job) -> None:
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
 
-            figures |= {"learning_rate": learning_rate, "grad_norm": grad_norm, "target_tokens": num_targets}
+            figures |= {"learning_rate": learning_rate, "grad_norm": grad_norm, "target_tokens": share.num_targets}
             log.write(step, figures, max(each.memory_bytes for each in stats), time.perf_counter() - began)
             is_last = step + 1 == schedule.num_steps
             stopping = any(each.stop for each in stats) or (ranks.size == 1 and stop.is_set())
@@ -174,8 +172,16 @@ def monitor(job: Job, num_steps: int) -> None:
     snapshots = ranks.from_first(lambda: read_snapshots(path))
     if num_steps in snapshots:
         return
+    if (generating := job.generating()) is None:
+        if ranks.is_first:
+            note(
+                "train.monitor_questions: these GPUs have neither room for all weights nor a direct link, so answers"
+                " would take minutes; training continues without them"
+            )
+        job.is_monitored = False
+        return
     try:
-        with job.autocast():
+        with job.autocast(), generating:
             snapshot = take_snapshot(
                 job.model,
                 task.model,

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from dasd_lite.console import is_rank
 from dasd_lite.errors import DasdError, remote_error
@@ -21,6 +21,7 @@ from dasd_lite.training.environment import WAIT_MINUTES
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedModel
 
     from dasd_lite.model.logprobs import LanguageModel
@@ -114,6 +115,15 @@ class Ranks:
             torch.distributed.broadcast(tensor, 0)
         return tensor
 
+    def in_turn(self, work: Callable[[], Value]) -> Value:
+        """Do `work` in one process of this machine after the other: it takes memory that all have to share."""
+        result: Value | None = None
+        for turn in range(max(self.gather(self.local)) + 1):
+            if turn == self.local:
+                result = work()
+            self.gather(None)
+        return cast(Value, result)
+
     def gather(self, value: Value) -> list[Value]:
         """Return the value of every process, in order."""
         if self.size == 1:
@@ -151,25 +161,49 @@ def _set_timeout(timeout: timedelta) -> None:
     torch.distributed.distributed_c10d._set_pg_timeout(timeout)
 
 
-def shard(model: LanguageModel, dtype: torch.dtype, ranks: Ranks) -> PreTrainedModel:
+def mesh_of(ranks: Ranks) -> DeviceMesh:
+    """Return all processes as `shard` takes them; all have to call it at the same time."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(torch.device(ranks.device).type, (ranks.size,))
+
+
+def shard(model: LanguageModel, dtype: torch.dtype, mesh: DeviceMesh) -> PreTrainedModel:
     """Shard the float32 weights of a model over the processes; its forward pass computes in `dtype`.
+
+    Every process takes its part of the model that it has loaded, without waiting for another.
 
     Each layer is gathered when its turn comes and freed afterwards. The model moves to the device layer by layer, so it
     never has to fit there whole.
     """
     import torch
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     causal = causal_model(model)
     enable_run_inside(causal)
     policy = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
-    mesh = init_device_mesh(torch.device(ranks.device).type, (ranks.size,))
     layer_kinds = set(causal._no_split_modules or ())
     for module in [m for m in causal.modules() if type(m).__name__ in layer_kinds]:
         fully_shard(module.float(), mesh=mesh, mp_policy=policy)
     # Otherwise the outermost weights stay gathered after a forward pass without a backward one, and are not trained.
     return fully_shard(causal.float(), mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+@contextlib.contextmanager
+def gathered(model: LanguageModel) -> Iterator[None]:
+    """Keep sharded weights whole between forward passes without gradients, for many short ones in a row."""
+    from torch.distributed.fsdp import FSDPModule
+
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.set_reshard_after_forward(True, recurse=False)
+            module.reshard()
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

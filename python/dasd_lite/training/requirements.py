@@ -11,13 +11,13 @@ from dasd_lite.config.train import Full, Lora, TrainConfig
 from dasd_lite.costs.hardware import has_liger
 from dasd_lite.data.hub import read_json
 from dasd_lite.errors import MissingExtraError
-from dasd_lite.model.devices import usable_gpus
+from dasd_lite.training.environment import training_gpus
 
 
 def num_processes(config: TrainConfig) -> int:
     """Return how many processes train on this machine: as many as are asked for, or one per GPU."""
     try:
-        return config.num_processes or max(1, len(usable_gpus()))
+        return config.num_processes or max(1, len(training_gpus()))
     except ImportError as error:
         raise MissingExtraError("train", "torch") from error
 
@@ -31,7 +31,7 @@ def conflicts(config: TrainConfig, number: int | None = None) -> Iterator[str]:
     """
     from dasd_lite.model.load import bfloat16_conflict
 
-    gpus, method = len(usable_gpus()), config.method
+    gpus, method = len(training_gpus()), config.method
     number = number or num_processes(config)
     if gpus and (config.num_processes or 1) > gpus:
         yield (

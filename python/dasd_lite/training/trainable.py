@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +17,7 @@ from dasd_lite.errors import ConfigError, MissingExtraError
 from dasd_lite.model.load import load_model, pick_device, pick_dtype, quiet, stored_dtype
 from dasd_lite.model.logprobs import causal_model
 from dasd_lite.training.adapter import add_adapter
+from dasd_lite.training.recompute import recompute
 from dasd_lite.training.requirements import liger_conflict
 
 try:
@@ -36,12 +39,14 @@ def load_trainable(
     dtype: Dtype = "auto",
     device: str = "auto",
     gradient_checkpointing: bool = False,
+    layers_kept: int = 0,
+    keep_attention: bool = False,
     liger: Switch = "off",
     adapter: Path | None = None,
     to_shard: bool = False,
     trust_remote_code: bool = False,
     context: int | None = None,
-    patches: contextlib.ExitStack | None = None,
+    patches: GlobalPatches | None = None,
 ) -> LanguageModel:
     """Load a model to train by `method`, in train mode.
 
@@ -51,13 +56,14 @@ def load_trainable(
         dtype: Format of frozen weights, unless qlora makes them 4 bits; trained weights are float32.
         device: Where to load it.
         gradient_checkpointing: Compute activations again in the backward pass.
+        layers_kept: With it, so many layers keep theirs, counted from the last.
+        keep_attention: With it, the output of attention is kept.
         liger: Whether to use Liger's kernels.
         adapter: Folder of an adapter to continue with.
         to_shard: Leave the weights in host memory in their stored format, for `ranks.shard`.
         trust_remote_code: Run code that comes with the model.
         context: Longest sequence that the model is served with; see load_model.
-        patches: Gets what undoes Liger's changes to transformers' modules, which any other model in this process would
-            get too; None: they are undone at once, and only what the model itself holds stays.
+        patches: Gets what Liger replaced in transformers' modules; None: it is not needed.
 
     Raises:
         ConfigError: The folder holds no such model, or an option does not fit it.
@@ -83,15 +89,21 @@ def load_trainable(
             _leave_inputs(model)
     causal = causal_model(model)
     if gradient_checkpointing:
-        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute(causal, layers_kept=layers_kept, keep_attention=keep_attention)
     causal.get_input_embeddings().register_forward_hook(_narrow)
     return model.train()
 
 
 def _narrow(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...], hidden: torch.Tensor) -> torch.Tensor:
-    """Start the residual stream in the format of the computation: under autocast it would stay float32 throughout."""
+    """Start the residual stream in bfloat16 where that is computed in: under autocast it would stay float32 throughout.
+
+    Where float16 is, it is float32: the stream of a large model may pass 65,504.
+    """
     device = hidden.device.type
-    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+    if not torch.is_autocast_enabled(device):
+        return hidden
+    dtype = torch.get_autocast_dtype(device)
+    return hidden.to(torch.float32 if dtype == torch.float16 else dtype)
 
 
 def _leave_inputs(model: torch.nn.Module) -> None:
@@ -104,28 +116,47 @@ def _leave_inputs(model: torch.nn.Module) -> None:
             vars(module)["cast_input_dtype_enabled"] = False
 
 
-def _apply_liger(model: PreTrainedModel, device: torch.device, patches: contextlib.ExitStack | None) -> None:
+@dataclass
+class GlobalPatches:
+    """Names in the modules of transformers that Liger replaces by its own, for every model in this process.
+
+    They are in force only inside `active`: with Liger's norms, MLPs and rotary embeddings no model computes on a CPU.
+    """
+
+    replaced: list[tuple[ModuleType, str, Any, Any]] = field(default_factory=list)
+    """Module, name, what it is, and Liger's."""
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Put Liger's in force for as long as the context lasts."""
+        for module, name, _, ligers in self.replaced:
+            setattr(module, name, ligers)
+        try:
+            yield
+        finally:
+            for module, name, own, _ in self.replaced:
+                setattr(module, name, own)
+
+
+def _apply_liger(model: PreTrainedModel, device: torch.device, patches: GlobalPatches | None) -> None:
     """Replace norms, rotary embeddings and MLPs by Liger's kernels; the loss stays ours.
 
-    Liger changes the model, and also names in the modules of transformers (classes of norms and MLPs, the function for
-    rotary embeddings), with which a model on a CPU cannot compute.
+    Most of it changes the model itself. What it changes in transformers is undone at once, and goes to `patches`.
     """
     if fault := liger_conflict(has_gpu=device.type == "cuda"):
         raise ConfigError(fault)
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
-    with contextlib.ExitStack() if patches is None else contextlib.nullcontext(patches) as undo:
-        modules = {module for name, module in sys.modules.items() if name.startswith("transformers.models.")}
-        for module in modules:
-            undo.callback(_restore, module, dict(vars(module)))
-        with quiet():
-            _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
-
-
-def _restore(module: ModuleType, names: dict[str, Any]) -> None:
-    for name, value in names.items():
-        if vars(module).get(name) is not value:
-            setattr(module, name, value)
+    modules = [module for name, module in sys.modules.items() if name.startswith("transformers.models.")]
+    before = [(module, dict(vars(module))) for module in modules]
+    with quiet():
+        _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+    for module, names in before:
+        for name, own in names.items():
+            if (ligers := vars(module).get(name)) is not own:
+                setattr(module, name, own)
+                if patches is not None:
+                    patches.replaced.append((module, name, own, ligers))
 
 
 def _adapted(model: PreTrainedModel, method: Lora, adapter: Path | None, dtype: torch.dtype) -> PeftModel:

@@ -49,8 +49,7 @@ class Targets:
     @classmethod
     def of(cls, row: Row, num_step: int, device: torch.device | str) -> Self:
         """Find the targets of a micro-batch."""
-        import torch
-
+        from dasd_lite.model.attention import to_device
         from dasd_lite.model.logprobs import target_positions
 
         positions = target_positions(row.loss_mask, row.doc_lengths)
@@ -58,12 +57,13 @@ class Targets:
         prompt = row.documents.get("prompt")
         return cls(
             positions=positions,
-            document=torch.from_numpy(document).to(device),
+            document=to_device(document, device),
             num_documents=len(row.doc_lengths),
             num_step=num_step,
-            tokens={name: torch.tensor(values, device=device) for name, values in row.tokens.items()},
-            documents={name: torch.tensor(values, device=device) for name, values in row.documents.items()},
-            prompt=None if prompt is None else torch.tensor(np.unique(prompt, return_inverse=True)[1], device=device),
+            # Copies: an array of one row is a part of the mapped file.
+            tokens={name: to_device(values.copy(), device) for name, values in row.tokens.items()},
+            documents={name: to_device(values.copy(), device) for name, values in row.documents.items()},
+            prompt=None if prompt is None else to_device(np.unique(prompt, return_inverse=True)[1], device),
         )
 
 
