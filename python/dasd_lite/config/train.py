@@ -54,10 +54,10 @@ class Lora(Table):
     """Names of the layers that get an adapter, or all-linear: every linear layer of the language model except its
     output head. Experts and router are chosen apart from them."""
     experts: Literal["frozen", "adapted"] = "frozen"
-    """Whether the experts of a mixture of experts get adapters. vLLM takes no such adapter by default: use the merged
-    model then."""
+    """Whether the experts of a mixture of experts get adapters. vLLM takes no such adapter by default: give it the
+    merged model."""
     router: Literal["frozen", "adapted"] = "frozen"
-    """Whether what chooses the experts gets an adapter. vLLM takes no such adapter: use the merged model then."""
+    """Whether what chooses the experts gets an adapter. Give vLLM the merged model then."""
     start: Literal["auto", "merged", "adapter"] = "auto"
     """What a phase after the first starts from. merged: the previous phase's model with its adapter merged, and a new
     adapter. adapter: the previous phase's adapter on the same base. auto: adapter for qlora, because merging into 4-bit
