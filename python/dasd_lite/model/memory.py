@@ -35,9 +35,9 @@ def free_gpu() -> None:
 
     import torch
 
-    gc.collect()
     if not torch.cuda.is_available():
-        return
+        return  # a collection takes 0.2 s, and what is not part of a cycle is freed without it
+    gc.collect()
     torch.cuda.empty_cache()
     if empty_host := getattr(torch._C, "_host_emptyCache", None):  # pinned blocks; private, and not in every build
         empty_host()
