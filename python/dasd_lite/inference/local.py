@@ -84,6 +84,7 @@ class TransformersSampler:
             broadcast=broadcast,
         )
         self._batch_size = config.batch_size
+        self._is_in_training = model is not None
 
     def status(self) -> str:
         """No status to report."""
@@ -118,6 +119,8 @@ class TransformersSampler:
                 if not is_out_of_memory(error) or decoder.broadcast is not None:
                     raise
                 if len(batch.unfinished()) == 1:
+                    if self._is_in_training:  # which can do without its snapshots
+                        raise
                     raise TrainError(_too_little(decoder, batch)) from None
             if unfinished := batch.unfinished():  # begun again, since answers do not depend on the batch
                 waiting.extendleft(reversed(unfinished))
