@@ -134,10 +134,11 @@ class Vllm(Table):
     """GPUs that share one copy of the model."""
     data_parallel_size: Annotated[PositiveInt | None, EXECUTION] = None
     """Copies of the model, each on tensor_parallel_size GPUs. Default: as many as the visible GPUs allow."""
-    gpu_memory_utilization: Annotated[Probability, EXECUTION] = 0.9
-    """Share of each GPU's memory that the engine may use."""
+    gpu_memory_utilization: Annotated[Probability | None, EXECUTION] = None
+    """Share of each GPU's memory that the engine may use. Default: 0.9 of what is free when it starts."""
     max_model_len: PositiveInt | None = None
-    """Maximum tokens of prompt plus answer. Default: the model's context length."""
+    """Maximum tokens of prompt plus answer. Default: what the longest prompt and `max_tokens` need, at most the model's
+    context length; that length itself for a model with longrope, which has other frequencies in a longer context."""
     enforce_eager: Annotated[bool, EXECUTION] = False
     """Skip compilation: starts faster, runs slower."""
     stall_s: Annotated[PositiveFloat, EXECUTION] = 600.0
