@@ -176,6 +176,19 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_answers_are_the_same(full, 
     assert "batch" not in capsys.readouterr().err, "the smaller size is kept"
 
 
+def test_what_does_not_fit_before_the_first_token_is_halved_too(monkeypatch, capsys):
+    allocate = Batch._allocate
+
+    def limited(self, num_slots, longest):
+        if num_slots > 2:
+            raise RuntimeError("CUDA error: out of memory")
+        allocate(self, num_slots, longest)
+
+    monkeypatch.setattr(Batch, "_allocate", limited)
+    assert len(answers(DEMO / "student", requests(), batch_size=5)) == 6
+    assert re.findall("batch (.*): the memory is full", capsys.readouterr().err) == ["5 → 2"]
+
+
 def test_one_answer_that_does_not_fit_is_one_clear_line(full):
     full(rows=0)
     with pytest.raises(TrainError, match=r"is full with its weights \(0\.0 GB\) and a single answer.*lower max_tokens"):

@@ -117,7 +117,7 @@ class Transformers(Table):
     """Number format of the weights. auto: bfloat16 on a GPU that supports it, float16 on other GPUs, float32 on a
     CPU."""
     batch_size: Annotated[PositiveInt, EXECUTION] = 64
-    """Answers that are sampled in parallel."""
+    """Answers that are sampled in parallel; halved, with a note, when memory is full."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 

@@ -118,16 +118,19 @@ class TransformersSampler:
                 # Processes that share the weights have to draw the same tokens, so none can begin again alone.
                 if not is_out_of_memory(error) or decoder.broadcast is not None:
                     raise
-                if len(batch.unfinished()) == 1:
+                unfinished = batch.unfinished()
+                size = min(self._batch_size, len(unfinished) or len(waiting))
+                if size == 1:
                     if self._is_in_training:  # which can do without its snapshots
                         raise
                     raise TrainError(_too_little(decoder, batch)) from None
-            if unfinished := batch.unfinished():  # begun again, since answers do not depend on the batch
-                waiting.extendleft(reversed(unfinished))
-                first_size = first_size or self._batch_size
-                self._batch_size = min(self._batch_size, len(unfinished)) // 2
-                del batch
-                free_gpu()
+            else:
+                return
+            waiting.extendleft(reversed(unfinished))  # begun again, since answers do not depend on the batch
+            first_size = first_size or self._batch_size
+            self._batch_size = size // 2
+            del batch
+            free_gpu()
 
     def _jobs(self, requests: Sequence[Request], name: str) -> deque[Job]:
         """Return a job for each request, within a window in order of the prompts' lengths."""
