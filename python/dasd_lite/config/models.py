@@ -117,7 +117,7 @@ class Transformers(Table):
     """Number format of the weights. auto: bfloat16 on a GPU that supports it, float16 on other GPUs, float32 on a
     CPU."""
     batch_size: Annotated[PositiveInt, EXECUTION] = 64
-    """Answers that are sampled in parallel."""
+    """Answers that are sampled in parallel; halved, with a note, when memory is full."""
     max_model_len: PositiveInt | None = None
     """Maximum tokens of prompt plus answer. A model with longrope has the factors of this context throughout, as in
     vLLM. Default: the model's context length."""
@@ -137,11 +137,12 @@ class Vllm(Table):
     """GPUs that share one copy of the model."""
     data_parallel_size: Annotated[PositiveInt | None, EXECUTION] = None
     """Copies of the model, each on tensor_parallel_size GPUs. Default: as many as the visible GPUs allow."""
-    gpu_memory_utilization: Annotated[Probability, EXECUTION] = 0.9
-    """Share of each GPU's memory that the engine may use."""
+    gpu_memory_utilization: Annotated[Probability | None, EXECUTION] = None
+    """Share of each GPU's memory that the engine may use. Default: 0.9 of what is free when it starts."""
     max_model_len: PositiveInt | None = None
     """Maximum tokens of prompt plus answer. A model with longrope has the factors of this context throughout. Default:
-    the model's context length."""
+    what the longest prompt and `max_tokens` need, at most the model's context length; a model with longrope has the
+    factors of that length."""
     enforce_eager: Annotated[bool, EXECUTION] = False
     """Skip compilation: starts faster, runs slower."""
     stall_s: Annotated[PositiveFloat, EXECUTION] = 600.0

@@ -27,12 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-import os as _os
-
-_JOIN_AT = float(
-    _os.environ.get("JOIN", "0.5")
-)  # share of a batch still generating at which waiting answers join it: prompts are read many at a time
-
 
 @dataclass(frozen=True)
 class Job:
@@ -67,7 +61,7 @@ class Decoder:
         name: What error messages call it.
         end_ids: Tokens that end an answer.
         vocab_size: Ids from here on are padding of the embedding and never drawn.
-        can_join: Whether an answer can be shifted to where those of a batch are: not if it has a recurrent state.
+        join_at: Share of a batch still generating at which waiting answers join it; with 0 they wait for its end.
         mode: Context without gradients.
         broadcast: Replaces the drawn tokens int64 [B] by those of the first process, if several share the weights.
     """
@@ -76,7 +70,7 @@ class Decoder:
     name: str
     end_ids: Sequence[int]
     vocab_size: int
-    can_join: bool
+    join_at: float
     mode: Callable[[], AbstractContextManager[None]]
     broadcast: Callable[[Tensor], Tensor] | None = None
 
@@ -123,7 +117,7 @@ class Batch:
     def _round(self, waiting: deque[Job]) -> list[Answer]:
         """Read the prompts of jobs that join, or one token of each row; draw the next; return what is finished."""
         first = 0
-        if waiting and len(self._rows) <= (_JOIN_AT * self._size if self._decoder.can_join else 0):
+        if waiting and len(self._rows) <= self._decoder.join_at * self._size:
             first = len(self._rows)
             logits_BV = self._join([waiting.popleft() for _ in range(min(len(waiting), self._size - first))])
         else:
@@ -170,12 +164,12 @@ class Batch:
         """Read the last token of each row; return the logits [B, V] of the next."""
         import torch
 
-        if self._decoder.can_join and (padding := min(row.start for row in self._rows)):
-            self._cache.trim(padding)
+        if self._decoder.join_at and (padding := min(row.start for row in self._rows)):
+            self._cache.trim(padding)  # of answers that have left
             self._pad(-padding)
         starts = torch.tensor([row.start for row in self._rows], device=self._last.device)[:, None]
         mask = None
-        if not self._decoder.can_join or any(row.start for row in self._rows):
+        if any(row.start for row in self._rows):
             mask = (torch.arange(self.length + 1, device=starts.device) >= starts).long()
         logits_BV = self._forward(self._last[:, None], mask, self.length - starts, self._cache)
         self.length += 1
@@ -248,8 +242,8 @@ class Batch:
         if dtype == torch.float16:
             cause = "float16 overflowed: set dtype = 'float32', or 'bfloat16' where the GPU has it"
         return (
-            f"{self._decoder.name}: the logits after {len(row.job.prompt)} prompt tokens and {row.num_tokens - 1} of the"
-            f" answer are not finite; {cause}"
+            f"{self._decoder.name}: the logits after {len(row.job.prompt)} prompt tokens and {row.num_tokens - 1} of"
+            f" the answer are not finite; {cause}"
         )
 
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
     from dasd_lite.config.models import Transformers
 
+_JOIN_AT = 0.5
+"""Share of a batch still generating at which waiting answers join it on a GPU, where a step takes as long for few rows
+as for many. On a CPU the attention to as many positions as the longest row has costs more (20 % in the demo). What has
+recurrent states cannot be shifted to where the others are."""
 _WINDOW = 16  # batches whose prompts are sorted by length together: little padding, and results stay nearly in order
 
 
@@ -67,19 +71,26 @@ class TransformersSampler:
         attention = decoding_attention(architecture)
         self._chat = Chat(path)
         loaded = model or load_model(
-            path, dtype=config.dtype, trust_remote_code=trust, attention=attention, four_bit=four_bit
+            path,
+            dtype=config.dtype,
+            trust_remote_code=trust,
+            attention=attention,
+            four_bit=four_bit,
+            context=config.max_model_len,
         )
+        self._context = min(self._chat.context, config.max_model_len or self._chat.context)
         self._decoder: Decoder | None = Decoder(
             model=loaded,
             name=config.model,
             end_ids=self._chat.answer_end_ids,
             vocab_size=self._chat.vocab_size,
-            can_join=architecture.packs,
+            join_at=_JOIN_AT if architecture.packs and loaded.device.type == "cuda" else 0.0,
             # Tensors created in inference mode could not be used in training afterwards.
             mode=torch.inference_mode if model is None else torch.no_grad,
             broadcast=broadcast,
         )
         self._batch_size = config.batch_size
+        self._is_in_training = model is not None
 
     def status(self) -> str:
         """No status to report."""
@@ -113,14 +124,19 @@ class TransformersSampler:
                 # Processes that share the weights have to draw the same tokens, so none can begin again alone.
                 if not is_out_of_memory(error) or decoder.broadcast is not None:
                     raise
-                if len(batch.unfinished()) == 1:
+                unfinished = batch.unfinished()
+                size = min(self._batch_size, len(unfinished) or len(waiting))
+                if size == 1:
+                    if self._is_in_training:  # which can do without its snapshots
+                        raise
                     raise TrainError(_too_little(decoder, batch)) from None
-            if unfinished := batch.unfinished():  # begun again, since answers do not depend on the batch
-                waiting.extendleft(reversed(unfinished))
-                first_size = first_size or self._batch_size
-                self._batch_size = min(self._batch_size, len(unfinished)) // 2
-                del batch
-                free_gpu()
+            else:
+                return
+            waiting.extendleft(reversed(unfinished))  # begun again, since answers do not depend on the batch
+            first_size = first_size or self._batch_size
+            self._batch_size = size // 2
+            del batch
+            free_gpu()
 
     def _jobs(self, requests: Sequence[Request], name: str) -> deque[Job]:
         """Return a job for each request, within a window in order of the prompts' lengths."""
@@ -136,17 +152,17 @@ class TransformersSampler:
             for index in range(start, min(start + size, len(requests))):
                 request = requests[index]
                 prompt = prompts[id(request.messages), request.prefix]
-                limit = min(request.max_tokens, self._chat.context - len(prompt))
+                limit = min(request.max_tokens, self._context - len(prompt))
                 window.append(Job(index, prompt, limit, request.seed))
             jobs.extend(sorted(window, key=lambda job: len(job.prompt)))
         return jobs
 
     def _prompt_ids(self, request: Request, name: str) -> TokenIds:
         ids = self._chat.prompt_ids(request.messages, request.prefix)
-        if len(ids) >= self._chat.context:
+        if len(ids) >= self._context:
             raise DataError(
                 f"prompt {request.messages[-1]['content'][:40]!r}: its {len(ids)} tokens exceed the context of"
-                f" {name}, {self._chat.context} tokens; shorten or remove the prompt"
+                f" {name}, {self._context} tokens; shorten or remove the prompt"
             )
         return ids
 

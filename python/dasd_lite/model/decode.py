@@ -201,6 +201,8 @@ class _Buffers(DynamicLayer):  # type: ignore[misc]
 
     def append(self, source: _Buffers, index: Tensor) -> None:
         """Add rows of another layer, right-aligned."""
+        if not self._buffers:  # of a layer that shares those of another
+            return
         first, last = self._rows, self._rows + len(index)
         kept = max(self._kept, source._kept)
         if last > self._buffers[0].shape[0] or kept > self._end:

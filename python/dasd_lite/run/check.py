@@ -23,6 +23,7 @@ from dasd_lite.config.models import CustomTeacher, Endpoint, Student, Teacher, T
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.config.train import Lora
 from dasd_lite.console import say, say_note
+from dasd_lite.costs.cards import usable_gpus
 from dasd_lite.costs.estimate import (
     answers_line,
     disk_bytes,
@@ -413,9 +414,9 @@ def _packages(recipe: RecipeConfig) -> Iterator[str]:
 
 def _gpus(name: str, model: Vllm) -> Iterator[str]:
     """Report too few GPUs for vLLM, or none if it is not built for CPUs."""
-    from dasd_lite.inference.vllm.sampler import gpu_groups, visible_gpus
+    from dasd_lite.inference.vllm.sampler import gpu_groups
 
-    visible = visible_gpus()
+    visible = usable_gpus()
     try:
         gpu_groups(visible, model.tensor_parallel_size, model.data_parallel_size)
     except ConfigError as error:

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 _BEAT_S = 1.0
+_OF_FREE_MEMORY = 0.9  # the rest is for CUDA graphs and what else vLLM does not count
 
 
 class EngineJob(NamedTuple):
@@ -119,6 +120,8 @@ def main() -> None:
 def _load(link: _Link) -> Any:
     """Load the engine with the parent's options; if vLLM rejects them, report why and return None."""
     options = link.inbox.get()
+    if options["gpu_memory_utilization"] is None:
+        options["gpu_memory_utilization"] = share_of_memory()
     from vllm import EngineArgs, LLMEngine
     from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
@@ -134,6 +137,19 @@ def _load(link: _Link) -> Any:
         return None
     link.send("ready", (int(engine.model_config.max_model_len), int(engine.model_config.get_vocab_size())))
     return engine
+
+
+def share_of_memory() -> float:
+    """Return the share of each visible GPU's whole memory that is 0.9 of what is free now, on the fullest of them.
+
+    vLLM refuses to start if the share that it may use is not free: a display or another process holds some.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return _OF_FREE_MEMORY  # vLLM for CPUs has an option of its own
+    memory = [torch.cuda.mem_get_info(device) for device in range(torch.cuda.device_count())]
+    return max(0.01, _OF_FREE_MEMORY * min(free / total for free, total in memory))
 
 
 def _serve(engine: Any, link: _Link) -> None:

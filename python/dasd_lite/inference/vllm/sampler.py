@@ -9,7 +9,6 @@ config in the model folder.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import count
@@ -22,14 +21,18 @@ import numpy.typing as npt
 from dasd_lite.chat.chat import Chat
 from dasd_lite.chat.spelling import TokenIds
 from dasd_lite.config.models import Vllm
+from dasd_lite.costs.cards import usable_gpus
 from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import ConfigError, DataError, MissingExtraError
 from dasd_lite.inference import Completion, Request, SamplingParams, TokenScores
 from dasd_lite.inference.vllm.engine import EngineJob, EngineReply
 from dasd_lite.inference.vllm.pool import Pool
+from dasd_lite.model.architecture import read_architecture
 
 _SCORING_LOGITS = 1 << 28
 """Logits that exist at once in scoring: 1 GiB in float32. vLLM computes those of a whole scheduler step."""
+_AS_LONG_AS_FITS = -1
+"""vLLM's `max_model_len` for the model's context, or as much of it as the memory holds of one sequence."""
 _SCORING_SEQS = 64  # sequences in one step; they end with it, so a few fill it
 
 
@@ -37,7 +40,7 @@ class VllmSampler:
     """A model in one or more vLLM engines, each in its own process."""
 
     def __init__(self, config: Vllm, folder: Path | None = None, *, scoring: bool = False) -> None:
-        """Load the model.
+        """Load the model, at the first requests if how long they are decides how much memory each may need.
 
         Args:
             config: The model and the engines' options.
@@ -59,7 +62,6 @@ class VllmSampler:
             "dtype": config.dtype,
             "tensor_parallel_size": config.tensor_parallel_size,
             "gpu_memory_utilization": config.gpu_memory_utilization,
-            "max_model_len": config.max_model_len,
             "enforce_eager": config.enforce_eager,
             "trust_remote_code": config.trust_remote_code,
             "enable_prefix_caching": False,
@@ -69,13 +71,43 @@ class VllmSampler:
         }
         if scoring:
             options |= {"max_num_batched_tokens": _scoring_tokens(self.chat.vocab_size), "max_num_seqs": _SCORING_SEQS}
-        groups = gpu_groups(visible_gpus(), config.tensor_parallel_size, config.data_parallel_size)
-        try:
-            self._pool = Pool(options, groups, stall_s=config.stall_s)
-        except ConfigError as error:
-            raise ConfigError(f"kind = 'vllm', model = {str(model)!r}: {error}") from error
-        self.context = self._pool.context
+        self._engine_options = options
+        self._groups = gpu_groups(usable_gpus(), config.tensor_parallel_size, config.data_parallel_size)
+        self._stall_s = config.stall_s
+        self._pool: Pool | None = None
+        self._closed = False
         self._keys = count()  # of jobs; never reused, so a reply to a dropped job is recognized
+        self._fits_requests = config.max_model_len is None
+        self.context = min(self.chat.context, config.max_model_len or self.chat.context)
+        """Longest prompt plus answer in tokens."""
+        original = read_architecture(model, trust_remote_code=config.trust_remote_code).original_positions
+        # vLLM chooses a longrope's factors by the context that it serves, and by default the short ones.
+        self._least = 1 if original is None else min(original + 1, self.context)
+        if scoring or not self._fits_requests:
+            whole = self.context if original is not None else _AS_LONG_AS_FITS
+            self._start(config.max_model_len or whole)
+
+    def _start(self, max_model_len: int) -> Pool:
+        """Start the engines; end those that run already."""
+        if self._pool is not None:
+            self._pool.close()
+        try:
+            self._pool = Pool(
+                self._engine_options | {"max_model_len": max_model_len}, self._groups, stall_s=self._stall_s
+            )
+        except ConfigError as error:
+            raise ConfigError(f"kind = 'vllm', model = {self._engine_options['model']!r}: {error}") from error
+        if max_model_len == _AS_LONG_AS_FITS:
+            self.context = self._pool.context
+        return self._pool
+
+    def _engines(self, longest: int) -> Pool:
+        """Return engines with room for `longest` tokens."""
+        if self._closed:
+            raise RuntimeError("the engines are closed")
+        if self._pool is None or (self._fits_requests and longest > self._pool.context):
+            return self._start(longest)
+        return self._pool
 
     def complete(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
         """Sample every request once; completions come as they finish.
@@ -83,8 +115,9 @@ class VllmSampler:
         A completion also ends, as `length`, at the end of the model's context. Raises DataError before anything is
         sampled if a prompt leaves no room for a single token, and EngineError as Pool.run does.
         """
-        for request in {(id(r.messages), r.prefix): r for r in requests}.values():
-            self._check_fits(request)
+        longest = 0
+        for request in {(id(r.messages), r.prefix, r.max_tokens): r for r in requests}.values():
+            longest = max(longest, self._check_fits(request) + request.max_tokens)
         pending: dict[int, Request] = {}
         prompt_tokens: dict[int, int] = {}
 
@@ -94,7 +127,7 @@ class VllmSampler:
                 pending[key], prompt_tokens[key] = request, len(prompt)
                 yield EngineJob(key, prompt, self._options(request, params))
 
-        for reply in self._pool.run(jobs()):
+        for reply in self._engines(min(max(longest, self._least), self.context)).run(jobs()):
             request = pending.pop(reply.key)
             _check_accepted(reply, f"request {request.position}")
             yield self._completion(request, reply, prompt_tokens.pop(reply.key))
@@ -123,29 +156,34 @@ class VllmSampler:
                 pending[key] = position, ids
                 yield self._scoring_job(key, position, ids)
 
-        for reply in self._pool.run(jobs()):
+        pool = self._pool or self._start(_AS_LONG_AS_FITS)
+        for reply in pool.run(jobs()):
             position, ids = pending.pop(reply.key)
             _check_accepted(reply, f"sequence {position}")
             yield position, _scores(reply, ids), None
 
     def status(self) -> str:
         """Return how many engines there are, and how many answers they are generating."""
-        return self._pool.status()
+        return "vLLM is loading" if self._pool is None else self._pool.status()
 
     def close(self) -> None:
         """End the engines' processes, which frees all of their memory."""
-        self._pool.close()
+        self._closed = True
+        if self._pool is not None:
+            self._pool.close()
 
     def _prompt(self, request: Request) -> TokenIds:
         return self.chat.prompt_ids(request.messages, request.prefix)
 
-    def _check_fits(self, request: Request) -> None:
+    def _check_fits(self, request: Request) -> int:
+        """Return the tokens of the prompt; raises DataError if they leave no room for an answer."""
         prompt = self._prompt(request)
         if len(prompt) >= self.context:
             raise DataError(
                 f"request {request.position}: the prompt of {len(prompt)} tokens leaves no room for an answer in the"
                 f" model's context of {self.context} tokens (max_model_len): {request.messages[-1]['content'][:60]!r}"
             )
+        return len(prompt)
 
     def _options(self, request: Request, params: SamplingParams) -> dict[str, Any]:
         return {
@@ -165,6 +203,7 @@ class VllmSampler:
                 f"sequence {position} has {len(ids)} tokens; a sequence must have 1 to {self.context}, the model's"
                 " context (max_model_len)"
             )
+        assert self._pool is not None
         if ids.min() < 0 or ids.max() >= self._pool.vocab_size:
             raise DataError(
                 f"sequence {position} has token ids from {ids.min()} to {ids.max()}; the model has ids 0 to"
@@ -210,16 +249,6 @@ def _scoring_tokens(vocab_size: int) -> int:
     """Return the largest number of tokens per step, a power of two, whose logits stay within the limit."""
     most = max(_SCORING_LOGITS // vocab_size, 2 * _SCORING_SEQS)
     return int(min(1 << (most.bit_length() - 1), 8192))
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if devices is not None:
-        return [name.strip() for name in devices.split(",") if name.strip() not in ("", "-1")]
-    import torch
-
-    return [str(index) for index in range(torch.cuda.device_count())]
 
 
 def gpu_groups(visible: Sequence[str], tensor_parallel_size: int, data_parallel_size: int | None) -> list[str | None]:
