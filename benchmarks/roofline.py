@@ -19,7 +19,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from train_gpu_cases import ALPHA, CASES, RANK, Case, documents_of
 from dasd_lite.config.train import TrainConfig
 from dasd_lite.costs.flops import training_flops
 from dasd_lite.costs.hardware import Hardware, peak_flops
-from dasd_lite.costs.memory import predict
+from dasd_lite.costs.memory import TrainingStep, most_layers_kept, predict_step
 from dasd_lite.costs.shape import shape_of
 
 SHAPE = shape_of(QWEN3_4B | {"model_type": "qwen3"})
@@ -58,6 +58,8 @@ class Gpu:
     attention: dict[str, tuple[float, float]] = field(default_factory=dict)
     varlen: bool = True
     """Whether attention has a kernel for documents of any length."""
+    memory: float = 0.0
+    """Bytes, as torch reports them."""
 
     def seconds(self, trace: Trace, kernel: str) -> dict[str, float]:
         """Return the time of a step by kinds of operations."""
@@ -75,11 +77,11 @@ class Gpu:
 # heads of 128. 3060 and T4: assumed to reach the same shares of their data sheets as a 4090; a T4 has no
 # flash-attention, its figures are for torch's memory-efficient kernel.
 GPUS = {
-    "H200": Gpu("NVIDIA H200", 4.0e12, 700e12, {"FA2": (370e12, 300e12), "FA3": (620e12, 480e12)}),
-    "A100": Gpu("NVIDIA A100-SXM4-80GB", 1.65e12, 255e12, {"FA2": (190e12, 160e12)}),
-    "4090": Gpu("NVIDIA GeForce RTX 4090", 0.88e12, 150e12, {"FA2": (135e12, 115e12)}),
-    "3060": Gpu("NVIDIA GeForce RTX 3060", 0.31e12, 23e12, {"FA2": (20e12, 17e12)}),
-    "T4": Gpu("Tesla T4", 0.26e12, 45e12, {"FA2": (18e12, 13e12)}, varlen=False),
+    "H200": Gpu("NVIDIA H200", 4.0e12, 700e12, {"FA2": (370e12, 300e12), "FA3": (620e12, 480e12)}, memory=150e9),
+    "A100": Gpu("NVIDIA A100-SXM4-80GB", 1.65e12, 255e12, {"FA2": (190e12, 160e12)}, memory=85e9),
+    "4090": Gpu("NVIDIA GeForce RTX 4090", 0.88e12, 150e12, {"FA2": (135e12, 115e12)}, memory=25.3e9),
+    "3060": Gpu("NVIDIA GeForce RTX 3060", 0.31e12, 23e12, {"FA2": (20e12, 17e12)}, memory=12.6e9),
+    "T4": Gpu("Tesla T4", 0.26e12, 45e12, {"FA2": (18e12, 13e12)}, varlen=False, memory=15.6e9),
 }
 
 
@@ -91,14 +93,22 @@ class Variant:
         label: For the tables.
         liger: Whether Liger's kernels are used.
         attention: FA2 or FA3.
-        options: Options of `train`.
+        casts: Whether adapters cast their inputs to float32, as PEFT does.
+        one_pass: Whether head and loss take one pass.
+        large_chunks: Whether chunks of logits are as large as the GPU has room for.
+        keep_attention: Whether the output of attention is kept, where layers are computed again.
+        keep_layers: Whether as many layers keep their activations as the GPU has room for.
         theirs: Whether the step is TRL's, as emulated here.
     """
 
     label: str
     liger: bool = True
     attention: str = "FA2"
-    options: tuple[tuple[str, Any], ...] = ()
+    casts: bool = False
+    one_pass: bool = True
+    large_chunks: bool = True
+    keep_attention: bool = True
+    keep_layers: bool = True
     theirs: bool = False
 
 
@@ -114,6 +124,7 @@ class Result:
     moved_bytes: int
     peak_bytes: int
     predicted_bytes: float
+    layers_kept: int
 
     @property
     def total(self) -> float:
@@ -121,44 +132,61 @@ class Result:
         return sum(self.seconds.values())
 
 
-def config_of(case: Case, liger: bool, options: tuple[tuple[str, Any], ...] = ()) -> TrainConfig:
+_USED = 0.9  # of a GPU's memory, see training/job.py
+
+
+def config_of(case: Case, variant: Variant) -> TrainConfig:
     """Return the options of `train` for a case."""
     adapter = {} if case.method == "full" else {"rank": RANK, "alpha": ALPHA}
     return TrainConfig.model_validate(
         {
             "method": {"kind": case.method, **adapter},
             "dtype": "bfloat16",
-            "liger": "on" if liger else "off",
+            "liger": "on" if variant.liger else "off",
+            "one_pass_loss": variant.one_pass,
             "gradient_checkpointing": "on",
-            **dict(options),
         }
     )
 
 
+def step_of(case: Case, variant: Variant, gpu: Gpu) -> TrainingStep:
+    """Return the step as costs/memory.py sees it, with as much kept as the GPU has room for."""
+    room = gpu.memory if variant.large_chunks else None
+    hardware = Hardware(liger=variant.liger, varlen=gpu.varlen, memory=room, free=room)
+    tokens = sum(documents_of(case.seq_len)[0])
+    step = TrainingStep(SHAPE, config_of(case, variant), tokens, 1, hardware)
+    if variant.theirs:
+        return step
+    with_attention = replace(step, keeps_attention=variant.keep_attention)
+    if predict_step(with_attention).total <= _USED * gpu.memory:
+        step = with_attention
+    return replace(step, layers_kept=most_layers_kept(step, _USED * gpu.memory) if variant.keep_layers else 0)
+
+
 @lru_cache
-def traced(
-    case: str, liger: bool, options: tuple[tuple[str, Any], ...] = (), theirs: bool = False, varlen: bool = True
-) -> Traced:
+def traced(case: str, variant: Variant, varlen: bool, logits: int, layers_kept: int, keep_attention: bool) -> Traced:
     """Trace a case once, whatever GPU it is for."""
     kind = ALL_CASES[case]
     lengths, prompt = documents_of(kind.seq_len)
-    config = config_of(kind, liger, options)
-    more: dict[str, Any] = {"step": their_loss, "change": their_model} if theirs else {}
-    return trace_step(QWEN3_4B, config, lengths, masked=prompt, varlen=varlen, **more)
+    more: dict[str, Any] = {"change": casting} if variant.casts else {}
+    if variant.theirs:
+        more = {"step": their_loss, "change": their_model}
+    load = {"layers_kept": layers_kept, "keep_attention": keep_attention}
+    config = config_of(kind, variant)
+    return trace_step(QWEN3_4B, config, lengths, masked=prompt, varlen=varlen, logit_bytes=logits, load=load, **more)
 
 
 def result(case: str, variant: Variant, gpu: str = "H200") -> Result:
     """Predict one case on one GPU."""
-    kind = ALL_CASES[case]
+    kind, card = ALL_CASES[case], GPUS[gpu]
     lengths, prompt = documents_of(kind.seq_len)
-    config = config_of(kind, variant.liger, variant.options)
-    step = traced(case, variant.liger, variant.options, variant.theirs, GPUS[gpu].varlen)
-    seconds = GPUS[gpu].seconds(step.trace, variant.attention)
-    work = training_flops(SHAPE, lengths, config.method, sum(lengths) - prompt * len(lengths))
-    peak = peak_flops(GPUS[gpu].device) or float("nan")
-    predicted = predict(
-        SHAPE, config, seq_len=sum(lengths), hardware=Hardware(liger=variant.liger, varlen=GPUS[gpu].varlen)
-    )
+    known = step_of(kind, variant, card)
+    same = replace(variant, label="", attention="", keep_attention=False, keep_layers=False, large_chunks=False)
+    step = traced(case, same, card.varlen, known.logit_bytes, known.layers_kept, known.keeps_attention)
+    seconds = card.seconds(step.trace, variant.attention)
+    work = training_flops(SHAPE, lengths, known.config.method, sum(lengths) - prompt * len(lengths))
+    peak = peak_flops(card.device) or float("nan")
+    predicted = predict_step(known)
     return Result(
         case,
         variant.label,
@@ -168,17 +196,27 @@ def result(case: str, variant: Variant, gpu: str = "H200") -> Result:
         step.trace.moved,
         step.total_bytes,
         predicted.total - predicted.overhead,
+        known.layers_kept,
     )
+
+
+def casting(model: Any) -> None:
+    """Let adapters cast their inputs to float32."""
+    for module in model.modules():
+        vars(module).pop("cast_input_dtype_enabled", None)
+        if hasattr(module, "cast_input_dtype_enabled"):
+            vars(module)["cast_input_dtype_enabled"] = True
 
 
 # --- TRL's step, emulated -------------------------------------------------------------------------------
 
 
 def their_model(model: Any) -> None:
-    """Let the residual stream have the embedding's format, which under autocast is float32 in full training."""
+    """Undo what is ours: the residual stream in 16 bits in full training, and adapters that do not cast."""
     from dasd_lite.model.logprobs import causal_model
 
     causal_model(model).get_input_embeddings()._forward_hooks.clear()
+    casting(model)
 
 
 def their_loss(model: Any, row: Any, job: Any) -> Any:
@@ -261,15 +299,18 @@ def _tiled_loss() -> Callable[..., Any]:
 def methods(cases: list[str]) -> tuple[str, list[Result]]:
     """Every case on an H200."""
     best = [Variant("Liger, FA3", attention="FA3")] if has_liger() else []
-    steps = [Variant("plain", liger=False), *best]
-    return "Every case on an H200", [result(case, variant) for case in cases for variant in steps]
+    steps = [Variant("no Liger, FA2", liger=False), *best]
+    return "Every case on an H200, with all changes", [result(case, variant) for case in cases for variant in steps]
 
 
 def items(cases: list[str]) -> tuple[str, list[Result]]:
     """What each change brings, each on top of those before."""
-    steps = [variant for variant in ITEMS if has_liger() or not variant.liger]
     return "Each change on top of those before, on an H200", [
-        result(case, variant) for case in cases if case in ("full-32k", "lora-32k") for variant in steps
+        result(case, variant)
+        for case in cases
+        if case in ("full-32k", "lora-32k", "qlora-8k")
+        for variant in ITEMS
+        if has_liger() or not variant.liger
     ]
 
 
@@ -277,7 +318,7 @@ def gpus(cases: list[str]) -> tuple[str, list[Result]]:
     """Cases that fit, on other GPUs."""
     fitting = [("A100", "full-32k"), ("A100", "lora-32k"), ("4090", "lora-16k"), ("4090", "qlora-32k")]
     fitting += [("3060", "qlora-8k"), ("3060", "qlora-16k"), ("T4", "qlora-8k"), ("T4", "qlora-16k")]
-    steps = [Variant("plain", liger=False)] + [Variant("Liger")] * has_liger()
+    steps = [BEFORE] + [Variant("all changes")] * has_liger()
     return "Cases that fit other GPUs", [
         result(case, variant, gpu) for gpu, case in fitting if case in cases for variant in steps
     ]
@@ -294,17 +335,38 @@ def trl(cases: list[str]) -> tuple[str, list[Result]]:
     ]
 
 
-ITEMS = [Variant("plain", liger=False), Variant("+ Liger"), Variant("+ FA3", attention="FA3")]
+BEFORE = Variant("before", False, "FA2", True, False, False, False, False)
+ITEMS = [
+    BEFORE,
+    Variant("+ Liger", True, "FA2", True, False, False, False, False),
+    Variant("+ FA3", True, "FA3", True, False, False, False, False),
+    Variant("+ adapters do not cast", True, "FA3", False, False, False, False, False),
+    Variant("+ one-pass loss", True, "FA3", False, True, False, False, False),
+    Variant("+ larger chunks", True, "FA3", False, True, True, False, False),
+    Variant("+ attention kept", True, "FA3", False, True, True, True, False),
+    Variant("+ layers kept", True, "FA3"),
+]
 TABLES = {"methods": methods, "items": items, "gpus": gpus, "trl": trl}
 
 
 def table_of(title: str, results: list[Result]) -> list[str]:
     """Return a table in Markdown."""
     kinds = ("elementwise", "matmul", "attention", "optimizer")
-    head = ["case", "GPU", "step", "TB moved", *kinds, "s", "MFU", "GB at the peak", "predicted ÷ traced"]
+    head = [
+        "case",
+        "GPU",
+        "step",
+        "layers kept",
+        "TB moved",
+        *kinds,
+        "s",
+        "MFU",
+        "GB at the peak",
+        "predicted ÷ traced",
+    ]
     lines = [f"**{title}**", "", f"| {' | '.join(head)} |", f"|---|---|---|{'---:|' * (len(head) - 3)}"]
     for one in results:
-        cells = [one.case, one.gpu, one.variant, f"{one.moved_bytes / 1e12:.2f}"]
+        cells = [one.case, one.gpu, one.variant, str(one.layers_kept), f"{one.moved_bytes / 1e12:.2f}"]
         cells += [f"{one.seconds.get(kind, 0):.2f}" for kind in kinds]
         cells += [f"{one.total:.2f}", f"{100 * one.mfu:.1f} %", f"{one.peak_bytes / 1e9:.1f}"]
         cells += ["–" if one.variant.startswith("TRL") else f"{one.predicted_bytes / one.peak_bytes:.3f}"]

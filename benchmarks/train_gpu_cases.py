@@ -233,11 +233,10 @@ def run_ours(args: Any) -> Result:
     steps = WARMUP + args.steps
     out = args.folder / "out" / args.case
     shutil.rmtree(out, ignore_errors=True)
-    peaks = leave_out_the_end()
     train(args.folder / f"rows-{args.case}-{steps}", args.folder / "model", config, out=out, max_steps=steps)
     lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
     timing = json.loads((out / "timing.json").read_text()) if (out / "timing.json").exists() else {}
-    seen = [peaks.get("allocated"), timing.get("memory_peak_bytes"), *(text.get("memory_bytes") for text in lines)]
+    seen = [timing.get("memory_peak_bytes"), *(text.get("memory_bytes") for text in lines)]
     shutil.rmtree(out)
     return {
         "tokens": [text["tokens"] for text in lines],
@@ -245,7 +244,6 @@ def run_ours(args: Any) -> Result:
         "losses": [text["loss"] for text in lines],
         "mfu_of_metrics": lines[-1].get("mfu"),
         "peak_bytes": max((int(value) for value in seen if value), default=None),
-        "reserved_bytes": peaks.get("reserved"),
         "predicted_bytes": timing.get("memory_predicted_bytes") or predicted_bytes(config, args),
         "note": ", ".join(name for name in FASTER if importlib.util.find_spec(name)),
     }
@@ -268,30 +266,6 @@ def predicted_bytes(config: Any, args: Any) -> float:
     )
     shape = read_shape(args.folder / "model")
     return predict(shape, config, seq_len=seq_len_of(args.case, dry=args.dry), hardware=hardware).total
-
-
-def leave_out_the_end() -> dict[str, int]:
-    """Let the stage run in this process and end after its last step: a checkpoint of 48 GB is no training.
-
-    Returns a dictionary that will have the memory's peak until then.
-    """
-    import torch
-
-    from dasd_lite.stages import train as stage
-    from dasd_lite.training import checkpoint, export
-
-    stage.runs_in_children = lambda number: number > 1
-    peaks: dict[str, int] = {}
-
-    def note_memory(*args: object, **options: object) -> export.Gap:
-        if torch.cuda.is_available():
-            peaks["allocated"] = torch.cuda.max_memory_allocated()
-            peaks["reserved"] = torch.cuda.max_memory_reserved()
-        return export.Gap(0.0, 0.0, 0.0)
-
-    export.export, export.try_export = note_memory, lambda *args, **options: None
-    checkpoint.save = lambda *args, **options: None
-    return peaks
 
 
 if __name__ == "__main__":

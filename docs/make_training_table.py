@@ -16,7 +16,7 @@ from pathlib import Path
 from dasd_lite.config.stages import PackConfig
 from dasd_lite.config.train import TrainConfig
 from dasd_lite.costs.flops import training_hours
-from dasd_lite.costs.hardware import Hardware, peak_flops
+from dasd_lite.costs.hardware import Hardware, assumed_mfu, peak_flops
 from dasd_lite.costs.memory import predict
 from dasd_lite.costs.shape import ModelShape, shape_of
 
@@ -128,7 +128,9 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
     peak = peak_flops(row.device)
     length = min(_DOC_LENGTH, seq_len)
-    hours = training_hours(shape, config, length, 10e6, peak, row.num_processes) if peak else None
+    hours = (
+        training_hours(shape, config, length, 10e6, assumed_mfu(row.device) * peak, row.num_processes) if peak else None
+    )
     options = f"`{{ {row.train} }}`" if row.train else "defaults (all weights, AdamW in 32 bits)"
     return (
         row.gpu,

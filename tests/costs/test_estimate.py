@@ -23,7 +23,7 @@ def trainings(tmp_path, monkeypatch):
         text += '[[phase]]\nname = "low"\n[[phase]]\nname = "high"\n[[phase]]\nname = "last"\npack.seq_len = 8192\n'
         (tmp_path / "run.toml").write_text(text)
         monkeypatch.setattr(estimate, "visible_gpu", lambda: gpu)
-        monkeypatch.setattr(estimate, "has_liger", lambda: False)
+        monkeypatch.setattr(estimate, "has_liger", lambda *kind: False)
         recipe = load_recipe(tmp_path / "run.toml")
         return estimate.trainings_of(recipe.phase, recipe.student.model)
 
@@ -48,6 +48,14 @@ def test_check_names_what_does_not_fit_the_gpu_and_the_change_that_does(training
     assert last.startswith("train: phase 'last' needs about 7")
     hours = estimate.hours_line(groups, 100)
     assert "at an assumed 40% of the 165 TFLOP/s of NVIDIA GeForce RTX 4090" in hours
+
+
+def test_a_busy_gpu_and_gpus_of_two_kinds_are_named(trainings):
+    names = ("NVIDIA A100-SXM4-80GB", "NVIDIA H200")
+    busy = Gpu("NVIDIA A100-SXM4-80GB", 85 * 10**9, 2, Hardware(), 45 * 10**9, names)
+    (line,) = estimate.too_big(trainings(busy))
+    assert "has 85.0 GB, of which other processes hold 40.0 GB, the least of 2 GPUs" in line
+    assert "CUDA_VISIBLE_DEVICES can leave only NVIDIA H200; smallest change that fits: train." in line
 
 
 def test_a_training_that_does_not_fit_is_an_error_of_check(tmp_path, monkeypatch, small_recipe):

@@ -11,7 +11,7 @@ from tests.rows import loss_sum
 from torch.utils.flop_counter import FlopCounterMode
 
 from dasd_lite.costs.flops import training_flops
-from dasd_lite.costs.hardware import peak_flops
+from dasd_lite.costs.hardware import assumed_mfu, peak_flops
 from dasd_lite.costs.shape import read_shape, shape_of
 from dasd_lite.training import trainable
 
@@ -48,6 +48,10 @@ def test_documents_that_do_not_see_each_other_are_less_work():
     [
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H800 PCIe", 756e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA GB200", 2500e12),
+        ("NVIDIA L20", 119.5e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA A10", 125e12),
         ("NVIDIA A10G", 70e12),
@@ -64,3 +68,8 @@ def test_documents_that_do_not_see_each_other_are_less_work():
 )
 def test_the_peak_of_a_gpu_is_known_by_its_name(name, peak):
     assert peak_flops(name) == peak
+
+
+def test_the_assumed_share_of_the_peak_is_that_of_the_generation():
+    names = ("NVIDIA H200", "NVIDIA GH200 480GB", "NVIDIA B200", "Tesla T4", "NVIDIA A100-SXM4-80GB", "NVIDIA L40S")
+    assert [assumed_mfu(name) for name in names] == [0.35, 0.35, 0.35, 0.2, 0.4, 0.4]

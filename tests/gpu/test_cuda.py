@@ -240,3 +240,49 @@ def test_the_predicted_memory_is_within_a_tenth_of_what_the_gpu_gave(tmp_path: P
     )
     predicted = predict(read_shape(data[1]), TrainConfig.model_validate(options), seq_len=8192, hardware=hardware)
     assert torch.cuda.max_memory_allocated() + context == pytest.approx(predicted.total, rel=0.1)
+
+
+# --- what ended runs on a GPU -------------------------------------------------------------------------
+
+
+def test_training_with_ligers_kernels_exports_and_leaves_transformers_as_it_was(
+    small: tuple[Path, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("liger_kernel")
+    from transformers.models.qwen3 import modeling_qwen3
+
+    from dasd_lite.model.load import load_model
+    from dasd_lite.model.logprobs import target_logprobs
+
+    before = dict(vars(modeling_qwen3))
+    with_liger, plain = (steps(small, tmp_path / switch, liger=switch) for switch in ("on", "off"))
+    assert with_liger[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-2)
+    assert {name: vars(modeling_qwen3)[name] for name in before} == before
+    model = load_model(tmp_path / "on" / "model", device="cpu")
+    assert np.isfinite(target_logprobs(model, ids(), LENGTHS)[1:120]).all()
+
+
+def test_a_training_leaves_the_gpu_to_what_comes_after(small: tuple[Path, Path], tmp_path: Path) -> None:
+    """A vLLM engine in this process wants nine tenths of the GPU."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    steps(small, tmp_path / "out")
+    assert torch.cuda.memory_reserved() <= before + 2**20
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_float16_trains_as_on_a_gpu_without_bfloat16(small: tuple[Path, Path], tmp_path: Path, method: str) -> None:
+    if method != "full":
+        pytest.importorskip("peft")
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    curve = steps(small, tmp_path / "out", method={"kind": method}, dtype="float16", epochs=4, learning_rate=5e-3)
+    assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+@pytest.mark.parametrize("width", [12, 320])
+def test_heads_that_kernels_do_not_take_train_all_the_same(tmp_path: Path, width: int) -> None:
+    shape = SHAPE | {"hidden_size": 4 * width, "head_dim": width}
+    data = make_rows(tmp_path / "rows", LENGTHS), make_model(tmp_path / "model", shape)
+    assert np.isfinite([step["loss"] for step in steps(data, tmp_path / "out")]).all()

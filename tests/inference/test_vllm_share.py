@@ -73,10 +73,13 @@ def test_a_length_that_is_set_is_taken_at_once(started):
         ask(VllmSampler(Vllm(model=str(DEMO / "student"), max_model_len=10)), 5)
 
 
-def test_longrope_keeps_the_models_own_context(started, tmp_path):
-    """By which vLLM chooses its frequencies."""
-    ask(VllmSampler(Vllm(model=str(save(build("phi3_longrope"), tmp_path / "longrope")))), 20)
-    assert lengths(started) == [None]
+def test_longrope_has_a_context_with_the_factors_that_training_has(started, tmp_path):
+    """vLLM chooses them by its context, and by default the short ones."""
+    folder = str(save(build("phi3_longrope"), tmp_path / "longrope"))
+    ask(VllmSampler(Vllm(model=folder)), 20)
+    ask(VllmSampler(Vllm(model=folder, max_model_len=600)), 20)
+    VllmSampler(Vllm(model=folder), scoring=True)
+    assert lengths(started) == [601, 600, 2048]
 
 
 def test_a_scorer_takes_what_fits(started):

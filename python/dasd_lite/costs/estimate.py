@@ -6,8 +6,9 @@ figures are predictions, and say so.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from dasd_lite.config.stages import Phase
 from dasd_lite.config.train import Full
 from dasd_lite.costs.evaluation import Load
 from dasd_lite.costs.fit import OptionChange, sizes_that_fit, smallest_change
-from dasd_lite.costs.flops import ASSUMED_MFU, training_hours
-from dasd_lite.costs.hardware import GPU_SIZES, Gpu, Hardware, has_liger, peak_flops, visible_gpu
+from dasd_lite.costs.flops import training_hours
+from dasd_lite.costs.hardware import GPU_SIZES, Gpu, Hardware, assumed_mfu, has_liger, peak_flops, visible_gpu
 from dasd_lite.costs.memory import Prediction, predict
 from dasd_lite.costs.shape import ModelShape, read_shape
 from dasd_lite.data.hub import model_folder
@@ -27,6 +28,7 @@ from dasd_lite.errors import DasdError
 
 _BYTES_PER_TOKEN = 20  # on disk: id, log-probability, byte length and text, with a margin over what zstd makes of it
 _CHARACTERS_PER_TOKEN = 4
+_DISPLAY = 1e9  # bytes that a display and the driver take
 
 
 # --- answers, money, disk -----------------------------------------------------------------------------
@@ -95,6 +97,7 @@ class Training:
     phases: list[Phase]
     shape: ModelShape
     gpu: Gpu | None
+    model_type: str = ""
 
     @property
     def num_processes(self) -> int:
@@ -104,7 +107,13 @@ class Training:
     @property
     def hardware(self) -> Hardware:
         """The GPU of this machine; without one, a GPU with the packages that are installed."""
-        return self.gpu.hardware if self.gpu else Hardware(liger=has_liger())
+        known = self.gpu.hardware if self.gpu else Hardware(liger=has_liger())
+        width = self.shape.head_dim  # kernels for documents of any length take no others
+        return replace(
+            known,
+            varlen=known.varlen and width % 8 == 0 and width <= 256,
+            liger=known.liger and has_liger(self.model_type),
+        )
 
     @cached_property
     def prediction(self) -> Prediction:
@@ -137,13 +146,14 @@ def trainings_of(phases: Sequence[Phase], student: str) -> list[Training]:
     Empty if the architecture is unknown; `check` has already reported why.
     """
     try:
-        shape = read_shape(model_folder(student))
+        folder = model_folder(student)
+        shape = read_shape(folder)
     except DasdError:
         return []
-    gpu = visible_gpu()
+    gpu, model_type = visible_gpu(), str(json.loads((folder / "config.json").read_text()).get("model_type", ""))
     groups: list[Training] = []
     for phase in phases:
-        training = Training([phase], shape, gpu)
+        training = Training([phase], shape, gpu, model_type)
         same = next((group for group in groups if group.prediction == training.prediction), None)
         if same is None:
             groups.append(training)
@@ -156,16 +166,25 @@ def too_big(trainings: list[Training]) -> Iterator[str]:
     """Report each training run that does not fit the GPU of this machine, and what would make it fit."""
     for training in trainings:
         gpu, needed = training.gpu, training.prediction.total
-        if gpu is None or needed <= gpu.memory:
+        if gpu is None or needed <= gpu.usable:
             continue
-        change = training.change(gpu.memory)
+        change = training.change(gpu.usable)
         remedy = f"smallest change that fits: {change}" if change else "no option makes it fit; use a smaller student"
         names = ", ".join(repr(phase.name) for phase in training.phases)
         subject = f"phases {names} need" if len(training.phases) > 1 else f"phase {names} needs"
         yield (
-            f"train: {subject} about {format_bytes(needed)}, but the GPU ({gpu.name}) has {format_bytes(gpu.memory)};"
-            f" {remedy}"
+            f"train: {subject} about {format_bytes(needed)}, but the GPU ({gpu.name}) has {_memory_of(gpu)}; {remedy}"
         )
+
+
+def _memory_of(gpu: Gpu) -> str:
+    """Say what a GPU has, what others hold of it, and that there are others with more."""
+    text = format_bytes(gpu.memory)
+    if gpu.memory - gpu.usable > _DISPLAY:
+        text += f", of which other processes hold {format_bytes(gpu.memory - gpu.usable)}"
+    if others := [name for name in gpu.names if name != gpu.name]:
+        text += f", the least of {gpu.number} GPUs; CUDA_VISIBLE_DEVICES can leave only {', '.join(others)}"
+    return text
 
 
 def memory_line(training: Training) -> str:
@@ -198,17 +217,19 @@ def hours_line(trainings: list[Training], num_prompts: int) -> str | None:
     phases = [phase for training in trainings for phase in training.phases]
     if gpu is None or peak is None or all(phase.source != "sample" for phase in phases):
         return None
-    hours = 0.0
+    hours, share = 0.0, assumed_mfu(gpu.name)
     for training in trainings:
         for phase in (p for p in training.phases if p.source == "sample"):
             length = min(phase.sample.max_tokens, phase.pack.seq_len)
             tokens = num_prompts * min(phase.select.keep, phase.sample.num_samples) * length
             epochs = phase.train.epochs
-            hours += training_hours(training.shape, phase.train, length, tokens * epochs, peak, training.num_processes)
+            hours += training_hours(
+                training.shape, phase.train, length, tokens * epochs, share * peak, training.num_processes
+            )
     rest = ", ".join(phase.name for phase in phases if phase.source != "sample")
     return (
         f"time: training takes at most {hours:,.1f} h if every kept answer has the maximum length, at an assumed"
-        f" {ASSUMED_MFU:.0%} of the {peak / 1e12:,.0f} TFLOP/s of {gpu.name}{f'; not counted: {rest}' if rest else ''}"
+        f" {share:.0%} of the {peak / 1e12:,.0f} TFLOP/s of {gpu.name}{f'; not counted: {rest}' if rest else ''}"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dasd_lite.config.train import Full, Lora, TrainConfig
@@ -19,7 +19,7 @@ from dasd_lite.costs.shape import ModelShape
 _SHORTEST = 512  # tokens; in a shorter row no answer fits
 
 
-def sizes_that_fit(prediction: Prediction) -> list[int]:
+def sizes_that_fit(prediction: Prediction) -> list[float]:
     """Return the sizes of common GPUs, in GB, that are large enough."""
     return [size for size in GPU_SIZES if prediction.total <= size * 1e9]
 
@@ -60,6 +60,8 @@ def smallest_change(
 
     Steps are taken in order, each on top of those before, until it fits; then those that are not needed are dropped.
     """
+    if hardware is not None and hardware.free is not None:
+        hardware = replace(hardware, free=min(hardware.free, gpu_bytes))
 
     def after(steps: list[_Step]) -> OptionChange:
         options: dict[str, Any] = {}

@@ -11,9 +11,6 @@ from collections.abc import Iterable
 from dasd_lite.config.train import Full, Lora, TrainConfig
 from dasd_lite.costs.shape import ModelShape
 
-ASSUMED_MFU = 0.4
-"""Share of a GPU's dense peak that training is assumed to reach; an assumption, not a measurement."""
-
 
 def training_flops(
     shape: ModelShape, doc_lengths: Iterable[int], method: Full | Lora, num_targets: int | None = None
@@ -48,17 +45,17 @@ def training_flops(
 
 
 def training_hours(
-    shape: ModelShape, config: TrainConfig, doc_length: int, tokens: float, peak: float, num_gpus: int = 1
+    shape: ModelShape, config: TrainConfig, doc_length: int, tokens: float, speed: float, num_gpus: int = 1
 ) -> float:
-    """Return the hours that training on `tokens` takes at the assumed share of the peak.
+    """Return the hours that training on `tokens` takes.
 
     Args:
         shape: The model's.
         config: Options of `train`.
         doc_length: Tokens of each document.
         tokens: Of all documents and epochs together.
-        peak: FLOP/s of one GPU.
+        speed: FLOP/s that one GPU is assumed to reach.
         num_gpus: How many there are.
     """
     work = training_flops(shape, [doc_length], config.method) * tokens / doc_length
-    return work / (ASSUMED_MFU * peak * num_gpus) / 3600
+    return work / (speed * num_gpus) / 3600

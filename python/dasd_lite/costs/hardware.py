@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from pathlib import Path
 # whitepapers). The first pattern found in the device's name counts.
 _PEAKS: tuple[tuple[str, float], ...] = (
     (r"B200", 2250),
+    (r"GB200", 2500),
+    (r"H200 NVL", 835),
     (r"H200|GH200", 989),
-    (r"H100 PCIe", 756),
+    (r"H100 PCIe|H800 PCIe", 756),
     (r"H100 NVL", 835),
     (r"H100|H800", 989),
     (r"H20\b", 148),
@@ -26,6 +30,7 @@ _PEAKS: tuple[tuple[str, float], ...] = (
     (r"RTX 6000 Ada", 364),
     (r"L40S", 362),
     (r"L40\b", 181),
+    (r"L20\b", 119.5),
     (r"L4\b", 121),
     (r"V100-PCIE", 112),
     (r"V100", 125),
@@ -41,8 +46,14 @@ _PEAKS: tuple[tuple[str, float], ...] = (
 
 _VARIANT = re.compile(r"\bMIG\b|Laptop|Max-Q| D\b| Ti\b| SUPER\b")  # part of a GPU, or another chip of a similar name
 
-GPU_SIZES = (8, 12, 16, 24, 48, 80, 141)
-"""Memory of common GPUs, in GB of 10⁹ bytes."""
+# Shares of the peak that training is assumed to reach, from the table of benchmarks/roofline.py with Liger's kernels,
+# between the one for flash-attention 2 and 3, and rounded down; not measured. Hopper's products are faster than what
+# feeds them, a T4 has no flash-attention.
+_ASSUMED_MFU: tuple[tuple[str, float], ...] = ((r"G?[BH]\d+", 0.35), (r"T4\b|V100", 0.2))
+_USUAL_MFU = 0.4
+
+GPU_SIZES = (8, 12, 15.6, 24, 48, 80, 141)
+"""Memory of common GPUs as torch reports it, or less, in GB of 10⁹ bytes; 15.6 is a T4's, sold as 16 GB."""
 
 _DRIVERS = ("nvidiactl", "dxg", "nvmap", "kfd")  # CUDA, in Windows, on a Jetson, ROCm: asking torch takes 3 s
 
@@ -52,6 +63,11 @@ def peak_flops(device_name: str) -> float | None:
     if _VARIANT.search(device_name):
         return None
     return next((peak * 1e12 for pattern, peak in _PEAKS if re.search(rf"\b(?:{pattern})", device_name)), None)
+
+
+def assumed_mfu(device_name: str) -> float:
+    """Return the share of a GPU's peak that training is assumed to reach; an assumption, not a measurement."""
+    return next((mfu for pattern, mfu in _ASSUMED_MFU if re.search(rf"\b(?:{pattern})", device_name)), _USUAL_MFU)
 
 
 @dataclass(frozen=True)
@@ -79,26 +95,69 @@ class Gpu:
     memory: int
     """Bytes."""
     number: int
-    """How many are visible."""
+    """How many train."""
     hardware: Hardware
+    free: int | None = None
+    """Bytes that no other process holds; None: all of it."""
+    names: tuple[str, ...] = ()
+    """Names of all that train, each once."""
+
+    @property
+    def usable(self) -> int:
+        """Bytes that training can take."""
+        return self.memory if self.free is None else self.free
 
 
 def visible_gpu() -> Gpu | None:
-    """Ask torch for the GPUs; None if there are none, or torch is not installed."""
+    """Ask torch for the GPUs that train; None if there are none, or torch is not installed."""
     on_linux = Path("/dev").is_dir()
     if importlib.util.find_spec("torch") is None or (on_linux and not any(Path("/dev", d).exists() for d in _DRIVERS)):
         return None
     import torch
 
+    from dasd_lite.model.devices import usable_gpus
+
     if not torch.cuda.is_available():
         return None
-    number = torch.cuda.device_count()
-    smallest = min(range(number), key=lambda i: torch.cuda.get_device_properties(i).total_memory)
-    properties = torch.cuda.get_device_properties(smallest)
-    hardware = Hardware(varlen=(properties.major, properties.minor) >= (8, 0), liger=has_liger())
-    return Gpu(properties.name, properties.total_memory, number, hardware)
+    known = [torch.cuda.get_device_properties(i) for i in usable_gpus()]
+    free = _free_bytes()
+    room = [min(p.total_memory, free.get(str(getattr(p, "uuid", "")), p.total_memory)) for p in known]
+    smallest = min(range(len(known)), key=lambda i: room[i])
+    properties = known[smallest]
+    has_kernel = all((p.major, p.minor) >= (8, 0) for p in known) and has_varlen_kernel()
+    hardware = Hardware(varlen=has_kernel, liger=has_liger(), memory=properties.total_memory, free=room[smallest])
+    names = tuple(dict.fromkeys(p.name for p in known))
+    return Gpu(properties.name, properties.total_memory, len(known), hardware, room[smallest], names)
 
 
-def has_liger() -> bool:
-    """Return whether liger-kernel is installed."""
-    return importlib.util.find_spec("liger_kernel") is not None
+def _free_bytes() -> dict[str, int]:
+    """Return the free memory of GPUs by their UUIDs, as the driver's program says; torch would make a CUDA context."""
+    command = ["nvidia-smi", "--query-gpu=uuid,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):  # it is not installed, or cannot reach the driver
+        return {}
+    pairs = (line.rpartition(",") for line in done.stdout.splitlines())
+    return {uuid.strip().removeprefix("GPU-"): int(mib) << 20 for uuid, _, mib in pairs if mib.strip().isdecimal()}
+
+
+def has_varlen_kernel() -> bool:
+    """Return whether a kernel for documents of any length is installed: flash-attn's, or torch's from 2.11 on."""
+    if importlib.util.find_spec("flash_attn") is not None:
+        return True
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return "window_size" in inspect.signature(varlen_attn).parameters
+
+
+def has_liger(model_type: str | None = None) -> bool:
+    """Return whether liger-kernel is installed and, if a model's type is given, knows it."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        return False
+    if model_type is None:
+        return True
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    return model_type in MODEL_TYPE_TO_APPLY_LIGER_FN

@@ -407,15 +407,20 @@ class TrainingStep:
             return (self.element_bytes + 4) * layer
         return 2.0 * layer if self.checkpointing and self.element_bytes == 2 else 0.0
 
+    @cached_property
+    def logit_bytes(self) -> int:
+        """Bytes of float32 logits that exist at the same time."""
+        if self.hardware.memory is None or self.hardware.free is None:
+            return LOGIT_BYTES
+        optimizer = 0.0 if self.config.optimizer == "paged_adamw_8bit" else self.optimizer
+        copies = 0.0 if not self.checkpointing else self._autocast_copies
+        held = self.weights + self.gradients + optimizer + self._kept_on_gpu + copies
+        return logit_bytes(self.hardware.free - held, self.hardware.memory)
+
     @property
     def _chunk_cells(self) -> float:
         """Logits of one chunk of positions."""
-        num_bytes = LOGIT_BYTES
-        if self.hardware.memory is not None and self.hardware.free is not None:
-            optimizer = 0.0 if self.config.optimizer == "paged_adamw_8bit" else self.optimizer
-            held = self.weights + self.gradients + optimizer + self._kept_on_gpu
-            num_bytes = logit_bytes(self.hardware.free - held, self.hardware.memory)
-        return float(min(self.tokens, max(1, num_bytes // (4 * self.shape.vocab_size))) * self.shape.vocab_size)
+        return float(min(self.tokens, max(1, self.logit_bytes // (4 * self.shape.vocab_size))) * self.shape.vocab_size)
 
     def _loss(self, autocast_copies: float) -> float:
         """Bytes of a chunk of logits, of the gradients of head and hidden states, and of a copy of the head's weight.

@@ -29,6 +29,7 @@ from dasd_lite.costs.shape import ModelShape, read_shape
 from dasd_lite.data.seeds import derive_seed
 from dasd_lite.errors import ConfigError, MissingExtraError, TrainError
 from dasd_lite.grading import CheckedGrader
+from dasd_lite.model.architecture import read_architecture
 from dasd_lite.model.attention import Documents
 from dasd_lite.model.kernels import HeadSizes, pick_kernel
 from dasd_lite.model.load import model_spec, pick_device, pick_dtype
@@ -347,17 +348,20 @@ def _expected_cost(task: TrainTask, rows: MappedRows, ranks: Ranks, dtype: torch
     work = np.array([flops.training_flops(shape, part.tolist(), config.method, targets) for part, targets in documents])
     on_gpu = device.type == "cuda"
     heads = HeadSizes(shape.num_heads, shape.num_kv_heads, *[shape.head_dim] * 3)
+    free, size = torch.cuda.mem_get_info(device) if on_gpu else (0, 0)
+    # All processes do the same: the least free one says what.
+    free = min(ranks.gather(free))
     hardware = Hardware(
         element_bytes=dtype.itemsize,
         varlen=pick_kernel(device, dtype, heads) is not None,
-        liger=on_gpu and has_liger(),
+        liger=on_gpu and has_liger(read_architecture(task.model, trust_remote_code=task.trust_remote_code).kind),
         on_gpu=on_gpu,
+        memory=size if on_gpu else None,
+        free=free if on_gpu else None,
     )
     longest = int(rows.num_tokens.max()) * config.micro_batch_size
     step = memory.TrainingStep(shape, config, longest, ranks.size, hardware)
-    free = float(torch.cuda.mem_get_info(device)[0]) if on_gpu else 0.0
-    # All processes do the same: the least free one says what.
-    recomputing = _recomputing(step, min(ranks.gather(free)))
+    recomputing = _recomputing(step, free)
     step = dataclasses.replace(step, layers_kept=recomputing.layers_kept, keeps_attention=recomputing.keep_attention)
     prediction = memory.predict_step(step)
     # torch's peak excludes the CUDA context and fragmentation, so compare without the overhead.
