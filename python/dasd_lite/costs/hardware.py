@@ -115,11 +115,13 @@ def visible_gpu() -> Gpu | None:
         return None
     import torch
 
-    from dasd_lite.model.devices import usable_gpus
+    from dasd_lite.costs.cards import usable_gpus, visible_gpus
 
     if not torch.cuda.is_available():
         return None
-    known = [torch.cuda.get_device_properties(i) for i in usable_gpus()]
+    usable = set(usable_gpus())
+    indices = [index for index, name in enumerate(visible_gpus()) if name in usable]
+    known = [torch.cuda.get_device_properties(index) for index in indices]
     free = _free_bytes()
     room = [min(p.total_memory, free.get(str(getattr(p, "uuid", "")), p.total_memory)) for p in known]
     smallest = min(range(len(known)), key=lambda i: room[i])
