@@ -38,7 +38,7 @@ from dasd_lite.training.objectives.objective import Objective
 from dasd_lite.training.requirements import conflicts, num_processes
 from dasd_lite.training.task import TrainTask, remove_checkpoints
 
-VERSION = 2
+VERSION = 3  # 2 computed the output head's gradient twice, in the format of the logits
 
 
 def train(
