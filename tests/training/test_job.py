@@ -75,3 +75,13 @@ def test_out_of_memory_is_one_line_with_what_needs_less(tiny, packed, tmp_path, 
     monkeypatch.setattr(job.trainable, "load_trainable", full)
     with pytest.raises(TrainError, match=r"^out of GPU memory: NVIDIA T4 has 16.0 GB; try train.method qlora"):
         train(packed, tiny, TrainConfig(**QUICK), out=tmp_path / "other")
+
+
+def test_the_longest_document_is_examined_before_the_first_step(tmp_path, monkeypatch):
+    rows, seen = make_rows(12), []
+    longest = max(length for row in rows for length in row["doc_lengths"])
+    assert all(length < longest for row in rows[:4] for length in row["doc_lengths"])
+    monkeypatch.setattr(job, "check_packing", lambda model, documents, dtype: seen.extend(map(len, documents)))
+    source = write_rows(tmp_path / "rows", rows)
+    train(source, make_model(tmp_path / "model"), TrainConfig(**QUICK), out=tmp_path / "out", max_steps=1)
+    assert max(seen) == longest

@@ -271,7 +271,7 @@ def load_job(
     else:
         model = load()
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    documents = documents_of([rows[i] for i in range(min(4, len(rows)))])  # a row may be one long document
+    documents = documents_of([rows[i] for i in _examined_rows(rows)])
     job = Job(
         task=task,
         ranks=ranks,
@@ -292,6 +292,12 @@ def load_job(
     with job.autocast(), patches.active():
         check_packing(model, documents, dtype)
     return job
+
+
+def _examined_rows(rows: MappedRows) -> list[int]:
+    """Return the first rows, each of which may be one long document, and the one with the longest of all."""
+    longest = int(np.searchsorted(rows.doc_offsets, int(rows.doc_lengths.argmax()), side="right")) - 1
+    return sorted({*range(min(4, len(rows))), longest})
 
 
 def _open_rows(
