@@ -71,6 +71,8 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
         say_note(line)
     for key, name in recipe.extensions:
         say(f"code: {key} = {name!r} will be imported and run")
+    if recipe.engine_line:
+        say_note(recipe.engine_line)
     if until == "config":
         return
     questions, faults = Questions(), list(extension_faults(recipe))
