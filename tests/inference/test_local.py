@@ -15,7 +15,7 @@ from tests.model.zoo import LONGROPE, ZOO, build, save
 from dasd_lite.chat.chat import Chat
 from dasd_lite.config.models import DEMO, Transformers
 from dasd_lite.errors import ConfigError, TrainError
-from dasd_lite.inference import Request, SamplingParams
+from dasd_lite.inference import Request, SamplingParams, local
 from dasd_lite.inference.batch import Batch, Job
 from dasd_lite.inference.local import TransformersSampler
 from dasd_lite.inference.scorer import open_scorer
@@ -213,3 +213,21 @@ def test_closing_gives_the_memory_back(monkeypatch):
         freed.clear()
         opened.close()
         assert freed == ["cache"]
+
+
+def test_a_batch_starts_no_larger_than_what_fits_if_all_answers_are_long(monkeypatch, capsys):
+    """256 floats a layer and token, 3 layers: 3,072 bytes, and 24 bytes for each of 440 ids."""
+    asked = [Request(i, ({"role": "user", "content": QUESTIONS[i % 3]},), 60, i) for i in range(8)]
+    expected = answers(DEMO / "student", asked, SamplingParams())
+    longest = 60 + max(len(Chat(DEMO / "student").prompt_ids(request.messages, "")) for request in asked)
+    room = 3.5 * (longest * 3 * 2 * 64 * 4 + 24 * 440) / 0.9
+    monkeypatch.setattr(local, "free_gpu_bytes", lambda device: room)
+    batches = []
+    allocate = Batch._allocate
+    monkeypatch.setattr(Batch, "_allocate", lambda self, num, most: (batches.append(num), allocate(self, num, most))[1])
+    sampler = TransformersSampler(Transformers(model=str(DEMO / "student"), batch_size=64))
+    for _ in range(2):
+        assert_same({each.position: each for each in sampler.complete(asked, SamplingParams())}, expected)
+    noted = capsys.readouterr().err
+    assert noted.count(f"batch 3, not 64: {longest} tokens each, more may not fit") == 1
+    assert set(batches) == {3}
