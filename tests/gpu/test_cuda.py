@@ -1,15 +1,26 @@
 """What only a CUDA GPU can show: run `pytest tests/gpu` on a machine that has one; skipped elsewhere."""
 
+import contextlib
 import gc
 import importlib.util
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.answers import (
+    answers,
+    assert_halving_keeps_answers,
+    assert_logprobs_are_those_of_a_forward,
+    assert_two_at_once_sample_what_one_does,
+    question,
+)
 from tests.rows import loss_sum
 
 import dasd_lite
+from dasd_lite.inference import SamplingParams
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
@@ -46,23 +57,75 @@ def test_gradients_of_packed_documents_are_those_of_each_alone() -> None:
     assert torch.nn.functional.cosine_similarity(together, alone, dim=0) > 0.9999
 
 
-def test_sampled_logprobs_are_those_of_a_plain_forward() -> None:
-    from dasd_lite.config.models import Transformers
-    from dasd_lite.data.prompts import read_prompts
-    from dasd_lite.inference import Request, SamplingParams
-    from dasd_lite.inference.local import TransformersSampler
-    from dasd_lite.model.load import load_model
-    from dasd_lite.model.logprobs import target_logprobs
+# --- sampling -----------------------------------------------------------------------------------------
 
-    prompts = read_prompts(DEMO / "validation.jsonl", limit=16)
-    sampler = TransformersSampler(Transformers(model=str(DEMO / "teacher"), dtype="float32"))
-    model = load_model(DEMO / "teacher", dtype="float32", device="cuda")
-    requests = [Request(i, p.messages, 64, i) for i, p in enumerate(prompts)]
-    for done in sampler.complete(requests, SamplingParams(temperature=0.6)):
-        prompt = sampler._chat.prompt_ids(prompts[done.position].messages)
-        text = np.concatenate([prompt, done.token_ids])
-        expected = target_logprobs(model, text, [len(text)])[len(prompt) :]
-        assert np.abs(expected - done.logprobs).max() < 1e-3
+
+def test_sampled_logprobs_are_those_of_a_plain_forward() -> None:
+    asked = [question(i, 64) for i in range(16)]
+    found = answers(DEMO / "teacher", asked, SamplingParams(temperature=0.6), batch_size=64, dtype="float32")
+    assert_logprobs_are_those_of_a_forward(found, asked, DEMO / "teacher", 1e-3, "cuda")
+
+
+def test_a_batch_that_fills_the_gpu_is_halved_and_the_answers_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The process may take 60 MB more; 512 rows would take about 150."""
+    from dasd_lite.inference import local
+
+    monkeypatch.setattr(local, "free_gpu_bytes", lambda device: None)  # which would keep the batch small from the start
+
+    @contextlib.contextmanager
+    def limited() -> Iterator[None]:
+        gc.collect()
+        torch.cuda.empty_cache()
+        share = (torch.cuda.memory_reserved() + 60e6) / torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(share)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+
+    assert_halving_keeps_answers(limited, "the GPU", lambda: capsys.readouterr().err, atol=1e-3, others=0.1)
+
+
+def test_a_batch_starts_no_larger_than_what_the_gpu_has_room_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """Tensors fill all but about 1 GB; 4,096 answers of 510 tokens would take 3.2."""
+    free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    filled = torch.empty(max(0, int(free - 1e9)), dtype=torch.uint8, device="cuda")
+    asked = [question(i, 450) for i in range(4096)]
+    assert len(answers(DEMO / "student", asked, SamplingParams(), batch_size=4096, dtype="float32")) == len(asked)
+    said = capsys.readouterr().err
+    assert re.search(r"batch \d+, not 4096: \d+ tokens each, more may not fit", said), said
+    assert "is full" not in said
+    del filled
+    torch.cuda.empty_cache()
+
+
+def test_two_processes_sample_on_one_card(tmp_path: Path) -> None:
+    assert_two_at_once_sample_what_one_does(tmp_path)
+
+
+@pytest.mark.parametrize("held", [0.0, 0.4])
+def test_vllm_after_training_in_one_process(vllm_installed: None, tmp_path: Path, held: float) -> None:
+    """Training gave its memory back; and with `held` of the card in other hands, vLLM takes a share of the rest."""
+    from dasd_lite.config.models import Vllm
+    from dasd_lite.config.train import TrainConfig
+    from dasd_lite.inference.vllm.sampler import VllmSampler
+    from dasd_lite.stages.train import train
+
+    rows = make_rows(tmp_path / "rows", LENGTHS)
+    train(rows, DEMO / "teacher", TrainConfig(epochs=1, grad_accum_steps=2, learning_rate=1e-5), out=tmp_path / "out")
+    other = torch.empty(int(held * torch.cuda.mem_get_info()[1]), dtype=torch.uint8, device="cuda")
+    model = tmp_path / "out" / "model"
+    sampler = VllmSampler(Vllm(model=str(model), dtype="float32", enforce_eager=True, tensor_parallel_size=1))
+    asked = [question(i, 64) for i in range(16)]
+    try:
+        found = {each.position: each for each in sampler.complete(asked, SamplingParams(temperature=0.6))}
+    finally:
+        sampler.close()
+    assert_logprobs_are_those_of_a_forward(found, asked, model, 1e-3, "cuda")
+    del other
+    torch.cuda.empty_cache()
 
 
 # --- training ---------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The sampler in this process: each answer is what the model alone gives it, whatever shares its batch."""
 
+import contextlib
 import re
 from collections import deque
 from dataclasses import replace
@@ -10,32 +11,30 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from tests.answers import (
+    QUESTIONS,
+    answers,
+    assert_halving_keeps_answers,
+    assert_logprobs_are_those_of_a_forward,
+    assert_same,
+    assert_two_at_once_sample_what_one_does,
+    question,
+)
 from tests.model.zoo import LONGROPE, ZOO, build, save
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.config.models import DEMO, Transformers
 from dasd_lite.errors import ConfigError, TrainError
-from dasd_lite.inference import Request, SamplingParams
+from dasd_lite.inference import Request, SamplingParams, local
 from dasd_lite.inference.batch import Batch, Job
 from dasd_lite.inference.local import TransformersSampler
 from dasd_lite.inference.scorer import open_scorer
 from dasd_lite.model import load
 
-QUESTIONS = ["How much is 2 + 3?", "A dial shows 7. Turns: Gus up 1, Hal up 5, Ida down 4. What does it show?", "Why?"]
-GREEDY = SamplingParams(temperature=0.0)
-
 
 def requests(num=6):
     """Answers of different lengths to prompts of different lengths."""
-    return [Request(i, ({"role": "user", "content": QUESTIONS[i % 3]},), 6 + 7 * i, i) for i in range(num)]
-
-
-def answers(folder, asked, params=GREEDY, batch_size=4, **options):
-    sampler = TransformersSampler(Transformers(model=str(folder), batch_size=batch_size, **options))
-    try:
-        return {each.position: each for each in sampler.complete(asked, params)}
-    finally:
-        sampler.close()
+    return [question(i, 6 + 7 * i) for i in range(num)]
 
 
 def sharpened(name):
@@ -73,13 +72,6 @@ def test_greedy_answers_are_those_of_the_model_alone(name, tmp_path):
         expected = logits.log_softmax(-1)
         assert expected[:, : chat.vocab_size].argmax(-1).tolist() == answer.token_ids.tolist()
         np.testing.assert_allclose(answer.logprobs, expected.max(-1).values, rtol=1e-5, atol=1e-5)
-
-
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for position, answer in expected.items():
-        assert found[position].token_ids.tolist() == answer.token_ids.tolist(), position
-        np.testing.assert_allclose(found[position].logprobs, answer.logprobs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mistral_window", "deepseek_v3"])
@@ -165,8 +157,28 @@ def full(monkeypatch):
     return suffices_for
 
 
+def test_halving_keeps_the_answers_of_large_batches_too(full, capsys):
+    @contextlib.contextmanager
+    def limited():
+        full(rows=200)
+        yield
+
+    assert_halving_keeps_answers(limited, "the memory", lambda: capsys.readouterr().err)
+
+
+def test_sampled_logprobs_are_those_of_a_plain_forward():
+    asked = [question(i, 64) for i in range(6)]
+    found = answers(DEMO / "teacher", asked, SamplingParams(temperature=0.6))
+    assert_logprobs_are_those_of_a_forward(found, asked, DEMO / "teacher", 1e-5, "cpu")
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_sample_what_one_does(tmp_path):
+    assert_two_at_once_sample_what_one_does(tmp_path)
+
+
 def test_a_batch_that_does_not_fit_is_halved_and_the_answers_are_the_same(full, capsys):
-    asked = [Request(i, ({"role": "user", "content": QUESTIONS[i % 3]},), 40, i) for i in range(20)]
+    asked = [question(i, 40) for i in range(20)]
     expected = answers(DEMO / "student", asked, SamplingParams())
     full(rows=3)
     sampler = TransformersSampler(Transformers(model=str(DEMO / "student"), batch_size=16))
@@ -213,3 +225,21 @@ def test_closing_gives_the_memory_back(monkeypatch):
         freed.clear()
         opened.close()
         assert freed == ["cache"]
+
+
+def test_a_batch_starts_no_larger_than_what_fits_if_all_answers_are_long(monkeypatch, capsys):
+    """256 floats a layer and token, 3 layers: 3,072 bytes, and 24 bytes for each of 440 ids."""
+    asked = [question(i, 60) for i in range(8)]
+    expected = answers(DEMO / "student", asked, SamplingParams())
+    longest = 60 + max(len(Chat(DEMO / "student").prompt_ids(request.messages, "")) for request in asked)
+    room = 3.5 * (longest * 3 * 2 * 64 * 4 + 24 * 440) / 0.9
+    monkeypatch.setattr(local, "free_gpu_bytes", lambda device: room)
+    batches = []
+    allocate = Batch._allocate
+    monkeypatch.setattr(Batch, "_allocate", lambda self, num, most: (batches.append(num), allocate(self, num, most))[1])
+    sampler = TransformersSampler(Transformers(model=str(DEMO / "student"), batch_size=64))
+    for _ in range(2):
+        assert_same({each.position: each for each in sampler.complete(asked, SamplingParams())}, expected)
+    noted = capsys.readouterr().err
+    assert noted.count(f"batch 3, not 64: {longest} tokens each, more may not fit") == 1
+    assert set(batches) == {3}

@@ -40,6 +40,15 @@ def test_more_rows_per_step_than_answers_that_are_kept(overrides, most, small_re
     ) in result.stdout
 
 
+def test_the_engine_that_a_recipe_leaves_open_is_said(small_recipe, tmp_path, cli, demo, monkeypatch):
+    small_recipe(tmp_path, student={"model": str(demo / "student")})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    result = cli("check", "run.toml", "--until", "config", cwd=tmp_path)
+    assert "note: student.kind = 'transformers': no GPU is visible\n" in result.stdout
+    result = cli("check", "run.toml", "student.batch_size=8", "--until", "config", cwd=tmp_path)
+    assert "note: student.kind = 'transformers', which student.batch_size belongs to\n" in result.stdout
+
+
 def test_training_options_without_effect_are_noted(small_recipe, tmp_path):
     path = small_recipe(tmp_path)
     weighted = ["low.select.weighting={ lam = 1.0 }", "low.select.keep=2"]

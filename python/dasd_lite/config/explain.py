@@ -121,9 +121,8 @@ def _hint(location: Location, keys: Location, places: Places) -> str:
 def _doc(location: Location, places: Places) -> str:
     """Return the sentences that document an option."""
     fields = [model.model_fields.get(str(location[-1])) for model in _tables(_walk(location[:-1], places.root)[1])]
-    return next(
-        (option.description for option in fields if option is not None and option.description), "it has no default"
-    )
+    documented = (option.description for option in fields if option is not None and option.description)
+    return " ".join(next(documented, "it has no default").split())
 
 
 # --- the types behind a location ----------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pydantic import ValidationError, create_model
 
 from dasd_lite import _rust
 from dasd_lite.config.chain import STAGES
+from dasd_lite.config.engine import student_kind
 from dasd_lite.config.explain import Location, Places, explain, shorten
 from dasd_lite.config.extensions import add_import_folder
 from dasd_lite.config.models import DEMO, CustomTeacher
@@ -129,6 +130,7 @@ class _Draft:
         Raises:
             ConfigError: A line for each mistake.
         """
+        engine_line = self._choose_engine()
         names = [phase.get("name") for phase in self.phases]
         base = {stage: self.values[stage] for stage in STAGES if stage in self.values}
         places = Places(_AsWritten, str(self.path), self.written, names)
@@ -149,7 +151,19 @@ class _Draft:
                     mistakes[keys] = line
         if mistakes:
             raise ConfigError("\n".join(dict.fromkeys(mistakes.values())))
+        recipe._engine_line = engine_line
         return recipe
+
+    def _choose_engine(self) -> str:
+        """Fill in student.kind where it is left out; return which and why, else ""."""
+        student = self.values.get("student")
+        if not isinstance(student, dict) or "kind" in student:
+            return ""
+        tables = (table.get("evaluate") for table in (self.values, *self.phases))
+        evaluations = [table for table in tables if isinstance(table, dict)]
+        kind, line = student_kind(student, evaluations, self.values.get("out"))
+        self.values["student"] = {"kind": kind, **student}
+        return line
 
 
 def _keys(name: str) -> tuple[str, ...]:

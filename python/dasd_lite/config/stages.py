@@ -15,6 +15,7 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     model_validator,
 )
 
@@ -420,11 +421,18 @@ class RecipeConfig(Table):
     decides them is the same."""
     prompts: PromptsConfig = PromptsConfig()
     student: Student
-    """Table of the model to train."""
+    """Table of the model to train. Without `kind`, evaluate and mix run it in vLLM where a GPU and vLLM are, else in
+    transformers; keys that only one of them has decide before that, and a run keeps its engine."""
     teacher: Teacher | None = None
     """Table of the model to learn from. Phases that ingest their answers need none."""
     phase: Annotated[list[Phase], Field(min_length=1)]
     """One [[phase]] table per pass down the chain of stages, in order."""
+    _engine_line: str = PrivateAttr("")
+
+    @property
+    def engine_line(self) -> str:
+        """Which engine runs the student and why, where the recipe leaves that open; "" where it says so."""
+        return self._engine_line
 
     @property
     def extensions(self) -> tuple[tuple[str, str], ...]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dasd_lite.config.models import Student, Vllm
+from dasd_lite.costs.cache import answers_that_fit
 from dasd_lite.costs.hardware import Gpu, peak_flops
 from dasd_lite.costs.shape import ModelShape
 
@@ -20,7 +21,6 @@ STEP_SECONDS = 0.028
 VLLM_RATE = 20_000.0
 """Tokens per second of a 4B model by vLLM on an H200; assumed."""
 _RATED_PARAMETERS, _RATED_PEAK = 4e9, 989e12
-_CACHE_SHARE = 0.9  # of the memory beside the weights
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,7 @@ class Load:
 
 def batch_that_fits(shape: ModelShape, gpu: Gpu, max_tokens: int, batch_size: int) -> int:
     """Return how many answers transformers can write side by side: keys and values of each fill the memory."""
-    cache = 2 * 2 * shape.kv_size * shape.num_layers * max_tokens
-    free = _CACHE_SHARE * (gpu.memory - 2 * shape.num_parameters)
-    return max(1, min(batch_size, int(free // cache)))
+    return min(batch_size, answers_that_fit(shape, gpu.usable - 2 * shape.num_parameters, max_tokens))
 
 
 def transformers_hours(shape: ModelShape, gpu: Gpu, loads: Sequence[Load], batch_size: int) -> float:

@@ -7,7 +7,8 @@ import inspect
 import re
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
+
+from dasd_lite.config.engine import has_gpu_driver
 
 # Dense peak in 16 bits with float32 accumulation, in 10^12 FLOP/s, from the vendors' data sheets (half of the figure
 # where only the one with 2:4 sparsity is printed; GeForce: the row "FP16 with FP32 accumulate" of the architecture
@@ -54,8 +55,6 @@ _USUAL_MFU = 0.4
 
 GPU_SIZES = (8, 12, 15.6, 24, 48, 80, 141)
 """Memory of common GPUs as torch reports it, or less, in GB of 10⁹ bytes; 15.6 is a T4's, sold as 16 GB."""
-
-_DRIVERS = ("nvidiactl", "dxg", "nvmap", "kfd")  # CUDA, in Windows, on a Jetson, ROCm: asking torch takes 3 s
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -110,8 +109,7 @@ class Gpu:
 
 def visible_gpu() -> Gpu | None:
     """Ask torch for the GPUs that train; None if there are none, or torch is not installed."""
-    on_linux = Path("/dev").is_dir()
-    if importlib.util.find_spec("torch") is None or (on_linux and not any(Path("/dev", d).exists() for d in _DRIVERS)):
+    if importlib.util.find_spec("torch") is None or not has_gpu_driver():  # asking torch takes 3 s
         return None
     import torch
 

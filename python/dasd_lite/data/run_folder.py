@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dasd_lite.config.engine import RECIPE_FILE
 from dasd_lite.config.stages import RecipeConfig
 from dasd_lite.data.files import write_atomic
 from dasd_lite.errors import DataError
@@ -101,7 +102,7 @@ class RunFolder:
     @property
     def recipe_file(self) -> Path:
         """The resolved recipe of the run."""
-        return self.path / "recipe.json"
+        return self.path / RECIPE_FILE
 
     def stages(self, stage: str) -> list[Path]:
         """Return the folders of a stage in all phases, those of the trial and those that were set aside included."""
@@ -134,7 +135,9 @@ class RunFolder:
             recipe = json.loads(self.recipe_file.read_text(encoding="utf-8"))
             phases = [phase["name"] for phase in recipe["phase"]]
         except FileNotFoundError:
-            raise DataError(f"{self.path}: holds no run (no recipe.json); name the `out` folder of a recipe") from None
+            raise DataError(
+                f"{self.path}: holds no run (no {RECIPE_FILE}); name the `out` folder of a recipe"
+            ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{self.recipe_file}: damaged ({type(error).__name__}: {error}); `dasd-lite run` writes it again"

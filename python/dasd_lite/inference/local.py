@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from dasd_lite.chat.chat import Chat
 from dasd_lite.chat.spelling import TokenIds
 from dasd_lite.console import note
+from dasd_lite.costs.cache import answers_that_fit
+from dasd_lite.costs.shape import shape_of
 from dasd_lite.data.hub import model_folder
 from dasd_lite.errors import ConfigError, DataError, TrainError
 from dasd_lite.inference import Completion, Request, SamplingParams
@@ -21,7 +23,7 @@ from dasd_lite.inference.batch import Answer, Batch, Decoder, Job
 from dasd_lite.model.architecture import architecture_of, read_config
 from dasd_lite.model.decode import decoding_attention
 from dasd_lite.model.load import load_model
-from dasd_lite.model.memory import free_gpu, is_out_of_memory
+from dasd_lite.model.memory import free_gpu, free_gpu_bytes, is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +91,7 @@ class TransformersSampler:
             mode=torch.inference_mode if model is None else torch.no_grad,
             broadcast=broadcast,
         )
-        self._batch_size = config.batch_size
+        self._batch_size = self._noted = config.batch_size
         self._is_in_training = model is not None
 
     def status(self) -> str:
@@ -111,13 +113,14 @@ class TransformersSampler:
         decoder = self._decoder
         assert decoder is not None, "closed"
         waiting = self._jobs(requests, decoder.name)
+        batch_size = self._batch_that_fits(decoder, waiting)
         first_size = 0  # before memory ran out; 0 if it did not
         while waiting:
-            batch = Batch(decoder, params, self._batch_size)
+            batch = Batch(decoder, params, batch_size)
             try:
                 for answer in batch.run(waiting):
                     if first_size:
-                        note(f"{decoder.name}: batch {first_size} → {self._batch_size}: {_place(decoder)} is full")
+                        note(f"{decoder.name}: batch {first_size} → {batch_size}: {_place(decoder)} is full")
                         first_size = 0
                     yield self._completion(requests[answer.job.index], answer)
             except Exception as error:
@@ -125,7 +128,7 @@ class TransformersSampler:
                 if not is_out_of_memory(error) or decoder.broadcast is not None:
                     raise
                 unfinished = batch.unfinished()
-                size = min(self._batch_size, len(unfinished) or len(waiting))
+                size = min(batch_size, len(unfinished) or len(waiting))
                 if size == 1:
                     if self._is_in_training:  # which can do without its snapshots
                         raise
@@ -133,10 +136,29 @@ class TransformersSampler:
             else:
                 return
             waiting.extendleft(reversed(unfinished))  # begun again, since answers do not depend on the batch
-            first_size = first_size or self._batch_size
-            self._batch_size = size // 2
+            first_size = first_size or batch_size
+            batch_size = self._batch_size = size // 2
             del batch
             free_gpu()
+
+    def _batch_that_fits(self, decoder: Decoder, jobs: Sequence[Job]) -> int:
+        """Return the batch size that fits if every answer takes its longest: a halving begins answers again."""
+        free = free_gpu_bytes(decoder.model.device)
+        # Processes that share the weights need batches of the same size, and may not have the same memory free.
+        if free is None or not jobs or decoder.broadcast is not None:
+            return self._batch_size
+        longest = max(len(job.prompt) + job.limit for job in jobs)
+        try:
+            shape = shape_of(decoder.model.config.get_text_config().to_dict())
+        except KeyError:  # not Llama-like
+            return self._batch_size
+        fits = answers_that_fit(shape, free, longest, element_bytes=decoder.model.dtype.itemsize)
+        if fits >= min(self._batch_size, len(jobs)):
+            return self._batch_size
+        if fits != self._noted:
+            note(f"{decoder.name}: batch {fits}, not {self._batch_size}: {longest:,} tokens each, more may not fit")
+            self._noted = fits
+        return fits
 
     def _jobs(self, requests: Sequence[Request], name: str) -> deque[Job]:
         """Return a job for each request, within a window in order of the prompts' lengths."""

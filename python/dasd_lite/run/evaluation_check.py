@@ -108,6 +108,11 @@ def _sets(config: EvaluateConfig, recipe: RecipeConfig, questions: Questions) ->
         raise DataError("\n".join(f"evaluate.tasks: {line}" for line in str(error).splitlines())) from error
 
 
+def longest_answers(config: EvaluateConfig, recipe: RecipeConfig, questions: Questions) -> list[int]:
+    """Return the most tokens of an answer to each set of questions."""
+    return [each.max_tokens for each in _sets(config, recipe, questions)]
+
+
 def _loads(config: EvaluateConfig, recipe: RecipeConfig, questions: Questions) -> list[Load]:
     sets = _sets(config, recipe, questions)
     return [

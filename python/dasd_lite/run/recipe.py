@@ -76,6 +76,8 @@ def run_resolved(
             raise ConfigError(f"nothing was changed; --force would set aside {replaced}; add --yes to agree")
         if replaced:
             note(f"--force sets aside {replaced}")
+    if recipe.engine_line:
+        note(recipe.engine_line)
     check_place(recipe.out)
     if faults := list(unknown_runs(recipe)):
         raise DataError("\n".join(faults))
