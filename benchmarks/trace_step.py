@@ -444,6 +444,7 @@ def trace_step(
         if config.liger == "on":
             stack.enter_context(liger_on_paper(traces))
         stack.enter_context(fake)
+        patches = trainable.GlobalPatches()
         model = trainable.load_trainable(
             folder,
             config.method,
@@ -451,7 +452,7 @@ def trace_step(
             device="cpu",
             gradient_checkpointing=checkpointing,
             liger=config.liger,
-            patches=stack,
+            patches=patches,
             **(load or {}),
         )
         if change is not None:
@@ -466,6 +467,7 @@ def trace_step(
         fixed = bytes_held(held)
         job = job_of(model, config, dtype)
         traces.append(trace)
+        stack.enter_context(patches.active())
         with trace:
             loss = step(model, row, job) if step else job.forward(job.prepare(row, row.num_targets))[0]
             loss.backward()
@@ -508,7 +510,7 @@ def _patches(dtype: torch.dtype, varlen: bool, logit_bytes: int, traces: list[Tr
     kernel = kernels.Kernel("flash attention", kernels._torch_varlen(dtype)) if varlen else None
     yield mock.patch.object(attention, "pick_kernel", lambda *args: kernel)
     yield mock.patch.object(logprobs, "_logit_bytes", lambda device: logit_bytes)
-    yield mock.patch.object(head_loss, "_CACHED_BYTES", 1 << 60)  # a GPU takes a chunk whole
+    yield mock.patch.object(head_loss, "_cached_rows", lambda logits: None)  # a GPU takes a chunk whole
     yield mock.patch.object(head_loss, "_add_product", partial(_add_product, traces))
     yield mock.patch.object(attention, "_shares_heads", lambda query, mask: False)  # a T4's kernel does not
     yield mock.patch.dict(attention._CALL_COST, cpu=attention._CALL_COST["cuda"])

@@ -425,14 +425,13 @@ class TrainingStep:
     def _loss(self, autocast_copies: float) -> float:
         """Bytes of a chunk of logits, of the gradients of head and hidden states, and of a copy of the head's weight.
 
-        In one pass: logits in the compute format, and in float32, where they become their gradient; those of the chunk
-        before; the gradient of the hidden states and, in float32, the head's.
+        In one pass: logits in the compute format and in float32; the gradient of the hidden states and, in float32, the
+        head's.
         """
         if not (self.config.one_pass_loss and self.config.objective in OBJECTIVES):
             return self._loss_in_two_passes(autocast_copies)
         table, element = float(self.shape.head_parameters), self.element_bytes
         chunk = (element + 4 if element == 2 else 4) * self._chunk_cells
-        chunk += element * self._chunk_cells if self.tokens * self.shape.vocab_size > self._chunk_cells else 0.0
         hidden = self.tokens * self.shape.hidden_size * element * (2 if self._norms_return_float32 else 1)
         if self.lora is not None:
             return chunk + hidden + autocast_copies
