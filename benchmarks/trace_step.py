@@ -96,6 +96,7 @@ _OVERWRITES = {"copy_", "zero_", "fill_"}  # they do not read what they change
 # They read as much of their first operand as they return, or as their last operand has.
 _GATHERS = {"embedding", "index_select", "gather", "index", "nll_loss_forward", "nll_loss_backward"}
 _SCATTERS = {"index_add_", "index_add", "scatter", "scatter_", "scatter_add_", "index_copy_", "index_put_"}
+_IN_PLACE = {"addmm_": torch.ops.aten.addmm}  # products that torch's table of FLOPs does not have
 _ATTENTION = {"_varlen_attn", "_scaled_dot_product_flash_attention_for_cpu"}
 _ATTENTION_BACKWARD = {f"{name}_backward" for name in _ATTENTION}
 
@@ -203,9 +204,9 @@ class Trace(TorchDispatchMode):
             self.count("dequantize_4bit", "elementwise", sum(map(size_of, given[1:])), matrix)
             kind, read = "matmul", size_of(given[0]) + matrix
             flops = 2.0 * (matrix // given[0].element_size()) * (given[0].numel() // given[0].shape[-1])
-        elif func._overloadpacket in flop_registry:
+        elif (packet := _IN_PLACE.get(name, func._overloadpacket)) in flop_registry:
             kind = "matmul"
-            flops = float(flop_registry[func._overloadpacket](*_shaped(func, given), out_val=made[0]))
+            flops = float(flop_registry[packet](*_shaped(packet, given), out_val=made[0]))
         elif name.startswith("_fused_adamw"):
             kind = "optimizer"
         self.count(name, kind, read, written, flops)
@@ -238,9 +239,9 @@ def _dequantized_bytes(given: list[Tensor]) -> int:
     return 2 * given[1].numel() * given[0].element_size()
 
 
-def _shaped(func: Any, given: list[Tensor]) -> list[Tensor]:
+def _shaped(packet: Any, given: list[Tensor]) -> list[Tensor]:
     """Return the tensors whose shapes the FLOPs of a matrix product follow from."""
-    return given[:3] if func._overloadpacket in (torch.ops.aten.addmm, torch.ops.aten.baddbmm) else given[:2]
+    return given[:3] if packet in (torch.ops.aten.addmm, torch.ops.aten.baddbmm) else given[:2]
 
 
 # --- Liger's kernels ------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A model made trainable: unknown layers, which weights decay, and gradients over 4-bit weights."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -59,6 +60,34 @@ def test_adapters_take_16_bit_inputs_as_they_are(tmp_path):
     assert torch.equal(loss, detour_loss)
     assert torch.equal(gradient, detour_gradient)
     assert kept < 0.97 * detour_kept
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype", "tolerance"), [(LORA, "float32", 1e-6), (QLORA, "float32", 1e-6), (LORA, "bfloat16", 0.02)]
+)
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_adapters_that_add_in_place_do_what_pefts_do(tmp_path, method, dtype, tolerance, recomputed):
+    data, found = random_row(40, 50), []
+    random = random_model(tmp_path / "random")
+    for in_place in (True, False):
+        torch.manual_seed(1)
+        model = load_trainable(random, method, device="cpu", dtype=dtype, gradient_checkpointing=recomputed)
+        changed = [module for module in model.modules() if "forward" in vars(module) and hasattr(module, "lora_A")]
+        assert len(changed) == 7 * model.config.num_hidden_layers
+        for module in changed:
+            torch.nn.init.normal_(module.lora_B["default"].weight, std=0.05)  # 0 in a new adapter
+            if not in_place:
+                del vars(module)["forward"]
+        with torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32"):
+            loss = loss_sum(model, data.ids, data.loss_mask, data.doc_lengths)
+        loss.backward()
+        found.append((loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])))
+        with model.disable_adapter():
+            plain = logprobs.target_logprobs(model, data.ids, data.doc_lengths)
+        base = load_model(random, device="cpu", dtype=dtype, four_bit=method.kind == "qlora")
+        assert np.array_equal(plain, logprobs.target_logprobs(base, data.ids, data.doc_lengths), equal_nan=True)
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).norm() / other.norm()) < tolerance
 
 
 def test_in_float16_a_residual_stream_beyond_its_range_is_computed_and_trained(tmp_path, packed):

@@ -44,7 +44,7 @@ class Prediction:
     """Logits of one chunk with their gradients, and the gradient of the output head."""
     overhead: float
     peak: str
-    """Where in the step the peak is: forward, loss, last layer, layer, or embedding."""
+    """Where in the step the peak is: forward, loss, last norm, last layer, layer, or embedding."""
     host: float
     """Bytes in host memory, of all processes on this machine together."""
 
@@ -303,6 +303,12 @@ class TrainingStep:
     def _last_norm_kept(self) -> float:
         return self.tokens * self._norm_kept
 
+    @property
+    def _last_norm_backward(self) -> float:
+        """What the last norm kept, and five of its size in float32 in its backward pass; Liger needs one."""
+        inside = self.element_bytes if self.uses_liger else 5 * 4
+        return self._last_norm_kept + self.tokens * inside * self.shape.hidden_size
+
     @cached_property
     def _hidden_states(self) -> float:
         """Hidden states that the logits are computed from."""
@@ -384,6 +390,7 @@ class TrainingStep:
         moments = {
             "forward": (without_loss, copies + self.tokens * forward, 0.0),
             "loss": (self._kept_on_gpu, 0.0, self._loss(copies)),
+            "last norm": (without_loss, self._last_norm_backward + waiting, 0.0),
             # The last layers are the first to go back, so all others find their activations gone.
             "layer": (
                 without_loss - self._whole_layers_kept,

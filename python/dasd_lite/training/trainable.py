@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -85,6 +86,7 @@ def load_trainable(
     if isinstance(method, Lora):
         compute_dtype = pick_dtype(dtype, target)
         model = _adapted(model, method, adapter, compute_dtype)
+        _add_in_place(model)
         if compute_dtype != torch.float32:
             _leave_inputs(model)
     causal = causal_model(model)
@@ -114,6 +116,35 @@ def _leave_inputs(model: torch.nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
             vars(module)["cast_input_dtype_enabled"] = False
+
+
+def _add_in_place(model: PeftModel) -> None:
+    """Let plain adapters add their output to the layer's in one product, in place.
+
+    PEFT scales and adds outputs of a layer's width, and copies those of 4-bit layers before: a fifth of what a step
+    moves. Here the narrow tensor between the two matrices is scaled. Equal up to rounding, which is less in 16 bits.
+    """
+    for module in model.modules():
+        if type(module).__name__ in ("Linear", "Linear4bit") and hasattr(module, "lora_A"):
+            base, (name, *others) = module.get_base_layer(), module.active_adapters
+            is_plain = not others and not module.lora_variant and module.lora_B[name].bias is None
+            if is_plain and type(base).__name__ in ("Linear", "Linear4bit"):
+                vars(module)["forward"] = partial(_adapted_forward, module, name, module.forward)
+
+
+def _adapted_forward(
+    layer: Any, name: str, own_forward: Callable[..., torch.Tensor], x: torch.Tensor, **options: Any
+) -> torch.Tensor:
+    """Do what the `forward` of a LoRA layer of PEFT does."""
+    if layer.disable_adapters or layer.merged or options:
+        return own_forward(x, **options)
+    rows = x.flatten(0, -2)  # before the layer: in-place changes of a view would cost copies in the backward pass
+    first, second = layer.lora_A[name], layer.lora_B[name].weight
+    result: torch.Tensor = layer.base_layer(rows)
+    rows = layer.lora_dropout[name](layer._cast_input_dtype(rows, first.weight.dtype))
+    narrow = first(rows) * layer.scaling[name]
+    result.addmm_(narrow.to(result.dtype), second.T.to(result.dtype))
+    return result.unflatten(0, x.shape[:-1])
 
 
 @dataclass
