@@ -76,7 +76,9 @@ def test_a_frozen_head_gets_no_gradient_and_weights_of_zero_give_none():
 @pytest.mark.parametrize(
     ("vocab", "width", "num"), [(1024, 64, 8192), pytest.param(8192, 256, 16384, marks=pytest.mark.slow)]
 )
-def test_the_gradient_of_the_head_in_bfloat16_is_within_a_third_of_a_percent_of_float32(vocab, width, num, whole, monkeypatch):
+def test_the_gradient_of_the_head_in_bfloat16_is_within_a_third_of_a_percent_of_float32(
+    vocab, width, num, whole, monkeypatch
+):
     """Added up in bfloat16 over 38 chunks, it is off by more than twice that."""
     if whole:  # as on a GPU
         monkeypatch.setattr("dasd_lite.model.head_loss._cached_rows", lambda logits: None)

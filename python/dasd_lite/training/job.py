@@ -353,6 +353,7 @@ def _expected_cost(task: TrainTask, rows: MappedRows, ranks: Ranks, dtype: torch
     free = min(ranks.gather(free))
     hardware = Hardware(
         element_bytes=dtype.itemsize,
+        is_float16=dtype == torch.float16,
         varlen=pick_kernel(device, dtype, heads) is not None,
         liger=on_gpu and has_liger(read_architecture(task.model, trust_remote_code=task.trust_remote_code).kind),
         on_gpu=on_gpu,

@@ -139,12 +139,15 @@ def _adapted_forward(
     if layer.disable_adapters or layer.merged or options:
         return own_forward(x, **options)
     rows = x.flatten(0, -2)  # before the layer: in-place changes of a view would cost copies in the backward pass
+    if torch.is_autocast_enabled(device := x.device.type):
+        # Once for both products. 4-bit layers return the format of their input: a float32 stream, as with float16,
+        # would make the MLP float32 too.
+        rows = rows.to(torch.get_autocast_dtype(device))
     first, second = layer.lora_A[name], layer.lora_B[name].weight
     result: torch.Tensor = layer.base_layer(rows)
     rows = layer.lora_dropout[name](layer._cast_input_dtype(rows, first.weight.dtype))
     narrow = first(rows) * layer.scaling[name]
-    result.addmm_(narrow.to(result.dtype), second.T.to(result.dtype))
-    return result.unflatten(0, x.shape[:-1])
+    return result.addmm_(narrow.to(result.dtype), second.T.to(result.dtype)).view(*x.shape[:-1], -1)
 
 
 @dataclass
