@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.model.tiny import LORA, QLORA, random_model, random_row
 from tests.rows import QUICK, loss_sum, make_model
 
-from dasd_lite.config.train import Lora, TrainConfig
+from dasd_lite.config.train import Full, Lora, TrainConfig
 from dasd_lite.data.metrics import read_metrics
 from dasd_lite.errors import ConfigError
 from dasd_lite.model import logprobs
@@ -24,6 +24,14 @@ def test_unknown_target_module_names_those_that_exist(tiny):
     method = Lora(kind="lora", target_modules=["q_proj", "qkv_proj"])
     with pytest.raises(ConfigError, match=r"target_modules.*no layer 'qkv_proj'; it has down_proj, .*q_proj"):
         load_trainable(tiny, method, device="cpu")
+
+
+def test_a_note_names_an_architecture_without_kernels_of_liger(tiny, monkeypatch, capsys):
+    pytest.importorskip("liger_kernel")
+    monkeypatch.setattr("dasd_lite.training.trainable.liger_conflict", lambda **options: None)
+    monkeypatch.setattr("liger_kernel.transformers.monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN", {})
+    load_trainable(tiny, Full(), device="cpu", liger="on")
+    assert "note: liger-kernel has no kernels for qwen3, so training is slower" in capsys.readouterr().err
 
 
 def test_only_matrices_decay(tiny):

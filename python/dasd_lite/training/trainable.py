@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dasd_lite.config.models import Dtype, Switch
 from dasd_lite.config.train import Full, Lora
+from dasd_lite.console import is_first, note
 from dasd_lite.costs.hardware import has_liger
 from dasd_lite.errors import ConfigError, MissingExtraError
 from dasd_lite.model.load import load_model, pick_device, pick_dtype, quiet, stored_dtype
@@ -179,6 +180,10 @@ def _apply_liger(model: PreTrainedModel, device: torch.device, patches: GlobalPa
     """
     if fault := liger_conflict(has_gpu=device.type == "cuda"):
         raise ConfigError(fault)
+    if not has_liger(kind := model.config.model_type):
+        if is_first():
+            note(f"liger-kernel has no kernels for {kind}, so training is slower than with them and needs more memory")
+        return
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
     modules = [module for name, module in sys.modules.items() if name.startswith("transformers.models.")]
