@@ -1,12 +1,16 @@
 """A prediction, not a measurement: how fast a training step is on GPUs that are not here, and what it moves.
 
-    python benchmarks/roofline.py [--cases full-32k,lora-32k,...] [--tables methods,items,gpus,trl] [--json FILE]
+    python benchmarks/roofline.py [--cases full-32k,lora-32k,...] [--tables items,trl,H200,A100,...] [--json FILE]
 
 The product's own step (trace_step.py) on a model of Qwen3-4B's shape, and a row as in train_gpu.py: one row, then
 clipping and AdamW. Every operation takes the longer of two times: its bytes ÷ the GPU's bandwidth, its FLOPs ÷ the
 GPU's speed in products of this kind. What a GPU reaches of its data sheet is assumed, see `GPUS`; kernels follow each
 other without a gap, so small models and short rows would be slower. Absolute times may be 15 % off; ratios and bytes
 are better.
+
+Offloaded activations are copied while the GPU computes, so the step takes the longer of the two times. "before" is the
+step as it was without what training/recompute.py, model/head_loss.py, model/offload.py and training/trainable.py do
+for speed, without Liger's kernels, and with flash-attention 2.
 
 MFU is costs/flops.py's: model FLOPs ÷ time ÷ the data sheet's dense peak; recomputing does not count. "moved" is what
 all operations read and write, each operand once. "peak" is the memory that torch would count, without CUDA's own.
@@ -20,7 +24,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +64,8 @@ class Gpu:
     """Whether attention has a kernel for documents of any length."""
     memory: float = 0.0
     """Bytes, as torch reports them."""
+    link: float = 24e9
+    """Bytes per second to or from pinned host memory: PCIe 4, unless it is said."""
 
     def seconds(self, trace: Trace, kernel: str) -> dict[str, float]:
         """Return the time of a step by kinds of operations."""
@@ -77,11 +83,11 @@ class Gpu:
 # heads of 128. 3060 and T4: assumed to reach the same shares of their data sheets as a 4090; a T4 has no
 # flash-attention, its figures are for torch's memory-efficient kernel.
 GPUS = {
-    "H200": Gpu("NVIDIA H200", 4.0e12, 700e12, {"FA2": (370e12, 300e12), "FA3": (620e12, 480e12)}, memory=150e9),
+    "H200": Gpu("NVIDIA H200", 4.0e12, 700e12, {"FA2": (370e12, 300e12), "FA3": (620e12, 480e12)}, True, 150e9, 50e9),
     "A100": Gpu("NVIDIA A100-SXM4-80GB", 1.65e12, 255e12, {"FA2": (190e12, 160e12)}, memory=85e9),
     "4090": Gpu("NVIDIA GeForce RTX 4090", 0.88e12, 150e12, {"FA2": (135e12, 115e12)}, memory=25.3e9),
     "3060": Gpu("NVIDIA GeForce RTX 3060", 0.31e12, 23e12, {"FA2": (20e12, 17e12)}, memory=12.6e9),
-    "T4": Gpu("Tesla T4", 0.26e12, 45e12, {"FA2": (18e12, 13e12)}, varlen=False, memory=15.6e9),
+    "T4": Gpu("Tesla T4", 0.26e12, 45e12, {"FA2": (18e12, 13e12)}, False, 15.6e9, 12e9),
 }
 
 
@@ -94,22 +100,28 @@ class Variant:
         liger: Whether Liger's kernels are used.
         attention: FA2 or FA3.
         casts: Whether adapters cast their inputs to float32, as PEFT does.
+        in_place: Whether adapters add their output in place, which PEFT does not do.
         one_pass: Whether head and loss take one pass.
         large_chunks: Whether chunks of logits are as large as the GPU has room for.
         keep_attention: Whether the output of attention is kept, where layers are computed again.
         keep_layers: Whether as many layers keep their activations as the GPU has room for.
         theirs: Whether the step is TRL's, as emulated here.
+        offloads: Whether activations are kept in host memory.
+        overlaps: Whether they are copied while the GPU computes.
     """
 
     label: str
     liger: bool = True
     attention: str = "FA2"
     casts: bool = False
+    in_place: bool = True
     one_pass: bool = True
     large_chunks: bool = True
     keep_attention: bool = True
     keep_layers: bool = True
     theirs: bool = False
+    offloads: bool = False
+    overlaps: bool = True
 
 
 @dataclass(frozen=True)
@@ -125,28 +137,40 @@ class Result:
     peak_bytes: int
     predicted_bytes: float
     layers_kept: int
+    fits: bool
+    copy_seconds: float = 0.0
+    """Of what goes to the host and back."""
+    overlaps: bool = True
 
     @property
     def total(self) -> float:
         """Seconds of a step."""
-        return sum(self.seconds.values())
+        computing = sum(self.seconds.values())
+        return max(computing, self.copy_seconds) if self.overlaps else computing + self.copy_seconds
 
 
+FIGURES: list[Result] = []  # all that were predicted, for --json
 _USED = 0.9  # of a GPU's memory, see training/job.py
 
 
-def config_of(case: Case, variant: Variant) -> TrainConfig:
+def config_of(case: Case, variant: Variant, dtype: str = "bfloat16") -> TrainConfig:
     """Return the options of `train` for a case."""
     adapter = {} if case.method == "full" else {"rank": RANK, "alpha": ALPHA}
     return TrainConfig.model_validate(
         {
             "method": {"kind": case.method, **adapter},
-            "dtype": "bfloat16",
+            "dtype": dtype,
             "liger": "on" if variant.liger else "off",
             "one_pass_loss": variant.one_pass,
             "gradient_checkpointing": "on",
+            "offload_activations": variant.offloads,
         }
     )
+
+
+def dtype_of(variant: Variant, gpu: Gpu) -> str:
+    """Return the number format: a T4 has float16, with a residual stream in float32, which it was not before."""
+    return "bfloat16" if gpu.varlen or variant.casts else "float16"
 
 
 def step_of(case: Case, variant: Variant, gpu: Gpu) -> TrainingStep:
@@ -154,8 +178,8 @@ def step_of(case: Case, variant: Variant, gpu: Gpu) -> TrainingStep:
     room = gpu.memory if variant.large_chunks else None
     hardware = Hardware(liger=variant.liger, varlen=gpu.varlen, memory=room, free=room)
     tokens = sum(documents_of(case.seq_len)[0])
-    step = TrainingStep(SHAPE, config_of(case, variant), tokens, 1, hardware)
-    if variant.theirs:
+    step = TrainingStep(SHAPE, config_of(case, variant, dtype_of(variant, gpu)), tokens, 1, hardware)
+    if variant.theirs or variant.offloads:
         return step
     with_attention = replace(step, keeps_attention=variant.keep_attention)
     if predict_step(with_attention).total <= _USED * gpu.memory:
@@ -163,17 +187,24 @@ def step_of(case: Case, variant: Variant, gpu: Gpu) -> TrainingStep:
     return replace(step, layers_kept=most_layers_kept(step, _USED * gpu.memory) if variant.keep_layers else 0)
 
 
-@lru_cache
-def traced(case: str, variant: Variant, varlen: bool, logits: int, layers_kept: int, keep_attention: bool) -> Traced:
-    """Trace a case once, whatever GPU it is for."""
+@cache
+def traced(
+    case: str, variant: Variant, dtype: str, varlen: bool, logits: int, layers_kept: int, keep_attention: bool
+) -> Traced:
+    """Trace a case once, whatever GPU it is for. Offloading changes none of its operations."""
     kind = ALL_CASES[case]
     lengths, prompt = documents_of(kind.seq_len)
-    more: dict[str, Any] = {"change": casting} if variant.casts else {}
+    more: dict[str, Any] = {"change": partial(as_peft_does, casts=variant.casts, in_place=variant.in_place)}
     if variant.theirs:
         more = {"step": their_loss, "change": their_model}
     load = {"layers_kept": layers_kept, "keep_attention": keep_attention}
-    config = config_of(kind, variant)
+    config = config_of(kind, variant, dtype)
     return trace_step(QWEN3_4B, config, lengths, masked=prompt, varlen=varlen, logit_bytes=logits, load=load, **more)
+
+
+def fits(case: str, variant: Variant, gpu: str) -> bool:
+    """Return whether a case is predicted to fit a GPU."""
+    return predict_step(step_of(ALL_CASES[case], variant, GPUS[gpu])).total <= GPUS[gpu].memory
 
 
 def result(case: str, variant: Variant, gpu: str = "H200") -> Result:
@@ -181,42 +212,51 @@ def result(case: str, variant: Variant, gpu: str = "H200") -> Result:
     kind, card = ALL_CASES[case], GPUS[gpu]
     lengths, prompt = documents_of(kind.seq_len)
     known = step_of(kind, variant, card)
-    same = replace(variant, label="", attention="", keep_attention=False, keep_layers=False, large_chunks=False)
-    step = traced(case, same, card.varlen, known.logit_bytes, known.layers_kept, known.keeps_attention)
+    same = Variant("", variant.liger, "", variant.casts, variant.in_place, variant.one_pass, theirs=variant.theirs)
+    dtype = known.config.dtype
+    step = traced(case, same, dtype, card.varlen, known.logit_bytes, known.layers_kept, known.keeps_attention)
     seconds = card.seconds(step.trace, variant.attention)
     work = training_flops(SHAPE, lengths, known.config.method, sum(lengths) - prompt * len(lengths))
     peak = peak_flops(card.device) or float("nan")
     predicted = predict_step(known)
-    return Result(
+    needed = predicted.total - predicted.overhead
+    there_and_back = 2 * (known.kept - known._kept_on_gpu)
+    figures = Result(
         case,
         variant.label,
         gpu,
         seconds,
-        work / sum(seconds.values()) / peak,
+        0.0,
         step.trace.moved,
-        step.total_bytes,
-        predicted.total - predicted.overhead,
+        step.total_bytes if not variant.offloads else int(needed),
+        needed,
         known.layers_kept,
+        fits(case, variant, gpu),
+        there_and_back / card.link if variant.offloads else 0.0,
+        variant.overlaps,
     )
+    FIGURES.append(replace(figures, mfu=work / figures.total / peak))
+    return FIGURES[-1]
 
 
-def casting(model: Any) -> None:
-    """Let adapters cast their inputs to float32."""
+def as_peft_does(model: Any, *, casts: bool, in_place: bool) -> None:
+    """Undo what is ours in adapters, unless it is asked for."""
     for module in model.modules():
-        vars(module).pop("cast_input_dtype_enabled", None)
-        if hasattr(module, "cast_input_dtype_enabled"):
+        if casts and hasattr(module, "cast_input_dtype_enabled"):
             vars(module)["cast_input_dtype_enabled"] = True
+        if not in_place and hasattr(module, "lora_A"):
+            vars(module).pop("forward", None)
 
 
 # --- TRL's step, emulated -------------------------------------------------------------------------------
 
 
 def their_model(model: Any) -> None:
-    """Undo what is ours: the residual stream in 16 bits in full training, and adapters that do not cast."""
+    """Undo what is ours: the residual stream in 16 bits in full training, and how adapters compute."""
     from dasd_lite.model.logprobs import causal_model
 
     causal_model(model).get_input_embeddings()._forward_hooks.clear()
-    casting(model)
+    as_peft_does(model, casts=True, in_place=False)
 
 
 def their_loss(model: Any, row: Any, job: Any) -> Any:
@@ -296,82 +336,84 @@ def _tiled_loss() -> Callable[..., Any]:
 # --- tables ---------------------------------------------------------------------------------------------
 
 
-def methods(cases: list[str]) -> tuple[str, list[Result]]:
-    """Every case on an H200."""
-    best = [Variant("Liger, FA3", attention="FA3")] if has_liger() else []
-    steps = [Variant("no Liger, FA2", liger=False), *best]
-    return "Every case on an H200, with all changes", [result(case, variant) for case in cases for variant in steps]
-
-
-def items(cases: list[str]) -> tuple[str, list[Result]]:
+def items(cases: list[str]) -> list[str]:
     """What each change brings, each on top of those before."""
-    return "Each change on top of those before, on an H200", [
-        result(case, variant)
-        for case in cases
-        if case in ("full-32k", "lora-32k", "qlora-8k")
-        for variant in ITEMS
-        if has_liger() or not variant.liger
-    ]
+    chosen = [case for case in cases if case in ("full-32k", "lora-32k", "qlora-8k")]
+    return table_of(
+        "Each change on top of those before, on an H200",
+        [result(case, variant) for case in chosen for variant in ITEMS if has_liger() or not variant.liger],
+    )
 
 
-def gpus(cases: list[str]) -> tuple[str, list[Result]]:
-    """Cases that fit, on other GPUs."""
-    fitting = [("A100", "full-32k"), ("A100", "lora-32k"), ("4090", "lora-16k"), ("4090", "qlora-32k")]
-    fitting += [("3060", "qlora-8k"), ("3060", "qlora-16k"), ("T4", "qlora-8k"), ("T4", "qlora-16k")]
-    steps = [BEFORE] + [Variant("all changes")] * has_liger()
-    return "Cases that fit other GPUs", [
-        result(case, variant, gpu) for gpu, case in fitting if case in cases for variant in steps
-    ]
-
-
-def trl(cases: list[str]) -> tuple[str, list[Result]]:
+def trl(cases: list[str]) -> list[str]:
     """TRL's step, emulated in the same trace, beside ours."""
     steps = [Variant("TRL, emulated", has_liger(), theirs=True), Variant("ours", has_liger())]
-    return "TRL 1.16's step, emulated, and ours, both with FA2 on an H200", [
-        result(case, variant)
-        for case in cases
-        if case in ("full-32k", "full-64k", "lora-32k", "qlora-8k")
-        for variant in steps
-    ]
+    chosen = [case for case in cases if case in ("full-32k", "full-64k", "lora-32k", "qlora-8k")]
+    return table_of(
+        "TRL 1.16's step, emulated, and ours, both with FA2 on an H200",
+        [result(case, variant) for case in chosen for variant in steps],
+    )
 
 
-BEFORE = Variant("before", False, "FA2", True, False, False, False, False)
+BEFORE = Variant("before", False, "FA2", True, False, False, False, False, False, overlaps=False)
 ITEMS = [
     BEFORE,
-    Variant("+ Liger", True, "FA2", True, False, False, False, False),
-    Variant("+ FA3", True, "FA3", True, False, False, False, False),
-    Variant("+ adapters do not cast", True, "FA3", False, False, False, False, False),
-    Variant("+ one-pass loss", True, "FA3", False, True, False, False, False),
-    Variant("+ larger chunks", True, "FA3", False, True, True, False, False),
-    Variant("+ attention kept", True, "FA3", False, True, True, True, False),
+    Variant("+ Liger", True, "FA2", True, False, False, False, False, False),
+    Variant("+ FA3", True, "FA3", True, False, False, False, False, False),
+    Variant("+ adapters do not cast", True, "FA3", False, False, False, False, False, False),
+    Variant("+ adapters add in place", True, "FA3", False, True, False, False, False, False),
+    Variant("+ one-pass loss", True, "FA3", False, True, True, False, False, False),
+    Variant("+ larger chunks", True, "FA3", False, True, True, True, False, False),
+    Variant("+ attention kept", True, "FA3", False, True, True, True, True, False),
     Variant("+ layers kept", True, "FA3"),
 ]
-TABLES = {"methods": methods, "items": items, "gpus": gpus, "trl": trl}
+TABLES: dict[str, Callable[[list[str]], list[str]]] = {"items": items, "trl": trl}
 
 
 def table_of(title: str, results: list[Result]) -> list[str]:
     """Return a table in Markdown."""
     kinds = ("elementwise", "matmul", "attention", "optimizer")
-    head = [
-        "case",
-        "GPU",
-        "step",
-        "layers kept",
-        "TB moved",
-        *kinds,
-        "s",
-        "MFU",
-        "GB at the peak",
-        "predicted ÷ traced",
-    ]
-    lines = [f"**{title}**", "", f"| {' | '.join(head)} |", f"|---|---|---|{'---:|' * (len(head) - 3)}"]
+    head = ["case", "step", "layers kept", "TB moved", *kinds, "s", "MFU", "GB at the peak"]
+    lines = [f"**{title}**", "", f"| {' | '.join(head)} |", f"|---|---|{'---:|' * (len(head) - 2)}"]
     for one in results:
-        cells = [one.case, one.gpu, one.variant, str(one.layers_kept), f"{one.moved_bytes / 1e12:.2f}"]
+        cells = [one.case, one.variant, str(one.layers_kept), f"{one.moved_bytes / 1e12:.2f}"]
         cells += [f"{one.seconds.get(kind, 0):.2f}" for kind in kinds]
         cells += [f"{one.total:.2f}", f"{100 * one.mfu:.1f} %", f"{one.peak_bytes / 1e9:.1f}"]
-        cells += ["–" if one.variant.startswith("TRL") else f"{one.predicted_bytes / one.peak_bytes:.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def before_and_after(gpu: str, cases: list[str]) -> list[str]:
+    """Return a table of the cases that fit a GPU: each figure before all changes, and after them."""
+    head = ["case", "TB moved", "elementwise", "matmul", "attention", "s", "MFU", "GB at the peak", "layers kept"]
+    best = max(GPUS[gpu].attention)
+    lines = [f"**{gpu}: before → after, with {best}**" if GPUS[gpu].varlen else f"**{gpu}: before → after**", ""]
+    lines += [f"| {' | '.join([*head, 'predicted ÷ traced'])} |", f"|---|{'---:|' * len(head)}"]
+    for case in cases:
+        steps = (Variant("after", has_liger(), best, offloads=offloads) for offloads in (False, True))
+        step = next((step for step in steps if fits(case, step, gpu)), None)
+        if step is None:
+            continue
+        after = result(case, step, gpu)
+        pair = (result(case, replace(BEFORE, offloads=step.offloads), gpu), after)
+
+        def cell(show: Callable[[Result], str], pair: tuple[Result, Result] = pair) -> str:
+            return " → ".join(show(one) if one.fits else "–" for one in pair)
+
+        offloaded = bool(after.copy_seconds)
+        cells = [f"{case}, offloaded" if offloaded else case, cell(lambda one: f"{one.moved_bytes / 1e12:.2f}")]
+        cells += [
+            cell(lambda one, kind=kind: f"{one.seconds.get(kind, 0):.2f}")  # type: ignore[misc]
+            for kind in ("elementwise", "matmul", "attention")
+        ]
+        cells += [cell(lambda one: f"{one.total:.2f}"), cell(lambda one: f"{100 * one.mfu:.1f}") + " %"]
+        cells += [cell(lambda one: f"{one.peak_bytes / 1e9:.1f}"), str(after.layers_kept)]
+        cells += ["–" if offloaded else f"{after.predicted_bytes / after.peak_bytes:.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+TABLES |= {gpu: partial(before_and_after, gpu) for gpu in GPUS}
 
 
 def main() -> None:
@@ -388,13 +430,10 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # of fake tensors, about what they stand in for
     if not has_liger():
         print("liger-kernel is not installed: nothing is predicted with it\n")
-    figures: dict[str, Any] = {}
     for name in tables:
-        title, results = TABLES[name](cases)
-        print("\n".join(table_of(title, results)), flush=True)
-        figures[name] = [asdict(one) for one in results]
+        print("\n".join(TABLES[name](cases)), flush=True)
         if args.json:
-            args.json.write_text(json.dumps(figures, indent=1))
+            args.json.write_text(json.dumps([asdict(one) for one in FIGURES], indent=1))
 
 
 if __name__ == "__main__":

@@ -96,6 +96,7 @@ _OVERWRITES = {"copy_", "zero_", "fill_"}  # they do not read what they change
 # They read as much of their first operand as they return, or as their last operand has.
 _GATHERS = {"embedding", "index_select", "gather", "index", "nll_loss_forward", "nll_loss_backward"}
 _SCATTERS = {"index_add_", "index_add", "scatter", "scatter_", "scatter_add_", "index_copy_", "index_put_"}
+_IN_PLACE = {"addmm_": torch.ops.aten.addmm}  # products that torch's table of FLOPs does not have
 _ATTENTION = {"_varlen_attn", "_scaled_dot_product_flash_attention_for_cpu"}
 _ATTENTION_BACKWARD = {f"{name}_backward" for name in _ATTENTION}
 
@@ -203,9 +204,9 @@ class Trace(TorchDispatchMode):
             self.count("dequantize_4bit", "elementwise", sum(map(size_of, given[1:])), matrix)
             kind, read = "matmul", size_of(given[0]) + matrix
             flops = 2.0 * (matrix // given[0].element_size()) * (given[0].numel() // given[0].shape[-1])
-        elif func._overloadpacket in flop_registry:
+        elif (packet := _IN_PLACE.get(name, func._overloadpacket)) in flop_registry:
             kind = "matmul"
-            flops = float(flop_registry[func._overloadpacket](*_shaped(func, given), out_val=made[0]))
+            flops = float(flop_registry[packet](*_shaped(packet, given), out_val=made[0]))
         elif name.startswith("_fused_adamw"):
             kind = "optimizer"
         self.count(name, kind, read, written, flops)
@@ -238,9 +239,9 @@ def _dequantized_bytes(given: list[Tensor]) -> int:
     return 2 * given[1].numel() * given[0].element_size()
 
 
-def _shaped(func: Any, given: list[Tensor]) -> list[Tensor]:
+def _shaped(packet: Any, given: list[Tensor]) -> list[Tensor]:
     """Return the tensors whose shapes the FLOPs of a matrix product follow from."""
-    return given[:3] if func._overloadpacket in (torch.ops.aten.addmm, torch.ops.aten.baddbmm) else given[:2]
+    return given[:3] if packet in (torch.ops.aten.addmm, torch.ops.aten.baddbmm) else given[:2]
 
 
 # --- Liger's kernels ------------------------------------------------------------------------------------
@@ -444,6 +445,7 @@ def trace_step(
         if config.liger == "on":
             stack.enter_context(liger_on_paper(traces))
         stack.enter_context(fake)
+        patches = trainable.GlobalPatches()
         model = trainable.load_trainable(
             folder,
             config.method,
@@ -451,7 +453,7 @@ def trace_step(
             device="cpu",
             gradient_checkpointing=checkpointing,
             liger=config.liger,
-            patches=stack,
+            patches=patches,
             **(load or {}),
         )
         if change is not None:
@@ -466,6 +468,7 @@ def trace_step(
         fixed = bytes_held(held)
         job = job_of(model, config, dtype)
         traces.append(trace)
+        stack.enter_context(patches.active())
         with trace:
             loss = step(model, row, job) if step else job.forward(job.prepare(row, row.num_targets))[0]
             loss.backward()
@@ -508,7 +511,7 @@ def _patches(dtype: torch.dtype, varlen: bool, logit_bytes: int, traces: list[Tr
     kernel = kernels.Kernel("flash attention", kernels._torch_varlen(dtype)) if varlen else None
     yield mock.patch.object(attention, "pick_kernel", lambda *args: kernel)
     yield mock.patch.object(logprobs, "_logit_bytes", lambda device: logit_bytes)
-    yield mock.patch.object(head_loss, "_CACHED_BYTES", 1 << 60)  # a GPU takes a chunk whole
+    yield mock.patch.object(head_loss, "_cached_rows", lambda logits: None)  # a GPU takes a chunk whole
     yield mock.patch.object(head_loss, "_add_product", partial(_add_product, traces))
     yield mock.patch.object(attention, "_shares_heads", lambda query, mask: False)  # a T4's kernel does not
     yield mock.patch.dict(attention._CALL_COST, cpu=attention._CALL_COST["cuda"])

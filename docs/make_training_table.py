@@ -124,7 +124,11 @@ def _cells(row: Row) -> tuple[str, ...]:
     seq_len = PackConfig(seq_len=row.seq_len).seq_len
     shape = MODELS[row.model]
     prediction = predict(
-        shape, config, seq_len=seq_len, num_processes=row.num_processes, hardware=Hardware(varlen=row.varlen)
+        shape,
+        config,
+        seq_len=seq_len,
+        num_processes=row.num_processes,
+        hardware=Hardware(is_float16=not row.varlen, varlen=row.varlen),
     )
     peak = peak_flops(row.device)
     length = min(_DOC_LENGTH, seq_len)

@@ -50,6 +50,14 @@ def test_check_names_what_does_not_fit_the_gpu_and_the_change_that_does(training
     assert "at an assumed 40% of the 165 TFLOP/s of NVIDIA GeForce RTX 4090" in hours
 
 
+def test_a_phase_that_need_not_fit_is_not_reported(trainings):
+    groups = trainings(Gpu("NVIDIA GeForce RTX 4090", 24 * 10**9, 1, Hardware()))
+    for group in groups:
+        for i, phase in enumerate(group.phases):
+            group.phases[i] = phase.model_copy(update={"train": phase.train.model_copy(update={"must_fit": False})})
+    assert list(estimate.too_big(groups)) == []
+
+
 def test_a_busy_gpu_and_gpus_of_two_kinds_are_named(trainings):
     names = ("NVIDIA A100-SXM4-80GB", "NVIDIA H200")
     busy = Gpu("NVIDIA A100-SXM4-80GB", 85 * 10**9, 2, Hardware(), 45 * 10**9, names)

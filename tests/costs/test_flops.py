@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-from tests.costs.models import FULL, LORA, QWEN3_4B, SHAPE_4B, save_model
+from tests.costs.models import FULL, LORA, QWEN3_4B, SHAPE_4B, SMALL, save_model
 from tests.rows import loss_sum
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +19,11 @@ from dasd_lite.training import trainable
 def counted_flops(model, num_tokens):
     """What torch counts in a forward and backward pass over a document, without attention."""
     ids = np.zeros(num_tokens, dtype=np.int64)
-    with FlopCounterMode(display=False) as counter:
+
+    def added(total, one, other, **options):  # how adapters add; torch leaves it out
+        return 2 * one[0] * one[1] * other[1]
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added}) as counter:
         loss_sum(model, ids, np.ones(num_tokens, bool), [num_tokens]).backward()
     return sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
 
@@ -41,6 +45,14 @@ def test_documents_that_do_not_see_each_other_are_less_work():
     windowed = shape_of(QWEN3_4B | {"model_type": "mistral", "sliding_window": 1024})
     assert training_flops(windowed, [1024], FULL) == pytest.approx(four / 4)
     assert four < training_flops(windowed, [4096], FULL) < one
+
+
+def test_of_adapted_experts_those_count_that_a_token_visits():
+    options = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+    shape = shape_of(SMALL | options | {"model_type": "qwen3_moe"})
+    frozen, adapted = LORA, LORA.model_copy(update={"experts": "adapted"})
+    more = training_flops(shape, [64], adapted) - training_flops(shape, [64], frozen)
+    assert more == 6 * 64 * LORA.rank * 4 * 2 * ((256 + 2 * 96) + (96 + 256))  # tokens, rank, layers, experts, widths
 
 
 @pytest.mark.parametrize(

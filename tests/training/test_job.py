@@ -1,5 +1,6 @@
 """What is refused before the first step, and a GPU that is full: one line each, and nothing is lost."""
 
+import dataclasses
 import re
 
 import pytest
@@ -59,6 +60,37 @@ def test_a_finished_folder_stays_until_training_can_begin(packed, tmp_path):
     with pytest.raises(ConfigError, match="cannot be loaded"):
         train(packed, model, config, out=out, seed=1, force=True)
     assert {path.name: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_a_gpu_that_is_too_small_or_busy_is_refused_before_the_model_is_loaded(tiny, packed, tmp_path, monkeypatch):
+    class LoadedError(Exception):
+        pass
+
+    def load(*args, **options):
+        raise LoadedError
+
+    def on_a_gpu(share, expected=job._expected_cost):
+        def expected_cost(*args):
+            cost = expected(*args)
+            hardware = dataclasses.replace(cost.hardware, memory=16e9, free=share * cost.memory_bytes)
+            return dataclasses.replace(cost, hardware=hardware)
+
+        return expected_cost
+
+    monkeypatch.setattr(job, "_gpu", lambda: ("NVIDIA T4", 16e9, 9e9))
+    monkeypatch.setattr(job.trainable, "load_trainable", load)
+    monkeypatch.setattr(job, "_expected_cost", on_a_gpu(0.9))
+    options = {**QUICK, "gradient_checkpointing": "off"}
+    with pytest.raises(TrainError) as caught:
+        train(packed, tiny, TrainConfig(**options), out=tmp_path / "out")
+    wanted = r"training needs about \d+\.\d MB, but NVIDIA T4 has 16.0 GB, of which other processes hold 7.0 GB; "
+    wanted += r"smallest change that fits: train\..*; the prediction may be wrong, and train.must_fit=false tries it"
+    assert re.match(wanted, str(caught.value)) and "\n" not in str(caught.value)
+    with pytest.raises(LoadedError):
+        train(packed, tiny, TrainConfig(**options), out=tmp_path / "out", must_fit=False)
+    monkeypatch.setattr(job, "_expected_cost", on_a_gpu(0.97))  # within what a prediction may be off
+    with pytest.raises(LoadedError):
+        train(packed, tiny, TrainConfig(**options), out=tmp_path / "out")
 
 
 def test_out_of_memory_is_one_line_with_what_needs_less(tiny, packed, tmp_path, monkeypatch):

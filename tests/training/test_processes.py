@@ -163,6 +163,7 @@ def stub_liger(monkeypatch):
     monkeypatch.setitem(sys.modules, "liger_kernel", package)
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", package.transformers)
     monkeypatch.setattr(trainable, "liger_conflict", lambda **options: None)
+    monkeypatch.setattr(trainable, "has_liger", lambda *kind: True)
     names = dict(vars(modeling))
     yield calls
     for name, value in names.items():

@@ -1,5 +1,6 @@
 """A model made trainable: unknown layers, which weights decay, and gradients over 4-bit weights."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.model.tiny import LORA, QLORA, random_model, random_row
 from tests.rows import QUICK, loss_sum, make_model
 
-from dasd_lite.config.train import Lora, TrainConfig
+from dasd_lite.config.train import Full, Lora, TrainConfig
 from dasd_lite.data.metrics import read_metrics
 from dasd_lite.errors import ConfigError
 from dasd_lite.model import logprobs
@@ -23,6 +24,14 @@ def test_unknown_target_module_names_those_that_exist(tiny):
     method = Lora(kind="lora", target_modules=["q_proj", "qkv_proj"])
     with pytest.raises(ConfigError, match=r"target_modules.*no layer 'qkv_proj'; it has down_proj, .*q_proj"):
         load_trainable(tiny, method, device="cpu")
+
+
+def test_a_note_names_an_architecture_without_kernels_of_liger(tiny, monkeypatch, capsys):
+    pytest.importorskip("liger_kernel")
+    monkeypatch.setattr("dasd_lite.training.trainable.liger_conflict", lambda **options: None)
+    monkeypatch.setattr("liger_kernel.transformers.monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN", {})
+    load_trainable(tiny, Full(), device="cpu", liger="on")
+    assert "note: liger-kernel has no kernels for qwen3, so training is slower" in capsys.readouterr().err
 
 
 def test_only_matrices_decay(tiny):
@@ -59,6 +68,34 @@ def test_adapters_take_16_bit_inputs_as_they_are(tmp_path):
     assert torch.equal(loss, detour_loss)
     assert torch.equal(gradient, detour_gradient)
     assert kept < 0.97 * detour_kept
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype", "tolerance"), [(LORA, "float32", 1e-6), (QLORA, "float32", 1e-6), (LORA, "bfloat16", 0.02)]
+)
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_adapters_that_add_in_place_do_what_pefts_do(tmp_path, method, dtype, tolerance, recomputed):
+    data, found = random_row(40, 50), []
+    random = random_model(tmp_path / "random")
+    for in_place in (True, False):
+        torch.manual_seed(1)
+        model = load_trainable(random, method, device="cpu", dtype=dtype, gradient_checkpointing=recomputed)
+        changed = [module for module in model.modules() if "forward" in vars(module) and hasattr(module, "lora_A")]
+        assert len(changed) == 7 * model.config.num_hidden_layers
+        for module in changed:
+            torch.nn.init.normal_(module.lora_B["default"].weight, std=0.05)  # 0 in a new adapter
+            if not in_place:
+                del vars(module)["forward"]
+        with torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32"):
+            loss = loss_sum(model, data.ids, data.loss_mask, data.doc_lengths)
+        loss.backward()
+        found.append((loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])))
+        with model.disable_adapter():
+            plain = logprobs.target_logprobs(model, data.ids, data.doc_lengths)
+        base = load_model(random, device="cpu", dtype=dtype, four_bit=method.kind == "qlora")
+        assert np.array_equal(plain, logprobs.target_logprobs(base, data.ids, data.doc_lengths), equal_nan=True)
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).norm() / other.norm()) < tolerance
 
 
 def test_in_float16_a_residual_stream_beyond_its_range_is_computed_and_trained(tmp_path, packed):

@@ -128,6 +128,9 @@ class TrainConfig(Table):
     one_pass_loss: Annotated[bool, EXECUTION] = True
     """Compute the loss and the gradient of the output head in one pass over the logits, and add it up in float32: less
     time and memory, and a more exact gradient in 16 bits. Objectives of your own take two passes."""
+    must_fit: Annotated[bool, EXECUTION] = True
+    """Refuse training that is predicted to need more memory than the GPU has free. The prediction may be wrong: false
+    tries it anyway."""
     liger: Annotated[Switch, EXECUTION] = "auto"
     """Liger kernels for norms, rotary embeddings and MLPs. auto: on a GPU, if liger-kernel is installed."""
     num_processes: Annotated[PositiveInt | None, EXECUTION] = None

@@ -166,7 +166,8 @@ def too_big(trainings: list[Training]) -> Iterator[str]:
     """Report each training run that does not fit the GPU of this machine, and what would make it fit."""
     for training in trainings:
         gpu, needed = training.gpu, training.prediction.total
-        if gpu is None or needed <= gpu.usable:
+        must_fit = any(phase.train.must_fit for phase in training.phases)
+        if gpu is None or needed <= gpu.usable or not must_fit:
             continue
         change = training.change(gpu.usable)
         remedy = f"smallest change that fits: {change}" if change else "no option makes it fit; use a smaller student"

@@ -20,7 +20,8 @@ def training_flops(
     Per weight and token, 2 in the forward pass, and in the backward pass 2 for the gradient of the input and 2 for the
     gradient of the weight: 6 in all, and 4 for frozen weights. The embedding is looked up, not multiplied. Attention is
     causal: queries times keys and probabilities times values count half, once in the forward pass and twice in the
-    backward pass. What gradient checkpointing computes again is not counted.
+    backward pass. Of experts those count that a token visits. What gradient checkpointing computes again is not
+    counted, nor that PEFT makes the product of an expert's adapter matrices, for all experts.
 
     Args:
         shape: The model's.
@@ -36,7 +37,7 @@ def training_flops(
     body = shape.matmul_parameters - shape.head_parameters
     work = (4 if isinstance(method, Lora) else 6) * float(body * tokens + shape.head_parameters * targets)
     if isinstance(method, Lora):
-        work += 6.0 * shape.adapter_parameters(method) * tokens
+        work += 6.0 * shape.adapter_parameters(method, shape.experts_per_token) * tokens
     full = sum(length * length / 2 for length in lengths)
     window = shape.sliding_window or 0
     narrow = sum(length * length / 2 if length <= window else window * (length - window / 2) for length in lengths)

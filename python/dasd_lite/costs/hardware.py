@@ -75,6 +75,8 @@ class Hardware:
 
     element_bytes: int = 2
     """Of the format that dtype = "auto" stands for: 2 on a GPU, 4 on a CPU."""
+    is_float16: bool = False
+    """Whether that format is float16, as before Ampere."""
     varlen: bool = True
     """Whether attention has a kernel for documents of any length (Ampere or later); else they are laid side by side."""
     liger: bool = False
@@ -124,8 +126,14 @@ def visible_gpu() -> Gpu | None:
     room = [min(p.total_memory, free.get(str(getattr(p, "uuid", "")), p.total_memory)) for p in known]
     smallest = min(range(len(known)), key=lambda i: room[i])
     properties = known[smallest]
-    has_kernel = all((p.major, p.minor) >= (8, 0) for p in known) and has_varlen_kernel()
-    hardware = Hardware(varlen=has_kernel, liger=has_liger(), memory=properties.total_memory, free=room[smallest])
+    is_old = any((p.major, p.minor) < (8, 0) for p in known)
+    hardware = Hardware(
+        is_float16=is_old,
+        varlen=not is_old and has_varlen_kernel(),
+        liger=has_liger(),
+        memory=properties.total_memory,
+        free=room[smallest],
+    )
     names = tuple(dict.fromkeys(p.name for p in known))
     return Gpu(properties.name, properties.total_memory, len(known), hardware, room[smallest], names)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from dasd_lite.config.train import OBJECTIVES, Lora, TrainConfig
-from dasd_lite.costs.hardware import Hardware
+from dasd_lite.costs.hardware import GPU_SIZES, Hardware
 from dasd_lite.costs.shape import ModelShape
 from dasd_lite.model import LOGIT_BYTES, logit_bytes
 
@@ -24,6 +24,7 @@ from dasd_lite.model import LOGIT_BYTES, logit_bytes
 AUTO_CHECKPOINTING, _AUTO_KEPT = 4096, 4e9
 _MOMENTS = {"adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03}  # bytes per trained weight; 256 share a scale
 _NF4 = 0.516  # bytes per weight: half a byte, an 8-bit scale for each 64, a float32 for each 256 of these
+_READ_BACK = 2 << 30  # of a GPU, beside the exported model's weights, to read it back there
 _CONTEXT = 600e6  # CUDA's context and the workspaces of its libraries
 _COMMUNICATION = 500e6  # NCCL's buffers, with several processes
 _FRAGMENTATION = 0.05  # of what is allocated and freed in every step
@@ -44,7 +45,7 @@ class Prediction:
     """Logits of one chunk with their gradients, and the gradient of the output head."""
     overhead: float
     peak: str
-    """Where in the step the peak is: forward, loss, last layer, layer, or embedding."""
+    """Where in the step the peak is: forward, loss, last norm, last layer, layer, or embedding."""
     host: float
     """Bytes in host memory, of all processes on this machine together."""
 
@@ -81,7 +82,7 @@ def predict_step(step: TrainingStep) -> Prediction:
     kept, layer, loss = parts
     fixed = _CONTEXT + (_COMMUNICATION if num_processes > 1 else 0) if hardware.on_gpu else 0
     paged = config.optimizer == "paged_adamw_8bit"  # moves what does not fit on the GPU to host memory
-    return Prediction(
+    prediction = Prediction(
         weights=step.weights,
         gradients=step.gradients,
         optimizer=0.0 if paged else step.optimizer,
@@ -92,6 +93,23 @@ def predict_step(step: TrainingStep) -> Prediction:
         peak=peak,
         host=num_processes * (step.host + (step.optimizer if paged else 0)),
     )
+    return replace(prediction, host=_host_bytes(step, prediction)) if hardware.on_gpu else prediction
+
+
+def _host_bytes(step: TrainingStep, prediction: Prediction) -> float:
+    """Return the bytes in host memory at the worst time: while the model is loaded, or when it has been exported.
+
+    Each process that shards a model reads it whole in its turn, and makes a part float32 before that moves to the GPU.
+    The exported model is read back into host memory if the GPU has no room for it beside the trained one; of a GPU that
+    is not known, the smallest is assumed that can train. One process alone loads weight by weight onto the GPU.
+    """
+    stored, free = 2.0 * step.shape.num_parameters, step.hardware.free
+    loading = stored + 4.0 * step.shape.head_parameters if step.is_sharded else 0.0
+    if free is None:
+        free = next((size * 1e9 for size in GPU_SIZES if prediction.total <= size * 1e9), 0.0)
+    held = prediction.weights + prediction.gradients + prediction.optimizer
+    reading = 0.0 if free - held > stored + _READ_BACK else stored
+    return max(loading, prediction.host + reading)
 
 
 @dataclass(frozen=True)
@@ -166,14 +184,21 @@ class TrainingStep:
         return {"auto": self.hardware.element_bytes, "float32": 4}.get(self.config.dtype, 2)
 
     @property
+    def stream_bytes(self) -> int:
+        """Bytes of an element of the residual stream: where float16 is computed in, it is float32."""
+        is_float16 = self.config.dtype == "float16" or (self.config.dtype == "auto" and self.hardware.is_float16)
+        return 4 if is_float16 else self.element_bytes
+
+    @property
     def uses_liger(self) -> bool:
         """Whether Liger's kernels replace norms, rotary embeddings and MLPs."""
         return self.config.liger == "on" or (self.config.liger == "auto" and self.hardware.liger)
 
     @property
     def _norms_return_float32(self) -> bool:
-        """Whether the output of a norm is float32, as its weight is in full training by one process without Liger."""
-        return self.element_bytes == 2 and not self.uses_liger and self.lora is None and not self.is_sharded
+        """Whether the output of a norm is float32: its input is, or its trained weight, without Liger and FSDP."""
+        own = self.element_bytes == 2 and not self.uses_liger and self.lora is None and not self.is_sharded
+        return own or self.stream_bytes > self.element_bytes
 
     # --- what a layer keeps, per token --------------------------------------------------------------
 
@@ -184,7 +209,7 @@ class TrainingStep:
     @cached_property
     def _norm_kept(self) -> float:
         """One norm: its float32 input (not with Liger), and the normalized output for the gradient of its weight."""
-        inside = self.element_bytes if self.uses_liger else 4 + (self.element_bytes if self.lora is None else 0)
+        inside = self.stream_bytes if self.uses_liger else 4 + (self.stream_bytes if self.lora is None else 0)
         return float(inside * self.shape.hidden_size)
 
     @cached_property
@@ -246,10 +271,11 @@ class TrainingStep:
         their gradients beside them, and the product is gone; Liger writes two of these in place.
         """
         width, hidden, element = self.shape.mlp_width, self.shape.hidden_size, self.element_bytes
-        passing = element * hidden  # the gradient that bypasses the layer
+        stream = self.stream_bytes
+        passing = stream * hidden  # the gradient that bypasses the layer
         rest = self.layer_kept - self._mlp_kept - self._down_input_kept + passing
-        if self.uses_liger or element == 4:
-            rest -= element * hidden  # the norm keeps the layer's input itself
+        if self.uses_liger or stream == 4:
+            rest -= stream * hidden  # the norm keeps the layer's input itself
         has_adapter = self.lora is not None and self._keeps_input("down_proj")
         down = self._mlp_kept + self._down_input_kept + (2 if has_adapter else 1) * element * width
         inside = self._mlp_kept + (element * width if self.uses_liger else self._mlp_kept)
@@ -268,17 +294,12 @@ class TrainingStep:
         gradients = element * (2 * q + 2 * k)  # of the output, of queries, keys and values
         workspace = 4 * q + (2 * element * q if q != k else 0) if self.hardware.varlen and element == 2 else 0
         norm = 5 * 4 * q - gradients if self.shape.qk_norm and not self.uses_liger else 0
-        return float(before + max(gradients + workspace, norm) + element * self.shape.hidden_size)
+        return float(before + max(gradients + workspace, norm) + self.stream_bytes * self.shape.hidden_size)
 
     @cached_property
     def _layer_forward(self) -> float:
-        """Bytes per token while a layer runs that keeps nothing: silu(gate), up, their product.
-
-        An adapter's output is there before, while and after it is scaled and added.
-        """
-        width, hidden = self.shape.mlp_width, self.shape.hidden_size
-        tensors = 4 if self.lora is not None and self._keeps_input("up_proj") else 3
-        return float(tensors * self.element_bytes * width + 8 * hidden)
+        """Bytes per token while a layer runs that keeps nothing: silu(gate), up, their product."""
+        return float(3 * self.element_bytes * self.shape.mlp_width + 8 * self.shape.hidden_size)
 
     # --- what the whole pass keeps ------------------------------------------------------------------
 
@@ -303,6 +324,12 @@ class TrainingStep:
     def _last_norm_kept(self) -> float:
         return self.tokens * self._norm_kept
 
+    @property
+    def _last_norm_backward(self) -> float:
+        """What the last norm kept, and five of its size in float32 in its backward pass; Liger needs one."""
+        inside = self.stream_bytes if self.uses_liger else 5 * 4
+        return self._last_norm_kept + self.tokens * inside * self.shape.hidden_size
+
     @cached_property
     def _hidden_states(self) -> float:
         """Hidden states that the logits are computed from."""
@@ -311,7 +338,7 @@ class TrainingStep:
     @property
     def _kept_per_layer(self) -> float:
         """Bytes per token that a layer leaves behind: its input, or all that it keeps."""
-        return self.element_bytes * self.shape.hidden_size if self.checkpointing else self.layer_kept
+        return self.stream_bytes * self.shape.hidden_size if self.checkpointing else self.layer_kept
 
     @cached_property
     def kept(self) -> float:
@@ -320,7 +347,8 @@ class TrainingStep:
         copies = 0.0 if self.checkpointing else self._autocast_copies
         layers = self.tokens * (self.shape.num_layers * self._kept_per_layer + rope)
         chosen = self._whole_layers_kept + self._attention_outputs_kept
-        return layers + chosen + self._last_norm_kept + self._hidden_states + copies
+        experts = 0.0 if self.checkpointing else self.shape.num_moe_layers * self._adapted_experts
+        return layers + chosen + self._last_norm_kept + self._hidden_states + copies + experts
 
     @property
     def _whole_layers(self) -> int:
@@ -330,8 +358,14 @@ class TrainingStep:
     @cached_property
     def _whole_layers_kept(self) -> float:
         """What these layers keep beside their inputs: their activations and, of trained matrices, autocast's copies."""
-        activations = self.tokens * (self.layer_kept - self._kept_per_layer)
+        activations = self.tokens * (self.layer_kept - self._kept_per_layer) + self._adapted_experts
         return self._whole_layers * (activations + self._autocast_copies / self.shape.num_layers)
+
+    @property
+    def _adapted_experts(self) -> float:
+        """A layer's experts with their adapter added, which PEFT makes for all of them and autograd keeps."""
+        is_adapted = self.lora is not None and self.lora.experts == "adapted"
+        return float(self.element_bytes * self.shape.layer_expert_parameters) if is_adapted else 0.0
 
     @cached_property
     def _attention_outputs_kept(self) -> float:
@@ -352,7 +386,7 @@ class TrainingStep:
             return 0.0
         if not self.checkpointing:
             return 1.25 * (self.kept - self._hidden_states)
-        layer_input = self.tokens * self.shape.hidden_size * self.element_bytes
+        layer_input = self.tokens * self.shape.hidden_size * self.stream_bytes
         pinned = 1 << (layer_input - 1).bit_length() if self.hardware.on_gpu else layer_input
         return self.shape.num_layers * pinned + (1.0 if self.uses_liger else 1.7) * self._last_norm_kept
 
@@ -371,8 +405,10 @@ class TrainingStep:
         last_norm = 0.0 if self.config.offload_activations else self._last_norm_kept
         without_loss = self._kept_on_gpu - last_norm - self._hidden_states
         forward, backward = self._layer_forward, max(self._layer_backward, self._attention_backward)
+        experts = self._adapted_experts
         if not self.checkpointing or self._whole_layers:  # the last layer keeps most of it anyway
             forward = max(0.0, forward - self._mlp_kept - self._down_input_kept)
+            experts = 0.0
         if not self.checkpointing:
             backward = max(0.0, backward - self.layer_kept)
         # The gradient of a tied head waits in float32 for the embedding's, at the very end; FSDP has the head's wait in
@@ -382,8 +418,9 @@ class TrainingStep:
         share = 1 - self._whole_layers / self.shape.num_layers
         copies = self._autocast_copies * share if self.checkpointing else 0.0
         moments = {
-            "forward": (without_loss, copies + self.tokens * forward, 0.0),
+            "forward": (without_loss, copies + self.tokens * forward + experts, 0.0),
             "loss": (self._kept_on_gpu, 0.0, self._loss(copies)),
+            "last norm": (without_loss, self._last_norm_backward + waiting, 0.0),
             # The last layers are the first to go back, so all others find their activations gone.
             "layer": (
                 without_loss - self._whole_layers_kept,
@@ -401,8 +438,9 @@ class TrainingStep:
     def _converted_layer(self) -> float:
         """Weights and gradients of the layer in its backward pass, in other formats than they are kept in."""
         shape, layer = self.shape, self.shape.linear_parameters / self.shape.num_layers
-        if self.lora is not None:  # one 4-bit matrix at a time is dequantized
-            return 2.0 * shape.hidden_size * shape.mlp_width if self.lora.kind == "qlora" else 0.0
+        if self.lora is not None:  # one 4-bit matrix at a time is dequantized, one of the experts has its gradient
+            matrix = 2.0 * shape.hidden_size * shape.mlp_width if self.lora.kind == "qlora" else 0.0
+            return matrix + self._adapted_experts * (4 / 3 if self.checkpointing else 1 / 3)
         if self.is_sharded:
             return (self.element_bytes + 4) * layer
         return 2.0 * layer if self.checkpointing and self.element_bytes == 2 else 0.0
@@ -425,14 +463,13 @@ class TrainingStep:
     def _loss(self, autocast_copies: float) -> float:
         """Bytes of a chunk of logits, of the gradients of head and hidden states, and of a copy of the head's weight.
 
-        In one pass: logits in the compute format, and in float32, where they become their gradient; those of the chunk
-        before; the gradient of the hidden states and, in float32, the head's.
+        In one pass: logits in the compute format and in float32; the gradient of the hidden states and, in float32, the
+        head's.
         """
         if not (self.config.one_pass_loss and self.config.objective in OBJECTIVES):
             return self._loss_in_two_passes(autocast_copies)
         table, element = float(self.shape.head_parameters), self.element_bytes
         chunk = (element + 4 if element == 2 else 4) * self._chunk_cells
-        chunk += element * self._chunk_cells if self.tokens * self.shape.vocab_size > self._chunk_cells else 0.0
         hidden = self.tokens * self.shape.hidden_size * element * (2 if self._norms_return_float32 else 1)
         if self.lora is not None:
             return chunk + hidden + autocast_copies

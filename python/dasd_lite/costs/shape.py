@@ -127,6 +127,11 @@ class ModelShape:
         return self.num_moe_layers * (router + per_layer * 3 * self.hidden_size * self.moe_intermediate_size)
 
     @property
+    def layer_expert_parameters(self) -> int:
+        """Weights of all experts of one layer."""
+        return self.num_experts * 3 * self.hidden_size * self.moe_intermediate_size
+
+    @property
     def head_parameters(self) -> int:
         """Weights of the output head, its own or the embedding's."""
         return self.vocab_size * self.hidden_size
@@ -164,15 +169,17 @@ class ModelShape:
         wanted = {name.rsplit(".", 1)[-1] for name in method.target_modules}
         return {name: sizes for name, sizes in self.linears.items() if name.rsplit(".", 1)[-1] in wanted}
 
-    def adapter_parameters(self, method: Lora) -> int:
+    def adapter_parameters(self, method: Lora, experts: int | None = None) -> int:
         """Return the number of weights of a LoRA adapter: rank × (width in + width out) for each adapted matrix.
 
-        A layer's experts have one matrix each for gate and up together, and one for down.
+        A layer's experts have one matrix each for gate and up together, and one for down. `experts` is how many of them
+        count; None: all.
         """
         widths = sum((rows + columns) * number for rows, columns, number in self.adapted(method).values())
         hidden, inner = self.hidden_size, self.moe_intermediate_size
         if method.experts == "adapted":
-            widths += self.num_moe_layers * self.num_experts * ((hidden + 2 * inner) + (inner + hidden))
+            number = self.num_experts if experts is None else experts
+            widths += self.num_moe_layers * number * ((hidden + 2 * inner) + (inner + hidden))
         if method.router == "adapted":
             widths += self.num_moe_layers * (hidden + self.num_experts)
         return method.rank * widths

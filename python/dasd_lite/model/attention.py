@@ -159,11 +159,12 @@ def _packed_attention(
     unknown = [name for name in ("s_aux", "softcap", "position_bias") if kwargs.get(name) is not None]
     if unknown:
         raise TrainError(f"{type(module).__name__} needs {', '.join(unknown)}, which packed attention does not support")
-    rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, H, W]
+    # [T, H, W]. All is a view, in the backward pass too: that of `x[0]` would copy the gradient.
+    rows = [x.squeeze(0).transpose(0, 1) for x in (query, key, value)]
     kernel = None if dropout else pick_kernel(query.device, _compute_dtype(query), heads_of(*rows))
     if kernel is not None:
         q, k, v = rows
-        return kernel.attend(q, k, v, documents.edges, documents.longest, scaling, sliding_window)[None], None
+        return kernel.attend(q, k, v, documents.edges, documents.longest, scaling, sliding_window).unsqueeze(0), None
     if documents.to_padded is not None:
         rows = [_Permute.apply(x, documents.to_padded, documents.to_row) for x in rows]  # type: ignore[no-untyped-call]
     parts, slot = [], 0
@@ -179,7 +180,7 @@ def _packed_attention(
     result = parts[0] if len(parts) == 1 else torch.cat(parts)
     if documents.to_padded is not None:
         result = _Permute.apply(result, documents.to_row, documents.to_padded)  # type: ignore[no-untyped-call]
-    return result[None], None
+    return result.unsqueeze(0), None
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, dropout: float) -> Tensor:

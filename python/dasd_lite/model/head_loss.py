@@ -23,7 +23,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
 
-_CACHED_BYTES = 2 << 20  # on a CPU a chunk is processed in parts that stay in the cache, because it is read six times
+_CACHED_BYTES = 2 << 20
 
 
 def head_loss(
@@ -90,6 +90,7 @@ class _HeadLoss(torch.autograd.Function):
                     _add_product(head_grad, gradients, hidden[at])
                 if bias_grad is not None:
                     bias_grad += gradients.sum(0, dtype=torch.float32)
+                del logits, gradients  # they are one tensor, and would be there while the next chunk is computed
         # The factor that all tokens share is read where a weight is not 0; `take`, because an index would be fetched.
         ctx.save_for_backward(weights_N, weights_N.abs().argmax())
         ctx.gradients = (hidden_grad, head_grad, bias_grad)
@@ -112,32 +113,35 @@ def _to_gradients(
     logits_CV: Tensor, target_ids_C: Tensor, weights_C: Tensor, losses_C: Tensor, scale: float, softcap: float | None
 ) -> Tensor:
     """Fill in −log p, and overwrite the logits by the gradient of Σ weight · −log p."""
-    rows = len(logits_CV)
-    if logits_CV.device.type == "cpu":
-        rows = max(1, _CACHED_BYTES // (4 * logits_CV.shape[1]))
-    parts = (x.split(rows) for x in (logits_CV, target_ids_C[:, None], weights_C[:, None], losses_C))
+    rows = _cached_rows(logits_CV)
+    parts = (x.split(rows or len(x)) for x in (logits_CV, target_ids_C[:, None], weights_C[:, None], losses_C))
     for logits, target_ids, weights, losses in zip(*parts, strict=True):
-        x = logits.float()  # itself, if it is float32
-        if scale != 1.0:
-            x.mul_(scale)
         slope = None
-        if softcap is not None:
-            x.div_(softcap).tanh_()
-            slope = 1 - x.square()
-            x.mul_(softcap)
-        target = x.gather(1, target_ids)
-        top = x.amax(-1, keepdim=True)
-        total = x.sub_(top).exp_().sum(-1, keepdim=True)
+        if rows is None and scale == 1.0 and softcap is None:
+            # On a GPU every pass over all logits counts, and its operations convert formats: 26 bytes per 16-bit logit.
+            scores = logits
+            x = logits if logits.dtype == torch.float32 else torch.empty_like(logits, dtype=torch.float32)
+        else:
+            scores = x = logits.float()  # itself, if it is float32
+            if scale != 1.0:
+                x.mul_(scale)
+            if softcap is not None:
+                x.div_(softcap).tanh_()
+                slope = 1 - x.square()
+                x.mul_(softcap)
+        target, top = scores.gather(1, target_ids).float(), scores.amax(-1, keepdim=True).float()
+        total = torch.sub(scores, top, out=x).exp_().sum(-1, keepdim=True)
         losses.copy_((total.log() + top - target)[:, 0])
-        x.mul_(weights / total)
-        x.scatter_add_(1, target_ids, -weights)
+        x.scatter_add_(1, target_ids, -total)
         if slope is not None:
             x.mul_(slope)
-        if scale != 1.0:
-            x.mul_(scale)
-        if x is not logits:
-            logits.copy_(x)
+        torch.mul(x, weights * scale / total, out=logits)
     return logits_CV
+
+
+def _cached_rows(logits_CV: Tensor) -> int | None:
+    """Return how many positions to process together on a CPU, so that they stay in its cache; None on a GPU."""
+    return max(1, _CACHED_BYTES // (4 * logits_CV.shape[1])) if logits_CV.device.type == "cpu" else None
 
 
 def _add_product(sum_VE: Tensor, gradients_CV: Tensor, hidden_CE: Tensor) -> None:

@@ -23,7 +23,7 @@ from dasd_lite.config.train import Full, TrainConfig
 from dasd_lite.console import note
 from dasd_lite.costs import flops, memory
 from dasd_lite.costs.estimate import format_bytes
-from dasd_lite.costs.fit import smallest_change
+from dasd_lite.costs.fit import OptionChange, smallest_change
 from dasd_lite.costs.hardware import Hardware, has_liger, peak_flops
 from dasd_lite.costs.shape import ModelShape, read_shape
 from dasd_lite.data.seeds import derive_seed
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
 _SHARED = 1e9  # bytes of a GPU that CUDA's context and a display take; more is held by other processes
 _USED = 0.9  # of a GPU's free memory that a prediction may fill
+_UNCERTAINTY = 0.05  # of the prediction without overhead, which is within 3 % of what is traced
 _LONG = 16384  # tokens of a forward pass from which on attention is what takes the time
 _COMPARISON_TOKENS = 128  # of each document on which the exported model is compared with the trained one
 
@@ -245,6 +246,8 @@ def load_job(
     dtype = pick_dtype(config.dtype, device)
     _note_short_steps(schedule, ranks)
     cost = _expected_cost(task, rows, ranks, dtype)
+    if cost is not None and config.must_fit:
+        _check_room(cost, config, rows, ranks)
     recomputing = cost.recomputing if cost is not None else _unknown_recomputing(config, rows)
     is_sharded = ranks.size > 1 and isinstance(config.method, Full)
     torch.manual_seed(derive_seed(task.seed, "train"))  # for a new adapter
@@ -359,6 +362,7 @@ def _expected_cost(task: TrainTask, rows: MappedRows, ranks: Ranks, dtype: torch
     free = min(ranks.gather(free))
     hardware = Hardware(
         element_bytes=dtype.itemsize,
+        is_float16=dtype == torch.float16,
         varlen=pick_kernel(device, dtype, heads) is not None,
         liger=on_gpu and has_liger(read_architecture(task.model, trust_remote_code=task.trust_remote_code).kind),
         on_gpu=on_gpu,
@@ -372,6 +376,33 @@ def _expected_cost(task: TrainTask, rows: MappedRows, ranks: Ranks, dtype: torch
     prediction = memory.predict_step(step)
     # torch's peak excludes the CUDA context and fragmentation, so compare without the overhead.
     return ExpectedCost(shape, hardware, work, prediction.total - prediction.overhead, recomputing)
+
+
+def _check_room(cost: ExpectedCost, config: TrainConfig, rows: MappedRows, ranks: Ranks) -> None:
+    """Refuse what surely does not fit the GPU, before the model is loaded.
+
+    Raises:
+        TrainError: The prediction is over the GPU's free memory by more than it may be wrong.
+    """
+    free = cost.hardware.free
+    if free is None or cost.memory_bytes <= (1 + _UNCERTAINTY) * free:
+        return
+    change = _smaller(cost, config, rows, ranks, free)
+    remedy = f"smallest change that fits: {change}" if change else "no option makes it fit; use a smaller student"
+    raise TrainError(
+        f"training needs about {format_bytes(cost.memory_bytes)}, but {_described_gpu()}; {remedy}; the prediction may"
+        " be wrong, and train.must_fit=false tries it anyway"
+    )
+
+
+def _smaller(
+    cost: ExpectedCost, config: TrainConfig, rows: MappedRows, ranks: Ranks, gpu_bytes: float
+) -> OptionChange | None:
+    """Return the smallest change with which the longest row fits into `gpu_bytes`."""
+    longest = int(rows.num_tokens.max())
+    return smallest_change(
+        cost.shape, config, seq_len=longest, gpu_bytes=gpu_bytes, num_processes=ranks.size, hardware=cost.hardware
+    )
 
 
 def _recomputing(step: memory.TrainingStep, free: float) -> Recomputing:
@@ -403,21 +434,12 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
     """
     if (gpu := _gpu()) is None:
         return TrainError("out of host memory; try train.micro_batch_size = 1, train.method qlora or shorter rows")
-    name, total, free = gpu
-    message = f"out of GPU memory: {name} has {format_bytes(total)}"
-    if free < total - _SHARED:
-        message += f", of which other processes hold {format_bytes(total - free)}"
+    _, _, free = gpu
+    message = f"out of GPU memory: {_described_gpu()}"
     if job is None or job.cost is None:
         return TrainError(f"{message}; try train.method qlora, train.offload_activations = true or shorter rows")
     longest = int(job.rows.num_tokens.max())
-    change = smallest_change(
-        job.cost.shape,
-        config,
-        seq_len=longest,
-        gpu_bytes=0.98 * min(free, job.cost.memory_bytes),
-        num_processes=job.ranks.size,
-        hardware=job.cost.hardware,
-    )
+    change = _smaller(job.cost, config, job.rows, job.ranks, 0.98 * min(free, job.cost.memory_bytes))
     message += f"; the prediction was {format_bytes(job.cost.memory_bytes)}"
     if job.cost.recomputing.layers_kept and config.keep_layers == "auto":
         return TrainError(f"{message}; try train.keep_layers=0: training resumes from the last checkpoint")
@@ -426,6 +448,13 @@ def out_of_memory(job: Job | None, config: TrainConfig) -> TrainError:
     resumes = result_options(change.config) == result_options(config) and change.seq_len == longest
     effect = "training resumes from the last checkpoint" if resumes else "training starts over, with --force"
     return TrainError(f"{message}; try {change}: {effect}")
+
+
+def _described_gpu() -> str:
+    """Say what this process's GPU is, what it has, and what of that other processes hold."""
+    name, total, free = _gpu() or ("the GPU", 0.0, 0.0)
+    text = f"{name} has {format_bytes(total)}"
+    return text + (f", of which other processes hold {format_bytes(total - free)}" if free < total - _SHARED else "")
 
 
 def _gpu() -> tuple[str, float, float] | None:
