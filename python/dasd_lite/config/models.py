@@ -119,8 +119,8 @@ class Transformers(Table):
     batch_size: Annotated[PositiveInt, EXECUTION] = 64
     """Answers that are sampled in parallel; halved, with a note, when memory is full."""
     max_model_len: PositiveInt | None = None
-    """Maximum tokens of prompt plus answer. A model with longrope has the factors of this context throughout, as in
-    vLLM. Default: the model's context length."""
+    """Maximum tokens of prompt plus answer when it samples. A model with longrope has the factors of this context
+    throughout, as in vLLM. Default: the model's context length."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 

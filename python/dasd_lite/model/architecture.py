@@ -17,8 +17,18 @@ if TYPE_CHECKING:
 
 _PACKABLE = {"full_attention", "sliding_attention"}
 """Layers in which a document of a row can be kept from seeing the others by its attention alone."""
-_OWN_ATTENTION = {"nemotron"}
+_OWN_ATTENTION = {"doge", "nemotron"}
 """Model types whose layers do not pass on to their attention what it needs to know, although they claim to."""
+_BLOCKS = {"attention", "full_attention"}
+"""Layers of `layers_block_type`, the name of older hybrids for `layer_types`, that are attention."""
+_LOGIT_SCALES = (
+    ("granite", "logits_scaling", True),
+    ("minicpm3", "logits_scaling", True),
+    ("hyperclovax", "logits_scaling", False),
+    ("cohere", "logit_scale", False),
+    ("falcon_h1", "lm_head_multiplier", False),
+)
+"""Beginning of a model type, its option, and whether logits are divided by it."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _SINKS = {"gpt_oss", "mimo_v2_flash", "granite_swa", "granitemoe_swa"}
 """Model types whose attention has a learned sink in every head."""
@@ -60,8 +70,14 @@ class Architecture:
 
 
 def read_architecture(folder: Path, *, trust_remote_code: bool = False) -> Architecture:
-    """Read the architecture of a model folder; raises ConfigError if it holds no language model."""
-    return architecture_of(read_config(folder, trust_remote_code=trust_remote_code))
+    """Read the architecture of a model folder; raises ConfigError if it holds no causal language model."""
+    config = read_config(folder, trust_remote_code=trust_remote_code)
+    brings_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if _class_of(config) is None and not brings_code:
+        raise ConfigError(
+            f"{folder}: {config.model_type} is no causal language model that this version of transformers loads"
+        )
+    return architecture_of(config)
 
 
 def read_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -72,8 +88,9 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
         raise MissingExtraError("train", "transformers") from error
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{folder}: cannot be loaded as a language model: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever the library makes of a config.json
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ConfigError(f"{folder}: cannot be loaded as a language model: {reason}") from error
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
@@ -88,7 +105,7 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
     return Architecture(
         kind=kind,
         apart=_apart(text, model_class),
-        refusal=_refusal(kind, unusual, ropes),
+        refusal=_refusal(text, unusual, ropes),
         own_attention="sdpa" if has_sdpa else "eager",
         unusual_attention=unusual,
         logit_scale=_logit_scale(text),
@@ -118,7 +135,10 @@ def _unusual_attention(text: PreTrainedConfig) -> str | None:
 
 
 def _apart(text: PreTrainedConfig, model_class: type | None) -> str | None:
-    kinds = sorted(set(getattr(text, "layer_types", None) or ()) - _PACKABLE)
+    kinds = sorted(
+        (set(getattr(text, "layer_types", None) or ()) - _PACKABLE)
+        | (set(getattr(text, "layers_block_type", None) or ()) - _BLOCKS)
+    )
     if kinds:
         return f"it has layers of type {', '.join(kinds)}"
     is_open = model_class is None or getattr(model_class, "_supports_attention_backend", False)
@@ -127,16 +147,21 @@ def _apart(text: PreTrainedConfig, model_class: type | None) -> str | None:
     return None
 
 
-def _refusal(kind: str, unusual: str | None, ropes: list[dict[str, Any]]) -> str | None:
+def _refusal(text: PreTrainedConfig, unusual: str | None, ropes: list[dict[str, Any]]) -> str | None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    kind, kinds = text.model_type, [str(rope.get("rope_type") or "default") for rope in ropes]
+    if unknown := sorted(set(kinds) - {"default", *ROPE_INIT_FUNCTIONS}):
+        return f"{kind} has rope_type = {unknown[0]!r}, which transformers does not know"
     if unusual is not None:
         return f"{kind} has {unusual}, which the attention for scoring and training does not compute"
-    if any("dynamic" in str(rope.get("rope_type")) for rope in ropes):
+    if "dynamic" in kinds:
         return (
             f"{kind} has rope_type = 'dynamic', whose frequencies depend on the longest sequence of a batch; set"
             " rope_type = 'yarn' or 'linear' in its config.json"
         )
-    if kind == "phimoe" and any(rope.get("rope_type") == "longrope" for rope in ropes):
-        return "phimoe computes its longrope by the longest sequence of a batch"
+    if "longrope" in kinds and (kind == "phimoe" or text.rope_parameters not in ropes):  # one for each type of layer
+        return f"{kind} computes its longrope by the longest sequence of a batch"
     return None
 
 
@@ -156,9 +181,9 @@ def _original_positions(text: PreTrainedConfig, ropes: list[dict[str, Any]]) -> 
 
 
 def _logit_scale(text: PreTrainedConfig) -> float:
-    """Granite and MiniCPM divide by logits_scaling; Cohere and Falcon-H1 multiply."""
-    scale = 1.0 / float(getattr(text, "logits_scaling", None) or 1.0)
-    for name in ("logit_scale", "lm_head_multiplier"):
-        factor = getattr(text, name, None)
-        scale *= float(factor) if isinstance(factor, int | float) else 1.0
-    return scale
+    """Return what logits are multiplied by: a model type's own name says whether it multiplies or divides."""
+    for start, name, divides in _LOGIT_SCALES:
+        if text.model_type.startswith(start):
+            factor = float(getattr(text, name, None) or 1.0)
+            return 1.0 / factor if divides else factor
+    return 1.0

@@ -19,6 +19,7 @@ from dasd_lite.data.hub import context_of_config
 from dasd_lite.errors import ConfigError, MissingExtraError
 from dasd_lite.model.architecture import Architecture, architecture_of, read_config
 from dasd_lite.model.attention import PACKED, register
+from dasd_lite.model.memory import is_out_of_memory
 
 try:
     import torch
@@ -116,9 +117,9 @@ def load_model(
                 local_files_only=True,
                 **options,
             )
-        except torch.OutOfMemoryError:
-            raise
         except _LIBRARY_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
             raise ConfigError(
                 f"{folder}: {architecture.kind} cannot be loaded as a language model: {_first_line(error)}"
             ) from error

@@ -101,9 +101,10 @@ def _examined(documents: Sequence[TokenIds], horizon: int) -> list[TokenIds]:
 
 
 def _other_first(row: Row) -> TokenIds:
-    """Return the ids of the row with another first document of the same length."""
-    ids = row.ids.copy()
-    ids[: row.doc_lengths[0]] = ids[: row.doc_lengths[0]][::-1]
+    """Return the ids of the row with another first document of the same length, of tokens of the later ones."""
+    ids, first = row.ids.copy(), int(row.doc_lengths[0])
+    if first < len(ids):
+        ids[:first] = np.resize(ids[first:][::-1], first)
     return ids
 
 
