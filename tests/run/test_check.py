@@ -1,6 +1,7 @@
 """`check` reports mistakes in the training options, in files of prompts and in answers before anything is spent."""
 
 import json
+import shutil
 
 import pytest
 
@@ -255,3 +256,34 @@ def test_a_folder_that_is_no_language_model_is_named(small_recipe, tmp_path, cli
     result = cli("check", "run.toml", "student.model=m", cwd=tmp_path)
     assert result.rc == 2
     assert "cannot be loaded as a language model" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "is already quantized (awq, 4 bits)"),
+        ({"model_type": "t5"}, "t5 is no causal language model"),
+        ({"num_hidden_layers": "two"}, "cannot be loaded as a language model: "),
+        ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "rope_type = 'spiral'"),
+    ],
+)
+def test_run_refuses_a_student_before_it_samples_the_teacher(change, words, small_recipe, tmp_path, cli, demo):
+    small_recipe(tmp_path)
+    shutil.copytree(demo / "student", tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, **change}))
+    for verb in ("check", "run"):
+        result = cli(verb, "run.toml", "student.model=m", cwd=tmp_path)
+        assert result.rc == 2 and words in result.stderr, result.stderr
+        assert all(line.startswith("dasd-lite: ") for line in result.stderr.splitlines())
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_a_student_without_weights_is_refused(small_recipe, tmp_path, cli, demo):
+    small_recipe(tmp_path)
+    shutil.copytree(demo / "student", tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    result = cli("check", "run.toml", "student.model=m", cwd=tmp_path)
+    assert (result.rc, result.stderr) == (
+        2,
+        "dasd-lite: student.model = 'm': the folder has no weights (*.safetensors)\n",
+    )

@@ -102,7 +102,10 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
         faults += _teacher(recipe.teacher, recipe.phase, prompts)
     faults += _budgets(recipe.phase, prompts)
     faults += _packages(recipe)
-    faults += _architectures(recipe)
+    faults += architecture_faults(recipe)
+    if not faults:
+        for line in _architecture_notes(recipe):
+            say_note(line)
     faults += _training(recipe, len(prompts or ()))
     faults += [] if faults else memory_faults(recipe, questions)
     faults += unknown_runs(recipe)
@@ -311,28 +314,22 @@ def _student(student: Student, phases: Sequence[Phase], prompts: Prompts | None)
         yield f"student: {error}"
 
 
-def _architectures(recipe: RecipeConfig) -> Iterator[str]:
-    """Refuse what cannot be scored or trained rightly, and say what is done differently for this student."""
+def architecture_faults(recipe: RecipeConfig) -> Iterator[str]:
+    """Refuse models that cannot be scored or trained rightly."""
     if any(importlib.util.find_spec(package) is None for package in ("torch", "transformers")):
         return  # reported by _packages
     student, teacher = recipe.student, recipe.teacher
     try:
-        found = read_architecture(model_folder(student.model), trust_remote_code=student.trust_remote_code)
+        folder = model_folder(student.model)
+        found = read_architecture(folder, trust_remote_code=student.trust_remote_code)
     except DasdError as error:
         yield f"student: {error}"
         return
-    yield from model_conflicts(model_folder(student.model), [phase.train.method for phase in recipe.phase])
-    if hint := context_hint(read_json(model_folder(student.model) / "config.json")):
-        say_note(f"student: {hint}")
+    yield from model_conflicts(folder, [phase.train.method for phase in recipe.phase])
+    if Path(student.model).is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        yield f"student.model = {student.model!r}: the folder has no weights (*.safetensors)"
     if found.refusal:
         yield f"student.model = {student.model!r}: {found.refusal}; use another student"
-    elif found.apart:
-        say_note(
-            f"the student's documents are computed one at a time, not packed ({found.kind}: {found.apart}): as exact,"
-            " and slower for short answers"
-        )
-    if found.original_positions is not None:
-        say_note(_longrope_line(student, found.original_positions))
     scores = any(phase.is_scored_by_teacher for phase in recipe.phase)
     if scores and isinstance(teacher, Transformers):
         try:
@@ -341,6 +338,24 @@ def _architectures(recipe: RecipeConfig) -> Iterator[str]:
             return  # reported by _teacher
         if beside.refusal:
             yield f"teacher.model = {teacher.model!r}: {beside.refusal}; use kind = 'vllm', or score.by = 'student'"
+
+
+def _architecture_notes(recipe: RecipeConfig) -> Iterator[str]:
+    """Say what is done differently for this student."""
+    student = recipe.student
+    if any(importlib.util.find_spec(package) is None for package in ("torch", "transformers")):
+        return
+    folder = model_folder(student.model)
+    found = read_architecture(folder, trust_remote_code=student.trust_remote_code)
+    if hint := context_hint(read_json(folder / "config.json")):
+        yield f"student: {hint}"
+    if found.apart:
+        yield (
+            f"the student's documents are computed one at a time, not packed ({found.kind}: {found.apart}): as exact,"
+            " and slower for short answers"
+        )
+    if found.original_positions is not None:
+        yield _longrope_line(student, found.original_positions)
 
 
 def _longrope_line(student: Student, original: int) -> str:

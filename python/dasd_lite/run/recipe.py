@@ -12,7 +12,7 @@ from dasd_lite.console import note
 from dasd_lite.data.run_folder import RunFolder
 from dasd_lite.data.writer import check_place
 from dasd_lite.errors import ConfigError, DataError
-from dasd_lite.run.check import extension_faults
+from dasd_lite.run.check import architecture_faults, extension_faults
 from dasd_lite.run.existing import orphans, paid_answers_replaced, unknown_runs
 from dasd_lite.run.pipeline import Outcome, plan, run_steps
 from dasd_lite.run.questions import Questions
@@ -79,6 +79,8 @@ def run_resolved(
     if recipe.engine_line:
         note(recipe.engine_line)
     check_place(recipe.out)
+    if only_stage is None and _learns(recipe, only_phase) and (faults := list(architecture_faults(recipe))):
+        raise ConfigError("\n".join(faults))
     if faults := list(unknown_runs(recipe)):
         raise DataError("\n".join(faults))
     for folder in orphans(recipe) if only_stage is None and only_phase is None else ():
@@ -94,3 +96,9 @@ def run_resolved(
         finish=finish,
         announce=announce,
     )
+
+
+def _learns(recipe: RecipeConfig, only_phase: str | None) -> bool:
+    """Return whether a student is still to be scored or trained."""
+    steps = (step for step in plan(recipe) if step.stage in ("score", "train") and only_phase in (None, step.phase))
+    return any(not step.is_finished for step in steps)
