@@ -25,7 +25,16 @@ def test_the_dry_run_goes_through_both_kinds_of_training(tmp_path, names):
     results = tmp_path / "results.json"
     command = [sys.executable, str(BENCHMARKS / "train_gpu.py"), "--dry", "--cases", ",".join(names)]
     done = subprocess.run(
-        [*command, *["--ablate"] * (len(names) > 1), "--sides", "ours", "--folder", str(tmp_path / "kept"), "--json", str(results)],
+        [
+            *command,
+            *["--ablate"] * (len(names) > 1),
+            "--sides",
+            "ours",
+            "--folder",
+            str(tmp_path / "kept"),
+            "--json",
+            str(results),
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
