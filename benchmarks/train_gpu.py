@@ -1,6 +1,7 @@
 """Training a 4B student on one GPU against TRL's SFTTrainer: speed, utilisation and memory in one command.
 
     python benchmarks/train_gpu.py [--cases full-32k,full-64k,...] [--sides ours,trl] [--wheels FOLDER] [--json FILE]
+    python benchmarks/train_gpu.py --ablate    ours also without liger, one_pass_loss, keep_attention, keep_layers
     python benchmarks/train_gpu.py --dry       the same code on a CPU with a tiny model, in two minutes
 
 Needs torch 2.11, transformers 5.17, peft, accelerate, rich, this package and its dependencies; no network. The table
@@ -49,7 +50,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from train_gpu_cases import CASES, RANK, SHAPE, TINY, WARMUP, Result
+from train_gpu_cases import CASES, RANK, SHAPE, SWITCHES, TINY, WARMUP, Result
 
 HERE = Path(__file__).resolve().parent
 MEASURED = 3
@@ -68,7 +69,7 @@ def main() -> None:
             sys.exit(f"{data.get('log', '')}\nmodel and rows cannot be made: {data['missing']}")
         print(f"{data['device']}, torch {data['torch']}; model and rows in {data['took']:.0f} s", flush=True)
         cases: dict[str, dict[str, Result]] = {case: {} for case in args.cases}
-        for side in args.sides:
+        for side in [*args.sides, *(f"ours without {name}" for name in SWITCHES if args.ablate)]:
             for case in args.cases:
                 result = measure(side, case, folder, args, ends)
                 cases[case][side] = judged(result, data, case, args)
@@ -95,6 +96,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=MEASURED, help="steps that count")
     parser.add_argument("--their-python", default=None, help="the Python that has TRL")
     parser.add_argument("--their-attention", default="auto", help="attn_implementation of TRL's side")
+    parser.add_argument("--ablate", action="store_true", help="ours also with each of its switches off")
     parser.add_argument("--dry", action="store_true", help="a tiny model on the CPU")
     args = parser.parse_args()
     for given, known in ((args.cases, CASES), (args.sides, ("ours", "trl"))):
@@ -123,9 +125,11 @@ def install(wheels: Path | None, folder: Path) -> None:
 
 def child(side: str, case: str | None, folder: Path, args: Any, seconds: float, attention: str = "auto") -> Result:
     """Run a side in a process of its own; its last line is the result, its errors go to a log."""
+    side, _, without = side.partition(" without ")
     script = "train_gpu_trl.py" if side == "trl" else "train_gpu_cases.py"
     command = [their_python(folder, args) if side == "trl" else sys.executable, str(HERE / script), side]
     command += ["--folder", str(folder), "--steps", str(args.steps), "--attention", attention]
+    command += ["--without", without] if without else []
     command += ["--case", case] if case else ["--cases", ",".join(args.cases)]
     env = {
         # Without it both sides lose some GB of a full GPU to fragments.
@@ -137,7 +141,7 @@ def child(side: str, case: str | None, folder: Path, args: Any, seconds: float, 
         # One GPU is measured, and TRL would refuse several.
         "CUDA_VISIBLE_DEVICES": "" if args.dry else os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
     }
-    log = folder / "logs" / f"{side}-{case or 'model'}-{attention.replace('/', '-')}.log"
+    log = folder / "logs" / f"{side}-{case or 'model'}-{without or attention.replace('/', '-')}.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("w") as errors:
         try:
@@ -253,10 +257,27 @@ def report(cases: dict[str, dict[str, Result]], args: Any) -> None:
         ratio = ratio_of(sides)
         table.add_row(case, *cells, "–" if ratio is None else f"{ratio:.2f} ×")
     console.print(table)
+    if args.ablate:
+        console.print(ablation(cases))
     goals = Table("goal", "value", "")
     for goal, value, met in verdicts(cases):
         goals.add_row(goal, value, "not run" if met is None else "met" if met else "not met")
     console.print("--dry: no goal is judged by a tiny model" if args.dry else goals)
+
+
+def ablation(cases: dict[str, dict[str, Result]]) -> Any:
+    """Return a table of ours with each switch off, beside ours with all on."""
+    from rich.table import Table
+
+    table = Table("case", "switched off", "tokens/s", "MFU", "peak", "speed of ours with all on")
+    for case, sides in cases.items():
+        for name in SWITCHES:
+            one = sides.get(f"ours without {name}", {"missing": "not run"})
+            speeds = [side.get("tokens_per_second") for side in (sides.get("ours", {}), one)]
+            gain = f"{speeds[0] / speeds[1]:.2f} ×" if all(speeds) else "–"
+            speed = one.get("missing") or f"{one['tokens_per_second']:,.0f}"
+            table.add_row(case, name, speed, percent(one.get("mfu")), gigabytes(one.get("peak_bytes")), gain)
+    return table
 
 
 def ratio_of(sides: dict[str, Result]) -> float | None:

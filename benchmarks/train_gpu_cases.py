@@ -62,6 +62,13 @@ CASES = {
 }
 NEEDED = {"full": (), "lora": ("peft",), "qlora": ("peft", "bitsandbytes")}
 FASTER = ("flash_attn", "liger_kernel")  # what either side uses if it is installed
+SWITCHES: dict[str, dict[str, Any]] = {
+    "liger": {"liger": "off"},
+    "one_pass_loss": {"one_pass_loss": False},
+    "keep_attention": {"keep_attention": "off"},
+    "keep_layers": {"keep_layers": 0},
+}
+"""What is switched off, one at a time, by `--ablate`."""
 Result = dict[str, Any]
 
 
@@ -79,6 +86,7 @@ def run(works: dict[str, Callable[[Any], Result]]) -> None:
     parser.add_argument("--case", choices=list(CASES))
     parser.add_argument("--steps", type=int, default=3, help="steps that count")
     parser.add_argument("--attention", default="auto", help="attn_implementation of TRL's side")
+    parser.add_argument("--without", choices=list(SWITCHES), help="what our side does without")
     parser.add_argument("--dry", action="store_true", help="a tiny model on the CPU")
     args = parser.parse_args()
     args.cases = args.cases.split(",")
@@ -228,6 +236,8 @@ def run_ours(args: Any) -> Result:
             "grad_accum_steps": 1,
             "num_processes": 1,
             "checkpoint_every": 10**9,
+            "must_fit": False,
+            **SWITCHES.get(args.without, {}),
         }
     )
     steps = WARMUP + args.steps
@@ -260,6 +270,7 @@ def predicted_bytes(config: Any, args: Any) -> float:
     on_gpu = torch.cuda.is_available()
     hardware = Hardware(
         element_bytes=2 if on_gpu else 4,
+        is_float16=on_gpu and torch.cuda.get_device_capability() < (8, 0),
         varlen=on_gpu and torch.cuda.get_device_capability() >= (8, 0),
         liger=on_gpu and importlib.util.find_spec("liger_kernel") is not None,
         on_gpu=on_gpu,

@@ -25,7 +25,16 @@ def test_the_dry_run_goes_through_both_kinds_of_training(tmp_path, names):
     results = tmp_path / "results.json"
     command = [sys.executable, str(BENCHMARKS / "train_gpu.py"), "--dry", "--cases", ",".join(names)]
     done = subprocess.run(
-        [*command, "--sides", "ours", "--folder", str(tmp_path / "kept"), "--json", str(results)],
+        [
+            *command,
+            *["--ablate"] * (len(names) > 1),
+            "--sides",
+            "ours",
+            "--folder",
+            str(tmp_path / "kept"),
+            "--json",
+            str(results),
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -36,6 +45,8 @@ def test_the_dry_run_goes_through_both_kinds_of_training(tmp_path, names):
     for case in names:
         assert cases[case]["ours"].get("tokens_per_second", 0) > 0, logs
         assert len(cases[case]["ours"]["seconds"]) == 5
+        assert all("tokens_per_second" in side for side in cases[case].values()), logs
+        assert len(cases[case]) == (5 if len(names) > 1 else 1)
         assert cases[case]["ours"]["losses"][0] == pytest.approx(5.99, abs=0.1)  # log 400: nothing is learned yet
     assert "not run" in done.stdout  # TRL's column
 

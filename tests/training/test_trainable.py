@@ -70,30 +70,41 @@ def test_adapters_take_16_bit_inputs_as_they_are(tmp_path):
     assert kept < 0.97 * detour_kept
 
 
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
+
+
 @pytest.mark.parametrize(
-    ("method", "dtype", "tolerance"), [(LORA, "float32", 1e-6), (QLORA, "float32", 1e-6), (LORA, "bfloat16", 0.02)]
+    ("method", "dtype", "tolerance", "device"),
+    [
+        (LORA, "float32", 1e-6, "cpu"),
+        (QLORA, "float32", 1e-6, "cpu"),
+        (LORA, "bfloat16", 0.02, "cpu"),
+        pytest.param(LORA, "float16", 0.02, "cuda", marks=GPU),
+        pytest.param(QLORA, "float16", 0.02, "cuda", marks=GPU),
+    ],
 )
 @pytest.mark.parametrize("recomputed", [False, True])
-def test_adapters_that_add_in_place_do_what_pefts_do(tmp_path, method, dtype, tolerance, recomputed):
+def test_adapters_that_add_in_place_do_what_pefts_do(tmp_path, method, dtype, tolerance, device, recomputed):
     data, found = random_row(40, 50), []
     random = random_model(tmp_path / "random")
     for in_place in (True, False):
         torch.manual_seed(1)
-        model = load_trainable(random, method, device="cpu", dtype=dtype, gradient_checkpointing=recomputed)
+        model = load_trainable(random, method, device=device, dtype=dtype, gradient_checkpointing=recomputed)
         changed = [module for module in model.modules() if "forward" in vars(module) and hasattr(module, "lora_A")]
         assert len(changed) == 7 * model.config.num_hidden_layers
         for module in changed:
             torch.nn.init.normal_(module.lora_B["default"].weight, std=0.05)  # 0 in a new adapter
             if not in_place:
                 del vars(module)["forward"]
-        with torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32"):
+        with torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32"):
             loss = loss_sum(model, data.ids, data.loss_mask, data.doc_lengths)
         loss.backward()
         found.append((loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])))
         with model.disable_adapter():
             plain = logprobs.target_logprobs(model, data.ids, data.doc_lengths)
-        base = load_model(random, device="cpu", dtype=dtype, four_bit=method.kind == "qlora")
-        assert np.array_equal(plain, logprobs.target_logprobs(base, data.ids, data.doc_lengths), equal_nan=True)
+        base = load_model(random, device=device, dtype=dtype, four_bit=method.kind == "qlora")
+        wanted = logprobs.target_logprobs(base, data.ids, data.doc_lengths)
+        np.testing.assert_allclose(plain, wanted, atol=0 if device == "cpu" else 1e-3)
     for one, other in zip(*found, strict=True):
         assert float((one - other).norm() / other.norm()) < tolerance
 
