@@ -87,3 +87,20 @@ def test_a_config_is_read_or_refused_with_a_reason(tmp_path, demo):
         read_shape(tmp_path)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_shape(tmp_path / "missing")
+
+
+def test_a_shape_is_exact_or_not_known(tmp_path):
+    from tests.model.zoo import ZOO, build
+
+    known = 0
+    for name in ZOO:
+        model = build(name)
+        model.config.save_pretrained(tmp_path / name)
+        try:
+            shape = read_shape(tmp_path / name)
+        except ConfigError as error:
+            assert "this architecture is not supported" in str(error)
+            continue
+        known += 1
+        assert shape.num_parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.01), name
+    assert known > 25
