@@ -42,7 +42,11 @@ from dasd_lite.costs.shape import shape_of
 SHAPE = shape_of(QWEN3_4B | {"model_type": "qwen3"})
 MORE_CASES = {"full-8k": Case("full", 8192), "full-16k": Case("full", 16384), "lora-8k": Case("lora", 8192)}
 MORE_CASES |= {"lora-64k": Case("lora", 65536), "qlora-16k": Case("qlora", 16384), "qlora-32k": Case("qlora", 32768)}
-ALL_CASES = dict(sorted((CASES | MORE_CASES | {"qlora-64k": Case("qlora", 65536)}).items(), key=lambda x: str(x[1])))
+ALL_CASES = dict(
+    sorted(
+        (CASES | MORE_CASES | {"qlora-64k": Case("qlora", 65536)}).items(), key=lambda x: (x[1].method, x[1].seq_len)
+    )
+)
 
 
 @dataclass(frozen=True)
