@@ -1,7 +1,6 @@
 """The exported model: that it is the trained one, and what its folder has; and the trial before the first step."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -159,7 +158,7 @@ def test_every_architecture_is_saved_as_it_was_trained(name, kind, tmp_path):
         for p in model.parameters():
             if p.requires_grad:
                 p.add_(torch.randn_like(p) * 0.02)
-    export._save(model, method, source, tmp_path / "saved", tmp_path, export.Ranks(), frozenset(), False)
+    export._save(model, method, source, tmp_path / "saved", export.Ranks(), frozenset(), False)
     saved = load_model(tmp_path / "saved" / "model", dtype="float32", device="cpu")
     before, after = weights.SourceWeights(source), weights.SourceWeights(tmp_path / "saved" / "model")
     assert before.names == after.names
@@ -208,7 +207,7 @@ def test_a_language_model_within_a_larger_one_takes_the_rest_along(tmp_path, met
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     model = load_trainable(source, method, device="cpu")
     export.try_export(model, method, source, tmp_path / "out")
-    export._save(model, method, source, tmp_path / "saved", tmp_path, export.Ranks(), frozenset(), False)
+    export._save(model, method, source, tmp_path / "saved", export.Ranks(), frozenset(), False)
     saved = load_file(tmp_path / "saved" / "model" / "model.safetensors")
     assert saved.keys() == tensors.keys()
     same = {name: t for name, t in tensors.items() if "language_model" not in name}
@@ -374,19 +373,39 @@ def test_the_end_token_is_in_all_configurations(demo, tmp_path):
 
 
 def test_an_adapter_names_its_base_for_whoever_loads_it(tmp_path):
-    def base(source, adapter="run/high/train/adapter"):
+    def base(source):
         folder = tmp_path / "adapter"
         folder.mkdir(exist_ok=True)
         (folder / "adapter_config.json").write_text('{"target_modules": ["v", "q"], "revision": null}')
-        files.describe_adapter(folder, tmp_path / adapter, tmp_path / source)
+        files.describe_adapter(folder, tmp_path / source)
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["target_modules"] == ["q", "v"]
         return config["base_model_name_or_path"], config["revision"]
 
     commit = "c1899de289a04d12100db370d81485cdf75e47ca"
     assert base(f"hub/models--Qwen--Qwen3-4B/snapshots/{commit}") == ("Qwen/Qwen3-4B", commit)
-    assert base("run/low/train/model") == (os.path.join("..", "..", "..", "low", "train", "model"), None)
+    assert base("run/low/train/model") == (str(tmp_path / "run" / "low" / "train" / "model"), None)
     assert base("students/mine") == (str(tmp_path / "students" / "mine"), None)
+
+
+@pytest.mark.parametrize("start", ["merged", "adapter"])
+def test_the_adapter_of_a_second_phase_loads_over_its_base_from_anywhere(tiny, packed, tmp_path, monkeypatch, start):
+    from peft import AutoPeftModelForCausalLM
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny, "student")
+    config = TrainConfig(**QUICK | {"method": ADAPTER | {"start": start}})
+    low = train(packed, "student", config, out="run/low/train")
+    base, before = (low.path, None) if start == "merged" else ("student", "run/low/train/adapter")
+    train(packed, base, config, out="run/high/train", adapter=before)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    train_folder = tmp_path / "run" / "high" / "train"
+    adapted = AutoPeftModelForCausalLM.from_pretrained(train_folder / "adapter")
+    named = adapted.peft_config["default"].base_model_name_or_path
+    assert named == str(tmp_path / ("run/low/train/model" if start == "merged" else "student"))
+    merged = transformers.AutoModelForCausalLM.from_pretrained(train_folder / "model")
+    torch.testing.assert_close(logits(merged, "tiny"), logits(adapted, "tiny"), rtol=1e-4, atol=1e-4)
 
 
 # --- memory -----------------------------------------------------------------------------------------------
@@ -413,7 +432,7 @@ def watch():
         time.sleep(0.001)
 thread = threading.Thread(target=watch)
 thread.start()
-export._save(model, method, source, out, out, export.Ranks(), frozenset(), False)
+export._save(model, method, source, out, export.Ranks(), frozenset(), False)
 done = True
 thread.join()
 print(highest - before, sum(path.stat().st_size for path in out.glob("model/*.safetensors")))

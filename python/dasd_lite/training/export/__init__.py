@@ -93,7 +93,7 @@ def try_export(
     ranks = ranks or Ranks()
     folder = out.with_name(f".{out.name}.export")
     try:
-        _save(model, method, source, folder, out, ranks, frozenset(), trust_remote_code)
+        _save(model, method, source, folder, ranks, frozenset(), trust_remote_code)
         frozen = causal_model(model).get_input_embeddings().weight.dtype
         dtype = None if continued else frozen
         ranks.from_first(lambda: _check_trial(source, folder / "model", method, dtype, trust_remote_code))
@@ -184,7 +184,7 @@ def export(
     with torch.autocast(device.type, dtype if casts else torch.bfloat16, enabled=casts):
         before, again = (_logprobs(model, row) for row in orders)
     temporary = out / "export.tmp"
-    _save(model, method, source, temporary, out, ranks, end_ids, trust_remote_code)
+    _save(model, method, source, temporary, ranks, end_ids, trust_remote_code)
     if not runs_inside(causal):
         for p in model.parameters():
             p.data = p.data.new_empty(0)
@@ -271,12 +271,11 @@ def _save(
     method: Full | Lora,
     source: Path,
     folder: Path,
-    out: Path,
     ranks: Ranks,
     end_ids: Set[int],
     trust_remote_code: bool,
 ) -> None:
-    """Write `folder`/model and perhaps `folder`/adapter, which will lie in `out`; all processes have to call it."""
+    """Write `folder`/model and perhaps `folder`/adapter; all processes have to call it."""
     files: WeightFiles | None = None
 
     def prepare() -> WeightFiles:
@@ -284,7 +283,7 @@ def _save(
         (folder / "model").mkdir(parents=True)
         if isinstance(method, Lora):
             model.save_pretrained(folder / "adapter")
-            describe_adapter(folder / "adapter", out / "adapter", source)
+            describe_adapter(folder / "adapter", source)
         causal = causal_model(model)
         skeleton, weights = empty_model(causal, source, trust_remote_code=trust_remote_code), SourceWeights(source)
         write_files(

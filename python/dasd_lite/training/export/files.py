@@ -8,7 +8,6 @@ take, and transformers reads the same from it; the model stops where its trainin
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Set
@@ -145,16 +144,15 @@ def _write_json(path: Path, config: dict[str, Any]) -> None:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def describe_adapter(folder: Path, final: Path, source: Path) -> None:
+def describe_adapter(folder: Path, source: Path) -> None:
     """Sort what PEFT keeps in a set, so that the same run writes the same bytes, and name the base for others.
 
-    A base from the hub is named by its id and commit, for whoever loads the adapter elsewhere. The model of an earlier
-    phase is named by its path from the adapter's folder, because both move together with the run. Any other folder
-    keeps its full path, which is all that is known of it.
+    A base from the hub is named by its id and commit, for whoever loads the adapter elsewhere. Any other folder, such
+    as the model of an earlier phase, is named by its full path: readers look for another one in their own working
+    directory.
 
     Args:
-        folder: Where the adapter is now.
-        final: Where it will be: RUN/PHASE/train/adapter.
+        folder: Of the adapter.
         source: The base's folder.
     """
     path = folder / "adapter_config.json"
@@ -162,12 +160,9 @@ def describe_adapter(folder: Path, final: Path, source: Path) -> None:
     for name in ("target_modules", "target_parameters"):
         if isinstance(config.get(name), list):
             config[name].sort()
-    base, final = source.absolute(), final.absolute()
-    if found := _SNAPSHOT.search(base.as_posix()):
+    if found := _SNAPSHOT.search(source.absolute().as_posix()):
         config["base_model_name_or_path"] = f"{found['owner']}/{found['name']}"
         config["revision"] = found["commit"]
-    elif base.name == "model" and base.is_relative_to(final.parents[2]):
-        config["base_model_name_or_path"] = os.path.relpath(base, final)
     else:
-        config["base_model_name_or_path"] = str(base)
+        config["base_model_name_or_path"] = str(source.absolute())
     _write_json(path, config)
