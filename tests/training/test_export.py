@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -12,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 from tests.model import zoo
 from tests.model.tiny import LORA, QLORA, random_model, random_row
-from tests.rows import ADAPTER, QUICK, loss_sum, make_model
+from tests.rows import ADAPTER, QUICK, loss_sum, make_model, make_rows, write_rows
 
 from dasd_lite.config.train import Full, Lora, TrainConfig
 from dasd_lite.errors import TrainError
@@ -356,17 +357,26 @@ def test_every_file_of_the_source_is_kept(random, tmp_path):
     assert {name for name in names if (tmp_path / "out" / "model" / name).exists()} == set(names)
 
 
-def test_the_end_token_is_in_all_configurations(demo, tmp_path):
+@pytest.mark.parametrize("listed", [1, 2, [1, 2]])
+def test_the_end_token_is_in_all_configurations(demo, tmp_path, listed):
+    """Also where generation_config.json, by which engines stop, lists it and the others do not."""
     source = tmp_path / "source"
     shutil.copytree(demo / "student", source)
     tokenizer = json.loads((source / "tokenizer.json").read_text())
     end = next(token for token in tokenizer["added_tokens"] if token["id"] == 2)
-    (source / "generation_config.json").write_text('{"eos_token_id": 1, "do_sample": false, "top_k": 20}')
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": listed, "top_k": 20}))
     (source / "special_tokens_map.json").write_text('{"eos_token": {"content": "</s>", "lstrip": false}}')
-    model = load_trainable(source, Full(), device="cpu")
-    export.export(model, Full(), source, tmp_path / "out", random_row(30), end_ids={2})
-    read = {path.name: json.loads(path.read_text()) for path in (tmp_path / "out" / "model").glob("*.json")}
-    assert read["config.json"]["eos_token_id"] == read["generation_config.json"]["eos_token_id"] == [1, 2]
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"eos_token_id": 1}))
+    rows = make_rows(8)
+    for row in rows:
+        row["ids"] = [5 if i == 2 else i for i in row["ids"]]
+        for length in np.cumsum(row["doc_lengths"]):
+            row["ids"][length - 1] = 2
+    out = train(write_rows(tmp_path / "rows", rows), source, TrainConfig(**QUICK), out=tmp_path / "out", max_steps=1)
+    read = {path.name: json.loads(path.read_text()) for path in out.path.glob("*.json")}
+    stops = 2 if listed == 2 else [1, 2]
+    assert read["config.json"]["eos_token_id"] == read["generation_config.json"]["eos_token_id"] == stops
     assert read["generation_config.json"]["top_k"] == 20
     assert read["tokenizer_config.json"]["eos_token"] == end["content"]
     assert read["special_tokens_map.json"]["eos_token"] == {"content": end["content"], "lstrip": False}
