@@ -253,6 +253,45 @@ def test_a_weight_that_would_be_saved_otherwise_is_seen_before_the_first_step(ra
     assert not list(tmp_path.iterdir())
 
 
+def test_the_trial_of_a_continued_adapter_compares_every_weight_with_its_base(random, tmp_path, monkeypatch):
+    trained = load_trainable(random, LORA, device="cpu")
+    fit(trained, random_row(30), steps=3)
+    trained.save_pretrained(tmp_path / "adapter")
+    model = load_trainable(random, LORA, device="cpu", adapter=tmp_path / "adapter")
+    scalings = [module.scaling["default"] for module in model.modules() if hasattr(module, "lora_A")]
+    export.try_export(model, LORA, random, tmp_path / "out")
+    assert [m.scaling["default"] for m in model.modules() if hasattr(m, "lora_A")] == scalings and all(scalings)
+    final = weights._Trained.final
+    for shape in ((97, 32), (64, 32)):  # of the embeddings, which have no adapter, and of a layer that has one
+        monkeypatch.setattr(
+            weights._Trained,
+            "final",
+            lambda self, whole, dtype, s=shape: (
+                final(self, whole, dtype).flip(0) if whole.shape == s else final(self, whole, dtype)
+            ),
+        )
+        with pytest.raises(TrainError, match="is not what it was"):
+            export.try_export(model, LORA, random, tmp_path / "out")
+
+
+def test_a_weight_that_was_not_written_is_no_zeros(random, tmp_path, monkeypatch):
+    whole = export.whole_weights
+    for end in (-1, 2):
+        monkeypatch.setattr(export, "whole_weights", lambda model, end=end: iter(list(whole(model))[:end]))
+        with pytest.raises(TrainError, match=r"the weight .+ was not saved, nor any after it"):
+            export.try_export(load_trainable(random, Full(), device="cpu"), Full(), random, tmp_path / "out")
+
+
+def test_memory_that_ran_out_under_another_name_is_not_the_fault_of_the_student(random, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(export, "write_files", fails)
+    with pytest.raises(RuntimeError, match=r"^CUDA error: out of memory$"):
+        export.try_export(load_trainable(random, Full(), device="cpu"), Full(), random, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("options", [QUICK, QUICK | {"method": ADAPTER}], ids=["full", "lora"])
 @pytest.mark.parametrize(
     "generation", [{"do_sample": False, "temperature": 0.9}, {"top_p": 0.9, "eos_token_id": [1, 2]}]
@@ -315,6 +354,41 @@ def test_the_number_formats_are_those_of_the_files(tmp_path):
         assert config["dtype"] == config["torch_dtype"] == "bfloat16"
 
 
+def test_a_whole_file_counts_and_not_the_index_beside_it(random, tmp_path):
+    """As in transformers: left by a model that was saved in parts before."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(random, tmp_path / "source")
+    source = tmp_path / "source"
+    tensors = load_file(source / "model.safetensors")
+    save_file({name: torch.zeros_like(t) for name, t in tensors.items()}, source / "old.safetensors", {"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "old.safetensors")}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = weights.SourceWeights(source)
+    assert all(torch.equal(found.read(name), tensors[name]) for name in found.names)
+    export.try_export(load_trainable(source, Full(), device="cpu"), Full(), source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_tensor_that_cannot_be_saved_is_named_with_its_file(random, tmp_path, binary):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(random, tmp_path / "source")
+    source = tmp_path / "source"
+    tensors = load_file(source / "model.safetensors") | {"vision.weight": torch.ones(4, 4).to(torch.float8_e4m3fn)}
+    (source / "model.safetensors").unlink()
+    file = source / ("pytorch_model.bin" if binary else "model.safetensors")
+    torch.save(tensors, file) if binary else save_file(tensors, file, {"format": "pt"})
+    model = load_trainable(random, Full(), device="cpu")
+    spelled = "float8_e4m3fn" if binary else "F8_E4M3"
+    with pytest.raises(TrainError) as raised:
+        export.try_export(model, Full(), source, tmp_path / "out")
+    assert str(raised.value).startswith(f"{file}: the tensor vision.weight has the number format {spelled}, which")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(TrainError, match=f"^{file}: it cannot be read: "):
+        export.try_export(model, Full(), source, tmp_path / "out")
+
+
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 OLD_FORM = {"rope_theta": 1e6, "rope_scaling": YARN, "torch_dtype": "float32"}
 
@@ -353,6 +427,7 @@ def test_every_file_of_the_source_is_kept(random, tmp_path):
     for name in names:
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("{}")
+    (source / "assets.json").mkdir()  # a folder, whatever it is called
     export.export(load_trainable(source, Full(), device="cpu"), Full(), source, tmp_path / "out", random_row(30))
     assert {name for name in names if (tmp_path / "out" / "model" / name).exists()} == set(names)
 

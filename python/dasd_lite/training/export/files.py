@@ -47,7 +47,8 @@ def write_files(
         trust_remote_code: Run code that comes with the model.
     """
     for path in sorted(source.iterdir()):
-        if path.suffix in SIDE_FILES and path.name != "config.json" and not path.name.endswith(".index.json"):
+        is_side_file = path.suffix in SIDE_FILES and path.is_file()
+        if is_side_file and path.name != "config.json" and not path.name.endswith(".index.json"):
             shutil.copyfile(path, folder / path.name)
     if (templates := source / "additional_chat_templates").is_dir():
         shutil.copytree(templates, folder / templates.name)
