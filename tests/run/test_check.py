@@ -5,8 +5,11 @@ import json
 import pytest
 
 from dasd_lite.config.load import load_recipe
+from dasd_lite.costs.estimate import disk_bytes
 from dasd_lite.data.manifest import read_manifest
 from dasd_lite.data.prompts import read_prompts
+from dasd_lite.data.run_folder import export_trial
+from dasd_lite.run import check
 from dasd_lite.run.check import unread_settings
 from dasd_lite.run.ingest_check import check_ingest
 
@@ -83,6 +86,17 @@ def test_wrong_answers_that_mixed_policy_cannot_see_are_noted(small_recipe, tmp_
     assert note in " ".join((result.stdout + result.stderr).split())
     result = cli("check", "run.toml", "--until", "models", cwd=tmp_path)
     assert "mix.rescue" not in result.stdout + result.stderr
+
+
+def test_what_a_killed_trial_of_the_export_left_is_room_for_the_next_one(small_recipe, tmp_path, monkeypatch):
+    recipe = load_recipe(small_recipe(tmp_path, out=str(tmp_path / "run")), [])
+    wanted = disk_bytes(recipe.phase, recipe.student.model, 8)
+    monkeypatch.setattr(check, "free_bytes", lambda folder: wanted - 1000)
+    assert any("but the disk has" in line for line in check._training(recipe, 8))
+    left = export_trial(tmp_path / "run" / "low" / "train") / "model"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(bytes(1000))
+    assert not list(check._training(recipe, 8))
 
 
 # --- files of prompts and answers ---------------------------------------------------------------------

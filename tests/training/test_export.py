@@ -16,6 +16,7 @@ from tests.model.tiny import LORA, QLORA, random_model, random_row
 from tests.rows import ADAPTER, QUICK, loss_sum, make_model, make_rows, write_rows
 
 from dasd_lite.config.train import Full, Lora, TrainConfig
+from dasd_lite.data.run_folder import RunFolder
 from dasd_lite.errors import TrainError
 from dasd_lite.model.load import is_float32, load_model
 from dasd_lite.model.logprobs import causal_model
@@ -272,6 +273,14 @@ def test_the_trial_of_a_continued_adapter_compares_every_weight_with_its_base(ra
         )
         with pytest.raises(TrainError, match="is not what it was"):
             export.try_export(model, LORA, random, tmp_path / "out")
+
+
+def test_a_trial_writes_where_clean_looks_for_what_a_kill_left(random, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(export, "_check_trial", lambda *_: found.extend(RunFolder(tmp_path).export_trials))
+    export.try_export(load_trainable(random, LORA, device="cpu"), LORA, random, tmp_path / "low" / "train")
+    assert found == [tmp_path / "low" / ".train.export"]
+    assert not RunFolder(tmp_path).export_trials
 
 
 def test_a_weight_that_was_not_written_is_no_zeros(random, tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ from dasd_lite.data.files import free_bytes
 from dasd_lite.data.hub import configured_stop_ids, context_hint, model_folder, read_json
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import Prompt
-from dasd_lite.data.run_folder import StageFolder
+from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.errors import ConfigError, DasdError, DataError, MissingExtraError
 from dasd_lite.grading import open_grader
 from dasd_lite.inference.custom import load_custom
@@ -50,7 +50,7 @@ from dasd_lite.run.evaluation_check import (
     reference_lines,
     teacher_load,
 )
-from dasd_lite.run.existing import answers_there, in_the_way, orphans, unknown_runs
+from dasd_lite.run.existing import answers_there, folder_bytes, in_the_way, orphans, unknown_runs
 from dasd_lite.run.ingest_check import check_ingest, check_logprobs
 from dasd_lite.run.pipeline import plan
 from dasd_lite.run.questions import Questions, overlong
@@ -423,7 +423,9 @@ def _training(recipe: RecipeConfig, num_prompts: int) -> Iterator[str]:
     for phase in recipe.phase:
         for line in _too_few_rows(phase, num_prompts):
             say_note(line)
-    free, wanted = free_bytes(recipe.out), disk_bytes(recipe.phase, recipe.student.model, num_prompts)
+    # What a killed trial of an export left is removed before the next one.
+    free = free_bytes(recipe.out) + sum(map(folder_bytes, RunFolder(recipe.out).export_trials))
+    wanted = disk_bytes(recipe.phase, recipe.student.model, num_prompts)
     if wanted > free:
         yield f"out = {recipe.out}: needs up to {format_bytes(wanted)}, but the disk has {format_bytes(free)} free"
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from dasd_lite.config.models import Dtype
 from dasd_lite.config.train import Full, Lora
 from dasd_lite.data.files import sync_path
+from dasd_lite.data.run_folder import export_trial
 from dasd_lite.errors import DasdError, MissingExtraError, TrainError
 from dasd_lite.model.load import load_model, quiet
 from dasd_lite.model.logprobs import causal_model, runs_inside, target_logprobs
@@ -91,7 +92,7 @@ def try_export(
         TrainError: The model cannot be saved, or is another one when it is read back.
     """
     ranks = ranks or Ranks()
-    folder = out.with_name(f".{out.name}.export")
+    folder = export_trial(out)
     try:
         with without_change(model):
             _save(model, method, source, folder, ranks, frozenset(), trust_remote_code)
