@@ -262,6 +262,28 @@ def test_what_is_done_differently_for_a_student_is_noted(small_recipe, tmp_path,
         assert words in " ".join(result.stdout.split())
 
 
+def test_which_programs_read_an_adapter_on_experts_is_said_before_anything_is_sampled(small_recipe, tmp_path, cli):
+    from tests.model.zoo import build, save
+
+    small_recipe(tmp_path)
+    for name in ("qwen3_moe", "deepseek_v3"):
+        save(build(name), tmp_path / name)
+    experts = "adapters on experts are read by vLLM only with enable_mixed_moe_lora_format; the merged model is what"
+    routers = "adapters on routers have not been tried in vLLM; the merged model is what others load"
+    by_peft = "PEFT reads adapters of deepseek_v3 by other names"
+    for name, options, said in (
+        ("qwen3_moe", "", ()),
+        ("qwen3_moe", ', experts = "adapted"', (experts,)),
+        ("qwen3_moe", ', experts = "adapted", router = "adapted"', (experts, routers)),
+        ("deepseek_v3", "", (by_peft,)),
+    ):
+        method = f'train.method={{ kind = "lora", rank = 4{options} }}'
+        result = cli("check", "run.toml", f"student.model={name}", method, "--until", "models", cwd=tmp_path)
+        assert (result.rc, result.stderr) == (0, "")
+        shown = " ".join(result.stdout.split())
+        assert [line for line in (experts, routers, by_peft) if line in shown] == list(said)
+
+
 def test_a_folder_that_is_no_language_model_is_named(small_recipe, tmp_path, cli):
     small_recipe(tmp_path)
     (tmp_path / "m").mkdir()

@@ -57,7 +57,7 @@ from dasd_lite.run.questions import Questions, overlong
 from dasd_lite.run.trial import run_trial
 from dasd_lite.stages.ingest import tokenizer_name
 from dasd_lite.stages.select import open_rule
-from dasd_lite.training.requirements import conflicts, missing_layers, model_conflicts
+from dasd_lite.training.requirements import conflicts, has_experts, missing_layers, model_conflicts
 
 
 def check_recipe(recipe: RecipeConfig, until: str) -> None:
@@ -321,7 +321,9 @@ def _architectures(recipe: RecipeConfig) -> Iterator[str]:
     except DasdError as error:
         yield f"student: {error}"
         return
-    yield from model_conflicts(model_folder(student.model), [phase.train.method for phase in recipe.phase])
+    methods = [phase.train.method for phase in recipe.phase]
+    faults = list(model_conflicts(model_folder(student.model), methods))
+    yield from faults or _adapters(student, [method for method in methods if isinstance(method, Lora)])
     if hint := context_hint(read_json(model_folder(student.model) / "config.json")):
         say_note(f"student: {hint}")
     if found.refusal:
@@ -341,6 +343,20 @@ def _architectures(recipe: RecipeConfig) -> Iterator[str]:
             return  # reported by _teacher
         if beside.refusal:
             yield f"teacher.model = {teacher.model!r}: {beside.refusal}; use kind = 'vllm', or score.by = 'student'"
+
+
+def _adapters(student: Student, methods: Sequence[Lora]) -> Iterator[str]:
+    """Say which other programs read the adapters of a mixture of experts."""
+    folder = model_folder(student.model)
+    if not methods or not has_experts(read_json(folder / "config.json")) or importlib.util.find_spec("peft") is None:
+        return
+    from dasd_lite.training.adapter import reader_notes
+
+    try:
+        for line in dict.fromkeys(reader_notes(folder, methods, trust_remote_code=student.trust_remote_code)):
+            say_note(line)
+    except ConfigError as error:
+        yield f"student: {error}"
 
 
 def _longrope_line(student: Student, original: int) -> str:
