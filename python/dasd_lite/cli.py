@@ -213,7 +213,7 @@ def export(run_folder: Path, to: str, out: Path | None) -> None:
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @_yes
 def clean(run_folder: Path, yes: bool) -> None:
-    """Remove what --force and new inputs have set aside in the folder of a RUN."""
+    """Remove what --force and new inputs have set aside in the folder of a RUN, and what kills left behind."""
     from dasd_lite.run.existing import remove_replaced, replaced_folders
 
     lines = replaced_folders(run_folder)

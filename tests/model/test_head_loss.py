@@ -96,9 +96,11 @@ def test_the_gradient_of_the_head_in_bfloat16_is_within_a_third_of_a_percent_of_
     assert error(torch.cat(parts)) > 6e-3
 
 
-def test_float16_with_a_scaled_loss(monkeypatch):
-    head, hidden, targets = head_and_hidden(89, 32, 50)
-    weights = torch.full((50,), 1 / 50)
+@pytest.mark.parametrize("weight", [1 / 50, 1e-5, 4e-7, -1e-5, 100.0])
+def test_float16_with_a_scaled_loss(weight):
+    """The weights are as small as the steps are large; p · 1e-5 is less than a float16 can hold."""
+    head, hidden, targets = head_and_hidden(512, 64, 50)
+    weights = torch.linspace(0.2, 1, 50) * weight
     exact = gradients(usual(hidden, head, targets), weights, hidden, head, 1.0)
     with torch.autocast("cpu", torch.float16):
         losses = head_loss(hidden, head, targets, weights, 16)

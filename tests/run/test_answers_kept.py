@@ -14,6 +14,7 @@ from dasd_lite.data.dataset import read_table
 from dasd_lite.data.journal import read_counts, stored_keys
 from dasd_lite.data.manifest import read_manifest, read_timing
 from dasd_lite.data.records import ROLLOUT
+from dasd_lite.data.run_folder import export_trial
 
 TOKENS = ("token_ids", "logprobs", "token_bytes")
 
@@ -166,11 +167,15 @@ def test_force_sets_aside_and_replaces_only_what_differs(copied, cli):
 def test_clean_removes_what_was_set_aside(copied, cli):
     cli("sample", "run.toml", "low.sample.temperature=0.9", "--force", cwd=copied)
     aside = copied / "run" / "low" / "sample.replaced-1"
+    left = export_trial(copied / "run" / "low" / "train") / "model"  # as by a kill before the first step
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(bytes(3_000_000))
     ended = cli("clean", "run", cwd=copied)
     assert ended.rc == 2 and "add --yes" in ended.stderr and aside.is_dir()
+    assert "run/low/.train.export: 3.0 MB\n" in ended.stdout
     assert re.search(r"run/low/sample\.replaced-1: [\d.]+ MB, 16 answers, [\d,]+ tokens", ended.stdout)
     ended = cli("clean", "run", "--yes", cwd=copied)
-    assert (ended.rc, aside.exists()) == (0, False)
+    assert (ended.rc, aside.exists(), left.parent.exists()) == (0, False, False)
     assert (copied / "run" / "low" / "sample").is_dir()
     assert cli("clean", "run", cwd=copied).stdout.splitlines()[-1] == "Nothing to remove."
 

@@ -6,8 +6,11 @@ import shutil
 import pytest
 
 from dasd_lite.config.load import load_recipe
+from dasd_lite.costs.estimate import disk_bytes
 from dasd_lite.data.manifest import read_manifest
 from dasd_lite.data.prompts import read_prompts
+from dasd_lite.data.run_folder import export_trial
+from dasd_lite.run import check
 from dasd_lite.run.check import unread_settings
 from dasd_lite.run.ingest_check import check_ingest
 
@@ -84,6 +87,17 @@ def test_wrong_answers_that_mixed_policy_cannot_see_are_noted(small_recipe, tmp_
     assert note in " ".join((result.stdout + result.stderr).split())
     result = cli("check", "run.toml", "--until", "models", cwd=tmp_path)
     assert "mix.rescue" not in result.stdout + result.stderr
+
+
+def test_what_a_killed_trial_of_the_export_left_is_room_for_the_next_one(small_recipe, tmp_path, monkeypatch):
+    recipe = load_recipe(small_recipe(tmp_path, out=str(tmp_path / "run")), [])
+    wanted = disk_bytes(recipe.phase, recipe.student.model, 8)
+    monkeypatch.setattr(check, "free_bytes", lambda folder: wanted - 1000)
+    assert any("but the disk has" in line for line in check._training(recipe, 8))
+    left = export_trial(tmp_path / "run" / "low" / "train") / "model"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(bytes(1000))
+    assert not list(check._training(recipe, 8))
 
 
 # --- files of prompts and answers ---------------------------------------------------------------------
@@ -247,6 +261,28 @@ def test_what_is_done_differently_for_a_student_is_noted(small_recipe, tmp_path,
         result = cli("check", "run.toml", "student.model=phi3", *options, cwd=tmp_path)
         assert (result.rc, result.stderr) == (0, "")
         assert words in " ".join(result.stdout.split())
+
+
+def test_which_programs_read_an_adapter_on_experts_is_said_before_anything_is_sampled(small_recipe, tmp_path, cli):
+    from tests.model.zoo import build, save
+
+    small_recipe(tmp_path)
+    for name in ("qwen3_moe", "deepseek_v3"):
+        save(build(name), tmp_path / name)
+    experts = "adapters on experts are read by vLLM only with enable_mixed_moe_lora_format; the merged model is what"
+    routers = "adapters on routers have not been tried in vLLM; the merged model is what others load"
+    by_peft = "PEFT reads adapters of deepseek_v3 by other names"
+    for name, options, said in (
+        ("qwen3_moe", "", ()),
+        ("qwen3_moe", ', experts = "adapted"', (experts,)),
+        ("qwen3_moe", ', experts = "adapted", router = "adapted"', (experts, routers)),
+        ("deepseek_v3", "", (by_peft,)),
+    ):
+        method = f'train.method={{ kind = "lora", rank = 4{options} }}'
+        result = cli("check", "run.toml", f"student.model={name}", method, "--until", "models", cwd=tmp_path)
+        assert (result.rc, result.stderr) == (0, "")
+        shown = " ".join(result.stdout.split())
+        assert [line for line in (experts, routers, by_peft) if line in shown] == list(said)
 
 
 def test_a_folder_that_is_no_language_model_is_named(small_recipe, tmp_path, cli):

@@ -1,11 +1,11 @@
 """The exported model: that it is the trained one, and what its folder has; and the trial before the first step."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -13,9 +13,10 @@ transformers = pytest.importorskip("transformers")
 
 from tests.model import zoo
 from tests.model.tiny import LORA, QLORA, random_model, random_row
-from tests.rows import ADAPTER, QUICK, loss_sum, make_model
+from tests.rows import ADAPTER, QUICK, loss_sum, make_model, make_rows, write_rows
 
 from dasd_lite.config.train import Full, Lora, TrainConfig
+from dasd_lite.data.run_folder import RunFolder
 from dasd_lite.errors import TrainError
 from dasd_lite.model.load import is_float32, load_model
 from dasd_lite.model.logprobs import causal_model
@@ -159,7 +160,7 @@ def test_every_architecture_is_saved_as_it_was_trained(name, kind, tmp_path):
         for p in model.parameters():
             if p.requires_grad:
                 p.add_(torch.randn_like(p) * 0.02)
-    export._save(model, method, source, tmp_path / "saved", tmp_path, export.Ranks(), frozenset(), False)
+    export._save(model, method, source, tmp_path / "saved", export.Ranks(), frozenset(), False)
     saved = load_model(tmp_path / "saved" / "model", dtype="float32", device="cpu")
     before, after = weights.SourceWeights(source), weights.SourceWeights(tmp_path / "saved" / "model")
     assert before.names == after.names
@@ -208,7 +209,7 @@ def test_a_language_model_within_a_larger_one_takes_the_rest_along(tmp_path, met
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     model = load_trainable(source, method, device="cpu")
     export.try_export(model, method, source, tmp_path / "out")
-    export._save(model, method, source, tmp_path / "saved", tmp_path, export.Ranks(), frozenset(), False)
+    export._save(model, method, source, tmp_path / "saved", export.Ranks(), frozenset(), False)
     saved = load_file(tmp_path / "saved" / "model" / "model.safetensors")
     assert saved.keys() == tensors.keys()
     same = {name: t for name, t in tensors.items() if "language_model" not in name}
@@ -250,6 +251,53 @@ def test_a_weight_that_would_be_saved_otherwise_is_seen_before_the_first_step(ra
         TrainError, match=r"saved and read back, the student's weight model\.layers.* is not what it was"
     ):
         export.try_export(model, method, random, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_trial_of_a_continued_adapter_compares_every_weight_with_its_base(random, tmp_path, monkeypatch):
+    trained = load_trainable(random, LORA, device="cpu")
+    fit(trained, random_row(30), steps=3)
+    trained.save_pretrained(tmp_path / "adapter")
+    model = load_trainable(random, LORA, device="cpu", adapter=tmp_path / "adapter")
+    scalings = [module.scaling["default"] for module in model.modules() if hasattr(module, "lora_A")]
+    export.try_export(model, LORA, random, tmp_path / "out")
+    assert [m.scaling["default"] for m in model.modules() if hasattr(m, "lora_A")] == scalings and all(scalings)
+    final = weights._Trained.final
+    for shape in ((97, 32), (64, 32)):  # of the embeddings, which have no adapter, and of a layer that has one
+        monkeypatch.setattr(
+            weights._Trained,
+            "final",
+            lambda self, whole, dtype, s=shape: (
+                final(self, whole, dtype).flip(0) if whole.shape == s else final(self, whole, dtype)
+            ),
+        )
+        with pytest.raises(TrainError, match="is not what it was"):
+            export.try_export(model, LORA, random, tmp_path / "out")
+
+
+def test_a_trial_writes_where_clean_looks_for_what_a_kill_left(random, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(export, "_check_trial", lambda *_: found.extend(RunFolder(tmp_path).export_trials))
+    export.try_export(load_trainable(random, LORA, device="cpu"), LORA, random, tmp_path / "low" / "train")
+    assert found == [tmp_path / "low" / ".train.export"]
+    assert not RunFolder(tmp_path).export_trials
+
+
+def test_a_weight_that_was_not_written_is_no_zeros(random, tmp_path, monkeypatch):
+    whole = export.whole_weights
+    for end in (-1, 2):
+        monkeypatch.setattr(export, "whole_weights", lambda model, end=end: iter(list(whole(model))[:end]))
+        with pytest.raises(TrainError, match=r"the weight .+ was not saved, nor any after it"):
+            export.try_export(load_trainable(random, Full(), device="cpu"), Full(), random, tmp_path / "out")
+
+
+def test_memory_that_ran_out_under_another_name_is_not_the_fault_of_the_student(random, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(export, "write_files", fails)
+    with pytest.raises(RuntimeError, match=r"^CUDA error: out of memory$"):
+        export.try_export(load_trainable(random, Full(), device="cpu"), Full(), random, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -315,6 +363,41 @@ def test_the_number_formats_are_those_of_the_files(tmp_path):
         assert config["dtype"] == config["torch_dtype"] == "bfloat16"
 
 
+def test_a_whole_file_counts_and_not_the_index_beside_it(random, tmp_path):
+    """As in transformers: left by a model that was saved in parts before."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(random, tmp_path / "source")
+    source = tmp_path / "source"
+    tensors = load_file(source / "model.safetensors")
+    save_file({name: torch.zeros_like(t) for name, t in tensors.items()}, source / "old.safetensors", {"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "old.safetensors")}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = weights.SourceWeights(source)
+    assert all(torch.equal(found.read(name), tensors[name]) for name in found.names)
+    export.try_export(load_trainable(source, Full(), device="cpu"), Full(), source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_tensor_that_cannot_be_saved_is_named_with_its_file(random, tmp_path, binary):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(random, tmp_path / "source")
+    source = tmp_path / "source"
+    tensors = load_file(source / "model.safetensors") | {"vision.weight": torch.ones(4, 4).to(torch.float8_e4m3fn)}
+    (source / "model.safetensors").unlink()
+    file = source / ("pytorch_model.bin" if binary else "model.safetensors")
+    torch.save(tensors, file) if binary else save_file(tensors, file, {"format": "pt"})
+    model = load_trainable(random, Full(), device="cpu")
+    spelled = "float8_e4m3fn" if binary else "F8_E4M3"
+    with pytest.raises(TrainError) as raised:
+        export.try_export(model, Full(), source, tmp_path / "out")
+    assert str(raised.value).startswith(f"{file}: the tensor vision.weight has the number format {spelled}, which")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(TrainError, match=f"^{file}: it cannot be read: "):
+        export.try_export(model, Full(), source, tmp_path / "out")
+
+
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 OLD_FORM = {"rope_theta": 1e6, "rope_scaling": YARN, "torch_dtype": "float32"}
 
@@ -353,40 +436,70 @@ def test_every_file_of_the_source_is_kept(random, tmp_path):
     for name in names:
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("{}")
+    (source / "assets.json").mkdir()  # a folder, whatever it is called
     export.export(load_trainable(source, Full(), device="cpu"), Full(), source, tmp_path / "out", random_row(30))
     assert {name for name in names if (tmp_path / "out" / "model" / name).exists()} == set(names)
 
 
-def test_the_end_token_is_in_all_configurations(demo, tmp_path):
+@pytest.mark.parametrize("listed", [1, 2, [1, 2]])
+def test_the_end_token_is_in_all_configurations(demo, tmp_path, listed):
+    """Also where generation_config.json, by which engines stop, lists it and the others do not."""
     source = tmp_path / "source"
     shutil.copytree(demo / "student", source)
     tokenizer = json.loads((source / "tokenizer.json").read_text())
     end = next(token for token in tokenizer["added_tokens"] if token["id"] == 2)
-    (source / "generation_config.json").write_text('{"eos_token_id": 1, "do_sample": false, "top_k": 20}')
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": listed, "top_k": 20}))
     (source / "special_tokens_map.json").write_text('{"eos_token": {"content": "</s>", "lstrip": false}}')
-    model = load_trainable(source, Full(), device="cpu")
-    export.export(model, Full(), source, tmp_path / "out", random_row(30), end_ids={2})
-    read = {path.name: json.loads(path.read_text()) for path in (tmp_path / "out" / "model").glob("*.json")}
-    assert read["config.json"]["eos_token_id"] == read["generation_config.json"]["eos_token_id"] == [1, 2]
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"eos_token_id": 1}))
+    rows = make_rows(8)
+    for row in rows:
+        row["ids"] = [5 if i == 2 else i for i in row["ids"]]
+        for length in np.cumsum(row["doc_lengths"]):
+            row["ids"][length - 1] = 2
+    out = train(write_rows(tmp_path / "rows", rows), source, TrainConfig(**QUICK), out=tmp_path / "out", max_steps=1)
+    read = {path.name: json.loads(path.read_text()) for path in out.path.glob("*.json")}
+    stops = 2 if listed == 2 else [1, 2]
+    assert read["config.json"]["eos_token_id"] == read["generation_config.json"]["eos_token_id"] == stops
     assert read["generation_config.json"]["top_k"] == 20
     assert read["tokenizer_config.json"]["eos_token"] == end["content"]
     assert read["special_tokens_map.json"]["eos_token"] == {"content": end["content"], "lstrip": False}
 
 
 def test_an_adapter_names_its_base_for_whoever_loads_it(tmp_path):
-    def base(source, adapter="run/high/train/adapter"):
+    def base(source):
         folder = tmp_path / "adapter"
         folder.mkdir(exist_ok=True)
         (folder / "adapter_config.json").write_text('{"target_modules": ["v", "q"], "revision": null}')
-        files.describe_adapter(folder, tmp_path / adapter, tmp_path / source)
+        files.describe_adapter(folder, tmp_path / source)
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["target_modules"] == ["q", "v"]
         return config["base_model_name_or_path"], config["revision"]
 
     commit = "c1899de289a04d12100db370d81485cdf75e47ca"
     assert base(f"hub/models--Qwen--Qwen3-4B/snapshots/{commit}") == ("Qwen/Qwen3-4B", commit)
-    assert base("run/low/train/model") == (os.path.join("..", "..", "..", "low", "train", "model"), None)
+    assert base("run/low/train/model") == (str(tmp_path / "run" / "low" / "train" / "model"), None)
     assert base("students/mine") == (str(tmp_path / "students" / "mine"), None)
+
+
+@pytest.mark.parametrize("start", ["merged", "adapter"])
+def test_the_adapter_of_a_second_phase_loads_over_its_base_from_anywhere(tiny, packed, tmp_path, monkeypatch, start):
+    from peft import AutoPeftModelForCausalLM
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny, "student")
+    config = TrainConfig(**QUICK | {"method": ADAPTER | {"start": start}})
+    low = train(packed, "student", config, out="run/low/train")
+    base, before = (low.path, None) if start == "merged" else ("student", "run/low/train/adapter")
+    train(packed, base, config, out="run/high/train", adapter=before)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    train_folder = tmp_path / "run" / "high" / "train"
+    adapted = AutoPeftModelForCausalLM.from_pretrained(train_folder / "adapter")
+    named = adapted.peft_config["default"].base_model_name_or_path
+    assert named == str(tmp_path / ("run/low/train/model" if start == "merged" else "student"))
+    merged = transformers.AutoModelForCausalLM.from_pretrained(train_folder / "model")
+    torch.testing.assert_close(logits(merged, "tiny"), logits(adapted, "tiny"), rtol=1e-4, atol=1e-4)
 
 
 # --- memory -----------------------------------------------------------------------------------------------
@@ -413,7 +526,7 @@ def watch():
         time.sleep(0.001)
 thread = threading.Thread(target=watch)
 thread.start()
-export._save(model, method, source, out, out, export.Ranks(), frozenset(), False)
+export._save(model, method, source, out, export.Ranks(), frozenset(), False)
 done = True
 thread.join()
 print(highest - before, sum(path.stat().st_size for path in out.glob("model/*.safetensors")))

@@ -64,7 +64,7 @@ class Chat:
         See `hub.configured_stop_ids` for the tokens at which an engine stops by itself.
         """
         harmony_ends = [token_id for token_id, name in self._channel_tokens.items() if name in ("return", "call")]
-        return tuple(sorted({self.eos_id, *eos_ids(self.folder / "generation_config.json"), *harmony_ends}))
+        return tuple(sorted({self.eos_id, *eos_ids(read_json(self.folder / "generation_config.json")), *harmony_ends}))
 
     @cached_property
     def vocab_size(self) -> int:

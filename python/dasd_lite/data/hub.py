@@ -101,12 +101,12 @@ def configured_stop_ids(folder: Path) -> set[int]:
 
     See `Chat.answer_end_ids` for the tokens at which we stop it.
     """
-    return eos_ids(folder / "generation_config.json") or eos_ids(folder / "config.json")
+    return eos_ids(read_json(folder / "generation_config.json")) or eos_ids(read_json(folder / "config.json"))
 
 
-def eos_ids(config: Path) -> set[int]:
-    """Return the end tokens that a configuration file lists; empty if it lists none."""
-    ids = read_json(config).get("eos_token_id")
+def eos_ids(config: Mapping[str, Any]) -> set[int]:
+    """Return the end tokens that a configuration lists; empty if it lists none."""
+    ids = config.get("eos_token_id")
     return set(ids) if isinstance(ids, list) else set() if ids is None else {ids}
 
 

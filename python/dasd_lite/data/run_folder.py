@@ -16,6 +16,11 @@ TEACHER = "teacher"
 """Stands for a phase where the teacher is evaluated."""
 
 
+def export_trial(out: Path) -> Path:
+    """Return where training for the folder `out` saves the untouched model for a moment, before the first step."""
+    return out.with_name(f".{out.name}.export")
+
+
 @dataclass(frozen=True)
 class StageFolder:
     """One stage of one phase, finished or not."""
@@ -120,6 +125,12 @@ class RunFolder:
     def adapter(self, phase: str) -> Path:
         """Return the folder of the adapter that a phase trained, if its method has one."""
         return self.stage(phase, "train") / "adapter"
+
+    @property
+    def export_trials(self) -> list[Path]:
+        """What the trials of an export wrote and a kill left behind."""
+        folders = (self.path.glob(f"{place}/{export_trial(Path('train')).name}") for place in ("*", "trial/*"))
+        return sorted(folder for found in folders for folder in found if folder.is_dir())
 
     def write_recipe(self, recipe: RecipeConfig) -> None:
         """Keep the resolved recipe beside the results."""

@@ -73,6 +73,7 @@ class _HeadLoss(torch.autograd.Function):
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else weight_VE.dtype
         trains_hidden, trains_head, trains_bias = ctx.needs_input_grad[:3]
+        weights_N = _near_one(weights_N)
         with torch.autocast(device.type, enabled=False):
             hidden, weight = hidden_NE.to(dtype), weight_VE.to(dtype)
             bias = None if bias_V is None else bias_V.to(dtype)
@@ -100,13 +101,30 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
         weights_N, at = ctx.saved_tensors
-        factor = (grad_N.take(at) / weights_N.take(at)).nan_to_num(0.0, posinf=torch.inf)
+        # Of one dimension: a factor without any would be rounded to the format of the gradient, or overflow there.
+        factor = (grad_N.take(at) / weights_N.take(at)).nan_to_num(0.0, posinf=torch.inf)[None]
         gradients = [
-            None if gradient is None else gradient.mul_(factor).to(dtype)
+            None if gradient is None else _times(gradient, factor, dtype)
             for gradient, dtype in zip(ctx.gradients, ctx.formats, strict=True)
         ]
         ctx.gradients = (None, None, None)
         return (*gradients, None, None, None, None, None)
+
+
+def _near_one(weights_N: Tensor) -> Tensor:
+    """Return the weights over a power of 2, the largest between ½ and 1: what is over it is in the shared factor.
+
+    A loss's mean over a step of many tokens has small weights; p · weight would be less than a float16 can hold.
+    """
+    top = weights_N.abs().amax()
+    exact = top / torch.frexp(top).mantissa  # a division by it rounds nothing
+    return weights_N / torch.where(top > 0, exact, 1.0)
+
+
+def _times(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return gradient · factor, computed in float32, in `dtype`; overwrites the gradient where it can."""
+    product = gradient.mul_(factor) if gradient.dtype in (dtype, torch.float32) else gradient * factor
+    return product.to(dtype)
 
 
 def _to_gradients(

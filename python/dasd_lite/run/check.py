@@ -20,7 +20,7 @@ from dasd_lite.config.chain import ASKING, SOURCES
 from dasd_lite.config.extensions import is_extension
 from dasd_lite.config.models import CustomTeacher, Endpoint, Student, Teacher, Transformers, Vllm
 from dasd_lite.config.stages import Phase, RecipeConfig
-from dasd_lite.config.train import Lora
+from dasd_lite.config.train import Full, Lora
 from dasd_lite.console import say, say_note
 from dasd_lite.costs.estimate import (
     answers_line,
@@ -36,7 +36,7 @@ from dasd_lite.data.files import free_bytes
 from dasd_lite.data.hub import configured_stop_ids, context_hint, model_folder, read_json
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import Prompt
-from dasd_lite.data.run_folder import StageFolder
+from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.errors import ConfigError, DasdError, DataError, MissingExtraError
 from dasd_lite.grading import open_grader
 from dasd_lite.inference.custom import load_custom
@@ -50,14 +50,14 @@ from dasd_lite.run.evaluation_check import (
     reference_lines,
     teacher_load,
 )
-from dasd_lite.run.existing import answers_there, in_the_way, orphans, unknown_runs
+from dasd_lite.run.existing import answers_there, folder_bytes, in_the_way, orphans, unknown_runs
 from dasd_lite.run.ingest_check import check_ingest, check_logprobs
 from dasd_lite.run.pipeline import plan
 from dasd_lite.run.questions import Questions, overlong
 from dasd_lite.run.trial import run_trial
 from dasd_lite.stages.ingest import tokenizer_name
 from dasd_lite.stages.select import open_rule
-from dasd_lite.training.requirements import conflicts, missing_layers, model_conflicts
+from dasd_lite.training.requirements import conflicts, has_experts, missing_layers, model_conflicts
 
 
 def check_recipe(recipe: RecipeConfig, until: str) -> None:
@@ -325,7 +325,14 @@ def architecture_faults(recipe: RecipeConfig) -> Iterator[str]:
     except DasdError as error:
         yield f"student: {error}"
         return
-    yield from model_conflicts(folder, [phase.train.method for phase in recipe.phase])
+    methods = [phase.train.method for phase in recipe.phase]
+    faults = list(model_conflicts(folder, methods))
+    if not faults:
+        try:
+            _reader_notes(student, methods)
+        except ConfigError as error:  # a model that takes no such adapter
+            faults = [f"student: {error}"]
+    yield from faults
     if Path(student.model).is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
         yield f"student.model = {student.model!r}: the folder has no weights (*.safetensors)"
     if found.refusal:
@@ -356,6 +363,17 @@ def _architecture_notes(recipe: RecipeConfig) -> Iterator[str]:
         )
     if found.original_positions is not None:
         yield _longrope_line(student, found.original_positions)
+    yield from _reader_notes(student, [phase.train.method for phase in recipe.phase])
+
+
+def _reader_notes(student: Student, methods: Sequence[Full | Lora]) -> list[str]:
+    """Say which other programs read the adapters of a mixture of experts."""
+    folder, adapters = model_folder(student.model), [method for method in methods if isinstance(method, Lora)]
+    if not adapters or not has_experts(read_json(folder / "config.json")) or importlib.util.find_spec("peft") is None:
+        return []
+    from dasd_lite.training.adapter import reader_notes
+
+    return list(dict.fromkeys(reader_notes(folder, adapters, trust_remote_code=student.trust_remote_code)))
 
 
 def _longrope_line(student: Student, original: int) -> str:
@@ -438,7 +456,9 @@ def _training(recipe: RecipeConfig, num_prompts: int) -> Iterator[str]:
     for phase in recipe.phase:
         for line in _too_few_rows(phase, num_prompts):
             say_note(line)
-    free, wanted = free_bytes(recipe.out), disk_bytes(recipe.phase, recipe.student.model, num_prompts)
+    # What a killed trial of an export left is removed before the next one.
+    free = free_bytes(recipe.out) + sum(map(folder_bytes, RunFolder(recipe.out).export_trials))
+    wanted = disk_bytes(recipe.phase, recipe.student.model, num_prompts)
     if wanted > free:
         yield f"out = {recipe.out}: needs up to {format_bytes(wanted)}, but the disk has {format_bytes(free)} free"
 

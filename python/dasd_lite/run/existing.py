@@ -180,7 +180,7 @@ def _is_paid(folder: Path) -> bool:
 
 
 def replaced_folders(run: Path) -> dict[Path, str]:
-    """Return the folders of a run that were set aside, each with a line about it.
+    """Return the folders of a run that were set aside, or that a killed trial left, each with a line about it.
 
     Raises:
         DataError: `run` holds no run.
@@ -188,15 +188,20 @@ def replaced_folders(run: Path) -> dict[Path, str]:
     RunFolder(run).recipe()
     names = (f"{place}/{stage}.replaced-*" for place in ("*", "trial/*") for stage in STAGES)
     found = sorted(path for name in names for path in run.glob(name) if state_file(path) is not None)
-    sizes = {folder: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in found}
     return {
-        folder: f"{folder}: {format_bytes(size)}" + (f", {answers_and_cost(folder)}" if _is_paid(folder) else "")
-        for folder, size in sizes.items()
+        folder: f"{folder}: {format_bytes(folder_bytes(folder))}"
+        + (f", {answers_and_cost(folder)}" if _is_paid(folder) else "")
+        for folder in (*found, *RunFolder(run).export_trials)
     }
 
 
+def folder_bytes(folder: Path) -> int:
+    """Return the size of the files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def remove_replaced(run: Path, folders: Iterable[Path]) -> None:
-    """Remove folders that were set aside.
+    """Remove folders that were set aside or left behind.
 
     Raises:
         DataError: Another process is at work in the run, or a folder holds a file that no stage wrote.

@@ -14,7 +14,7 @@ import contextlib
 import copy
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from dasd_lite.config.train import Lora
 from dasd_lite.console import note
 from dasd_lite.errors import ConfigError, MissingExtraError
+from dasd_lite.model.architecture import read_config
 from dasd_lite.training.requirements import layer_conflicts
 
 try:
@@ -146,22 +147,11 @@ def _is_named(name: str, suffixes: Collection[str]) -> bool:
 def add_adapter(model: PreTrainedModel, method: Lora, adapter: Path | None = None) -> PeftModel:
     """Put a new adapter, or the one of the folder `adapter`, around a model."""
     try:
-        from peft import LoraConfig, PeftModel, get_peft_model
-        from transformers.pytorch_utils import Conv1D
+        from peft import PeftModel, get_peft_model
     except ImportError as error:
         raise MissingExtraError("train", "peft") from error
     targets = find_targets(model, method)
-    modules = {name for name, _ in model.named_modules()}
-    weights = {name for name, _ in model.named_parameters()}
-    chosen = {*targets.layers, *targets.experts, *targets.routers}
-    lora = LoraConfig(
-        r=method.rank,
-        lora_alpha=method.alpha,
-        target_modules=_shortest(chosen & modules, modules),
-        target_parameters=_shortest(chosen & weights, weights, at_least=2) or None,
-        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in chosen & modules),
-        task_type="CAUSAL_LM",
-    )
+    lora = _lora_config(model, method, targets)
     if adapter is not None:
         _check_adapter(adapter, method, lora)
     with _by_our_rule():
@@ -175,13 +165,65 @@ def add_adapter(model: PreTrainedModel, method: Lora, adapter: Path | None = Non
             raise ConfigError(
                 f"train.method: the student ({model.config.model_type}) takes no adapter: {reason}"
             ) from error
-    if adapter is None and _reads_otherwise(lora, model):
-        note(
+    if adapter is None:
+        for line in _readers(lora, model, targets):
+            note(line)
+    note(targets.describe(sum(p.numel() for p in adapted.parameters() if p.requires_grad)))
+    return adapted
+
+
+def _lora_config(model: PreTrainedModel, method: Lora, targets: Targets) -> LoraConfig:
+    """Say in PEFT's terms what gets an adapter."""
+    from peft import LoraConfig
+    from transformers.pytorch_utils import Conv1D
+
+    modules = {name for name, _ in model.named_modules()}
+    weights = {name for name, _ in model.named_parameters()}
+    chosen = {*targets.layers, *targets.experts, *targets.routers}
+    return LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,
+        target_modules=_shortest(chosen & modules, modules),
+        target_parameters=_shortest(chosen & weights, weights, at_least=2) or None,
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in chosen & modules),
+        task_type="CAUSAL_LM",
+    )
+
+
+def reader_notes(folder: Path, methods: Iterable[Lora], *, trust_remote_code: bool = False) -> Iterator[str]:
+    """Say of a model's adapters which other programs read them, before there are weights.
+
+    Raises:
+        ConfigError: The model has no such layers, experts or router, or there is no such model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = read_config(folder, trust_remote_code=trust_remote_code)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever the library makes of a config.json
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"{folder}: no model can be made of its config.json: {reason}") from error
+    for method in methods:
+        targets = find_targets(model, method)
+        yield from _readers(_lora_config(model, method, targets), model, targets)
+
+
+def _readers(lora: LoraConfig, model: PreTrainedModel, targets: Targets) -> Iterator[str]:
+    """Say what other programs make of an adapter."""
+    if targets.experts:
+        yield (
+            "adapters on experts are read by vLLM only with enable_mixed_moe_lora_format; the merged model is what"
+            " others load"
+        )
+    if targets.routers:
+        yield "adapters on routers have not been tried in vLLM; the merged model is what others load"
+    if _reads_otherwise(lora, model):
+        yield (
             f"PEFT reads adapters of {model.config.model_type} by other names, so no other program should load this"
             " one; give them the merged model"
         )
-    note(targets.describe(sum(p.numel() for p in adapted.parameters() if p.requires_grad)))
-    return adapted
 
 
 def _shortest(chosen: set[str], names: set[str], at_least: int = 1) -> list[str]:

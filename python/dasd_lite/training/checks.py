@@ -42,8 +42,8 @@ def check_tokenizer(rows: Path, model: Path, num_embeddings: int) -> int:
     return min(chat.vocab_size, num_embeddings)
 
 
-def new_end_ids(model: Path, rows: MappedRows) -> frozenset[int]:
-    """Return the tokens that end the answers and at which the model does not stop yet."""
+def answer_end_ids(model: Path, rows: MappedRows) -> frozenset[int]:
+    """Return the tokens that end the answers, all of which the trained model's configurations will name."""
     stops, ends = configured_stop_ids(model), rows.stats.end_ids
     if len(ends) > _MAX_END_IDS:
         return frozenset()  # not a chat: the documents end with any token
@@ -52,4 +52,4 @@ def new_end_ids(model: Path, rows: MappedRows) -> frozenset[int]:
             f"answers end with token {', '.join(map(str, sorted(ends - stops)))}, but the student stops at"
             f" {', '.join(map(str, sorted(stops)))}; the trained model's generation_config.json gets both"
         )
-    return frozenset(ends - stops)
+    return ends

@@ -38,7 +38,7 @@ from dasd_lite.model.packed_check import check_packing, comparison_row, document
 from dasd_lite.model.row import Row
 from dasd_lite.training import trainable
 from dasd_lite.training.batches import MicroBatch, Share
-from dasd_lite.training.checks import check_tokenizer, new_end_ids
+from dasd_lite.training.checks import answer_end_ids, check_tokenizer
 from dasd_lite.training.objectives import CheckedObjective, open_objective
 from dasd_lite.training.objectives.objective import Targets
 from dasd_lite.training.ranks import Ranks, full_tensor, gathered, mesh_of, shard
@@ -108,7 +108,7 @@ class Job:
         cost: None for an architecture whose costs are not known.
         peak_flops: Of all devices together, per second; None where it is not known.
         comparison_row: Beginnings of a few documents, to compare the exported model with the trained one.
-        end_ids: Tokens that end the answers and at which the model does not stop yet.
+        end_ids: Tokens that end the answers.
         is_monitored: Whether the model answers the task's questions during training.
         patches: What Liger needs in transformers' modules during training.
     """
@@ -237,7 +237,7 @@ def load_job(
     spec = model_spec(task.model, trust_remote_code=task.trust_remote_code)
     vocab_size = check_tokenizer(task.rows, task.model, spec.vocab_size)
     rows = _open_rows(task, objective, ranks, vocab_size, spec.max_positions)
-    end_ids = new_end_ids(task.model, rows)
+    end_ids = answer_end_ids(task.model, rows)
     token_and_pair = (6.0 * spec.hidden_size, 1.0)  # their costs; a pair is two tokens in attention
     schedule = Schedule(rows.doc_lengths, rows.doc_offsets, config, task.seed, token_and_pair, task.max_steps)
 

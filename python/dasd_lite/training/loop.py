@@ -60,7 +60,6 @@ def run_task(task: TrainTask, objective: CheckedObjective | None = None, grader:
                     task.model,
                     out,
                     ranks=job.ranks,
-                    continued=task.adapter is not None,
                     trust_remote_code=task.trust_remote_code,
                 )
             with disk_errors(out):

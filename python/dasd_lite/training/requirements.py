@@ -103,14 +103,20 @@ def model_conflicts(folder: Path, methods: Iterable[Full | Lora]) -> Iterator[st
         return
     text = config.get("text_config") or config
     kind, adapters = str(text.get("model_type")), [method for method in methods if isinstance(method, Lora)]
-    has_experts = any(int(text.get(key) or 0) > 1 for key in _EXPERT_KEYS)
+    mixture = has_experts(config)
     for part, adapted in (
         ("experts", any(method.experts == "adapted" for method in adapters)),
         ("router", any(method.router == "adapted" for method in adapters)),
     ):
-        if adapted and (not has_experts or kind in _OTHER_EXPERTS):
-            reason = f"has no {part}" if not has_experts else f"has {part} that PEFT cannot adapt"
+        if adapted and (not mixture or kind in _OTHER_EXPERTS):
+            reason = f"has no {part}" if not mixture else f"has {part} that PEFT cannot adapt"
             yield f"train.method.{part} = 'adapted': the student ({kind}) {reason}; use 'frozen'"
+
+
+def has_experts(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is that of a mixture of experts."""
+    text = config.get("text_config") or config
+    return any(int(text.get(key) or 0) > 1 for key in _EXPERT_KEYS)
 
 
 def _quantization(config: Mapping[str, Any]) -> str | None:

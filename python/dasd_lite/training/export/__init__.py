@@ -22,13 +22,15 @@ import numpy.typing as npt
 from dasd_lite.config.models import Dtype
 from dasd_lite.config.train import Full, Lora
 from dasd_lite.data.files import sync_path
+from dasd_lite.data.run_folder import export_trial
 from dasd_lite.errors import DasdError, MissingExtraError, TrainError
 from dasd_lite.model.load import load_model, quiet
 from dasd_lite.model.logprobs import causal_model, runs_inside, target_logprobs
+from dasd_lite.model.memory import is_out_of_memory
 from dasd_lite.model.row import Row
 from dasd_lite.training.checkpoint import saving
 from dasd_lite.training.export.files import describe_adapter, write_files
-from dasd_lite.training.export.weights import SourceWeights, WeightFiles, empty_model, whole_weights
+from dasd_lite.training.export.weights import SourceWeights, WeightFiles, empty_model, whole_weights, without_change
 from dasd_lite.training.ranks import Ranks
 
 try:
@@ -71,12 +73,12 @@ def try_export(
     out: Path,
     *,
     ranks: Ranks | None = None,
-    continued: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
     """Save the untouched model into a folder beside `out`, read it back, compare, and remove it.
 
-    All processes have to call it. The disk needs the size of the model once more while it lasts.
+    All processes have to call it. The disk needs the size of the model once more while it lasts. An adapter, which may
+    be that of an earlier run, is merged with the factor 0, so that every weight has to be the base's.
 
     Args:
         model: Before the first step.
@@ -84,28 +86,25 @@ def try_export(
         source: Folder of the model that training starts from.
         out: Folder of the training run; nothing is written there.
         ranks: The processes; only the first one writes.
-        continued: Whether the adapter is that of an earlier run, so that the model is not its base any more.
         trust_remote_code: Run code that comes with the model.
 
     Raises:
         TrainError: The model cannot be saved, or is another one when it is read back.
     """
     ranks = ranks or Ranks()
-    folder = out.with_name(f".{out.name}.export")
+    folder = export_trial(out)
     try:
-        _save(model, method, source, folder, out, ranks, frozenset(), trust_remote_code)
-        frozen = causal_model(model).get_input_embeddings().weight.dtype
-        dtype = None if continued else frozen
+        with without_change(model):
+            _save(model, method, source, folder, ranks, frozenset(), trust_remote_code)
+        dtype = causal_model(model).get_input_embeddings().weight.dtype
         ranks.from_first(lambda: _check_trial(source, folder / "model", method, dtype, trust_remote_code))
     finally:
         if ranks.is_first:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_trial(
-    source: Path, folder: Path, method: Full | Lora, dtype: torch.dtype | None, trust_remote_code: bool
-) -> None:
-    """Compare a saved model with the source of the untouched one, whose weights are in `dtype`; None: shapes alone."""
+def _check_trial(source: Path, folder: Path, method: Full | Lora, dtype: torch.dtype, trust_remote_code: bool) -> None:
+    """Compare a saved model with the source of the untouched one, whose weights are in `dtype`."""
     from transformers import AutoModelForCausalLM
 
     with _reported(source), quiet():
@@ -125,7 +124,7 @@ def _check_trial(
         four_bit = isinstance(method, Lora) and method.kind == "qlora"
         for name in sorted(after.names & before.names):
             one, other = before.read(name), after.read(name)
-            if one.shape != other.shape or (dtype is not None and not _is_same(one, other, dtype, four_bit)):
+            if one.shape != other.shape or not _is_same(one, other, dtype, four_bit):
                 raise TrainError(f"{source}: saved and read back, the student's weight {name} is not what it was")
 
 
@@ -184,7 +183,7 @@ def export(
     with torch.autocast(device.type, dtype if casts else torch.bfloat16, enabled=casts):
         before, again = (_logprobs(model, row) for row in orders)
     temporary = out / "export.tmp"
-    _save(model, method, source, temporary, out, ranks, end_ids, trust_remote_code)
+    _save(model, method, source, temporary, ranks, end_ids, trust_remote_code)
     if not runs_inside(causal):
         for p in model.parameters():
             p.data = p.data.new_empty(0)
@@ -271,12 +270,11 @@ def _save(
     method: Full | Lora,
     source: Path,
     folder: Path,
-    out: Path,
     ranks: Ranks,
     end_ids: Set[int],
     trust_remote_code: bool,
 ) -> None:
-    """Write `folder`/model and perhaps `folder`/adapter, which will lie in `out`; all processes have to call it."""
+    """Write `folder`/model and perhaps `folder`/adapter; all processes have to call it."""
     files: WeightFiles | None = None
 
     def prepare() -> WeightFiles:
@@ -284,7 +282,7 @@ def _save(
         (folder / "model").mkdir(parents=True)
         if isinstance(method, Lora):
             model.save_pretrained(folder / "adapter")
-            describe_adapter(folder / "adapter", out / "adapter", source)
+            describe_adapter(folder / "adapter", source)
         causal = causal_model(model)
         skeleton, weights = empty_model(causal, source, trust_remote_code=trust_remote_code), SourceWeights(source)
         write_files(
@@ -331,9 +329,11 @@ def _reported(source: Path) -> Iterator[None]:
     """Turn any exception of a library into one line."""
     try:
         yield
-    except (DasdError, torch.OutOfMemoryError):
+    except DasdError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise  # under any of its names; the run says what to change
         reason = (str(error).splitlines() or [""])[0]
         raise TrainError(f"{source}: the student cannot be saved: {type(error).__name__}: {reason}") from error
 

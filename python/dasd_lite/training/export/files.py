@@ -8,14 +8,13 @@ take, and transformers reads the same from it; the model stops where its trainin
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dasd_lite.data.hub import SIDE_FILES, configured_stop_ids, read_json
+from dasd_lite.data.hub import SIDE_FILES, configured_stop_ids, eos_ids, read_json
 from dasd_lite.model.architecture import read_config
 
 if TYPE_CHECKING:
@@ -44,11 +43,12 @@ def write_files(
         folder: Where to write; has no such file yet.
         dtype: Number format of the weights.
         is_tied: Whether the output head is the embedding.
-        end_ids: Tokens at which the model should stop too.
+        end_ids: Tokens that end its training data: a configuration that lacks one gets it.
         trust_remote_code: Run code that comes with the model.
     """
     for path in sorted(source.iterdir()):
-        if path.suffix in SIDE_FILES and path.name != "config.json" and not path.name.endswith(".index.json"):
+        is_side_file = path.suffix in SIDE_FILES and path.is_file()
+        if is_side_file and path.name != "config.json" and not path.name.endswith(".index.json"):
             shutil.copyfile(path, folder / path.name)
     if (templates := source / "additional_chat_templates").is_dir():
         shutil.copytree(templates, folder / templates.name)
@@ -58,31 +58,35 @@ def write_files(
     saved = read_json(folder / "config.json")
     if saved.get("model_type") != own.get("model_type") and "text_config" in own:
         saved = own | {"text_config": saved}  # the language model of a larger one, whose other weights are copied
-    stops = sorted({*configured_stop_ids(source), *end_ids}) if end_ids else []
+    stops = {*configured_stop_ids(source), *end_ids}
     # A reader may choke on one of two forms of the same thing, so the first one that reads the same as the source.
     for form in (_in_both_forms(saved | own, saved), saved | own, saved):
-        config = _changed(form, str(dtype).removeprefix("torch."), is_tied, stops)
+        config = _changed(form, str(dtype).removeprefix("torch."), is_tied, end_ids, stops)
         _write_json(folder / "config.json", config)
         if _reads_same(source, folder, trust_remote_code=trust_remote_code):
             break
-    if stops:
-        _write_json(folder / "generation_config.json", read_json(source / "generation_config.json") | _stop(stops))
-        _set_end_token(folder, end_ids)
+    generation = read_json(source / "generation_config.json")
+    if not end_ids <= eos_ids(generation):
+        _write_json(folder / "generation_config.json", generation | _stop(generation, end_ids, stops))
+    _set_end_token(folder, end_ids)
 
 
-def _changed(config: dict[str, Any], dtype: str, is_tied: bool, stops: list[int]) -> dict[str, Any]:
+def _changed(config: dict[str, Any], dtype: str, is_tied: bool, end_ids: Set[int], stops: Set[int]) -> dict[str, Any]:
     """Return a configuration with what training and export have changed."""
     config = {name: value for name, value in config.items() if name != "quantization_config"}
-    config |= {"dtype": dtype, "torch_dtype": dtype, **_stop(stops)}
+    config |= {"dtype": dtype, "torch_dtype": dtype, **_stop(config, end_ids, stops)}
     if not is_tied:
         config["tie_word_embeddings"] = False
     if isinstance(text := config.get("text_config"), dict):
-        config["text_config"] = _changed(text, dtype, is_tied, stops if "eos_token_id" in text else [])
+        config["text_config"] = _changed(text, dtype, is_tied, end_ids if "eos_token_id" in text else set(), stops)
     return config
 
 
-def _stop(stops: list[int]) -> dict[str, Any]:
-    return {"eos_token_id": stops[0] if len(stops) == 1 else stops} if stops else {}
+def _stop(config: dict[str, Any], end_ids: Set[int], stops: Set[int]) -> dict[str, Any]:
+    """Return what to change in a configuration so that it names the end tokens."""
+    if end_ids <= eos_ids(config):
+        return {}
+    return {"eos_token_id": min(stops) if len(stops) == 1 else sorted(stops)}
 
 
 def _in_both_forms(config: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +140,8 @@ def _set_end_token(folder: Path, end_ids: Set[int]) -> None:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         config = read_json(folder / name)
         token = config.get("eos_token")
-        if token is not None and (token["content"] if isinstance(token, dict) else token) != text:
+        is_named = token is not None or name == "tokenizer_config.json"
+        if config and is_named and (token["content"] if isinstance(token, dict) else token) != text:
             config["eos_token"] = token | {"content": text} if isinstance(token, dict) else text
             _write_json(folder / name, config)
 
@@ -145,16 +150,15 @@ def _write_json(path: Path, config: dict[str, Any]) -> None:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def describe_adapter(folder: Path, final: Path, source: Path) -> None:
+def describe_adapter(folder: Path, source: Path) -> None:
     """Sort what PEFT keeps in a set, so that the same run writes the same bytes, and name the base for others.
 
-    A base from the hub is named by its id and commit, for whoever loads the adapter elsewhere. The model of an earlier
-    phase is named by its path from the adapter's folder, because both move together with the run. Any other folder
-    keeps its full path, which is all that is known of it.
+    A base from the hub is named by its id and commit, for whoever loads the adapter elsewhere. Any other folder, such
+    as the model of an earlier phase, is named by its full path: readers look for another one in their own working
+    directory.
 
     Args:
-        folder: Where the adapter is now.
-        final: Where it will be: RUN/PHASE/train/adapter.
+        folder: Of the adapter.
         source: The base's folder.
     """
     path = folder / "adapter_config.json"
@@ -162,12 +166,9 @@ def describe_adapter(folder: Path, final: Path, source: Path) -> None:
     for name in ("target_modules", "target_parameters"):
         if isinstance(config.get(name), list):
             config[name].sort()
-    base, final = source.absolute(), final.absolute()
-    if found := _SNAPSHOT.search(base.as_posix()):
+    if found := _SNAPSHOT.search(source.absolute().as_posix()):
         config["base_model_name_or_path"] = f"{found['owner']}/{found['name']}"
         config["revision"] = found["commit"]
-    elif base.name == "model" and base.is_relative_to(final.parents[2]):
-        config["base_model_name_or_path"] = os.path.relpath(base, final)
     else:
-        config["base_model_name_or_path"] = str(base)
+        config["base_model_name_or_path"] = str(source.absolute())
     _write_json(path, config)

@@ -14,19 +14,22 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from dasd_lite.data.hub import read_json
 from dasd_lite.errors import MissingExtraError, TrainError
 from dasd_lite.model.architecture import read_config
 from dasd_lite.model.logprobs import causal_model
+from dasd_lite.model.memory import is_out_of_memory
 from dasd_lite.training.ranks import full_tensor
 
 try:
     import torch
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from torch import Tensor
 except ImportError as error:
     raise MissingExtraError("train", "torch") from error
@@ -59,17 +62,19 @@ class SourceWeights:
     """The tensors in the files of a model folder, read when they are asked for."""
 
     def __init__(self, folder: Path) -> None:
-        """Find the files that transformers would load."""
+        """Find the files that transformers would load: a whole one before parts, safetensors before others."""
         self._files: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
         for name in ("model.safetensors", "pytorch_model.bin"):
-            files = sorted({*read_json(folder / f"{name}.index.json").get("weight_map", {}).values()}) or [name]
+            parts = read_json(folder / f"{name}.index.json").get("weight_map", {}).values()
+            files = [name] if (folder / name).exists() else sorted({*parts})
             for path in (folder / file for file in files if (folder / file).exists()):
-                self._open[path] = (
-                    safe_open(path, framework="pt")
-                    if path.suffix == ".safetensors"
-                    else torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-                )
+                with _readable(path):
+                    self._open[path] = (
+                        safe_open(path, framework="pt")
+                        if path.suffix == ".safetensors"
+                        else torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+                    )
                 self._files |= dict.fromkeys(self._open[path].keys(), path)
             if self._files:
                 return
@@ -80,26 +85,53 @@ class SourceWeights:
         return set(self._files)
 
     def read(self, name: str) -> Tensor:
-        """Read a tensor."""
-        file = self._open[self._files[name]]
-        tensor: Tensor = file[name] if isinstance(file, dict) else file.get_tensor(name)
+        """Read a tensor.
+
+        Raises:
+            TrainError: It cannot be read.
+        """
+        path = self._files[name]
+        file = self._open[path]
+        with _readable(path, name):
+            tensor: Tensor = file[name] if isinstance(file, dict) else file.get_tensor(name)
         return tensor
 
     def dtype(self, name: str) -> torch.dtype | None:
-        """Return the number format of a tensor; None if there is none of this name."""
+        """Return the number format of a tensor; None if there is none of this name.
+
+        Raises:
+            TrainError: It is one in which no model is trained or saved, such as 8-bit floats.
+        """
         if name not in self._files:
             return None
-        file = self._open[self._files[name]]
-        if isinstance(file, dict):
-            found: torch.dtype = file[name].dtype
-            return found
-        stored = file.get_slice(name).get_dtype()
-        return next((dtype for dtype, spelled in _FORMATS.items() if spelled == stored), None)
+        path = self._files[name]
+        file = self._open[path]
+        stored = file[name].dtype if isinstance(file, dict) else file.get_slice(name).get_dtype()
+        for dtype, spelled in _FORMATS.items():
+            if stored in (dtype, spelled):
+                return dtype
+        raise TrainError(
+            f"{path}: the tensor {name} has the number format {str(stored).removeprefix('torch.')}, which cannot be"
+            " trained or saved; use a student whose weights have 16 or 32 bits"
+        )
 
     def main_dtype(self) -> torch.dtype:
         """Return the number format of most tensors: that of the model."""
         dtypes = Counter(dtype for name in self._files if (dtype := self.dtype(name)) and dtype.is_floating_point)
         return dtypes.most_common(1)[0][0] if dtypes else torch.float32
+
+
+@contextmanager
+def _readable(path: Path, tensor: str = "") -> Iterator[None]:
+    """Turn what goes wrong while a file or one of its tensors is read into one line."""
+    try:
+        yield
+    except (SafetensorError, UnpicklingError, OSError, ValueError, RuntimeError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        what = f"the tensor {tensor}" if tensor else "it"
+        raise TrainError(f"{path}: {what} cannot be read: {type(error).__name__}: {reason}") from error
 
 
 # --- the trained model --------------------------------------------------------------------------------
@@ -143,6 +175,20 @@ def _with_adapter(weight: Tensor, layer: Any, dtype: torch.dtype) -> Tensor:
         change = change if layer._did_swap_in_out_features else change.t()
         merged[i] = torch.add(weight[i].float(), change, alpha=scale)
     return merged
+
+
+@contextmanager
+def without_change(model: LanguageModel) -> Iterator[None]:
+    """Let the adapters of a model add nothing, so that every merged weight is that of the base."""
+    scalings = [module.scaling for module in causal_model(model).modules() if hasattr(module, "lora_A")]
+    kept = [dict(scaling) for scaling in scalings]
+    try:
+        for scaling in scalings:
+            scaling.update(dict.fromkeys(scaling, 0.0))
+        yield
+    finally:
+        for scaling, values in zip(scalings, kept, strict=True):
+            scaling.update(values)
 
 
 def _trained_weights(model: LanguageModel, skeleton: PreTrainedModel) -> dict[str, _Trained]:
@@ -310,7 +356,14 @@ class WeightFiles:
                 self._write(saved, tensor)
 
     def finish(self) -> None:
-        """Write what is copied."""
+        """Write what is copied.
+
+        Raises:
+            TrainError: A weight was not added, so that the file has zeros in its place.
+        """
+        if self._groups:
+            name = next(name for name in self._groups[0] if name not in self._pending)
+            raise TrainError(f"the weight {name} was not saved, nor any after it")
         for name in self._copied:
             self._write(name, self._source.read(name))
 
