@@ -312,35 +312,65 @@ def _student(student: Student, phases: Sequence[Phase], prompts: Prompts | None)
 
 
 def _architectures(recipe: RecipeConfig) -> Iterator[str]:
-    """Refuse what cannot be scored or trained rightly, and say what is done differently for this student."""
+    """Refuse what cannot be scored, trained or sampled rightly, and say what is done differently for this student."""
     if any(importlib.util.find_spec(package) is None for package in ("torch", "transformers")):
         return  # reported by _packages
-    student, teacher = recipe.student, recipe.teacher
+    yield from _student_architecture(recipe)
+    if isinstance(recipe.teacher, Transformers):
+        yield from _teacher_architecture(recipe.teacher, recipe.phase)
+
+
+def _student_architecture(recipe: RecipeConfig) -> Iterator[str]:
+    student, phases = recipe.student, recipe.phase
     try:
         found = read_architecture(model_folder(student.model), trust_remote_code=student.trust_remote_code)
     except DasdError as error:
         yield f"student: {error}"
         return
-    yield from model_conflicts(model_folder(student.model), [phase.train.method for phase in recipe.phase])
+    yield from model_conflicts(model_folder(student.model), [phase.train.method for phase in phases])
     if hint := context_hint(read_json(model_folder(student.model) / "config.json")):
         say_note(f"student: {hint}")
     if found.refusal:
         yield f"student.model = {student.model!r}: {found.refusal}; use another student"
-    elif found.apart:
+        return
+    if found.apart:
         say_note(
             f"the student's documents are computed one at a time, not packed ({found.kind}: {found.apart}): as exact,"
             " and slower for short answers"
         )
+    is_sampled = any(phase.evaluate.has_questions or phase.source == "mix" for phase in phases)
+    if found.unsampled and is_sampled and isinstance(student, Transformers):
+        yield f"student.model = {student.model!r}: {found.unsampled}; use kind = 'vllm'"
+    if found.no_four_bit and any(
+        phase.train.method.kind == "qlora" or phase.score.four_bit or phase.evaluate.four_bit for phase in phases
+    ):
+        yield f"student.model = {student.model!r}: {found.no_four_bit}; use lora, or four_bit = false"
     if found.original_positions is not None:
         say_note(_longrope_line(student, found.original_positions))
-    scores = any(phase.is_scored_by_teacher for phase in recipe.phase)
-    if scores and isinstance(teacher, Transformers):
-        try:
-            beside = read_architecture(model_folder(teacher.model), trust_remote_code=teacher.trust_remote_code)
-        except DasdError:
-            return  # reported by _teacher
-        if beside.refusal:
-            yield f"teacher.model = {teacher.model!r}: {beside.refusal}; use kind = 'vllm', or score.by = 'student'"
+
+
+def _teacher_architecture(teacher: Transformers, phases: Sequence[Phase]) -> Iterator[str]:
+    from dasd_lite.model.load import quantization_conflict
+
+    key, trusts = f"teacher.model = {teacher.model!r}", teacher.trust_remote_code
+    try:
+        folder = model_folder(teacher.model)
+    except DasdError:
+        return  # reported by _teacher
+    try:
+        found = read_architecture(folder, trust_remote_code=trusts)
+        conflict = quantization_conflict(folder, trust_remote_code=trusts)
+    except DasdError as error:
+        yield f"teacher: {error}"
+        return
+    is_sampled = any(phase.source in ASKING or phase.evaluate.teacher for phase in phases)
+    is_scorer = any(phase.is_scored_by_teacher for phase in phases)
+    if conflict and (is_sampled or is_scorer):
+        yield f"{key}: {conflict}; install what it needs, or use kind = 'vllm'"
+    if found.unsampled and is_sampled:
+        yield f"{key}: {found.unsampled}; use kind = 'vllm'"
+    elif found.refusal and is_scorer:
+        yield f"{key}: {found.refusal}; use kind = 'vllm', or score.by = 'student'"
 
 
 def _longrope_line(student: Student, original: int) -> str:
