@@ -62,10 +62,11 @@ RIGHT = [name for name in ZOO if name != "phi3_longrope" and name not in UNSAMPL
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in RIGHT]
 )
-def test_greedy_answers_are_those_of_the_model_alone(name, tmp_path):
+def test_greedy_answers_are_those_of_the_model_alone(name, tmp_path, capsys):
     """Teacher-forced through eager attention: the same likeliest token, and its log-probability."""
     folder = save(sharpened(name), tmp_path / name)
     found, model, chat = answers(folder, requests()), plain(folder), Chat(folder)
+    assert "one by one" not in capsys.readouterr().err, "it is right in batches"
     for request in requests():
         answer, prompt = found[request.position], chat.prompt_ids(request.messages, "")
         ids = torch.from_numpy(np.concatenate([prompt, answer.token_ids]))[None]
