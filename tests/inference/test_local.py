@@ -20,7 +20,7 @@ from tests.answers import (
     assert_two_at_once_sample_what_one_does,
     question,
 )
-from tests.model.zoo import LONGROPE, ZOO, build, save
+from tests.model.zoo import LONGROPE, UNSAMPLED, ZOO, build, save
 
 from dasd_lite.chat.chat import Chat
 from dasd_lite.config.models import DEMO, Transformers
@@ -29,7 +29,9 @@ from dasd_lite.inference import Request, SamplingParams, local
 from dasd_lite.inference.batch import Batch, Job
 from dasd_lite.inference.local import TransformersSampler
 from dasd_lite.inference.scorer import open_scorer
-from dasd_lite.model import load
+from dasd_lite.model import architecture, load
+from dasd_lite.model.decode import BatchCache
+from dasd_lite.model.logprobs import enable_run_inside
 
 
 def requests(num=6):
@@ -53,17 +55,18 @@ def plain(folder):
 
 
 QUICK = ["gpt_oss", "gemma2", "gemma3", "granite", "cohere2", "opt", "llama4", "falcon", "qwen3_next", "falcon_h1"]
-QUICK += ["lfm2", "mamba2"]
-RIGHT = [name for name in ZOO if name not in ("phi3_longrope", "llama_dynamic")]
+QUICK += ["lfm2", "mamba", "mamba2", "recurrent_gemma"]
+RIGHT = [name for name in ZOO if name != "phi3_longrope" and name not in UNSAMPLED]
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in RIGHT]
 )
-def test_greedy_answers_are_those_of_the_model_alone(name, tmp_path):
+def test_greedy_answers_are_those_of_the_model_alone(name, tmp_path, capsys):
     """Teacher-forced through eager attention: the same likeliest token, and its log-probability."""
     folder = save(sharpened(name), tmp_path / name)
     found, model, chat = answers(folder, requests()), plain(folder), Chat(folder)
+    assert "one by one" not in capsys.readouterr().err, "it is right in batches"
     for request in requests():
         answer, prompt = found[request.position], chat.prompt_ids(request.messages, "")
         ids = torch.from_numpy(np.concatenate([prompt, answer.token_ids]))[None]
@@ -117,9 +120,57 @@ def test_longrope_answers_do_not_depend_on_the_batch(tmp_path):
     assert_same(answers(folder, asked, batch_size=8), answers(folder, asked, batch_size=1))
 
 
-def test_a_rope_that_depends_on_the_batch_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="rope_type = 'dynamic'"):
-        answers(save(build("llama_dynamic"), tmp_path / "dynamic"), requests(1))
+@pytest.mark.parametrize("name", UNSAMPLED)
+def test_what_cannot_be_sampled_is_refused_by_name(name, tmp_path):
+    with pytest.raises(ConfigError, match=f"{UNSAMPLED[name]}.*; use kind = 'vllm'"):
+        answers(save(build(name), tmp_path / name), requests(1))
+
+
+def test_where_answers_depend_on_each_other_they_are_sampled_one_by_one(tmp_path, monkeypatch, capsys):
+    """As an architecture would be that nobody has tried."""
+    folder = save(build("recurrent_gemma"), tmp_path / "model")
+    alone = answers(folder, requests())
+    assert "one by one" not in capsys.readouterr().err, "known before"
+    monkeypatch.setattr(architecture, "_STATES_IN_MODULES", set())
+    assert_same(answers(folder, requests()), alone)
+    words = "answers are sampled one by one: in a batch those of recurrent_gemma depend on each other"
+    assert capsys.readouterr().err.count(words) == 1
+
+
+def test_padding_in_a_state_is_found_in_sixteen_bits_too(tmp_path, monkeypatch, capsys):
+    """A mask that mamba reads wrongly after the prompt."""
+    folder = save(build("mamba"), tmp_path / "model")
+    made = BatchCache.__init__
+    monkeypatch.setattr(
+        BatchCache, "__init__", lambda self, model: (made(self, model), setattr(self, "attends", True))[0]
+    )
+    answers(folder, requests(), dtype="bfloat16")
+    assert "answers are sampled one by one" in capsys.readouterr().err
+
+
+def test_answers_that_are_not_the_model_s_are_refused(monkeypatch):
+    forward = Batch._forward
+    monkeypatch.setattr(Batch, "_forward", lambda *args: 2 * forward(*args))
+    with pytest.raises(ConfigError, match=r"what transformers samples from qwen3 is not what .* itself computes; use"):
+        answers(DEMO / "student", requests(4))
+
+
+def test_a_model_that_cannot_be_run_is_one_clear_line(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("mat1 and mat2 must have the same dtype\nbut do not")
+
+    monkeypatch.setattr(Batch, "_forward", fails)
+    with pytest.raises(
+        ConfigError, match=r"cannot sample from qwen3 in float32 .*\(mat1 and mat2 .* dtype\); use kind"
+    ):
+        answers(DEMO / "student", requests(4))
+
+
+def test_a_forward_that_is_wrapped_is_given_its_cache_all_the_same():
+    """As that of weights that are sharded: the wrapper takes any argument, and would pass on a wrong one."""
+    model = load.load_model(DEMO / "student", device="cpu", attention="sdpa")
+    enable_run_inside(model)
+    assert BatchCache(model).keyword == "past_key_values"
 
 
 def test_float16_that_overflows_is_named(tmp_path):

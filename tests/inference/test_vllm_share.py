@@ -2,7 +2,7 @@
 
 import sys
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -95,3 +95,12 @@ def test_the_share_is_of_what_is_free_on_the_fullest_card(free, share, monkeypat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device] * 10**9, 80 * 10**9))
     assert engine.share_of_memory() == pytest.approx(share)
+
+
+def test_the_share_without_a_gpu_is_half_of_what_is_available(monkeypatch):
+    """vLLM does not start if more is asked for than is free, and takes all that it may."""
+    psutil = pytest.importorskip("psutil")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for available, share in ((64, 0.5), (16, 0.125), (0, 0.01)):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda left=available: SimpleNamespace(available=left, total=64))
+        assert engine.share_of_memory() == pytest.approx(share)

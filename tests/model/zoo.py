@@ -1,8 +1,8 @@
 """Tiny random models of many architectures, and how each one can be trained.
 
 PACKED: documents share a row. APART: one document at a time. REFUSED: neither scored nor trained, with a word of the
-reason. None has dropout or noise. A model of this file is saved with the demo student's tokenizer, so that it runs
-through every stage.
+reason. UNSAMPLED: what of these is not sampled from in this process. None has dropout or noise. A model of this file is
+saved with the demo student's tokenizer, so that it runs through every stage.
 """
 
 import shutil
@@ -31,6 +31,24 @@ LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
 }
 WINDOW = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+STATES = {
+    "vocab_size": 440,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "state_size": 16,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+RWKV = {
+    "vocab_size": 440,
+    "hidden_size": 64,
+    "attention_hidden_size": 64,
+    "num_hidden_layers": 2,
+    "context_length": 1024,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 GRANITE = {"logits_scaling": 8.0, "embedding_multiplier": 4.0, "residual_multiplier": 0.5, "attention_multiplier": 0.1}
 LONGROPE = {
     "rope_type": "longrope",
@@ -143,21 +161,26 @@ APART = {
     "stablelm": ("StableLmConfig", BASE),
     "nemotron": ("NemotronConfig", BASE),
     "falcon": ("FalconConfig", {**BASE, "new_decoder_architecture": False, "multi_query": True, "alibi": False}),
-    "mamba2": (
-        "Mamba2Config",
+    "mamba": ("MambaConfig", STATES),
+    "falcon_mamba": ("FalconMambaConfig", STATES),
+    "mamba2": ("Mamba2Config", {**STATES, "num_heads": 8, "head_dim": 16, "n_groups": 1}),
+    "recurrent_gemma": (
+        "RecurrentGemmaConfig",
+        # A cap that is felt.
+        {**BASE, "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 16, "logits_soft_cap": 4.0},
+    ),
+    "rwkv": ("RwkvConfig", {**RWKV, "rescale_every": 0}),
+    "minimax": (
+        "MiniMaxConfig",
         {
-            "vocab_size": 440,
-            "hidden_size": 64,
-            "num_hidden_layers": 2,
-            "num_heads": 8,
-            "head_dim": 16,
-            "state_size": 16,
-            "n_groups": 1,
-            "bos_token_id": 0,
-            "eos_token_id": 1,
-            "pad_token_id": 2,
+            **HEADS,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+            "block_size": 16,
         },
     ),
+    "doge": ("DogeConfig", BASE),
     "llama4": (
         "Llama4TextConfig",
         {
@@ -179,7 +202,15 @@ REFUSED = {
         "sinks",
     ),
     "llama_dynamic": ("LlamaConfig", {**HEADS, "rope_parameters": DYNAMIC}, "dynamic"),
+    "rwkv_rescaled": ("RwkvConfig", {**RWKV, "rescale_every": 1}, "rescale_every = 0"),
 }
+UNSAMPLED = {
+    "rwkv": "takes no cache by name",
+    "rwkv_rescaled": "takes no cache by name",
+    "minimax": "a cache of its own",
+    "llama_dynamic": "dynamic",
+}
+"""What is not sampled from in this process, with a word of the reason."""
 ZOO = {**PACKED, **APART, **{name: entry[:2] for name, entry in REFUSED.items()}}
 
 

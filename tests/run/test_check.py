@@ -1,6 +1,7 @@
 """`check` reports mistakes in the training options, in files of prompts and in answers before anything is spent."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -244,6 +245,56 @@ def test_students_that_cannot_be_trained_rightly_are_refused_before_anything_is_
         assert word in line and line.endswith("; use another student")
 
 
+def test_teachers_that_cannot_be_sampled_are_refused_before_anything_runs(small_recipe, tmp_path, cli, demo):
+    from tests.model.zoo import UNSAMPLED, build, save
+
+    small_recipe(tmp_path)
+    expected = {name: f"{word}.*; use kind = 'vllm'" for name, word in UNSAMPLED.items()}
+    for name in expected:
+        save(build(name), tmp_path / name)
+    shutil.copytree(demo / "teacher", tmp_path / "quantized")
+    change(tmp_path / "quantized", quantization_config={"quant_method": "gptq", "bits": 4})
+    expected["quantized"] = "its files are quantized, and transformers cannot load them here: .*; install what it needs"
+    shutil.copytree(demo / "teacher", tmp_path / "vision")
+    change(tmp_path / "vision", model_type="vit")
+    expected["vision"] = "vit is no causal language model"
+    for name, words in expected.items():
+        result = cli("check", "run.toml", f"teacher.model={name}", cwd=tmp_path)
+        assert result.rc == 2
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("dasd-lite: teacher") and re.search(words, line)
+
+
+def test_students_that_are_only_sampled_elsewhere(small_recipe, tmp_path, cli):
+    from tests.model.zoo import build, save
+
+    save(build("minimax"), tmp_path / "minimax")
+    phase = [{"name": "low", "sample.temperature": 0.6}]
+    small_recipe(tmp_path, phase=phase)
+    result = cli("check", "run.toml", "student.model=minimax", cwd=tmp_path)
+    (line,) = result.stderr.splitlines()
+    assert "student.model = 'minimax': minimax has a cache of its own" in line and line.endswith("use kind = 'vllm'")
+    small_recipe(tmp_path, phase=phase, evaluate=None)
+    result = cli("check", "run.toml", "student.model=minimax", cwd=tmp_path)
+    assert (result.rc, result.stderr) == (0, "")
+
+
+def test_a_student_that_cannot_be_in_four_bits(small_recipe, tmp_path, cli):
+    from tests.model.zoo import build, save
+
+    save(build("mamba"), tmp_path / "mamba")
+    small_recipe(tmp_path)
+    result = cli("check", "run.toml", "student.model=mamba", 'train.method={kind="qlora"}', cwd=tmp_path)
+    assert result.rc == 2
+    assert "mamba multiplies by its weights directly, so they cannot be in 4 bits; use lora" in result.stderr
+
+
+def change(folder, **entries):
+    """Change entries of a model's config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
 def test_what_is_done_differently_for_a_student_is_noted(small_recipe, tmp_path, cli):
     from tests.model.zoo import build, save
 
@@ -313,6 +364,21 @@ def test_run_refuses_a_student_before_it_samples_the_teacher(change, words, smal
         assert result.rc == 2 and words in result.stderr, result.stderr
         assert all(line.startswith("dasd-lite: ") for line in result.stderr.splitlines())
     assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_a_file_of_weights_that_was_cut_short_is_refused(small_recipe, tmp_path, cli, demo):
+    small_recipe(tmp_path)
+    shutil.copytree(demo / "student", tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    whole = weights.read_bytes()
+    for content in (whole[:-1], whole[:100], b"", whole + b"x"):
+        weights.write_bytes(content)
+        result = cli("check", "run.toml", "student.model=m", cwd=tmp_path)
+        assert (result.rc, result.stderr) == (
+            2,
+            "dasd-lite: student.model = 'm': model.safetensors is not whole, or no file of safetensors; download it"
+            " again\n",
+        )
 
 
 def test_a_student_without_weights_is_refused(small_recipe, tmp_path, cli, demo):

@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from tests.model.zoo import build, save
 from tests.rows import QUICK, make_rows, write_rows
 
 from dasd_lite.config.train import Full, TrainConfig
@@ -86,3 +87,13 @@ def test_questions_without_answers_are_a_note(demo, tmp_path, capsys):
     assert capsys.readouterr().err.count("no question has an answer, so training is not monitored") == 1
     assert not (tmp_path / "none" / "monitor.jsonl").exists()
     assert {each.questions for each in read_snapshots(tmp_path / "some" / "monitor.jsonl").values()} == {2}
+
+
+def test_a_student_that_cannot_be_sampled_is_trained_without_snapshots(demo, tmp_path, capsys):
+    student = save(build("minimax"), tmp_path / "minimax")
+    config = TrainConfig(**QUICK | {"epochs": 1, "monitor_questions": 2, "monitor_tokens": 4})
+    rows = write_rows(tmp_path / "rows", make_rows(8))
+    trained = train(rows, student, config, out=tmp_path / "out", prompts=demo / "validation.jsonl")
+    assert "monitored" not in trained.counts
+    words = "minimax has a cache of its own (MiniMaxCache); use kind = 'vllm'; training continues without them"
+    assert capsys.readouterr().err.count(words) == 1

@@ -13,6 +13,7 @@ from dasd_lite.config.train import Full, Lora, TrainConfig
 from dasd_lite.costs import cards
 from dasd_lite.errors import ConfigError
 from dasd_lite.stages.train import train
+from dasd_lite.training import requirements
 from dasd_lite.training.requirements import conflicts, model_conflicts
 from dasd_lite.training.trainable import load_trainable
 
@@ -29,6 +30,7 @@ def test_conflicts_between_options_and_with_the_machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     assert not list(conflicts(TrainConfig(num_processes=2, dtype="float32")))
+    monkeypatch.setattr(requirements, "has_liger", lambda: False)
     lines = list(conflicts(TrainConfig(num_processes=3, dtype="bfloat16", tracker="trackio", liger="on")))
     assert [line.partition(":")[0] for line in lines] == [
         "train.num_processes = 3",

@@ -138,7 +138,8 @@ class Vllm(Table):
     data_parallel_size: Annotated[PositiveInt | None, EXECUTION] = None
     """Copies of the model, each on tensor_parallel_size GPUs. Default: as many as the visible GPUs allow."""
     gpu_memory_utilization: Annotated[Probability | None, EXECUTION] = None
-    """Share of each GPU's memory that the engine may use. Default: 0.9 of what is free when it starts."""
+    """Share of each GPU's memory that the engine may use. Default: 0.9 of what is free when it starts; without a GPU,
+    half of the machine's memory that is available then."""
     max_model_len: PositiveInt | None = None
     """Maximum tokens of prompt plus answer. A model with longrope has the factors of this context throughout. Default:
     what the longest prompt and `max_tokens` need, at most the model's context length; a model with longrope has the

@@ -169,7 +169,7 @@ class Batch:
             self._pad(-padding)
         starts = torch.tensor([row.start for row in self._rows], device=self._last.device)[:, None]
         mask = None
-        if any(row.start for row in self._rows):
+        if self._cache.attends and any(row.start for row in self._rows):
             mask = (torch.arange(self.length + 1, device=starts.device) >= starts).long()
         logits_BV = self._forward(self._last[:, None], mask, self.length - starts, self._cache)
         self.length += 1

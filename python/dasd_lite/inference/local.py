@@ -17,10 +17,11 @@ from dasd_lite.console import note
 from dasd_lite.costs.cache import answers_that_fit
 from dasd_lite.costs.shape import shape_of
 from dasd_lite.data.hub import model_folder
-from dasd_lite.errors import ConfigError, DataError, TrainError
+from dasd_lite.errors import ConfigError, DasdError, DataError, TrainError
 from dasd_lite.inference import Completion, Request, SamplingParams
 from dasd_lite.inference.batch import Answer, Batch, Decoder, Job
-from dasd_lite.model.architecture import architecture_of, read_config
+from dasd_lite.inference.batch_check import MOST_TOKENS, is_right
+from dasd_lite.model.architecture import architecture_of, cache_argument, read_config
 from dasd_lite.model.decode import decoding_attention
 from dasd_lite.model.load import load_model
 from dasd_lite.model.memory import free_gpu, free_gpu_bytes, is_out_of_memory
@@ -35,6 +36,8 @@ _JOIN_AT = 0.5
 """Share of a batch still generating at which waiting answers join it on a GPU, where a step takes as long for few rows
 as for many. On a CPU the attention to as many positions as the longest row has costs more (20 % in the demo). What has
 recurrent states cannot be shifted to where the others are."""
+_LIBRARY_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError)
+"""What a model of transformers raises if it cannot be run as we do."""
 _WINDOW = 16  # batches whose prompts are sorted by length together: little padding, and results stay nearly in order
 
 
@@ -61,15 +64,15 @@ class TransformersSampler:
             four_bit: Load the weights in 4 bits (NF4).
 
         Raises:
-            ConfigError: The folder holds no such model, or one whose answers would depend on their neighbors.
+            ConfigError: The folder holds no such model, or one that cannot be sampled from here.
         """
         import torch
 
         path = folder or model_folder(config.model, weights=True)
         trust = config.trust_remote_code
         architecture = architecture_of(model.config if model else read_config(path, trust_remote_code=trust))
-        if architecture.refusal and not architecture.unusual_attention:
-            raise ConfigError(f"{path}: {architecture.refusal}; use another model")
+        if architecture.unsampled:
+            raise ConfigError(f"{path}: {architecture.unsampled}; use kind = 'vllm'")
         attention = decoding_attention(architecture)
         self._chat = Chat(path)
         loaded = model or load_model(
@@ -80,6 +83,8 @@ class TransformersSampler:
             four_bit=four_bit,
             context=config.max_model_len,
         )
+        if cache_argument(type(loaded)) is None:  # code that came with the model
+            raise ConfigError(f"{path}: {architecture.kind} takes no cache by name; use kind = 'vllm'")
         self._context = min(self._chat.context, config.max_model_len or self._chat.context)
         self._decoder: Decoder | None = Decoder(
             model=loaded,
@@ -91,7 +96,8 @@ class TransformersSampler:
             mode=torch.inference_mode if model is None else torch.no_grad,
             broadcast=broadcast,
         )
-        self._batch_size = self._noted = config.batch_size
+        self._batch_size = self._noted = config.batch_size if architecture.batches else 1
+        self._is_checked = False
         self._is_in_training = model is not None
 
     def status(self) -> str:
@@ -108,6 +114,7 @@ class TransformersSampler:
 
         Raises:
             DataError: A prompt leaves no room in the context.
+            ConfigError: What the model answers in a batch, or from its cache, is not what it answers by itself.
             TrainError: Logits are not finite, or memory does not suffice for a single answer.
         """
         decoder = self._decoder
@@ -118,6 +125,10 @@ class TransformersSampler:
         while waiting:
             batch = Batch(decoder, params, batch_size)
             try:
+                if not self._is_checked and self._batch_that_is_right(decoder, waiting[0].prompt, batch_size) == 1:
+                    batch_size = self._batch_size = 1
+                    batch = Batch(decoder, params, batch_size)
+                self._is_checked = True
                 for answer in batch.run(waiting):
                     if first_size:
                         note(f"{decoder.name}: batch {first_size} → {batch_size}: {_place(decoder)} is full")
@@ -140,6 +151,29 @@ class TransformersSampler:
             batch_size = self._batch_size = size // 2
             del batch
             free_gpu()
+
+    def _batch_that_is_right(self, decoder: Decoder, prompt: TokenIds, size: int) -> int:
+        """Return `size`, or 1 if an answer depends on those beside it."""
+        kind = decoder.model.config.model_type
+        try:
+            beginning = prompt[: max(1, self._context - MOST_TOKENS)]
+            right = next((each for each in sorted({size, 1}, reverse=True) if is_right(decoder, beginning, each)), 0)
+        except _LIBRARY_ERRORS as error:
+            if isinstance(error, DasdError) or is_out_of_memory(error):
+                raise
+            dtype, reason = str(decoder.model.dtype).removeprefix("torch."), (str(error).splitlines() or [""])[0]
+            raise ConfigError(
+                f"{decoder.name}: transformers cannot sample from {kind} in {dtype} on this machine ({reason}); use"
+                " kind = 'vllm', or try dtype = 'float32'"
+            ) from error
+        if not right:
+            raise ConfigError(
+                f"{decoder.name}: what transformers samples from {kind} is not what the model itself computes; use"
+                " kind = 'vllm'"
+            )
+        if right < size:
+            note(f"{decoder.name}: answers are sampled one by one: in a batch those of {kind} depend on each other")
+        return right
 
     def _batch_that_fits(self, decoder: Decoder, jobs: Sequence[Job]) -> int:
         """Return the batch size that fits if every answer takes its longest: a halving begins answers again."""

@@ -6,6 +6,9 @@ whatever cannot be computed rightly has a `refusal`, before anything is spent.
 
 from __future__ import annotations
 
+import inspect
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +32,12 @@ _LOGIT_SCALES = (
     ("falcon_h1", "lm_head_multiplier", False),
 )
 """Beginning of a model type, its option, and whether logits are divided by it."""
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_CACHES = ("past_key_values", "cache_params")
+"""What the forward of a model calls the cache that it takes."""
+_STATES_IN_MODULES = {"recurrent_gemma"}
+"""Model types that keep their states in their layers, where rows of a batch can neither be padded nor taken out."""
 _SINKS = {"gpt_oss", "mimo_v2_flash", "granite_swa", "granitemoe_swa"}
 """Model types whose attention has a learned sink in every head."""
 
@@ -42,6 +50,9 @@ class Architecture:
         kind: Its model_type.
         apart: Why documents cannot share a row, so each one is computed by itself; None if they can share one.
         refusal: Why it can be neither scored nor trained; None if it can.
+        unsampled: Why answers cannot be sampled from it in this process; None if they can.
+        no_four_bit: Why its weights cannot be in 4 bits; None if they can.
+        batches: Whether answers of different lengths can be sampled together.
         own_attention: The attention of transformers that computes it rightly: "sdpa", or "eager" where only that does.
         unusual_attention: What its attention adds that only "eager" computes; None if it is usual.
         logit_scale: Factor between the output head and the logits.
@@ -55,6 +66,9 @@ class Architecture:
     kind: str
     apart: str | None = None
     refusal: str | None = None
+    unsampled: str | None = None
+    no_four_bit: str | None = None
+    batches: bool = True
     own_attention: str = "sdpa"
     unusual_attention: str | None = None
     logit_scale: float = 1.0
@@ -100,16 +114,22 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
     unusual = _unusual_attention(text)
     has_sdpa = getattr(model_class, "_supports_sdpa", True) and unusual is None
     ropes = _ropes(text)
+    rope_fault = _rope_fault(text, ropes)
     original = _original_positions(text, ropes)
     windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
     return Architecture(
         kind=kind,
         apart=_apart(text, model_class),
-        refusal=_refusal(text, unusual, ropes),
+        refusal=rope_fault or _unusual_fault(kind, unusual) or _rescaling_fault(text),
+        unsampled=rope_fault or _cache_fault(config, kind, model_class),
+        no_four_bit=f"{kind} multiplies by its weights directly, so they cannot be in 4 bits"
+        if kind == "mamba"
+        else None,
+        batches=kind not in _STATES_IN_MODULES,
         own_attention="sdpa" if has_sdpa else "eager",
         unusual_attention=unusual,
         logit_scale=_logit_scale(text),
-        logit_softcap=getattr(text, "final_logit_softcapping", None),
+        logit_softcap=next((cap for name in _SOFTCAPS if (cap := getattr(text, name, None)) is not None), None),
         original_positions=original,
         has_experts=any(getattr(text, name, None) for name in _EXPERTS),
         horizon=max((int(each) for each in (original, *windows) if isinstance(each, int)), default=0),
@@ -147,14 +167,60 @@ def _apart(text: PreTrainedConfig, model_class: type | None) -> str | None:
     return None
 
 
-def _refusal(text: PreTrainedConfig, unusual: str | None, ropes: list[dict[str, Any]]) -> str | None:
+def cache_argument(model_class: type) -> str | None:
+    """Return the name under which the forward of a model takes a cache; None if it takes none."""
+    return next((name for name in _CACHES if name in _parameters(model_class)), None)
+
+
+def _parameters(model_class: type) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(model_class.forward).parameters  # type: ignore[attr-defined]
+
+
+def _cache_fault(config: PreTrainedConfig, kind: str, model_class: type | None) -> str | None:
+    """Say why a model cannot continue from our cache; code that comes with a model is seen when it is loaded."""
+    from transformers import AutoModel, DynamicCache
+
+    base = AutoModel._model_mapping.get(type(config), None)
+    for each in (model_class, base):
+        if not isinstance(each, type):
+            continue
+        name = cache_argument(each)
+        if name is None:
+            return f"{kind} takes no cache by name, so every token would be drawn without its context"
+        annotation = _parameters(each)[name].annotation
+        caches = [
+            one
+            for one in typing.get_args(annotation) or (annotation,)
+            if isinstance(one, type)
+            and typing.get_origin(one) is None
+            and one not in (type(None), inspect.Parameter.empty)
+        ]
+        if caches and not any(issubclass(DynamicCache, one) for one in caches):
+            return f"{kind} has a cache of its own ({caches[0].__name__})"
+    return None
+
+
+def _unusual_fault(kind: str, unusual: str | None) -> str | None:
+    if unusual is None:
+        return None
+    return f"{kind} has {unusual}, which the attention for scoring and training does not compute"
+
+
+def _rescaling_fault(text: PreTrainedConfig) -> str | None:
+    if text.model_type == "rwkv" and text.rescale_every:
+        return (
+            f"rwkv divides its weights in place wherever it is not trained (rescale_every = {text.rescale_every}); set"
+            " rescale_every = 0 in its config.json"
+        )
+    return None
+
+
+def _rope_fault(text: PreTrainedConfig, ropes: list[dict[str, Any]]) -> str | None:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     kind, kinds = text.model_type, [str(rope.get("rope_type") or "default") for rope in ropes]
     if unknown := sorted(set(kinds) - {"default", *ROPE_INIT_FUNCTIONS}):
         return f"{kind} has rope_type = {unknown[0]!r}, which transformers does not know"
-    if unusual is not None:
-        return f"{kind} has {unusual}, which the attention for scoring and training does not compute"
     if "dynamic" in kinds:
         return (
             f"{kind} has rope_type = 'dynamic', whose frequencies depend on the longest sequence of a batch; set"

@@ -9,12 +9,11 @@ position, so shorter ones have padding on the left.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dasd_lite.errors import MissingExtraError
-from dasd_lite.model.architecture import Architecture
+from dasd_lite.model.architecture import Architecture, cache_argument
 
 try:
     import torch
@@ -100,8 +99,11 @@ class BatchCache(DynamicCache):  # type: ignore[misc]  # transformers is untyped
         if not self.layers:  # no layer types in the configuration: all see everything
             self.layer_class_to_replicate = _Buffers
         self._device = model.device
-        parameters = inspect.signature(model.forward).parameters
-        self.keyword = "past_key_values" if "past_key_values" in parameters else "cache_params"
+        self.attends = not self.layers or any(isinstance(layer, DynamicLayer) for layer in self.layers)
+        """Whether any layer looks back at positions; the others carry states alone, which know no padding any more."""
+        keyword = cache_argument(type(model))  # its instance's forward may be wrapped
+        assert keyword is not None, "refused before"
+        self.keyword = keyword
         """The argument of the model's forward that takes it."""
 
     def select(self, rows: Sequence[int]) -> None:

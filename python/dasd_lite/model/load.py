@@ -101,6 +101,8 @@ def load_model(
     options = {"quantization_config": _nf4(number_format)} if four_bit else {}
     config = read_config(folder, trust_remote_code=trust_remote_code)
     architecture = architecture_of(config)
+    if four_bit and architecture.no_four_bit:
+        raise ConfigError(f"{folder}: {architecture.no_four_bit}; use lora, or four_bit = false")
     if attention == PACKED:
         if architecture.refusal:
             raise ConfigError(f"{folder}: {architecture.refusal}; use another model")
@@ -130,6 +132,25 @@ def load_model(
         _disable_repacking(model)
     _fix_longrope(model, architecture, context)
     return model.eval()
+
+
+def quantization_conflict(folder: Path, *, trust_remote_code: bool = False) -> str | None:
+    """Return why a model whose files are quantized cannot be loaded on this machine; None if it can, or is not."""
+    from transformers.quantizers import AutoHfQuantizer
+
+    config = read_config(folder, trust_remote_code=trust_remote_code)
+    found = getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(decoder=True), "quantization_config", None
+    )
+    with quiet():
+        try:
+            if not found or not AutoHfQuantizer.supports_quant_method(found):
+                return None
+            quantizer = AutoHfQuantizer.from_config(found, pre_quantized=True)
+            quantizer.validate_environment(device_map={"": pick_device()}, weights_only=True)
+        except _LIBRARY_ERRORS as error:
+            return f"its files are quantized, and transformers cannot load them here: {_first_line(error)}"
+    return None
 
 
 def _first_line(error: Exception) -> str:

@@ -58,6 +58,8 @@ def logits_of(causal: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     scale, cap = architecture.logit_scale, architecture.logit_softcap
 
     def logits(hidden_CE: Tensor) -> Tensor:
+        if hidden_CE.dtype == torch.float32:  # some models of 16 bits add up their layers in it
+            hidden_CE = hidden_CE.to(head.weight.dtype)
         logits_CV: Tensor = head(hidden_CE)
         if scale != 1.0:
             logits_CV = logits_CV * scale

@@ -20,7 +20,7 @@ from dasd_lite.config.chain import ASKING, SOURCES
 from dasd_lite.config.extensions import is_extension
 from dasd_lite.config.models import CustomTeacher, Endpoint, Student, Teacher, Transformers, Vllm
 from dasd_lite.config.stages import Phase, RecipeConfig
-from dasd_lite.config.train import Full, Lora
+from dasd_lite.config.train import Lora
 from dasd_lite.console import say, say_note
 from dasd_lite.costs.estimate import (
     answers_line,
@@ -33,14 +33,13 @@ from dasd_lite.costs.estimate import (
     trainings_of,
 )
 from dasd_lite.data.files import free_bytes
-from dasd_lite.data.hub import configured_stop_ids, context_hint, model_folder, read_json
+from dasd_lite.data.hub import configured_stop_ids, model_folder
 from dasd_lite.data.prompts import Prompts
 from dasd_lite.data.records import Prompt
 from dasd_lite.data.run_folder import RunFolder, StageFolder
 from dasd_lite.errors import ConfigError, DasdError, DataError, MissingExtraError
 from dasd_lite.grading import open_grader
 from dasd_lite.inference.custom import load_custom
-from dasd_lite.model.architecture import read_architecture
 from dasd_lite.run.endpoint_check import probe_teacher
 from dasd_lite.run.engine_check import gpu_faults, memory_faults
 from dasd_lite.run.evaluation_check import (
@@ -52,12 +51,13 @@ from dasd_lite.run.evaluation_check import (
 )
 from dasd_lite.run.existing import answers_there, folder_bytes, in_the_way, orphans, unknown_runs
 from dasd_lite.run.ingest_check import check_ingest, check_logprobs
+from dasd_lite.run.model_check import architecture_faults, architecture_notes
 from dasd_lite.run.pipeline import plan
 from dasd_lite.run.questions import Questions, overlong
 from dasd_lite.run.trial import run_trial
 from dasd_lite.stages.ingest import tokenizer_name
 from dasd_lite.stages.select import open_rule
-from dasd_lite.training.requirements import conflicts, has_experts, missing_layers, model_conflicts
+from dasd_lite.training.requirements import conflicts, missing_layers
 
 
 def check_recipe(recipe: RecipeConfig, until: str) -> None:
@@ -104,7 +104,7 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
     faults += _packages(recipe)
     faults += architecture_faults(recipe)
     if not faults:
-        for line in _architecture_notes(recipe):
+        for line in architecture_notes(recipe):
             say_note(line)
     faults += _training(recipe, len(prompts or ()))
     faults += [] if faults else memory_faults(recipe, questions)
@@ -312,78 +312,6 @@ def _student(student: Student, phases: Sequence[Phase], prompts: Prompts | None)
             yield f"student: {too_long}"
     except DasdError as error:
         yield f"student: {error}"
-
-
-def architecture_faults(recipe: RecipeConfig) -> Iterator[str]:
-    """Refuse models that cannot be scored or trained rightly."""
-    if any(importlib.util.find_spec(package) is None for package in ("torch", "transformers")):
-        return  # reported by _packages
-    student, teacher = recipe.student, recipe.teacher
-    try:
-        folder = model_folder(student.model)
-        found = read_architecture(folder, trust_remote_code=student.trust_remote_code)
-    except DasdError as error:
-        yield f"student: {error}"
-        return
-    methods = [phase.train.method for phase in recipe.phase]
-    faults = list(model_conflicts(folder, methods))
-    if not faults:
-        try:
-            _reader_notes(student, methods)
-        except ConfigError as error:  # a model that takes no such adapter
-            faults = [f"student: {error}"]
-    yield from faults
-    if Path(student.model).is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
-        yield f"student.model = {student.model!r}: the folder has no weights (*.safetensors)"
-    if found.refusal:
-        yield f"student.model = {student.model!r}: {found.refusal}; use another student"
-    scores = any(phase.is_scored_by_teacher for phase in recipe.phase)
-    if scores and isinstance(teacher, Transformers):
-        try:
-            beside = read_architecture(model_folder(teacher.model), trust_remote_code=teacher.trust_remote_code)
-        except DasdError:
-            return  # reported by _teacher
-        if beside.refusal:
-            yield f"teacher.model = {teacher.model!r}: {beside.refusal}; use kind = 'vllm', or score.by = 'student'"
-
-
-def _architecture_notes(recipe: RecipeConfig) -> Iterator[str]:
-    """Say what is done differently for this student."""
-    student = recipe.student
-    if any(importlib.util.find_spec(package) is None for package in ("torch", "transformers")):
-        return
-    folder = model_folder(student.model)
-    found = read_architecture(folder, trust_remote_code=student.trust_remote_code)
-    if hint := context_hint(read_json(folder / "config.json")):
-        yield f"student: {hint}"
-    if found.apart:
-        yield (
-            f"the student's documents are computed one at a time, not packed ({found.kind}: {found.apart}): as exact,"
-            " and slower for short answers"
-        )
-    if found.original_positions is not None:
-        yield _longrope_line(student, found.original_positions)
-    yield from _reader_notes(student, [phase.train.method for phase in recipe.phase])
-
-
-def _reader_notes(student: Student, methods: Sequence[Full | Lora]) -> list[str]:
-    """Say which other programs read the adapters of a mixture of experts."""
-    folder, adapters = model_folder(student.model), [method for method in methods if isinstance(method, Lora)]
-    if not adapters or not has_experts(read_json(folder / "config.json")) or importlib.util.find_spec("peft") is None:
-        return []
-    from dasd_lite.training.adapter import reader_notes
-
-    return list(dict.fromkeys(reader_notes(folder, adapters, trust_remote_code=student.trust_remote_code)))
-
-
-def _longrope_line(student: Student, original: int) -> str:
-    long = student.max_model_len is None or student.max_model_len > original
-    which = f"contexts over {original:,} tokens" if long else f"contexts of up to {original:,} tokens"
-    other = f"at most {original}" if long else f"over {original}"
-    return (
-        f"the student's rope (longrope) has its factors for {which} throughout; student.max_model_len {other} chooses"
-        " the others. Serve the trained model with a max_model_len on the same side"
-    )
 
 
 def _teacher(teacher: Teacher, phases: Sequence[Phase], prompts: Prompts | None) -> Iterator[str]:

@@ -12,8 +12,9 @@ from dasd_lite.console import note
 from dasd_lite.data.run_folder import RunFolder
 from dasd_lite.data.writer import check_place
 from dasd_lite.errors import ConfigError, DataError
-from dasd_lite.run.check import architecture_faults, extension_faults
+from dasd_lite.run.check import extension_faults
 from dasd_lite.run.existing import orphans, paid_answers_replaced, unknown_runs
+from dasd_lite.run.model_check import architecture_faults
 from dasd_lite.run.pipeline import Outcome, plan, run_steps
 from dasd_lite.run.questions import Questions
 from dasd_lite.run.step import Step

@@ -19,7 +19,7 @@ from dasd_lite.data.files import disk_errors
 from dasd_lite.data.metrics import read_metrics
 from dasd_lite.data.seeds import derive_seed
 from dasd_lite.data.writer import begin, is_finished, publish
-from dasd_lite.errors import MissingExtraError, TrainError
+from dasd_lite.errors import ConfigError, MissingExtraError, TrainError
 from dasd_lite.grading import CheckedGrader, open_grader
 from dasd_lite.model.kernels import kernels_in_use
 from dasd_lite.model.memory import is_out_of_memory
@@ -190,6 +190,11 @@ def monitor(job: Job, num_steps: int) -> None:
                 max_tokens=task.max_answer_tokens,
                 broadcast=ranks.broadcast,
             )
+    except ConfigError as error:  # of every process alike
+        if ranks.is_first:
+            note(f"train.monitor_questions: {error}; training continues without them")
+        job.is_monitored = False
+        return
     except Exception as error:
         if not is_out_of_memory(error) or ranks.size > 1:  # the others wait for this one
             raise

@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 _BEAT_S = 1.0
 _OF_FREE_MEMORY = 0.9  # the rest is for CUDA graphs and what else vLLM does not count
+_OF_FREE_HOST_MEMORY = 0.5  # which other programs need more of at any time
 
 
 class EngineJob(NamedTuple):
@@ -142,14 +143,18 @@ def _load(link: _Link) -> Any:
 def share_of_memory() -> float:
     """Return the share of each visible GPU's whole memory that is 0.9 of what is free now, on the fullest of them.
 
-    vLLM refuses to start if the share that it may use is not free: a display or another process holds some.
+    vLLM refuses to start if the share that it may use is not free: a display or another process holds some. Without a
+    GPU it is the share of the machine's memory that is half of what is available.
     """
     import torch
 
     if not torch.cuda.is_available():
-        return _OF_FREE_MEMORY  # vLLM for CPUs has an option of its own
-    memory = [torch.cuda.mem_get_info(device) for device in range(torch.cuda.device_count())]
-    return max(0.01, _OF_FREE_MEMORY * min(free / total for free, total in memory))
+        import psutil  # which vLLM itself needs
+
+        memory = psutil.virtual_memory()
+        return max(0.01, _OF_FREE_HOST_MEMORY * float(memory.available / memory.total))
+    cards = [torch.cuda.mem_get_info(device) for device in range(torch.cuda.device_count())]
+    return max(0.01, _OF_FREE_MEMORY * min(free / total for free, total in cards))
 
 
 def _serve(engine: Any, link: _Link) -> None:
