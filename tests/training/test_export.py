@@ -20,6 +20,7 @@ from dasd_lite.data.run_folder import RunFolder
 from dasd_lite.errors import TrainError
 from dasd_lite.model.load import is_float32, load_model
 from dasd_lite.model.logprobs import causal_model
+from dasd_lite.model.packed_check import comparison_row
 from dasd_lite.stages.train import train
 from dasd_lite.training import export
 from dasd_lite.training.export import files, weights
@@ -550,3 +551,20 @@ def test_saving_needs_little_memory_beside_the_model(tmp_path, kind):
     needed, size = map(int, done.stdout.split())
     assert size > 190e6
     assert needed < 150e6, "only single tensors; the largest is 16,384 × 1,024, 67 MB in float32"
+
+
+@pytest.mark.parametrize("method", [Full(), LORA, QLORA], ids=lambda method: method.kind)
+def test_rounding_to_the_format_of_the_student_is_no_fault_of_the_export(method, tmp_path, capsys):
+    """A CPU trains in float32 what is saved in 16 bits: many small steps are rounded away, and that is said."""
+    source = zoo.save(zoo.build("llama"), tmp_path / "source", "bfloat16")
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    row = comparison_row([rng.integers(3, 440, n) for n in (40, 30, 60)])
+    model = load_trainable(source, method, device="cpu")
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn(p.shape, generator=generator) * (3e-3 if method.kind == "full" else 0.05))
+    gap = export.export(model, method, source, tmp_path / "out", row, dtype=torch.float32)
+    assert (tmp_path / "out" / "model").is_dir() and not (tmp_path / "out" / "model.rejected").exists()
+    assert ("saving in bfloat16" in capsys.readouterr().err) == (gap.mean > 0.05)
+    assert gap.mean > 1e-3

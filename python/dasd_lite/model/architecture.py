@@ -24,6 +24,10 @@ _OWN_ATTENTION = {"doge", "nemotron"}
 """Model types whose layers do not pass on to their attention what it needs to know, although they claim to."""
 _BLOCKS = {"attention", "full_attention"}
 """Layers of `layers_block_type`, the name of older hybrids for `layer_types`, that are attention."""
+_NO_FOUR_BIT = {
+    "falcon": "falcon has linear layers of its own kind, which bitsandbytes leaves in 16 bits",
+    "mamba": "mamba multiplies by its weights directly, so they cannot be in 4 bits",
+}
 _LOGIT_SCALES = (
     ("granite", "logits_scaling", True),
     ("minicpm3", "logits_scaling", True),
@@ -122,9 +126,7 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
         apart=_apart(text, model_class),
         refusal=rope_fault or _unusual_fault(kind, unusual) or _rescaling_fault(text),
         unsampled=rope_fault or _cache_fault(config, kind, model_class),
-        no_four_bit=f"{kind} multiplies by its weights directly, so they cannot be in 4 bits"
-        if kind == "mamba"
-        else None,
+        no_four_bit=_NO_FOUR_BIT.get(kind),
         batches=kind not in _STATES_IN_MODULES,
         own_attention="sdpa" if has_sdpa else "eager",
         unusual_attention=unusual,

@@ -129,7 +129,7 @@ def load_model(
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ConfigError(f"{folder}: the weights of {missing[0]}{more} are missing; download the model again")
     if four_bit:
-        _disable_repacking(model)
+        _disable_repacking(model, folder)
     _fix_longrope(model, architecture, context)
     return model.eval()
 
@@ -193,17 +193,19 @@ def _nf4(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def _disable_repacking(model: torch.nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights in place in a forward pass in eval mode.
+def _disable_repacking(model: torch.nn.Module, folder: Path) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights in place in a forward pass in eval mode; refuse if there are none.
 
     It does so on CPUs with AVX512-BF16, and every gradient afterwards is silently wrong (bitsandbytes 0.50.2: cosine
     0.416 with the right one).
     """
     import bitsandbytes as bnb
 
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+    layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    if not layers:
+        raise ConfigError(f"{folder}: none of its layers can be in 4 bits; use lora, or four_bit = false")
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
 
 
 @contextlib.contextmanager

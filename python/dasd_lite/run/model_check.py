@@ -97,14 +97,14 @@ def _weight_faults(folder: Path) -> Iterator[str]:
 
 
 def _size_by_header(path: Path) -> int:
-    """Return the bytes that a file of safetensors has by its header; 0 if that cannot be read."""
+    """Return the bytes that a file of safetensors has by its header; -1 if that cannot be read."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
             tensors = json.loads(file.read(min(length, _LONGEST_HEADER)))
             ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
         except (ValueError, TypeError, KeyError, AttributeError):
-            return 0
+            return -1
     return 8 + length + max(ends, default=0)
 
 
