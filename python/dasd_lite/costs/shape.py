@@ -211,7 +211,18 @@ def read_shape(folder: Path) -> ModelShape:
         raise ConfigError(f"{path}: this architecture is not supported: it has no {error}") from error
 
 
-_OTHER_MLP = {"apertus", "arcee", "falcon", "gpt_neox", "nemotron", "opt", "phi", "starcoder2"}
+_OTHER_MLP = {
+    "apertus",
+    "arcee",
+    "doge",
+    "falcon",
+    "gpt_neox",
+    "nemotron",
+    "opt",
+    "phi",
+    "recurrent_gemma",
+    "starcoder2",
+}
 """Model types whose MLP has two matrices, not three, or another attention; predictions would be off by 6 to 40 %."""
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 

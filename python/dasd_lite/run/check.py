@@ -112,7 +112,7 @@ def check_recipe(recipe: RecipeConfig, until: str) -> None:
     steps = [] if faults else plan(recipe, questions)
     faults += in_the_way(steps, recipe)
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise ConfigError("\n".join(dict.fromkeys(faults)))
     _say_costs(recipe, prompts, questions)
     for line in answers_there(recipe, steps, questions):
         say(line)

@@ -257,18 +257,20 @@ def _read_back(
     On the device that trained, if it has room, else on the CPU.
     """
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    weights = torch.float32 if computed == torch.float32 else stored  # computed in 16 bits, they may be out of range
     fits = False
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        fits = torch.cuda.mem_get_info(device)[0] > size * computed.itemsize / stored.itemsize + _FREE_BYTES
+        fits = torch.cuda.mem_get_info(device)[0] > size * weights.itemsize / stored.itemsize + _FREE_BYTES
     model = load_model(
         folder,
-        dtype=cast(Dtype, str(computed).removeprefix("torch.")),
+        dtype=cast(Dtype, str(weights).removeprefix("torch.")),
         device=str(device) if fits else "cpu",
         trust_remote_code=trust_remote_code,
         context=context,
     )
-    return _logprobs(model, row)
+    with torch.autocast(model.device.type, computed, enabled=weights != computed):
+        return _logprobs(model, row)
 
 
 def _logprobs(model: LanguageModel, row: Row) -> npt.NDArray[np.float32]:
