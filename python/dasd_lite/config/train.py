@@ -35,6 +35,11 @@ def _modules_tag(value: Any) -> str | None:
     return "names" if isinstance(value, list) else "all-linear" if value == "all-linear" else None
 
 
+def _layers_tag(value: Any) -> str | None:
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return "number" if is_number else "auto" if value == "auto" else None
+
+
 class Lora(Table):
     """Low-rank adapter; qlora trains it on top of 4-bit weights (NF4, double quantization)."""
 
@@ -115,7 +120,17 @@ class TrainConfig(Table):
     gradient_checkpointing: Annotated[Switch, EXECUTION] = "auto"
     """Recompute activations in the backward pass: less memory, a third more time. auto: on for more than 4,096 tokens
     per forward pass, or when the activations would take more than 4 GB."""
-    keep_layers: Annotated[NonNegativeInt | Literal["auto"], EXECUTION] = "auto"
+    keep_layers: Annotated[
+        Annotated[
+            Annotated[NonNegativeInt, Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
+            Discriminator(
+                _layers_tag,
+                custom_error_type="keep_layers",
+                custom_error_message="should be 'auto' or a number of layers from 0",
+            ),
+        ],
+        EXECUTION,
+    ] = "auto"
     """With gradient_checkpointing, so many layers keep their activations, counted from the last. auto: on a GPU as many
     as its free memory has room for, on a CPU none."""
     keep_attention: Annotated[Switch, EXECUTION] = "auto"

@@ -146,7 +146,8 @@ def _train(result: StageResult) -> list[str]:
     parts += [f"loss {curve.first_loss:.3f} → {curve.last_loss:.3f}"] if curve is not None else []
     parts += [f"monitored {monitored(counts['monitored'])}"] if counts.get("monitored") else []
     # On a CPU the peak is that of the whole process, of which training is only a part.
-    predicted = format_bytes(timing.get("memory_predicted_bytes", 0.0))
+    known = timing.get("memory_predicted_bytes")
+    predicted = "none" if known is None else format_bytes(known)
     if "memory_peak_bytes" in timing:
         parts.append(f"peak {format_bytes(timing['memory_peak_bytes'])} ({predicted} predicted)")
     elif "process_peak_bytes" in timing:

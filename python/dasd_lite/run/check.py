@@ -416,7 +416,7 @@ def _say_costs(recipe: RecipeConfig, prompts: Prompts | None, questions: Questio
     say(f"disk: at most {format_bytes(disk_bytes(recipe.phase, recipe.student.model, num_prompts))} in {recipe.out}")
     trainings = trainings_of(recipe.phase, recipe.student.model)
     if not trainings:
-        say("memory for training: unknown, because the student's architecture is not supported here")
+        say("memory for training: unknown, because sizes of the student's architecture cannot be predicted")
     evaluations = evaluations_line(recipe, questions, trainings)
     for line in (*map(memory_line, trainings), hours_line(trainings, num_prompts), evaluations):
         if line is not None:
