@@ -38,8 +38,11 @@ _of_all = re.compile(r"(?P<block>.+)\.experts\.[a-z_]+").fullmatch
 """A weight of all experts of a layer: one tensor, which is how transformers 5 keeps them."""
 _of_one = re.compile(r"(?P<block>.+)\.experts\.\d+\..+").fullmatch
 """A layer of a single expert, as code that comes with a model may have it."""
-_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
-"""Their kernels take the weight of out_proj without calling the layer, so that an adapter would do nothing."""
+_UNCALLED = {
+    **dict.fromkeys(("mamba", "falcon_mamba"), ("x_proj", "dt_proj", "out_proj")),
+    **dict.fromkeys(("mamba2", "falcon_h1", "nemotron_h"), ("out_proj",)),
+}
+"""Layers of a model type whose weights are taken without calling the layer, so that an adapter would do nothing."""
 _SHARED = "shared"  # in the name of an expert that every token visits
 
 
@@ -115,7 +118,7 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D)
         and module is not head
-        and not (name.endswith(".out_proj") and model.config.model_type in _MAMBA)
+        and name.rpartition(".")[2] not in _UNCALLED.get(model.config.model_type, ())
         and (not prefix or name.startswith(f"{prefix}."))
     }
 
